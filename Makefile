@@ -1,0 +1,49 @@
+# Everything here runs on a machine that has only Python (3.11 or newer) and make: the first target that
+# needs it creates .venv and installs into it; the stamps in .venv make the next call immediate.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help quickstart test lint test-slow bench-step clean
+
+help:
+	@echo "make quickstart   install, then train, distill and sample a small model"
+	@echo "make test         lint and tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make test-slow    the heavy checks"
+	@echo "make bench-step   time of a training step"
+	@echo "make clean        remove .venv, builds and caches; runs/ stays"
+
+quickstart: .venv/.installed
+	$(BIN)/distill quickstart
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy distill trainers launch
+
+test-slow: .venv/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+bench-step: .venv/.installed
+	$(BIN)/python -m launch.bench_step
+
+# torch comes first, on its own line: it is by far the largest, and a build of it that is already there is kept.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or newer: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find distill trainers launch configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

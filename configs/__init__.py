@@ -1,0 +1,1 @@
+"""Recipes: one short YAML file per experiment, shipped with the package."""

@@ -1,0 +1,54 @@
+"""network + path + prediction kind -> denoiser(x_t, t, cond) = E[x0 | x_t], in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.paths import Path
+from distill.prediction import KINDS, Kind, coefficients
+
+Condition: TypeAlias = Tensor | Mapping[str, Tensor] | None
+
+
+class Denoiser(nn.Module):
+    """An estimate of the clean sample.
+
+    `network(x [B, ...], time [B], cond)` returns what `prediction` names, [B, ...]. It is handed the input scale of
+    EDM's preconditioning where that is the prediction, and `path.network_time(t)`. Under `autocast_dtype` only the
+    network runs in low precision: preconditioning and the conversion to x0 stay in the dtype of x_t, float32 or
+    better. Raises UserError for an unknown prediction kind.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        path: Path,
+        prediction: Kind,
+        sigma_data: float = 0.5,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if prediction not in KINDS:
+            raise UserError(f"prediction: must be one of {', '.join(KINDS)}, got {prediction!r}")
+        self.network = network
+        self.path = path
+        self.prediction: Kind = prediction
+        self.sigma_data = sigma_data
+        self.autocast_dtype = autocast_dtype
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+        """x0 [B, ...] for `x_t` [B, ...] at `t` [B] on the path; float32, or float64 when x_t is."""
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        c = coefficients(self.prediction, self.path, t, x_t, self.sigma_data)
+        x_in = x_t if c.input_scale is None else c.input_scale * x_t
+        time = self.path.network_time(t.double()).to(x_t.dtype)
+        # One context a call: autocast's cache of casted weights never outlives it, so a call without graph cannot
+        # hand graphless weights to a later one.
+        with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            output = cast(Tensor, self.network(x_in, time, cond))
+        return c.from_x_t * x_t + c.from_output * output.to(x_t.dtype)

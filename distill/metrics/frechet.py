@@ -1,0 +1,96 @@
+"""The Frechet distance between two sets of features, from their means and covariances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError
+
+_ROUNDING = 1e-4  # statistics files are often float32: eigenvalues down to -1e-4 of the largest count as rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What the distance needs to know of `count` features: `mean` [D] and unbiased `covariance` [D, D].
+
+    Raises UserError when the two shapes do not belong together.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 1 or self.covariance.shape != (len(self.mean), len(self.mean)):
+            given = f"mean {list(self.mean.shape)} and covariance {list(self.covariance.shape)}"
+            raise UserError(f"moments: {given} given, expected [D] and [D, D]")
+
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """Moments of `features` [N, D], summed in float64 where the features lie and kept on the CPU.
+
+        N may be 0 or 1 (a rank's short last batch); the covariance is then zero, and merging stays exact.
+        Raises UserError when `features` is not [N, D].
+        """
+        if features.ndim != 2:
+            raise UserError(f"features: {list(features.shape)} given, expected [N, D]")
+        features = features.detach().double()
+        count = len(features)
+        mean = features.sum(dim=0) / max(count, 1)
+        centred = features - mean
+        covariance = centred.T @ centred / max(count - 1, 1)
+        return cls(mean.cpu(), covariance.cpu(), count)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets together, as if computed at once (Chan, Golub and LeVeque 1983, eq. 2.1).
+
+        Raises UserError when the dimensions differ.
+        """
+        _same_dimension(self, other)
+        count = self.count + other.count
+        share = other.count / max(count, 1)
+        step = other.mean - self.mean
+        scatter = self.covariance * (self.count - 1) + other.covariance * (other.count - 1)
+        scatter = scatter + torch.outer(step, step) * (self.count * share)
+        return Moments(self.mean + step * share, scatter / max(count - 1, 1), count)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Frechet distance between the Gaussians with these moments (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^(1/2) S_b S_a^(1/2))^(1/2)), in float64 on the CPU, >= 0; the covariances
+    may be singular. Raises UserError when the dimensions differ, a set has fewer than 2 samples, or its moments are
+    not finite or not those of any data.
+    """
+    _same_dimension(a, b)
+    root_a, root_b = _root(a), _root(b)
+    # With S = R R^T, the trace of the square root is the sum of the singular values of R_a^T R_b: unlike the square
+    # roots of the eigenvalues of a product, these stay exact to 1e-14 where a covariance is singular.
+    overlap = torch.linalg.svdvals(root_a.T @ root_b).sum()
+    step = (a.mean - b.mean).to("cpu", torch.float64)
+    distance = step.square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * overlap
+    return max(float(distance), 0.0)
+
+
+def _same_dimension(a: Moments, b: Moments) -> None:
+    if len(a.mean) != len(b.mean):
+        raise UserError(f"moments: {len(a.mean)} and {len(b.mean)} dimensions given, expected the same number")
+
+
+def _root(moments: Moments) -> Tensor:
+    """R [D, D] with R R^T = covariance; checks that the moments are those of data."""
+    if moments.count < 2:
+        raise UserError(f"Frechet distance: a set of {moments.count} samples given, expected at least 2")
+    covariance = moments.covariance.to("cpu", torch.float64)
+    if not (moments.mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserError("Frechet distance: moments with NaN or infinity given, expected finite features")
+    values, vectors = torch.linalg.eigh(covariance)
+    if values[0] < -_ROUNDING * values[-1].abs():
+        raise UserError(f"Frechet distance: covariance eigenvalue {float(values[0]):.3g} given, expected none below 0")
+    # Rounding leaves +-1e-16 in directions without variance, whose square root would count as a spread of 1e-8.
+    spread = torch.where(values > values[-1] * len(values) * torch.finfo(values.dtype).eps, values, 0.0).sqrt()
+    root: Tensor = vectors * spread
+    return root

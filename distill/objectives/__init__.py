@@ -1,0 +1,25 @@
+"""One paper, one file. The names recipes use are the keys of OBJECTIVES."""
+
+from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
+from distill.objectives.fgm import FGM, fgm_loss, velocity_weight
+from distill.objectives.objective import Batch, Denoisers, Objective, denoising_loss, l1_normaliser, per_sample
+from distill.objectives.sid import SiD, sid_loss
+
+OBJECTIVES: dict[str, type[Objective]] = {"sid": SiD, "diff_instruct": DiffInstruct, "fgm": FGM}
+
+__all__ = [
+    "FGM",
+    "OBJECTIVES",
+    "Batch",
+    "Denoisers",
+    "DiffInstruct",
+    "Objective",
+    "SiD",
+    "denoising_loss",
+    "diff_instruct_loss",
+    "fgm_loss",
+    "l1_normaliser",
+    "per_sample",
+    "sid_loss",
+    "velocity_weight",
+]

@@ -1,0 +1,71 @@
+"""x0 <-> what a network predicts: the only file that knows the difference.
+
+Everywhere else a network is an estimate of the clean sample. With x_t = alpha x0 + sigma noise, primes for d/dt and
+J = alpha' sigma - alpha sigma':
+
+    eps       noise                              x0 = (x_t - sigma eps) / alpha
+    v         alpha noise - sigma x0, in the     x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
+              path's own alpha and sigma
+    velocity  u = alpha' x0 + sigma' noise       x0 = (sigma u - sigma' x_t) / J
+    score     s = -noise / sigma                 x0 = (x_t + sigma^2 s) / alpha
+    edm       F of EDM's preconditioning         x0 = c_skip x_t/alpha + c_out F
+              (arXiv:2206.00364, table 1), in the canonical sample x_t/alpha at its ratio sigma/alpha
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from distill.paths import Path
+from distill.random import expand
+
+Kind = Literal["x0", "eps", "v", "velocity", "score", "edm"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """x0 = from_x_t * x_t + from_output * output, and the scale of the network's input; each [B, 1, ...]."""
+
+    from_x_t: Tensor
+    from_output: Tensor
+    input_scale: Tensor | None
+
+
+def coefficients(kind: Kind, path: Path, t: Tensor, like: Tensor, sigma_data: float = 0.5) -> Coefficients:
+    """The affine map from (x_t, network output) to x0 at `t` [B], broadcast to `like` and in its dtype.
+
+    Computed in float64, because alpha is small near pure noise. `sigma_data` is used by `edm` alone.
+    """
+    t = t.double()
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    input_scale = None
+    if kind == "x0":
+        from_x_t, from_output = torch.zeros_like(t), torch.ones_like(t)
+    elif kind == "eps":
+        from_x_t, from_output = 1 / alpha, -sigma / alpha
+    elif kind == "v":
+        power = alpha**2 + sigma**2
+        from_x_t, from_output = alpha / power, -sigma / power
+    elif kind == "velocity":
+        alpha_dot, sigma_dot = path.derivatives(t)
+        jacobian = alpha_dot * sigma - alpha * sigma_dot
+        from_x_t, from_output = -sigma_dot / jacobian, sigma / jacobian
+    elif kind == "score":
+        from_x_t, from_output = 1 / alpha, sigma**2 / alpha
+    else:
+        nsr = sigma / alpha
+        total = nsr**2 + sigma_data**2
+        from_x_t, from_output = sigma_data**2 / total / alpha, nsr * sigma_data / total.sqrt()
+        input_scale = expand(1 / (alpha * total.sqrt()), like).to(like.dtype)
+    return Coefficients(expand(from_x_t, like).to(like.dtype), expand(from_output, like).to(like.dtype), input_scale)
+
+
+def from_x0(kind: Kind, path: Path, x0: Tensor, x_t: Tensor, t: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """What a network of `kind` would have said where the clean estimate is `x0` [B, ...]; inverse of Denoiser."""
+    c = coefficients(kind, path, t, x_t, sigma_data)
+    return (x0 - c.from_x_t * x_t) / c.from_output

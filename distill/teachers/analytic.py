@@ -1,0 +1,53 @@
+"""A teacher whose denoiser is known in closed form: the oracle of the tests and the first tutorial."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distill.denoiser import Condition, Denoiser
+from distill.errors import UserError
+from distill.paths import Path
+from distill.random import Random, expand
+
+
+class GaussianMixture(Denoiser):
+    """The exact E[x0 | x_t] of data sum_k weight_k N(mean_k, std_k^2 I), on any path.
+
+    `means` [K, ...], `stds` [K], `weights` [K] (equal when None). With a condition, int64 [B] in 0 ... K-1, each
+    sample's data is that one component.
+    """
+
+    def __init__(self, path: Path, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
+        super().__init__(nn.Identity(), path, "x0")
+        if len(means) != len(stds) or not bool((stds > 0).all()):
+            raise UserError(
+                f"GaussianMixture: needs one positive std a mean, got {len(means)} means, stds {stds.tolist()}"
+            )
+        self.means, self.stds = nn.Buffer(means), nn.Buffer(stds)
+        weights = torch.ones_like(stds) if weights is None else weights
+        self.log_weights = nn.Buffer((weights / weights.sum()).log())
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+        """x0 [B, ...] for `x_t` [B, ...] at `t` [B]: component means weighted by their responsibilities."""
+        t = t.to(x_t.dtype)
+        alpha, sigma = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]  # [B, 1]
+        variance = alpha**2 * self.stds**2 + sigma**2  # [B, K] of x_t under each component
+        flat, means = x_t.flatten(1)[:, None], self.means.flatten(1)  # [B, 1, D], [K, D]
+        offset = flat - alpha[..., None] * means  # [B, K, D]
+        log_density = -0.5 * (offset**2).sum(-1) / variance - 0.5 * means.shape[1] * variance.log()
+        if isinstance(cond, Tensor):
+            share = torch.nn.functional.one_hot(cond, len(means)).to(x_t.dtype)
+        else:
+            share = (self.log_weights + log_density).softmax(1)  # [B, K]
+        component = means + (alpha * self.stds**2 / variance)[..., None] * offset
+        return (share[..., None] * component).sum(1).reshape(x_t.shape)
+
+    def data(self, random: Random, cond: Tensor | None = None) -> Tensor:
+        """Samples [B, ...] of the mixture, or of the components `cond` [B]."""
+        if cond is None:
+            edges = self.log_weights.exp().cumsum(0)
+            u = random.stream("component").uniform().to(edges.device, edges.dtype)
+            cond = torch.bucketize(u, edges).clamp(max=len(edges) - 1)
+        means = self.means[cond]
+        return means + expand(self.stds[cond], means) * random.normal(*means.shape[1:], dtype=means.dtype)

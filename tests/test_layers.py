@@ -1,0 +1,323 @@
+"""What may import what, read from the source: `distill` <- `trainers` <- `launch`, and the order inside `distill`.
+
+The rules are the tables below; a new module of `distill` needs a rank there. The last part runs the rules on a small
+wrong tree, because a check that sees nothing also passes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("distill", "trainers", "launch")
+FOLDERS = (*PACKAGES, "configs", "tests")
+MAX_LINES = 400
+IMPORT_SECONDS = 1.5
+
+NEVER = {
+    "distill": ("accelerate", "wandb", "trainers", "launch", "configs", "tensorboard", "torch.utils.tensorboard"),
+    "trainers": ("launch", "configs"),
+}
+
+# A module of distill imports only modules of a lower rank; a sub-package counts as one module.
+RANKS = {
+    "errors": 0,
+    "random": 0,
+    "paths": 1,
+    "networks": 1,
+    "lora": 1,
+    "times": 2,
+    "weights": 2,
+    "prediction": 3,
+    "denoiser": 4,
+    "generator": 5,
+    "sampling": 5,
+    "guidance": 5,
+    "discriminator": 5,
+    "objectives": 6,
+    "teachers": 6,
+    "metrics": 6,
+    "rewards": 7,
+    "export": 7,
+}
+ONLY = {"metrics": {"errors"}}  # modules that may import even less than their rank allows
+ANNOTATIONS = {("paths", "times")}  # pairs allowed under TYPE_CHECKING only, against the order
+
+# Slow to import: at module level only in these places, and there only if `import distill` does not load them.
+HEAVY = ("diffusers", "transformers", "peft")
+HEAVY_HOMES = ("distill.teachers", "distill.sampling", "distill.export", "distill.lora")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: who imports what, and when it runs ("module", "function" or "types")."""
+
+    module: str
+    target: str
+    line: int
+    scope: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def under(name: str, *prefixes: str) -> bool:
+    """True if the dotted `name` is one of the prefixes or lies inside one."""
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def find_modules(root: Path) -> dict[str, Path]:
+    """Dotted name -> file, for every .py file of ours; a package is named without `__init__`."""
+    found = {}
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+class Collector(ast.NodeVisitor):
+    """Collects the imports of one file, absolute and relative, by statement or by `import_module("name")`."""
+
+    def __init__(self, module: str, path: Path, modules: dict[str, Path]) -> None:
+        self.module, self.modules, self.scope = module, modules, "module"
+        self.package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        self.imports: list[Import] = []
+
+    def add(self, target: str, line: int) -> None:
+        self.imports.append(Import(self.module, target, line, self.scope))
+
+    def inside(self, scope: str, nodes: list[ast.stmt]) -> None:
+        outer, self.scope = self.scope, scope
+        for node in nodes:
+            self.visit(node)
+        self.scope = outer
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self.add(alias.name, node.lineno)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        base = node.module or ""
+        if node.level:
+            parents = self.package.split(".")
+            base = ".".join([*parents[: len(parents) - node.level + 1], *base.split(".")]).strip(".")
+        for alias in node.names:
+            name = f"{base}.{alias.name}"
+            self.add(name if name in self.modules or not under(base, *FOLDERS) else base, node.lineno)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self.inside("types" if self.scope == "types" else "function", node.body)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_If(self, node: ast.If) -> None:
+        checking = ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        self.inside("types" if checking else self.scope, node.body)
+        self.inside(self.scope, node.orelse)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = ast.unparse(node.func).rpartition(".")[2]
+        first = node.args[0] if node.args else None
+        if name in ("import_module", "__import__") and isinstance(first, ast.Constant):
+            self.add(str(first.value), node.lineno)
+        self.generic_visit(node)
+
+
+def find_imports(root: Path) -> list[Import]:
+    """Every import in every .py file of ours."""
+    modules, found = find_modules(root), []
+    for module, path in modules.items():
+        collector = Collector(module, path, modules)
+        collector.visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+        found += collector.imports
+    return found
+
+
+def wrong_direction(root: Path) -> list[str]:
+    """Imports from a package to one it must not know."""
+    imports = find_imports(root)
+    return [str(i) for i in imports if under(i.target, *NEVER.get(i.module.split(".")[0], ()))]
+
+
+def wrong_order(root: Path) -> Iterator[str]:
+    """Imports inside distill that do not go to a lower rank; `distill/__init__.py` may import all of it."""
+    for module in find_modules(root):
+        unit = module.split(".")[1] if under(module, "distill") and module != "distill" else "errors"
+        if unit not in RANKS:
+            yield f"{module} has no rank: add {unit!r} to RANKS in tests/test_layers.py"
+    for i in find_imports(root):
+        if not under(i.module, "distill") or i.module == "distill" or not under(i.target, "distill"):
+            continue
+        unit, target = i.module.split(".")[1], (*i.target.split("."), "")[1]
+        if unit == target or (i.scope == "types" and (unit, target) in ANNOTATIONS):
+            continue
+        lower = RANKS.get(target, sys.maxsize) < RANKS.get(unit, -1)
+        if not target or not lower or target not in ONLY.get(unit, {target}):
+            yield str(i)
+
+
+def loaded_by(start: str, root: Path) -> set[str]:
+    """The modules of ours that run when `start` is imported, parent packages included."""
+    imports, loaded, todo = find_imports(root), set[str](), [start]
+    while todo:
+        name = todo.pop()
+        if name in loaded:
+            continue
+        loaded.add(name)
+        todo += [i.target for i in imports if i.module == name and i.scope == "module"]
+        todo += [parent] if (parent := name.rpartition(".")[0]) else []
+    return loaded & set(find_modules(root))
+
+
+def heavy_imports(root: Path) -> list[str]:
+    """Module-level imports of slow libraries where they are not allowed."""
+    eager, imports = loaded_by("distill", root), find_imports(root)
+    heavy = [i for i in imports if i.scope == "module" and under(i.target, *HEAVY) and under(i.module, *PACKAGES)]
+    return [str(i) for i in heavy if i.module in eager or not under(i.module, *HEAVY_HOMES)]
+
+
+def find_cycle(root: Path) -> list[str]:
+    """One cycle of module-level imports, or nothing."""
+    graph: dict[str, set[str]] = {name: set() for name in find_modules(root)}
+    for i in find_imports(root):
+        if i.scope == "module" and i.target in graph and i.target != i.module:
+            graph[i.module].add(i.target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def too_long(root: Path) -> list[str]:
+    """Files of more than MAX_LINES lines."""
+    sizes = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in find_modules(root).values()}
+    return [f"{path.relative_to(root)}: {lines} lines" for path, lines in sizes.items() if lines > MAX_LINES]
+
+
+MODULES = sorted(m for m in find_modules(ROOT) if under(m, *PACKAGES) and not m.endswith("__main__"))
+
+
+def test_the_packages_are_seen() -> None:
+    assert {*PACKAGES, "configs"} <= set(find_modules(ROOT))
+
+
+def test_packages_import_one_way() -> None:
+    assert wrong_direction(ROOT) == []
+
+
+def test_distill_imports_only_lower_ranks() -> None:
+    assert list(wrong_order(ROOT)) == []
+
+
+def test_slow_libraries_are_not_imported_early() -> None:
+    assert heavy_imports(ROOT) == []
+
+
+def test_no_import_cycles() -> None:
+    assert find_cycle(ROOT) == []
+
+
+def test_files_are_short() -> None:
+    assert too_long(ROOT) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports(module: str) -> None:
+    assert importlib.import_module(module).__name__ == module
+
+
+SLOW = {*HEAVY, "accelerate", "wandb", "tensorboard"}
+PROBE = f"""
+import sys, time
+import torch
+start = time.perf_counter()
+import distill
+print(time.perf_counter() - start, *({SLOW} & set(sys.modules)))
+"""
+
+
+def test_import_distill_is_fast() -> None:
+    """What `import distill` adds to `import torch`, in fresh processes; the minimum is the least disturbed."""
+    runs = [
+        subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    ]
+    assert runs[0].split()[1:] == []
+    assert min(float(run.split()[0]) for run in runs) < IMPORT_SECONDS
+
+
+WRONG = {
+    "distill/__init__.py": "from distill.paths import Path\nfrom .sampling import sample\n",
+    "distill/errors.py": "",
+    "distill/random.py": "",
+    "distill/paths.py": "if TYPE_CHECKING:\n    from distill.times import Times\n    from .denoiser import Denoiser\n",
+    "distill/times.py": "from . import paths\ndef f():\n    from distill.denoiser import Denoiser\n",
+    "distill/denoiser.py": "import distill\nfrom distill import errors\n\nimportlib.import_module('wandb')\n",
+    "distill/sampling.py": "import diffusers\n",
+    "distill/extra.py": "class A:\n    import transformers.models\n",
+    "distill/metrics/__init__.py": "from ..errors import UserError\nfrom ..random import Random\n",
+    "distill/objectives/__init__.py": "from distill.objectives.sid import SiD\n",
+    "distill/objectives/sid.py": "async def f():\n    from launch import main\n    import diffusers\n",
+    "distill/teachers/__init__.py": "from diffusers import UNet2DModel\nif TYPE_CHECKING:\n    import peft\n",
+    "trainers/__init__.py": "def f():\n    import configs\n    from accelerate import Accelerator\n",
+    "trainers/run.py": "try:\n    from trainers import state\nexcept ImportError:\n    pass\n",
+    "trainers/state.py": "from trainers.run import Run\n" + "\n" * MAX_LINES,
+    "launch/__init__.py": "from trainers.run import Run\nimport distill.objectives.sid\n",
+}
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Path:
+    """A small tree that breaks every rule."""
+    for name, text in WRONG.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_wrong_direction_is_found(wrong: Path) -> None:
+    assert wrong_direction(wrong) == [
+        "distill.denoiser:4 imports wandb",
+        "distill.objectives.sid:2 imports launch",
+        "trainers:2 imports configs",
+    ]
+
+
+def test_wrong_order_is_found(wrong: Path) -> None:
+    assert list(wrong_order(wrong)) == [
+        "distill.extra has no rank: add 'extra' to RANKS in tests/test_layers.py",
+        "distill.denoiser:1 imports distill",
+        "distill.metrics:2 imports distill.random",
+        "distill.paths:3 imports distill.denoiser",
+        "distill.times:3 imports distill.denoiser",
+    ]
+
+
+def test_early_heavy_imports_are_found(wrong: Path) -> None:
+    assert heavy_imports(wrong) == [
+        "distill.extra:2 imports transformers.models",
+        "distill.sampling:1 imports diffusers",
+    ]
+
+
+def test_cycles_are_found(wrong: Path) -> None:
+    assert set(find_cycle(wrong)) == {"trainers.run", "trainers.state"}
+    (wrong / "trainers/state.py").write_text("")
+    (wrong / "distill/paths.py").write_text("from distill import times\n")
+    assert set(find_cycle(wrong)) == {"distill.paths", "distill.times"}
+
+
+def test_long_files_are_found(wrong: Path) -> None:
+    assert too_long(wrong) == ["trainers/state.py: 401 lines"]

@@ -1,0 +1,188 @@
+"""Checkpoints that cannot be half: staged in a temporary folder, hashed, manifest last, renamed into place.
+
+checkpoints/IMAGES/ holds, as safetensors, the weights of every player and of the average, the optimizers' state and
+the meter; `state.json` the counters; `manifest.json` size and SHA-256 of each file. Loading runs no code. The frozen
+teacher is never saved, its identity always.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distill.errors import UserError
+from trainers.session import Session
+from trainers.state import Player
+
+MANIFEST = "manifest.json"
+AVERAGE = "ema.safetensors"
+FORMAT = 1
+
+
+def save(session: Session, root: Path, keep: int) -> None:
+    """Write `root`/IMAGES from rank 0 and then remove all but the newest `keep`; collective."""
+    meter = session.state.meter.rows(session.accelerator)
+    if session.accelerator.is_main_process:
+        final = root / f"{session.state.images:012d}"
+        staging = root / f".staging-{final.name}"
+        for leftover in root.glob(".staging-*"):
+            shutil.rmtree(leftover)
+        staging.mkdir(parents=True)
+        _write(session, meter, staging)
+        if final.exists():
+            shutil.rmtree(final)  # an invalid folder of this name, which the resume skipped
+        os.rename(staging, final)
+        _sync(root)
+        for old in folders(root)[keep:]:
+            shutil.rmtree(old)
+    session.accelerator.wait_for_everyone()
+
+
+def _write(session: Session, meter: dict[str, Tensor], folder: Path) -> None:
+    state = session.state
+    for name, player in state.players.items():
+        save_file(_contiguous(player.bare.state_dict()), folder / f"{name}.safetensors")
+        save_file(_contiguous(dict(_optimizer_tensors(player))), folder / f"{name}.optimizer.safetensors")
+    save_average(session, folder)
+    save_file(_contiguous(meter), folder / "meter.safetensors")
+    counters = {name: player.counters() for name, player in state.players.items()}
+    description = {"format": FORMAT, "images": state.images, "counters": counters, "teacher": session.teacher_hash}
+    (folder / "state.json").write_text(json.dumps(description, indent=2) + "\n")
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in sorted(folder.iterdir())}
+    for file in folder.iterdir():
+        _sync(file)
+    (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
+    _sync(folder / MANIFEST)
+    _sync(folder)
+
+
+def folders(root: Path) -> list[Path]:
+    """Checkpoint folders under `root`, newest first, valid or not."""
+    if not root.is_dir():
+        return []
+    return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder; None when every file has the size and hash of the manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, expected in manifest.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
+            if _hash(file) != expected["sha256"]:
+                return f"{name} is not what was written (SHA-256 differs)"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return f"{MANIFEST} is damaged ({type(error).__name__})"
+    return None if manifest else f"{MANIFEST} lists no file"
+
+
+def newest(root: Path) -> tuple[Path, list[str]]:
+    """The newest valid checkpoint under `root`, and a line for each newer one that was skipped.
+
+    Raises UserError when there is none: a run never starts from zero silently.
+    """
+    skipped: list[str] = []
+    for folder in folders(root):
+        wrong = flaw(folder)
+        if wrong is None:
+            return folder, skipped
+        skipped.append(f"skipped checkpoint '{folder}': {wrong}")
+    raise UserError("; ".join([f"no valid checkpoint in '{root}'", *skipped]))
+
+
+def restore(session: Session, folder: Path) -> None:
+    """Load `folder` into the session; raises UserError when it is another run's."""
+    description = read_state(folder)
+    if description["teacher"] != session.teacher_hash:
+        raise UserError(
+            f"'{folder}' was trained from another teacher than the one in run.yaml (its files have changed)"
+        )
+    state = session.state
+    device = session.accelerator.device
+    for name, player in state.players.items():
+        player.bare.load_state_dict(_tensors(folder / f"{name}.safetensors"))
+        _load_optimizer(player, _tensors(folder / f"{name}.optimizer.safetensors"))
+        counters = description["counters"][name]
+        for counter, value in counters.items():
+            getattr(player, counter).fill_(value)
+    state.ema.module.load_state_dict(_tensors(folder / AVERAGE))
+    accelerator = session.accelerator
+    state.meter.load(
+        _tensors(folder / "meter.safetensors"), accelerator.process_index, accelerator.num_processes, device
+    )
+    state.images = description["images"]
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a valid checkpoint."""
+    description: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    if description["format"] != FORMAT:
+        raise UserError(f"'{folder}' has checkpoint format {description['format']}; this version reads {FORMAT}")
+    return description
+
+
+def save_average(session: Session, folder: Path) -> None:
+    """Write the averaged weights alone."""
+    save_file(_contiguous(session.state.ema.module.state_dict()), folder / AVERAGE)
+
+
+def load_average(folder: Path, module: torch.nn.Module) -> None:
+    """Load the averaged weights of a checkpoint into `module`."""
+    module.load_state_dict(_tensors(folder / AVERAGE))
+
+
+def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in player.bare.named_parameters():
+        for key, value in player.optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                yield f"{name}|{key}", value
+
+
+def _load_optimizer(player: Player, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(player.bare.named_parameters())
+    for name, value in tensors.items():
+        parameter, key = name.split("|")
+        player.optimizer.state[parameters[parameter]][key] = value.to(parameters[parameter].device)
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read '{file}': {' '.join(str(error).split())}") from error
+
+
+def _hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,50 @@
+"""The micro-batches of one rank, as a function of the stream's name and the images done."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.objectives import Batch
+from distill.random import Random
+from trainers.data.dataset import Dataset
+from trainers.run import Experiment
+
+
+class Batches:
+    """Draws this rank's share of a global batch.
+
+    A sample is named by its stream and its global index: the numbers it gets do not depend on the number of
+    processes, on micro-batches or on what ran before.
+    """
+
+    def __init__(
+        self, run: Experiment, dataset: Dataset, real: bool, rank: int, world: int, device: torch.device
+    ) -> None:
+        self.run, self.dataset, self.real, self.device = run, dataset, real, device
+        self.rank, self.world = rank, world
+        self.size = run.batch_size // (world * run.micro_batches)
+        self.dtype = torch.float64 if run.precision == "float64" else torch.float32
+
+    def micro(self, stream: str, first: int, micro: int) -> Batch:
+        """Micro-batch `micro` of the global batch that starts at sample `first` of `stream`."""
+        start = first + (micro * self.world + self.rank) * self.size
+        index = torch.arange(start, start + self.size, device=self.device)
+        random = Random.at(self.run.seed, index).stream(stream)
+        noise, cond = inputs(self.dataset, random, self.dtype)
+        if not self.real:
+            return Batch(noise, random, cond)
+        positions = self.dataset.order(self.run.seed, index.cpu())
+        real = self.dataset.read(positions).to(self.device, self.dtype)
+        if self.dataset.labels is not None:
+            cond = self.dataset.labels[positions].to(self.device)  # real and generated images share their labels
+        return Batch(noise, random, cond, real)
+
+
+def inputs(dataset: Dataset, random: Random, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
+    """A generator's inputs: unit normal noise [B, C, H, W], and labels [B] by their frequency in the data set."""
+    noise = random.stream("latent").normal(*dataset.shape, dtype=dtype)
+    if dataset.labels is None:
+        return noise, None
+    positions = (random.stream("label").uniform() * dataset.count).long()
+    return noise, dataset.labels[positions.to(dataset.labels.device)].to(noise.device)

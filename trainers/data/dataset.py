@@ -1,0 +1,46 @@
+"""An image data set in memory or decoded on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`count` images of `shape` (C, H, W) with `labels` int64 [count] or None.
+
+    `read(positions)` returns the images at int64 positions [B] as float32 [B, C, H, W] in [-1, 1].
+    """
+
+    name: str
+    count: int
+    shape: tuple[int, int, int]
+    labels: Tensor | None
+    read: Callable[[Tensor], Tensor]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def order(self, seed: int, index: Tensor) -> Tensor:
+        """Positions [B] of the samples `index` [B] in an endless stream of epochs, each its own permutation."""
+        positions = torch.empty_like(index)
+        for epoch in torch.unique(index // self.count).tolist():
+            here = index // self.count == epoch
+            positions[here] = _permutation(self.count, seed, epoch)[index[here] % self.count]
+        return positions
+
+    def images(self, limit: int | None = None) -> Tensor:
+        """The first `limit` images (all when None), [N, C, H, W]."""
+        return self.read(torch.arange(min(self.count, limit or self.count)))
+
+
+@lru_cache(maxsize=2)  # a batch touches at most two neighbouring epochs
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

@@ -1,0 +1,73 @@
+"""Builds the session of a distillation: teacher, fake and one-step generator."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from distill.denoiser import Denoiser
+from distill.errors import UserError
+from distill.generator import Generator
+from distill.objectives import Denoisers
+from distill.teachers import UNet, load_denoiser
+from trainers.data import Dataset
+from trainers.ema import EMA
+from trainers.run import Run
+from trainers.session import Session, configure, make_batches
+from trainers.state import Player, TrainState
+from trainers.step import distillation_step
+
+
+def build_distillation(run: Run, accelerator: Accelerator) -> Session:
+    """Generator and fake start as copies of the teacher; the teacher stays frozen, outside optimizer, EMA, checkpoint."""
+    dataset = run.data.load()
+    teacher = load_teacher(run, dataset)
+    generator = one_step_generator(copy.deepcopy(teacher), run)
+    fake = copy.deepcopy(teacher)
+    if run.precision == "bfloat16":
+        teacher.network.bfloat16()  # frozen, so it is stored in the compute precision
+    teacher.to(accelerator.device).requires_grad_(False).eval()
+    players = {
+        "generator": Player("generator", generator, run.generator, accelerator),
+        "fake": Player("fake", fake, run.fake, accelerator),
+    }
+    batches = make_batches(run, dataset, "real" in run.objective.needs, accelerator)
+    state = TrainState(players, EMA(generator, run.ema))
+    step = partial(distillation_step, run, state, Denoisers(teacher.path, teacher, fake), batches, accelerator)
+    product = state.ema.module
+    identity = teacher_hash(run.teacher)
+    return Session(
+        run, accelerator, dataset, batches, state, step, product, torch.no_grad()(product), teacher, identity
+    )
+
+
+def one_step_generator(denoiser: Denoiser, run: Run) -> Generator:
+    """The generator of `run` around `denoiser`."""
+    t = float(denoiser.path.time(torch.tensor([run.entry.nsr], dtype=torch.float64)))
+    return Generator(denoiser, t, run.entry.scale)
+
+
+def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
+    """The teacher of `run` in its precision; raises UserError when it does not fit the data or the objective."""
+    teacher = configure(load_denoiser(run.teacher), run)
+    network = teacher.network
+    assert isinstance(network, UNet)
+    for what, theirs, ours in (("shape", dataset.shape, network.shape), ("classes", dataset.classes, network.classes)):
+        if theirs != ours:
+            raise UserError(f"data: {dataset.name} has {what} {theirs}, the teacher '{run.teacher}' {what} {ours}")
+    run.objective.check(teacher.path)
+    return teacher
+
+
+def teacher_hash(folder: str) -> str:
+    """SHA-256 over the files of a teacher folder: its identity in checkpoints, which never hold it."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        digest.update(str(file.relative_to(folder)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,61 @@
+"""Samples of a model under a named protocol, shared out over the ranks."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from distill.denoiser import Condition
+from distill.metrics import Protocol
+from distill.random import Random
+from trainers.data import Dataset
+from trainers.data.batches import inputs
+from trainers.session import Sampler
+
+CHUNK = 500
+FIT_LIMIT = 50_000
+
+
+def fit_protocol(dataset: Dataset, components: int) -> Protocol:
+    """The protocol of the data set's real images (the first 50,000)."""
+    images = dataset.images(FIT_LIMIT)
+    labels = None if dataset.labels is None else dataset.labels[: len(images)]
+    return Protocol.fit(dataset.name, images, labels, min(components, images[0].numel()))
+
+
+def draw_samples(
+    sampler: Sampler,
+    dataset: Dataset,
+    first: int,
+    last: int,
+    seed: int,
+    device: torch.device,
+    stream: str = "evaluation",
+) -> tuple[torch.Tensor, Condition]:
+    """Samples first ... last-1 [N, C, H, W] and their labels [N] on the CPU: the same inputs for every model."""
+    images, labels = [], []
+    for start in range(first, last, CHUNK):
+        index = torch.arange(start, min(start + CHUNK, last), device=device)
+        noise, cond = inputs(dataset, Random.at(seed, index).stream(stream))
+        images.append(sampler(noise, cond).float().cpu())
+        if cond is not None:
+            labels.append(cond.cpu())
+    return torch.cat(images), torch.cat(labels) if labels else None
+
+
+def evaluate(
+    sampler: Sampler, dataset: Dataset, protocol: Protocol, samples: int, seed: int, accelerator: Accelerator
+) -> dict[str, float | int | str]:
+    """The protocol's report on `samples` samples; collective, each rank draws its share."""
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    share = -(-samples // world)
+    first, last = min(rank * share, samples), min((rank + 1) * share, samples)
+    images, labels = draw_samples(sampler, dataset, first, last, seed, device)
+    if world > 1:
+        images = accelerator.gather(_padded(images, share).to(device)).cpu()[:samples]
+        labels = None if labels is None else accelerator.gather(_padded(labels, share).to(device)).cpu()[:samples]
+    return protocol.report(images, labels)
+
+
+def _padded(x: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])])

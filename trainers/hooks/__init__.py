@@ -1,0 +1,9 @@
+"""What happens beside training, each every so many images. Hooks read the session; they never change it."""
+
+from trainers.hooks.checkpoint import Checkpoints
+from trainers.hooks.evaluate import Evaluate
+from trainers.hooks.hook import Hook
+from trainers.hooks.log import Log
+from trainers.hooks.samples import Samples
+
+__all__ = ["Checkpoints", "Evaluate", "Hook", "Log", "Samples"]

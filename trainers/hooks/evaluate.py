@@ -1,0 +1,51 @@
+"""Evaluate while training, and keep the best."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from trainers.checkpoint import save_average
+from trainers.evaluation import evaluate, fit_protocol
+from trainers.hooks.hook import Hook
+from trainers.records import append
+from trainers.run import Evaluation
+from trainers.session import Session
+
+
+class Evaluate(Hook):
+    """One line a time in metrics.jsonl; best/ holds the averaged weights of the smallest distance so far."""
+
+    def __init__(self, folder: Path, settings: Evaluation) -> None:
+        self.folder, self.settings, self.every = folder, settings, settings.every
+        self.protocol = None
+
+    def __call__(self, session: Session) -> None:
+        if self.protocol is None:
+            self.protocol = fit_protocol(session.dataset, self.settings.components)
+        samples, seed = self.settings.samples, session.run.seed
+        report = evaluate(session.sampler, session.dataset, self.protocol, samples, seed, session.accelerator)
+        if session.accelerator.is_main_process:
+            record = {"images": session.state.images, **report, "halves": self.protocol.halves}
+            append(self.folder / "metrics.jsonl", record)
+            session.accelerator.log(
+                {f"evaluation/{k}": v for k, v in report.items() if isinstance(v, float)}, step=session.state.images
+            )
+            best = self.folder / "best" / "metrics.json"
+            if not best.is_file() or report["frechet"] < json.loads(best.read_text())["frechet"]:
+                _replace(best.parent, session, record)
+
+
+def _replace(folder: Path, session: Session, record: dict) -> None:
+    staging, old = folder.with_name(".best-staging"), folder.with_name(".best-old")
+    for leftover in (staging, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir()
+    save_average(session, staging)
+    (staging / "metrics.json").write_text(json.dumps(record) + "\n")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(staging, folder)
+    shutil.rmtree(old, ignore_errors=True)

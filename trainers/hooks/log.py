@@ -1,0 +1,87 @@
+"""The log: log.jsonl always, trackers on request, a progress bar where there is a terminal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distill.errors import UserError
+from trainers.hooks.hook import Hook
+from trainers.records import append
+from trainers.session import Session
+
+
+class Log(Hook):
+    """Means since the last log point over all ranks; the only reading of the device by the host.
+
+    Everything but `time` in a line of log.jsonl is a function of the run. Raises UserError when a player's updates
+    were not finite `max_skipped` times in a row.
+    """
+
+    def __init__(self, folder: Path, every: int, console: Console) -> None:
+        self.file, self.every, self.console = folder / "log.jsonl", every, console
+        self.clock: tuple[float, int] | None = None
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(folder.name, total=None, status="")
+
+    def start(self, session: Session) -> None:
+        """Start the clock and the bar."""
+        self.clock = (time.perf_counter(), session.state.images)
+        if session.accelerator.is_main_process:
+            self.progress.update(self.task, total=session.run.images, completed=session.state.images)
+            self.progress.start()
+
+    def __call__(self, session: Session) -> None:
+        images = session.state.images
+        means = session.state.meter.read(session.accelerator)
+        assert self.clock is not None
+        seconds, done = time.perf_counter() - self.clock[0], images - self.clock[1]
+        self.clock = (time.perf_counter(), images)
+        counters = {name: player.counters() for name, player in session.state.players.items()}
+        skipped = {f"{name}/skipped": counts["skipped"] for name, counts in counters.items()}
+        if session.accelerator.is_main_process:
+            speed = done / seconds
+            timing = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1), "at": round(time.time(), 3)}
+            append(self.file, {"images": images, **means, **skipped, "time": timing})
+            session.accelerator.log({**means, **skipped, "images_per_second": speed}, step=images)
+            self._show(session, means, speed)
+        for name, player in session.state.players.items():
+            if counters[name]["longest"] >= session.run.max_skipped:
+                raise NotFinite(name, counters[name]["longest"], images)
+            player.longest = player.streak.clone()
+
+    def _show(self, session: Session, means: dict[str, float], speed: float) -> None:
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if not name.endswith("grad_norm"))
+        if self.progress.disable:
+            left = (session.run.images - session.state.images) / max(speed, 1e-9)
+            self.console.print(
+                f"{session.run.name}: {session.state.images:,} of {session.run.images:,} images, {speed:.0f} images/s,"
+                f" {losses}, {left:.0f} s left",
+                highlight=False,
+            )
+        else:
+            self.progress.update(self.task, completed=session.state.images, status=f"{speed:.0f} images/s  {losses}")
+
+    def stop(self) -> None:
+        """Take the bar down."""
+        self.progress.stop()
+
+
+class NotFinite(UserError):
+    """Too many non-finite updates in a row."""
+
+    def __init__(self, player: str, count: int, images: int) -> None:
+        super().__init__(
+            f"{player}: {count} updates in a row had a non-finite loss or gradient at {images:,} images; they were"
+            " skipped and the state saved. Lower its lr, set max_grad_norm, or try precision: float32"
+        )

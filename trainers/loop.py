@@ -1,0 +1,100 @@
+"""Build, resume, step until done, call hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+from rich.console import Console
+
+from distill.errors import UserError
+from trainers import checkpoint, records
+from trainers.config import build as build_config
+from trainers.config import dump, load_yaml
+from trainers.distillation import build_distillation
+from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples
+from trainers.hooks.log import NotFinite
+from trainers.run import EXPERIMENTS, Run, TeacherRun
+from trainers.session import Session
+from trainers.teacher import build_teacher
+from trainers.tracking import start_trackers
+
+RUN_FILE = "run.yaml"
+
+
+def build(run: Run | TeacherRun, accelerator: Accelerator) -> Session:
+    """Load data and teacher, build players and state. Raises UserError before anything trains."""
+    run.check_world(accelerator.num_processes)
+    if isinstance(run, Run):
+        return build_distillation(run, accelerator)
+    return build_teacher(run, accelerator)
+
+
+def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: bool = False) -> Session:
+    """Train `run` in `folder` to its last image, from the newest valid checkpoint with `resume`; collective."""
+    console = Console(stderr=True, quiet=not accelerator.is_main_process)
+    session = build(run, accelerator)
+    if resume:
+        _resume(session, folder, console)
+    elif accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN_FILE).write_text(yaml.safe_dump(dump(run), sort_keys=False))
+    accelerator.wait_for_everyone()
+    start_trackers(run, folder, accelerator, console)
+    log = Log(folder, run.log_every, console)
+    checkpoints = Checkpoints(folder, run.checkpoint_every, run.keep)
+    # Checkpoints come last: what they hold is the state after everything else of the same image count.
+    hooks = [log, Evaluate(folder, run.evaluation), Samples(folder, run.samples_every), checkpoints]
+    log.start(session)
+    try:
+        train(session, hooks)
+    except NotFinite:
+        checkpoints(session)
+        raise
+    finally:
+        log.stop()
+        accelerator.end_training()
+    return session
+
+
+def train(session: Session, hooks: Sequence[Hook]) -> None:
+    """Step until the run's last image."""
+    run, state = session.run, session.state
+    while state.images < run.images:
+        before = state.images
+        session.step()
+        state.ema.update(before, run.batch_size)
+        state.images += run.batch_size
+        for hook in hooks:
+            if hook.due(before, state.images, run.images):
+                hook(session)
+
+
+def _resume(session: Session, folder: Path, console: Console) -> None:
+    found, skipped = checkpoint.newest(folder / "checkpoints")
+    for line in skipped:
+        console.print(line, style="yellow", highlight=False)
+    checkpoint.restore(session, found)
+    console.print(f"resumed '{folder}' at {session.state.images:,} images", highlight=False)
+    if session.accelerator.is_main_process:
+        for name in ("log.jsonl", "metrics.jsonl"):
+            records.rewind(folder / name, session.state.images)
+    session.accelerator.wait_for_everyone()
+
+
+def load_run(folder: Path) -> Run | TeacherRun:
+    """The experiment whose run.yaml is in `folder`."""
+    file = folder / RUN_FILE
+    if not file.is_file():
+        raise UserError(f"'{folder}' is not a run folder: it has no {RUN_FILE}")
+    return build_experiment(load_yaml(file), str(file))
+
+
+def build_experiment(data: dict, where: str) -> Run | TeacherRun:
+    """The experiment that `data` spells: its key `trains` tells which (generator when absent)."""
+    kind = data.get("trains", "teacher" if "network" in data else "generator")
+    if kind not in EXPERIMENTS:
+        raise UserError(f"{where}: key 'trains' must be one of {', '.join(EXPERIMENTS)}, got {kind!r}")
+    return build_config(EXPERIMENTS[kind], {**data, "trains": kind}, where)

@@ -1,0 +1,157 @@
+"""Run and TeacherRun: the frozen dataclasses that are one experiment. Their fields are the keys of a recipe.
+
+Durations, half-lives and schedules are in images (samples of the global batch), losses are per-sample sums averaged
+over the global batch, times are noise-to-signal ratios.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from distill.errors import UserError
+from distill.objectives import OBJECTIVES, Objective
+from distill.paths import EDM, PATHS, Path
+from distill.prediction import Kind
+from distill.times import TIMES, LogNormal, Times
+from distill.weights import Weight
+from trainers.config import family
+from trainers.data import DATA, Data, Digits
+
+family(Objective, OBJECTIVES)
+family(Path, PATHS)
+family(Times, TIMES)
+family(Data, DATA)
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        if not getattr(owner, name) > 0:
+            raise UserError(f"{name}: must be positive, got {getattr(owner, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How one player moves; always torch's fused implementation, float32 state."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.0, 0.999)  # SiD, SIM and Diff-Instruct train without momentum
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 0  # images over which lr rises linearly
+    decay: Literal["none", "linear", "cosine"] = "none"  # from lr to 0 at the run's last image
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr", "eps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """Exponential moving average of the trained network, by half-life (SiD's rule; EDM, arXiv:2206.00364, app. F)."""
+
+    half_life: float = 500_000  # images; 0 turns the average off
+    ramp_up: float = 0.05  # the half-life is at most this fraction of the images seen; 0: no ramp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """How the one-step generator asks its denoiser: `nsr` is the noise-to-signal ratio of the time it is conditioned
+    on, `scale` the factor on its unit normal input (null: pure noise of that time)."""
+
+    nsr: float = 2.5  # SiD's sigma_init, the middle of EDM's ramp
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "nsr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Frechet distance and label agreement under a named protocol, each `every` images; 0: only when asked."""
+
+    every: int = 0
+    samples: int = 10_000
+    components: int = 48  # principal components of the real images that are the features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What every training run has."""
+
+    name: str
+    data: Data = Digits()
+    images: int  # length of the run
+    batch_size: int  # global: over all processes and micro-batches
+    micro_batches: int = 1  # gradient accumulation
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # of the networks' compute; weights stay float32
+    seed: int = 0
+    ema: Average = Average()
+    max_grad_norm: float | None = None
+    max_skipped: int = 20  # non-finite updates in a row after which the run stops
+    evaluation: Evaluation = Evaluation()
+    log_every: int = 10_000
+    samples_every: int = 100_000
+    checkpoint_every: int = 100_000
+    keep: int = 3  # newest checkpoints kept
+    tracking: tuple[Literal["wandb", "tensorboard"], ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
+        _positive(self, "checkpoint_every", "keep")
+        if self.batch_size % self.micro_batches:
+            raise UserError(f"micro_batches: {self.micro_batches} must divide batch_size {self.batch_size}")
+        if "/" in self.name or self.name in ("", ".", ".."):
+            raise UserError(f"name: must be a plain folder name, got {self.name!r}")
+
+    def check_world(self, processes: int) -> None:
+        """Raise UserError when the batch does not divide over `processes` and micro-batches."""
+        if self.batch_size % (processes * self.micro_batches):
+            raise UserError(
+                f"batch_size: {self.batch_size} is not divisible by processes x micro_batches"
+                f" = {processes} x {self.micro_batches}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Experiment):
+    """Distil `teacher` (a folder written by `distill teacher`) into a one-step generator under `objective`."""
+
+    trains: Literal["generator"] = "generator"
+    teacher: str
+    objective: Objective
+    entry: Entry = Entry()
+    generator: Optimizer = Optimizer()
+    fake: Optimizer = Optimizer()
+    fake_updates: int = 1  # per generator update
+    reuse_samples: bool = False  # the generator's update reuses the samples of the last fake update (10/11 of the cost)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "fake_updates")
+        if self.reuse_samples and self.micro_batches > 1:
+            raise UserError("reuse_samples: needs micro_batches = 1, since it keeps the graph of the whole batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRun(Experiment):
+    """Train a UNet2DModel teacher on `data` by denoising."""
+
+    trains: Literal["teacher"] = "teacher"
+    network: dict[str, Any] = field(default_factory=dict)  # UNet2DModel's config; shape and classes come from data
+    path: Path = EDM()
+    prediction: Kind = "edm"
+    sigma_data: float = 0.5
+    times: Times = LogNormal()
+    weight: Weight = "edm"
+    optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.99))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.times.check(self.path)
+        reserved = {"sample_size", "in_channels", "out_channels", "num_class_embeds"} & set(self.network)
+        if reserved:
+            raise UserError(f"network: {', '.join(sorted(reserved))} follow from data and must not be given")
+
+
+EXPERIMENTS: dict[str, type[Run] | type[TeacherRun]] = {"generator": Run, "teacher": TeacherRun}

@@ -1,0 +1,48 @@
+"""A session: everything a run needs at work, built once from its Run or TeacherRun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distill.denoiser import Condition, Denoiser
+from trainers.data import Dataset
+from trainers.data.batches import Batches
+from trainers.run import Experiment
+from trainers.state import TrainState
+
+Sampler = Callable[[Tensor, Condition], Tensor]
+"""(z [B, C, H, W] unit normal, cond) -> samples [B, C, H, W], without graph."""
+
+
+@dataclass
+class Session:
+    """A run at work. `step` moves the state by one batch; `product` is the averaged network that is wanted."""
+
+    run: Experiment
+    accelerator: Accelerator
+    dataset: Dataset
+    batches: Batches
+    state: TrainState
+    step: Callable[[], None]
+    product: nn.Module  # Generator or Denoiser, averaged
+    sampler: Sampler
+    teacher: Denoiser | None = None
+    teacher_hash: str | None = None
+
+
+def make_batches(run: Experiment, dataset: Dataset, real: bool, accelerator: Accelerator) -> Batches:
+    """The batches of this process."""
+    return Batches(run, dataset, real, accelerator.process_index, accelerator.num_processes, accelerator.device)
+
+
+def configure(denoiser: Denoiser, run: Experiment) -> Denoiser:
+    """Put a denoiser into the precision of `run`."""
+    if run.precision == "float64":
+        denoiser.double()
+    denoiser.autocast_dtype = torch.bfloat16 if run.precision == "bfloat16" else None
+    return denoiser

@@ -1,0 +1,104 @@
+"""Players (a network with its optimizer) and the state of a run. Nothing else changes during training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from trainers.ema import EMA
+from trainers.meter import Meter
+from trainers.run import Optimizer
+
+
+class Player:
+    """A trained network.
+
+    `bare` is the network itself, for every frozen or graphless use; `module` is the same network behind its own DDP
+    reducer, for its update alone. Between updates its parameters require no gradient.
+    """
+
+    def __init__(self, name: str, network: nn.Module, settings: Optimizer, accelerator: Accelerator) -> None:
+        self.name, self.settings = name, settings
+        self.bare = network.to(accelerator.device).requires_grad_(True)
+        self.module = wrap(self.bare, accelerator)  # hooks go to the parameters that require gradients here
+        self.optimizer = build_optimizer(list(self.bare.named_parameters()), settings)
+        device = accelerator.device
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # non-finite updates, all and in a row
+        self.streak = torch.zeros((), dtype=torch.int64, device=device)
+        self.longest = torch.zeros((), dtype=torch.int64, device=device)
+        self.rest()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.bare.parameters())
+
+    def rest(self) -> None:
+        """Frozen: a function of its input only."""
+        self.bare.requires_grad_(False).eval()
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Trainable, with dropout, for one update."""
+        self.bare.requires_grad_(True).train()
+        yield
+        self.rest()
+
+    def learning_rate(self, images: int, total: int) -> float:
+        """lr of the update after `images` of `total` images."""
+        s = self.settings
+        lr = s.lr * min(1.0, (images + 1) / s.warmup) if s.warmup else s.lr
+        left = 1 - images / total
+        return lr * {"none": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[s.decay]
+
+    def step(self, norm: Tensor, lr: float) -> None:
+        """One optimizer step, skipped on the device where the gradient norm is not finite."""
+        bad = ~torch.isfinite(norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # The fused optimizers read `found_inf` as they do under a GradScaler: 1 leaves weights and state as they are.
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += bad
+        self.streak = torch.where(bad, self.streak + 1, 0)
+        self.longest = torch.maximum(self.longest, self.streak)
+
+    def counters(self) -> dict[str, int]:
+        """Skipped updates: of the run, in a row until now, and the longest row since the last log point."""
+        return {"skipped": int(self.skipped), "streak": int(self.streak), "longest": int(self.longest)}
+
+
+def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The network behind DDP when there are several processes."""
+    if accelerator.num_processes == 1:
+        return network
+    ids = [accelerator.device] if accelerator.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(
+        network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimizer) -> torch.optim.Optimizer:
+    """torch's fused optimizer over named parameters."""
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+    if settings.name == "sgd":
+        return torch.optim.SGD(parameters, momentum=settings.betas[0], **common)
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(parameters, betas=settings.betas, eps=settings.eps, **common)
+
+
+@dataclass
+class TrainState:
+    """Everything a checkpoint must hold. `images` counts the samples of the averaged player's updates."""
+
+    players: dict[str, Player]
+    ema: EMA
+    images: int = 0
+    meter: Meter = field(default_factory=Meter)
