@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias, cast
 
 import torch
@@ -13,6 +13,8 @@ from distill.paths import Path
 from distill.prediction import KINDS, Kind, coefficients
 
 Condition: TypeAlias = Tensor | Mapping[str, Tensor] | None
+Denoise: TypeAlias = Callable[[Tensor, Tensor, Condition], Tensor]
+"""(x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
 
 
 class Denoiser(nn.Module):

@@ -192,4 +192,5 @@ PATHS: dict[str, type[Path]] = {"edm": EDM, "vp": VP, "discrete_vp": DiscreteVP,
 
 def ramp(u: Tensor, low: float, high: float, rho: float) -> Tensor:
     """EDM's ramp of noise levels from `low` (u = 0) to `high` (u = 1), straight in the power 1/rho (eq. 5)."""
-    return (low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+    root: Tensor = low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))
+    return root.pow(rho)

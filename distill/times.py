@@ -40,7 +40,8 @@ class LogNormal(Times):
     std: float = 1.2
 
     def nsr(self, u: Tensor, path: Path) -> Tensor:
-        return (self.mean + self.std * torch.special.ndtri(u)).exp()
+        normal: Tensor = torch.special.ndtri(u)
+        return (self.mean + self.std * normal).exp()
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', 'it is not UTF-8 text')}") from error
-    return cast(dict[str, Any], _value(dict[str, Any], _parse(text, str(path)), str(path), ""))
+    return cast(dict[str, Any], _value(dict[Any, Any], _parse(text, str(path)), str(path), ""))
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Text that load_yaml reads back exactly; unlike yaml.safe_dump it quotes the string '1e5'."""
+    """Text that load_yaml reads back exactly, which yaml.safe_dump's is not for the string '1e5'."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -101,7 +101,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    """Quotes the string '1e5', which _Loader would take for a number."""
 
 
 for _side in (_Loader, _Dumper):  # YAML 1.1 takes 1e-4 for a string: it wants 1.0e-4
@@ -168,7 +168,7 @@ def _member(base: type, value: Any, where: str, key: str) -> Any:
     own_fields = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)  # not only inherited ones
     if not own_fields or not issubclass(cls, base) or "name" in _fields(cls):
         raise _error(where, key, f": {name!r} must be a dataclass and a {base.__name__}, without a field 'name'")
-    _SPELLED.setdefault(cls, name)
+    _SPELLED[cls] = name
     return _group(cls, settings, where, key)
 
 
@@ -240,8 +240,7 @@ def _expected(hint: Any) -> str:
         return " or ".join(map(_expected, args))
     if origin in (tuple, list):
         return f"a list [{', '.join('...' if one is ... else _expected(one) for one in args)}]"
-    mapping = origin is dict or dataclasses.is_dataclass(hint)
-    return "a mapping of names to values" if mapping else _WORDS.get(hint, str(hint))
+    return "a mapping" if origin is dict or dataclasses.is_dataclass(hint) else _WORDS.get(hint, str(hint))
 
 
 def _nearest(value: object, choices: Iterable[object]) -> str:

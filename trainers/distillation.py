@@ -24,7 +24,7 @@ from trainers.step import distillation_step
 
 
 def build_distillation(run: Run, accelerator: Accelerator) -> Session:
-    """Generator and fake start as copies of the teacher; the teacher stays frozen, outside optimizer, EMA, checkpoint."""
+    """Generator and fake start as copies of the teacher, which stays frozen and outside optimizer, EMA, checkpoint."""
     dataset = run.data.load()
     teacher = load_teacher(run, dataset)
     generator = one_step_generator(copy.deepcopy(teacher), run)

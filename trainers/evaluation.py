@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from distill.denoiser import Condition
 from distill.metrics import Protocol
 from distill.random import Random
 from trainers.data import Dataset
@@ -31,7 +30,7 @@ def draw_samples(
     seed: int,
     device: torch.device,
     stream: str = "evaluation",
-) -> tuple[torch.Tensor, Condition]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Samples first ... last-1 [N, C, H, W] and their labels [N] on the CPU: the same inputs for every model."""
     images, labels = [], []
     for start in range(first, last, CHUNK):

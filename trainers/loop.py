@@ -18,7 +18,7 @@ from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples
 from trainers.hooks.log import NotFinite
 from trainers.run import EXPERIMENTS, Run, TeacherRun
 from trainers.session import Session
-from trainers.teacher import build_teacher
+from trainers.teacher import build_teacher, write_teacher
 from trainers.tracking import start_trackers
 
 RUN_FILE = "run.yaml"
@@ -49,7 +49,11 @@ def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: b
     hooks = [log, Evaluate(folder, run.evaluation), Samples(folder, run.samples_every), checkpoints]
     log.start(session)
     try:
+        if session.state.images == 0:
+            checkpoints(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
         train(session, hooks)
+        if isinstance(run, TeacherRun) and accelerator.is_main_process:
+            write_teacher(session, folder)
     except NotFinite:
         checkpoints(session)
         raise

@@ -25,7 +25,7 @@ def distillation_step(run: Run, state: TrainState, nets: Denoisers, batches: Bat
     `nets` holds the bare networks; a phase trains through the wrapper of the one player it updates.
     """
     generator, fake = state.players["generator"], state.players["fake"]
-    training_fake = Denoisers(nets.path, nets.teacher, fake.module)  # type: ignore[arg-type]
+    training_fake = Denoisers(nets.path, nets.teacher, fake.module)
     reused: list[tuple[Batch, Tensor]] = []
 
     # 1. fake: learn E[x0 | x_t] of what the generator makes now

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from functools import partial
+from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +14,7 @@ from accelerate import Accelerator
 from distill.denoiser import Denoiser
 from distill.objectives import denoising_loss
 from distill.sampling import sample
-from distill.teachers import UNet, build_unet
+from distill.teachers import build_unet, save_denoiser
 from trainers.data import Dataset
 from trainers.ema import EMA
 from trainers.run import TeacherRun
@@ -23,8 +27,7 @@ def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
     """One player, the denoiser of a fresh UNet2DModel, trained on real images."""
     dataset = run.data.load()
     torch.manual_seed(run.seed)
-    network = fresh_network(run, dataset)
-    denoiser = configure(Denoiser(network, run.path, run.prediction, run.sigma_data), run)
+    denoiser = configure(fresh_denoiser(run, dataset), run)
     player = Player("teacher", denoiser, run.optimizer, accelerator)
     batches = make_batches(run, dataset, True, accelerator)
     state = TrainState({"teacher": player}, EMA(denoiser, run.ema))
@@ -32,17 +35,31 @@ def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
     def loss(micro: int) -> Terms:
         batch = batches.micro("teacher", state.images, micro)
         assert batch.real is not None
-        loss = denoising_loss(player.module, batch.real, batch.cond, run.times, run.weight, batch.random)
-        return {"denoising": loss}
+        x0, cond, random = batch.real, batch.cond, batch.random
+        terms = denoising_loss(player.module, run.path, x0, cond, run.times, run.weight, random, run.sigma_data)
+        return {"denoising": terms}
 
     step = partial(update, player, loss, "teacher", run, state, accelerator)
-    product = state.ema.module
+    product = cast(Denoiser, state.ema.module)
     return Session(run, accelerator, dataset, batches, state, step, product, partial(sample, product))
 
 
-def fresh_network(run: TeacherRun, dataset: Dataset) -> UNet:
-    """UNet2DModel from `run.network`, with shape and classes from the data."""
+def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:
+    """A UNet2DModel from `run.network`, with shape and classes from the data, under the run's path and prediction."""
     channels, height, width = dataset.shape
     size = height if height == width else (height, width)
     shape = {"sample_size": size, "in_channels": channels, "out_channels": channels}
-    return build_unet({**run.network, **shape, "num_class_embeds": dataset.classes or None})
+    network = build_unet({**run.network, **shape, "num_class_embeds": dataset.classes or None})
+    return Denoiser(network, run.path, run.prediction, run.sigma_data)
+
+
+def write_teacher(session: Session, folder: Path) -> None:
+    """Write the averaged teacher as a folder that `teacher:` of a distillation recipe names; replaced as a whole."""
+    staging, final, old = folder / ".teacher-staging", folder / "teacher", folder / ".teacher-old"
+    for leftover in (staging, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    save_denoiser(cast(Denoiser, copy.deepcopy(session.product).float()), staging)
+    if final.exists():
+        final.rename(old)
+    staging.rename(final)
+    shutil.rmtree(old, ignore_errors=True)

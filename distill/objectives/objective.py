@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from distill.denoiser import Condition, Denoiser
+from distill.denoiser import Condition, Denoise, Denoiser
 from distill.paths import Path
 from distill.random import Random
 from distill.times import LogNormal, Times
@@ -17,11 +17,14 @@ from distill.weights import Weight, denoising_weight
 
 @dataclass(frozen=True)
 class Denoisers:
-    """What an objective may see: the frozen `teacher` and the `fake`, both estimates of x0 on `path`."""
+    """What an objective may see: the frozen `teacher` and the `fake`, both estimates of x0 on `path`.
+
+    While the fake trains, `fake` is its Denoiser behind the wrapper that communicates: call it, and ask nothing else.
+    """
 
     path: Path
     teacher: Denoiser
-    fake: Denoiser
+    fake: Denoise
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,19 @@ def l1_normaliser(x: Tensor, teacher: Tensor, floor: float = 1e-5) -> Tensor:
 
 
 def denoising_loss(
-    denoiser: Denoiser, x0: Tensor, cond: Condition, times: Times, weight: Weight, random: Random
+    denoise: Denoise,
+    path: Path,
+    x0: Tensor,
+    cond: Condition,
+    times: Times,
+    weight: Weight,
+    random: Random,
+    sigma_data: float = 0.5,
 ) -> Tensor:
     """weight(t) |D(x_t) - x0|^2 [B], summed over elements, for x0 [B, ...] diffused at times of the law `times`."""
-    x_t, t, _ = denoiser.path.draw(x0, times, random)
-    w = denoising_weight(weight, denoiser.path.nsr(t), denoiser.sigma_data)
-    return w.to(x0.dtype) * per_sample((denoiser(x_t, t, cond) - x0) ** 2)
+    x_t, t, _ = path.draw(x0, times, random)
+    w = denoising_weight(weight, path.nsr(t), sigma_data)
+    return w.to(x0.dtype) * per_sample((denoise(x_t, t, cond) - x0) ** 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +94,9 @@ class Objective:
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Terms [B] that train the fake to denoise the generator's samples `x` [B, ...] (no graph)."""
-        random = batch.random.stream("fake")
-        loss = denoising_loss(nets.fake, x.detach(), batch.cond, self.fake_times, self.fake_weight, random)
+        times, weight, random = self.fake_times, self.fake_weight, batch.random.stream("fake")
+        sigma_data = nets.teacher.sigma_data
+        loss = denoising_loss(nets.fake, nets.path, x.detach(), batch.cond, times, weight, random, sigma_data)
         return {"denoising": loss}
 
     def scores(self, nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from distill.metrics import Protocol
 from trainers.checkpoint import save_average
 from trainers.evaluation import evaluate, fit_protocol
 from trainers.hooks.hook import Hook
@@ -20,7 +21,7 @@ class Evaluate(Hook):
 
     def __init__(self, folder: Path, settings: Evaluation) -> None:
         self.folder, self.settings, self.every = folder, settings, settings.every
-        self.protocol = None
+        self.protocol: Protocol | None = None
 
     def __call__(self, session: Session) -> None:
         if self.protocol is None:

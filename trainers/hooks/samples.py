@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from distill.random import Random
 from trainers.data.batches import inputs
 from trainers.hooks.hook import Hook
 from trainers.pictures import grid
 from trainers.session import Session
-from distill.random import Random
 
 COLUMNS, ROWS = 10, 6
 

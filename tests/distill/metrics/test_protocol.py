@@ -70,7 +70,7 @@ def test_the_floor_is_the_mean_over_ten_fixed_splits(digits: Digits, protocol: P
         order = torch.randperm(1797, generator=torch.Generator().manual_seed(seed))
         distances.append(frechet_distance(Moments.of(features[order[:899]]), Moments.of(features[order[899:]])))
     assert protocol.halves == pytest.approx(sum(distances) / 10, rel=1e-9)
-    assert protocol.halves == pytest.approx(0.2767, abs=0.005)
+    assert protocol.halves == pytest.approx(0.2781, abs=1e-4)
 
 
 def test_defects_are_ordered(digits: Digits, protocol: Protocol) -> None:

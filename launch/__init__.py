@@ -1,0 +1,1 @@
+"""The `distill` command: the only place that reads argv and the environment."""

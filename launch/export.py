@@ -1,0 +1,58 @@
+"""distill export: a folder that stock diffusers loads."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from distill.errors import UserError
+from distill.export import CardFacts, export_pipeline
+from distill.generator import Generator
+from launch.evaluate import WhichOption
+from trainers.config import dump, to_yaml
+from trainers.distillation import teacher_hash
+from trainers.products import Product, load_product
+from trainers.run import Run
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="run folder")],
+    out: Annotated[Path | None, typer.Argument(help="export folder; FOLDER/export when left out")] = None,
+    which: WhichOption = "last",
+) -> None:
+    """Write the averaged generator as a diffusers pipeline, checked against the trainer's own samples."""
+    out = out or folder / "export"
+    difference = export_product(load_product(folder, which), folder, out)
+    Console().print(f"exported to {out}; largest difference to the trainer's images: {difference:.1e}", highlight=False)
+
+
+def export_product(product: Product, folder: Path, out: Path) -> float:
+    """Export; returns the largest absolute difference between both sides' images on the same noise."""
+    if not isinstance(product.model, Generator) or not isinstance(product.run, Run):
+        raise UserError(
+            f"'{folder}' trains a teacher: its teacher/ is a diffusers folder already; export takes distillations"
+        )
+    return export_pipeline(product.model.cpu(), out, _facts(product, product.run, folder))
+
+
+def _facts(product: Product, run: Run, folder: Path) -> CardFacts:
+    metrics = folder / "evaluation.json"
+    report = json.loads(metrics.read_text()) if metrics.is_file() else None
+    packages = ("distill-onestep", "torch", "diffusers", "accelerate")
+    recipe = dump(run)
+    return CardFacts(
+        name=run.name,
+        objective=recipe["objective"],
+        teacher=Path(run.teacher).parent.name + "/" + Path(run.teacher).name,
+        teacher_sha256=teacher_hash(run.teacher),
+        images=product.images,
+        metrics=report if report and report["images"] == product.images else None,
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        recipe=to_yaml(recipe),
+    )

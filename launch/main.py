@@ -1,0 +1,46 @@
+"""The `distill` command."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from distill.errors import UserError
+from launch import evaluate, export, quickstart, recipes, sample, train
+
+EXIT_USER_ERROR = 2
+
+app = typer.Typer(
+    name="distill",
+    help="Distil a diffusion or flow model into a one-step generator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(quickstart.quickstart)
+app.command()(recipes.recipes)
+app.command()(train.teacher)
+app.command()(train.train)
+app.command()(train.resume)
+app.command()(sample.sample)
+app.command()(evaluate.evaluate)
+app.command()(export.export)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user is one line on stderr and exit code 2, a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"distill: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""distill sample: a picture of what a run has made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from distill.errors import UserError
+from distill.random import Random
+from launch.evaluate import WhichOption
+from trainers.data.batches import inputs
+from trainers.pictures import grid
+from trainers.products import Product, load_product
+
+
+def sample(
+    folder: Annotated[Path, typer.Argument(help="run folder")],
+    out: Annotated[Path | None, typer.Option(help="PNG to write; FOLDER/sample.png when left out")] = None,
+    count: Annotated[int, typer.Option(help="images", min=1)] = 60,
+    columns: Annotated[int, typer.Option(help="images in a row", min=1)] = 10,
+    label: Annotated[int | None, typer.Option(help="one class for all; all classes in turn when left out")] = None,
+    seed: Annotated[int, typer.Option(help="noise")] = 0,
+    teacher: Annotated[bool, typer.Option("--teacher", help="the teacher at 35 evaluations instead")] = False,
+    which: WhichOption = "last",
+) -> None:
+    """Write a grid of samples."""
+    product = load_product(folder, which)
+    images = draw(product, count, label, seed, teacher)
+    out = out or folder / "sample.png"
+    grid(images, columns).save(out)
+    Console().print(f"{count} samples: {out}", highlight=False)
+
+
+def draw(product: Product, count: int, label: int | None = None, seed: int = 0, teacher: bool = False) -> torch.Tensor:
+    """`count` samples [N, C, H, W]; the same noise and labels for student and teacher."""
+    classes = product.dataset.classes
+    if label is not None and not 0 <= label < classes:
+        raise UserError(f"--label: {label} is not a class; allowed: " + (f"0 to {classes - 1}" if classes else "none"))
+    index = torch.arange(count, device=product.device)
+    noise, cond = inputs(product.dataset, Random.at(seed, index).stream("sample"))
+    if cond is not None:
+        cond = index % classes if label is None else torch.full_like(index, label)
+    sampler = product.teacher_sampler if teacher else product.sampler
+    if sampler is None:
+        raise UserError("--teacher: this run is itself a teacher's")
+    return sampler(noise, cond)

@@ -1,0 +1,94 @@
+"""distill teacher, distill train, distill resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.errors import UserError
+from launch.processes import join_world, launch_here, relaunch
+from launch.recipes import find_recipe
+from trainers import checkpoint
+from trainers.config import load_yaml, override
+from trainers.distillation import load_teacher
+from trainers.loop import build_experiment, fit, load_run
+from trainers.run import Run, TeacherRun
+from trainers.teacher import fresh_denoiser
+from trainers.tracking import check_trackers
+
+Recipe = Annotated[str, typer.Argument(help="a shipped recipe (see `distill recipes`) or a YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="changes to the recipe: key=value, objective.alpha=1.0")]
+Processes = Annotated[int | None, typer.Option(help="processes (GPUs, or CPU processes where there is none)", min=1)]
+Folder = Annotated[Path | None, typer.Option(help="run folder; runs/NAME when left out")]
+
+
+def teacher(recipe: Recipe, overrides: Overrides = None, processes: Processes = None, folder: Folder = None) -> None:
+    """Train a teacher where none exists; the run folder's teacher/ is what `train` takes."""
+    _start(recipe, overrides or [], processes, folder, TeacherRun)
+
+
+def train(recipe: Recipe, overrides: Overrides = None, processes: Processes = None, folder: Folder = None) -> None:
+    """Distil a teacher into a one-step generator."""
+    _start(recipe, overrides or [], processes, folder, Run)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(help="run folder")],
+    processes: Processes = None,
+) -> None:
+    """Continue a run from its newest valid checkpoint."""
+    run = load_run(folder)
+    checkpoint.newest(folder / "checkpoints")
+    check(run, processes or 1)
+    if launch_here(processes or 1):
+        relaunch(processes or 1, ["resume", str(folder), "--processes", str(processes)])
+    fit(run, folder, join_world(processes), resume=True)
+
+
+def _start(
+    recipe: str, overrides: list[str], processes: int | None, folder: Path | None, kind: type[Run] | type[TeacherRun]
+) -> None:
+    run = resolve(recipe, overrides)
+    if not isinstance(run, kind):
+        other = "teacher" if isinstance(run, TeacherRun) else "train"
+        raise UserError(f"{recipe}: this recipe is for `distill {other}`")
+    folder = folder or Path("runs") / run.name
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first looks, before any writes
+        check(run, processes or 1)
+        check_fresh(folder)
+    if launch_here(processes or 1):
+        command = "teacher" if isinstance(run, TeacherRun) else "train"
+        options = ["--processes", str(processes), "--folder", str(folder)]
+        relaunch(processes or 1, [command, recipe, *overrides, *options])
+    fit(run, folder, join_world(processes))
+
+
+def resolve(recipe: str, overrides: list[str]) -> Run | TeacherRun:
+    """The experiment of a recipe with overrides; its teacher as an absolute path, so that it resumes from anywhere."""
+    run = build_experiment(override(load_yaml(find_recipe(recipe)), overrides), recipe)
+    if isinstance(run, Run):
+        return dataclasses.replace(run, teacher=str(Path(run.teacher).resolve()))
+    return run
+
+
+def check(run: Run | TeacherRun, processes: int) -> None:
+    """Raise UserError for everything that can be known to fail, before processes start or anything trains."""
+    run.check_world(processes)
+    check_trackers(run)
+    dataset = run.data.load()
+    if isinstance(run, Run):
+        load_teacher(run, dataset)
+    else:
+        fresh_denoiser(run, dataset)
+
+
+def check_fresh(folder: Path) -> None:
+    """Raise UserError when `folder` holds a run already."""
+    if checkpoint.folders(folder / "checkpoints"):
+        raise UserError(
+            f"'{folder}' holds a run already: `distill resume {folder}` continues it, --folder or name= starts another"
+        )
