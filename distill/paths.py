@@ -135,6 +135,7 @@ class DiscreteVP(Path):
     alphas_cumprod: Tensor = field(init=False, repr=False, compare=False, metadata={"derived": True})
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON and YAML know lists only
         if self.betas:
             betas: Tensor = torch.tensor(self.betas, dtype=torch.float64)
         elif self.schedule == "scaled_linear":
@@ -143,6 +144,8 @@ class DiscreteVP(Path):
             betas = torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
         else:
             raise UserError(f"schedule: must be 'scaled_linear' or 'linear', got {self.schedule!r}")
+        if not bool(((betas > 0) & (betas <= 1)).all()):
+            raise UserError(f"betas: must lie in (0, 1], go from {float(betas.min()):g} to {float(betas.max()):g}")
         object.__setattr__(self, "alphas_cumprod", torch.cumprod(1 - betas, 0))
 
     def _signal(self, t: Tensor) -> Tensor:
@@ -150,10 +153,10 @@ class DiscreteVP(Path):
         return table[t.round().long().clamp(0, len(table) - 1)]
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._signal(t).sqrt().to(t.dtype)
+        return self._signal(t).sqrt().to(torch.promote_types(t.dtype, torch.float32))  # t may be whole numbers
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self._signal(t)).sqrt().to(t.dtype)
+        return (1 - self._signal(t)).sqrt().to(torch.promote_types(t.dtype, torch.float32))
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """In the angle of the path, d/dphi with alpha = cos phi: the velocity is then diffusers' v-prediction."""
@@ -163,7 +166,7 @@ class DiscreteVP(Path):
         table = self.alphas_cumprod.to(nsr.device)
         levels = 0.5 * ((1 - table) / table).log()
         middles = (levels[1:] + levels[:-1]) / 2
-        return torch.bucketize(nsr.double().log(), middles).to(nsr.dtype)
+        return torch.bucketize(nsr.double().log(), middles, right=True).to(nsr.dtype)
 
 
 @dataclass(frozen=True)

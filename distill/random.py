@@ -60,10 +60,12 @@ class Random:
         """[B, *shape] standard normal by Box and Muller (1958), two numbers from 64 bits."""
         count = math.prod(shape)
         bits = self.bits((count + 1) // 2)
-        first = (_shift(bits, 32).to(dtype) + 0.5) * 2.0**-32
-        angle = (bits & 0xFFFFFFFF).to(dtype) * (2 * math.pi * 2.0**-32)
-        radius = (-2 * first.log()).clamp_(min=0).sqrt_()  # float32 rounds the last 128 of 2^32 values to 1 and above
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].reshape(-1, *shape)
+        work = torch.promote_types(dtype, torch.float32)  # half precision cannot hold 32-bit integers
+        first = (_shift(bits, 32).to(work) + 0.5) * 2.0**-32
+        angle = (bits & 0xFFFFFFFF).to(work) * (2 * math.pi * 2.0**-32)
+        radius = (-2 * first.log()).clamp_(min=0).sqrt_()  # float32 rounds the last 128 of 2^32 values to 1: radius 0
+        normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+        return normal.reshape(-1, *shape).to(dtype)
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:

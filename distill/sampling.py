@@ -27,20 +27,24 @@ def sample(
 
     Heun's method with `evaluations` = 2 steps - 1 network calls on EDM's ramp from noise-to-signal ratio `high` to
     `low` and then to 0 (arXiv:2206.00364, algorithm 1 without churn; 35 is the paper's CIFAR-10 setting), through
-    diffusers' HeunDiscreteScheduler. Raises UserError for an even or non-positive number of evaluations.
+    diffusers' HeunDiscreteScheduler. On a discrete path the ramp spans what the path has of that range and steps on
+    its own levels. Raises UserError for an even number of evaluations or fewer than 3.
     """
     from diffusers import HeunDiscreteScheduler
 
     if evaluations < 3 or evaluations % 2 == 0:
         raise UserError(f"evaluations: Heun's method takes an odd number of at least 3, got {evaluations}")
     scheduler = HeunDiscreteScheduler(prediction_type="sample", use_karras_sigmas=True)
-    scheduler.register_to_config(sigma_min=low, sigma_max=high)
+    path = denoiser.path
+    ends = path.nsr(path.time(torch.tensor([low, high], dtype=torch.float64)))
+    scheduler.register_to_config(sigma_min=float(ends[0]), sigma_max=float(ends[1]))
     scheduler.set_timesteps((evaluations + 1) // 2)
     scheduler.set_begin_index(0)
-    path = denoiser.path
-    x = high * z
-    for nsr, timestep in zip(scheduler.sigmas[:-1], scheduler.timesteps, strict=True):
-        t = path.time(torch.full((len(z),), float(nsr), dtype=torch.float64, device=z.device))
+    times = path.time(scheduler.sigmas[:-1].double())
+    scheduler.sigmas = torch.cat([path.nsr(times), torch.zeros(1, dtype=torch.float64)])
+    x: Tensor = scheduler.sigmas[0] * z
+    for time, timestep in zip(times.tolist(), scheduler.timesteps, strict=True):
+        t = torch.full((len(z),), time, dtype=torch.float64, device=z.device)
         x0 = denoiser(expand(path.alpha(t), x).to(x.dtype) * x, t, cond)
         x = scheduler.step(x0, timestep, x).prev_sample
     return x

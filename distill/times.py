@@ -39,6 +39,10 @@ class LogNormal(Times):
     mean: float = -1.2
     std: float = 1.2
 
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise UserError(f"std: must be positive, got {self.std}")
+
     def nsr(self, u: Tensor, path: Path) -> Tensor:
         normal: Tensor = torch.special.ndtri(u)
         return (self.mean + self.std * normal).exp()
@@ -56,6 +60,8 @@ class Karras(Times):
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high:
             raise UserError(f"low, high: must satisfy 0 < low < high, got {self.low} and {self.high}")
+        if not self.rho > 0:
+            raise UserError(f"rho: must be positive, got {self.rho}")
         if not 0 < self.upto <= 1:
             raise UserError(f"upto: must be in (0, 1], got {self.upto}")
 

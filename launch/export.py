@@ -6,19 +6,21 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from distill.errors import UserError
-from distill.export import CardFacts, export_pipeline
 from distill.generator import Generator
 from launch.evaluate import WhichOption
 from trainers.config import dump, to_yaml
 from trainers.distillation import teacher_hash
 from trainers.products import Product, load_product
 from trainers.run import Run
+
+if TYPE_CHECKING:
+    from distill.export import CardFacts
 
 
 def export(
@@ -38,10 +40,14 @@ def export_product(product: Product, folder: Path, out: Path) -> float:
         raise UserError(
             f"'{folder}' trains a teacher: its teacher/ is a diffusers folder already; export takes distillations"
         )
+    from distill.export import export_pipeline  # diffusers' pipelines take seconds to import
+
     return export_pipeline(product.model.cpu(), out, _facts(product, product.run, folder))
 
 
 def _facts(product: Product, run: Run, folder: Path) -> CardFacts:
+    from distill.export import CardFacts
+
     metrics = folder / "evaluation.json"
     report = json.loads(metrics.read_text()) if metrics.is_file() else None
     packages = ("distill-onestep", "torch", "diffusers", "accelerate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -33,6 +34,7 @@ def main() -> None:
     """Run the command; a mistake of the user is one line on stderr and exit code 2, a traceback only with --debug."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.path.append(os.getcwd())  # a recipe may name the user's own my_module:MyObjective
     try:
         app(args=arguments)
     except UserError as error:

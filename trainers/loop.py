@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 from rich.console import Console
 
 from distill.errors import UserError
 from trainers import checkpoint, records
 from trainers.config import build as build_config
-from trainers.config import dump, load_yaml
+from trainers.config import dump, load_yaml, to_yaml
 from trainers.distillation import build_distillation
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples
 from trainers.hooks.log import NotFinite
@@ -40,7 +39,7 @@ def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: b
         _resume(session, folder, console)
     elif accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN_FILE).write_text(yaml.safe_dump(dump(run), sort_keys=False))
+        (folder / RUN_FILE).write_text(to_yaml(dump(run)), encoding="utf-8")
     accelerator.wait_for_everyone()
     start_trackers(run, folder, accelerator, console)
     log = Log(folder, run.log_every, console)

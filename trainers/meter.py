@@ -15,7 +15,8 @@ class Meter:
 
     def add(self, name: str, values: Tensor) -> None:
         """Add every element of `values`."""
-        pair = torch.stack([values.detach().double().sum(), values.new_tensor(values.numel(), dtype=torch.float64)])
+        count = values.new_full((), values.numel(), dtype=torch.float64)  # filled on the device: new_tensor would wait
+        pair = torch.stack([values.detach().double().sum(), count])
         total = self.totals.get(name)
         self.totals[name] = pair if total is None else total.add_(pair)
 
@@ -23,7 +24,7 @@ class Meter:
         """Every rank's pairs, {name: [world, 2]} on the CPU: the exact state of the meter, for a checkpoint."""
         if not self.totals:
             return {}
-        names = list(self.totals)
+        names = sorted(self.totals)  # the order of a meter that a checkpoint gave back
         gathered = accelerator.gather(torch.stack([self.totals[name] for name in names])[None])
         return dict(zip(names, gathered.cpu().unbind(1), strict=True))
 

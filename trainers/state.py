@@ -47,8 +47,10 @@ class Player:
     def training(self) -> Iterator[None]:
         """Trainable, with dropout, for one update."""
         self.bare.requires_grad_(True).train()
-        yield
-        self.rest()
+        try:
+            yield
+        finally:
+            self.rest()
 
     def learning_rate(self, images: int, total: int) -> float:
         """lr of the update after `images` of `total` images."""

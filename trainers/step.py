@@ -41,6 +41,7 @@ def distillation_step(run: Run, state: TrainState, nets: Denoisers, batches: Bat
     for k in range(run.fake_updates):
         if run.reuse_samples and k == run.fake_updates - 1:
             batch = batches.micro("generator", state.images, 0)
+            seed_dropout("generator", run, state, acc)
             with generator.training():
                 reused = [(batch, generator.module(batch.noise, batch.cond))]
         first = state.images * run.fake_updates + k * run.batch_size
@@ -62,8 +63,7 @@ def update(
     player: Player, loss: Callable[[int], Terms], phase: str, run: Experiment, state: TrainState, acc: Accelerator
 ) -> None:
     """Accumulate the gradient of `loss` over the micro-batches and step `player`; all others stay frozen."""
-    # Dropout is the only user of torch's global generator: its masks follow from the position in the run.
-    torch.manual_seed(zlib.crc32(f"{run.seed} {state.images} {phase} {acc.process_index}".encode()))
+    seed_dropout(phase, run, state, acc)
     with player.training():
         for micro in range(run.micro_batches):
             last = micro == run.micro_batches - 1
@@ -79,3 +79,8 @@ def update(
             torch.nn.utils.clip_grads_with_norm_(player.parameters, run.max_grad_norm, norm)
         player.step(norm, player.learning_rate(state.images, run.images))
     state.meter.add(f"{player.name}/grad_norm", norm)
+
+
+def seed_dropout(phase: str, run: Experiment, state: TrainState, acc: Accelerator) -> None:
+    """Dropout is the only user of torch's global generator: its masks follow from the position in the run."""
+    torch.manual_seed(zlib.crc32(f"{run.seed} {state.images} {phase} {acc.process_index}".encode()))

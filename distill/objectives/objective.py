@@ -101,6 +101,6 @@ class Objective:
 
     def scores(self, nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> tuple[Tensor, Tensor, Tensor]:
         """(teacher, fake, t): both estimates of x0 [B, ...] at one diffusion of x, with or without graph into x."""
-        with torch.set_grad_enabled(self.through_scores):
+        with torch.set_grad_enabled(self.through_scores and torch.is_grad_enabled()):
             x_t, t, _ = nets.path.draw(x, times, batch.random.stream("generator"))
             return nets.teacher(x_t, t, batch.cond), nets.fake(x_t, t, batch.cond), t

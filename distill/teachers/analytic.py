@@ -20,27 +20,30 @@ class GaussianMixture(Denoiser):
 
     def __init__(self, path: Path, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
         super().__init__(nn.Identity(), path, "x0")
-        if len(means) != len(stds) or not bool((stds > 0).all()):
-            raise UserError(
-                f"GaussianMixture: needs one positive std a mean, got {len(means)} means, stds {stds.tolist()}"
-            )
-        self.means, self.stds = nn.Buffer(means), nn.Buffer(stds)
         weights = torch.ones_like(stds) if weights is None else weights
+        for name, values in (("std", stds), ("weight", weights)):
+            if len(means) != len(values) or not bool((values > 0).all()):
+                raise UserError(
+                    f"GaussianMixture: needs one positive {name} a mean,"
+                    f" got {len(means)} means, {name}s {values.tolist()}"
+                )
+        self.means, self.stds = nn.Buffer(means), nn.Buffer(stds)
         self.log_weights = nn.Buffer((weights / weights.sum()).log())
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
         """x0 [B, ...] for `x_t` [B, ...] at `t` [B]: component means weighted by their responsibilities."""
-        t = t.to(x_t.dtype)
-        alpha, sigma = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]  # [B, 1]
-        variance = alpha**2 * self.stds**2 + sigma**2  # [B, K] of x_t under each component
-        flat, means = x_t.flatten(1)[:, None], self.means.flatten(1)  # [B, 1, D], [K, D]
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        alpha, sigma = self.path.alpha(t)[:, None].to(x_t.dtype), self.path.sigma(t)[:, None].to(x_t.dtype)  # [B, 1]
+        stds, log_weights = self.stds.to(x_t.dtype), self.log_weights.to(x_t.dtype)  # [K]
+        variance = alpha**2 * stds**2 + sigma**2  # [B, K] of x_t under each component
+        flat, means = x_t.flatten(1)[:, None], self.means.flatten(1).to(x_t.dtype)  # [B, 1, D], [K, D]
         offset = flat - alpha[..., None] * means  # [B, K, D]
         log_density = -0.5 * (offset**2).sum(-1) / variance - 0.5 * means.shape[1] * variance.log()
         if isinstance(cond, Tensor):
             share = torch.nn.functional.one_hot(cond, len(means)).to(x_t.dtype)
         else:
-            share = (self.log_weights + log_density).softmax(1)  # [B, K]
-        component = means + (alpha * self.stds**2 / variance)[..., None] * offset
+            share = (log_weights + log_density).softmax(1)  # [B, K]
+        component = means + (alpha * stds**2 / variance)[..., None] * offset
         return (share[..., None] * component).sum(1).reshape(x_t.shape)
 
     def data(self, random: Random, cond: Tensor | None = None) -> Tensor:

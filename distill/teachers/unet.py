@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
 from distill.errors import UserError
 from distill.paths import PATHS, Path
-from distill.prediction import Kind
+from distill.prediction import KINDS, Kind
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -77,7 +78,7 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
 
 
 def load_denoiser(folder: str | FilePath) -> Denoiser:
-    """Read a UNet denoiser from `folder`; raises UserError when it is missing, damaged or not of this format."""
+    """Read a UNet denoiser, in eval mode, from `folder`; raises UserError when it is missing, damaged or unknown."""
     from diffusers import UNet2DModel
 
     folder = FilePath(folder)
@@ -91,19 +92,24 @@ def load_denoiser(folder: str | FilePath) -> Denoiser:
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise UserError(f"teacher: the weights in '{folder / 'unet'}' do not fit their config, first at {wrong[0]}")
-    return Denoiser(UNet(unet), *description)
+    return Denoiser(UNet(unet), *description).eval()
 
 
 def _read_description(file: FilePath) -> tuple[Path, Kind, float]:
     try:
         description = json.loads(file.read_text())
-        path = dict(description["path"])
-        name = path.pop("name")
-        if name not in PATHS:
-            raise UserError(f"teacher: '{file}' names the path {name!r}; allowed: {', '.join(PATHS)}")
-        return PATHS[name](**path), description["prediction"], float(description["sigma_data"])
+        fields, prediction = dict(description["path"]), description["prediction"]
+        name = fields.pop("name")
+        for what, given, allowed in (("path", name, tuple(PATHS)), ("prediction", prediction, KINDS)):
+            if given not in allowed:
+                raise UserError(f"{what}: must be one of {', '.join(allowed)}, got {given!r}")
+        path = PATHS[name](**fields)
+        path.time(torch.ones(1))  # a field of a wrong type fails here
+        return path, prediction, float(description["sigma_data"])
     except FileNotFoundError as error:
         raise UserError(f"teacher: '{file}' is missing; it states path and prediction kind of the network") from error
+    except UserError as error:
+        raise UserError(f"teacher: '{file}': {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"teacher: '{file}' is damaged: {type(error).__name__}: {_line(error)}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ class Run:
     alpha: float = 1.2
     ema: bool = True
     title: str = ""
-    precision: Literal["no", "bf16", "fp32"] = "no"
+    precision: Literal["no", "bf16", "FP32"] = "no"
     factor: Literal[1, 2] = 1
     tracking: tuple[str, ...] = ()
     clip: float | None = None
@@ -85,6 +85,7 @@ KEYS = ", ".join(one.name for one in fields(Run) if one.init)
 USER_FILE = """
 from __future__ import annotations
 import sys
+HERE = __file__
 from dataclasses import dataclass
 Times = sys.modules[{module!r}].Times
 
@@ -185,9 +186,13 @@ def test_a_value_is_taken_at_its_exact_worth(key: str, given: Any, value: Any) -
         ({"title": 3}, "key 'title' must be a string, got 3"),
         (
             {"precision": "BF-16"},
-            "key 'precision' must be one of 'no', 'bf16', 'fp32', got 'BF-16' (did you mean 'bf16'?)",
+            "key 'precision' must be one of 'no', 'bf16', 'FP32', got 'BF-16' (did you mean 'bf16'?)",
         ),
-        ({"precision": False}, "key 'precision' must be one of 'no', 'bf16', 'fp32', got False"),
+        (
+            {"precision": "fp32"},
+            "key 'precision' must be one of 'no', 'bf16', 'FP32', got 'fp32' (did you mean 'FP32'?)",
+        ),
+        ({"precision": False}, "key 'precision' must be one of 'no', 'bf16', 'FP32', got False"),
         ({"factor": True}, "key 'factor' must be one of 1, 2, got True"),
         ({"tracking": "wandb"}, "key 'tracking' must be a list [a string, ...], got 'wandb'"),
         ({"tracking": ["wandb", 1]}, "key 'tracking' must be a list [a string, ...], got ['wandb', 1]"),
@@ -259,14 +264,19 @@ def test_a_class_without_fields_allows_no_key() -> None:
     assert refusal(build, Empty, {"a": 1}) == "unknown key 'a'; allowed: none"
 
 
-def test_dataclasses_inside_other_types_are_refused_to_the_developer() -> None:
-    @dataclass(frozen=True)
-    class Many:
-        several: tuple[Optimizer, ...] = ()
-
-    Many.__annotations__["several"] = tuple[Optimizer, ...]
+@pytest.mark.parametrize("hint", [tuple[Optimizer, ...], Optimizer | int | None, dict[str, Times]])
+def test_dataclasses_inside_other_types_are_refused_to_the_developer(hint: Any) -> None:
+    wrong = make_dataclass("Wrong", [("several", hint)])
     with pytest.raises(TypeError, match="may be annotated alone or with None, not inside other types"):
-        build(Many, {"several": [{"lr": 1}]})
+        build(wrong, {"several": {"lr": 1}})
+
+
+def test_a_registered_class_is_dumped_by_its_name_before_any_file_names_it() -> None:
+    base = make_dataclass("Base", [], frozen=True)
+    member = make_dataclass("Member", [("x", int, 1)], bases=(base,), frozen=True)
+    holder = make_dataclass("Holder", [("law", base), ("more", base | None, None)], frozen=True)
+    family(base, {"member": member})
+    assert dump(holder(member(), member(2))) == {"law": {"name": "member", "x": 1}, "more": {"name": "member", "x": 2}}
 
 
 def test_dump_is_fully_resolved_and_plain() -> None:
@@ -329,6 +339,7 @@ def test_a_users_class_that_no_configuration_named_is_dumped_by_its_module(folde
         ("laws/mine.py:Stranger", "{!r} must be a dataclass and a Times, without a field 'name'"),
         ("laws/mine.py:Undecorated", "{!r} must be a dataclass and a Times, without a field 'name'"),
         ("laws/mine.py:Named", "{!r} must be a dataclass and a Times, without a field 'name'"),
+        ("laws/mine.py:HERE", "{!r} must be a dataclass and a Times, without a field 'name'"),
         ("laws/mine.py:dataclass", "{!r} must be a dataclass and a Times, without a field 'name'"),
     ],
 )
@@ -363,7 +374,7 @@ def draw_run(rng: random.Random) -> Run:
         alpha=draw_number(rng),
         ema=rng.random() < 0.5,
         title=draw_text(rng),
-        precision=rng.choice(["no", "bf16", "fp32"]),
+        precision=rng.choice(["no", "bf16", "FP32"]),
         tracking=tuple(draw_text(rng) for _ in range(rng.randrange(3))),
         clip=rng.choice([None, draw_number(rng)]),
         warmup=rng.choice(["auto", draw_number(rng)]),
@@ -398,7 +409,7 @@ def test_numbers_in_a_file_keep_their_type_everywhere(tmp_path: Path) -> None:
     file.write_text("batch_size: 1e6\nalpha: 1e-4\nfake: {lr: 5e-05, extra: {eps: 1e-8}}\n")
     run = build(Run, load_yaml(file))
     assert (run.batch_size, run.alpha, run.fake) == (1_000_000, 0.0001, Optimizer(0.00005, extra={"eps": 1e-8}))
-    assert to_yaml({"b": 1e-5, "a": "1e5"}) == "b: 1.0e-05\na: '1e5'\n"
+    assert to_yaml({"b": 1e-5, "a": "1e5", "c": "é"}) == "b: 1.0e-05\na: '1e5'\nc: é\n"
 
 
 @pytest.mark.parametrize(
@@ -435,8 +446,9 @@ def test_a_file_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_merge_keys_and_equal_keys_of_different_groups_are_no_duplicates(tmp_path: Path) -> None:
     file = tmp_path / "good.yaml"
-    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, x: 4}\n")
-    assert load_yaml(file) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 4, "y": 2}}
+    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, x: 4}\nd: {1: a, '1': b}\n")
+    expected = {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 4, "y": 2}, "d": {1: "a", "1": "b"}}
+    assert load_yaml(file) == expected
 
 
 @pytest.mark.parametrize(
@@ -506,3 +518,4 @@ def test_diff_names_each_change() -> None:
         "ema: {} -> 0",
     ]
     assert diff(old, old) == []
+    assert diff({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}) == ["a.b.c: 1 -> 2"]

@@ -1,0 +1,105 @@
+"""A one-step generator: x0 = from_x_t x_t + from_output unet(input_scale x_t, timestep), x_t = scale noise.
+
+This file travels with the exported weights and needs only torch and diffusers. The five numbers stand in
+model_index.json; they are fixed, because the network was trained for this one step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+
+Labels = torch.Tensor | list[int] | int | None
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+# diffusers executes this file anew for each folder it loads, in one shared module: so the class holds everything.
+class OneStepPipeline(DiffusionPipeline):
+    """Unit normal noise to images with one evaluation of `unet`; the arithmetic around it is in float32."""
+
+    model_cpu_offload_seq = "unet"
+
+    # The numbers have defaults because diffusers takes an argument without one for a module.
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scale: float = 1.0,
+        timestep: float = 0.0,
+        input_scale: float = 1.0,
+        from_x_t: float = 0.0,
+        from_output: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet)
+        self.register_to_config(
+            scale=scale, timestep=timestep, input_scale=input_scale, from_x_t=from_x_t, from_output=from_output
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: Labels = None,
+        num_inference_steps: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """`batch_size` images as PIL ("pil"), numpy [B, H, W, C] ("np") or torch [B, C, H, W] ("pt") in [0, 1].
+
+        `class_labels`: one label an image; drawn from `generator` when the network has classes and none are given.
+        `latents`: unit normal noise [B, C, H, W] in place of what `generator` draws. Raises ValueError for more than
+        one step and for arguments that do not fit the network.
+        """
+        if num_inference_steps != 1:
+            raise ValueError(f"num_inference_steps: must be 1 for a one-step generator, got {num_inference_steps}")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type: must be 'pil', 'np' or 'pt', got {output_type!r}")
+        c, device = self.config, self._execution_device
+        x_t = c.scale * self._noise(batch_size, generator, latents, device)
+        labels = self._labels(batch_size, generator, class_labels, device)
+        timestep = torch.full((batch_size,), c.timestep, dtype=torch.float32, device=device)
+        x_in = (c.input_scale * x_t).to(self.unet.dtype)
+        output = self.unet(x_in, timestep, class_labels=labels, return_dict=False)[0]
+        x0 = c.from_x_t * x_t + c.from_output * output.float()
+        images = self._images(x0, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _noise(
+        self, batch_size: int, generator: Generators, latents: torch.Tensor | None, device: torch.device
+    ) -> torch.Tensor:
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, self.unet.config.in_channels, height, width)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents: must be {list(shape)}, got {list(latents.shape)}")
+        return latents.to(device, torch.float32)
+
+    def _labels(
+        self, batch_size: int, generator: Generators, class_labels: Labels, device: torch.device
+    ) -> torch.Tensor | None:
+        classes = self.unet.config.num_class_embeds
+        if classes is None:
+            if class_labels is not None:
+                raise ValueError("class_labels: this network has no classes")
+            return None
+        if class_labels is None:  # the place of the largest of equal normals is uniform, and any generator draws it
+            class_labels = randn_tensor((batch_size, classes), generator=generator, device=device).argmax(1)
+        labels = torch.as_tensor(class_labels, device=device).reshape(-1).long()
+        if len(labels) != batch_size or not ((labels >= 0) & (labels < classes)).all():
+            raise ValueError(f"class_labels: must be {batch_size} of 0 ... {classes - 1}, got {labels.tolist()}")
+        return labels
+
+    def _images(self, x0: torch.Tensor, output_type: str) -> Any:
+        images = (x0 / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        array = images.cpu().permute(0, 2, 3, 1).numpy()
+        return array if output_type == "np" else self.numpy_to_pil(array)

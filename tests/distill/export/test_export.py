@@ -1,0 +1,445 @@
+"""Exports: a fresh process that cannot import our packages runs the card's own snippet and gets our images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import CMStochasticIterativeScheduler, DiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from distill.denoiser import Denoiser
+from distill.errors import UserError
+from distill.export import CardFacts, export_pipeline, pipeline
+from distill.generator import Generator
+from distill.paths import EDM, VP, DiscreteVP, Flow
+from distill.paths import Path as NoisePath
+from distill.prediction import Kind
+from distill.teachers import build_unet
+
+Exports = dict[str, tuple[Generator, Path, float]]
+"""Case -> (generator, its export, what the self check found)."""
+
+ROOT = Path(__file__).resolve().parents[3]
+TOLERANCE = 1e-4
+NETWORK = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "attention_head_dim": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "dropout": 0.3,  # must be off in an export
+}
+FACTS = CardFacts(
+    name="Tiny generator",
+    objective={"name": "sid", "alpha": 1.0, "times": {"name": "uniform", "range": (0.1, 0.9)}},
+    teacher="teachers/tiny",
+    teacher_sha256="0123456789abcdef" * 4,
+    images=60_000,
+    metrics={"frechet": 1.23456789, "label_agreement": 0.875, "protocol": "pca48(digits, 1797 real)", "samples": 4000},
+    versions={"torch": torch.__version__},
+    recipe="name: tiny\nobjective: {name: sid}\n",
+)
+
+
+def make(
+    path: NoisePath, kind: Kind, t: float, scale: float | None = None, classes: int = 0, **network: Any
+) -> Generator:
+    """A tiny generator whose every weight is random, so that no zero-initialised layer hides a difference."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        channels = network.pop("channels", 3)
+        config = {"in_channels": channels, "out_channels": channels, "num_class_embeds": classes or None}
+        unet = build_unet({**NETWORK, **config, **network})
+        with torch.no_grad():
+            for weight in unet.parameters():
+                weight += 0.05 * torch.randn_like(weight)
+    return Generator(Denoiser(unet, path, kind), t, scale)
+
+
+CASES: dict[str, Callable[[], Generator]] = {
+    "edm conditional": lambda: make(EDM(), "edm", 2.5, classes=3),
+    "edm unconditional": lambda: make(EDM(), "edm", 80.0, channels=1),
+    "flow t=0.714": lambda: make(Flow(), "velocity", 0.714, classes=3),
+    "flow t=1": lambda: make(Flow(), "velocity", 1.0),
+    "vp eps": lambda: make(VP(), "eps", 0.25, classes=10, channels=1),
+    "discrete vp v": lambda: make(DiscreteVP(), "v", 625.0),
+}
+STOCK = {"edm conditional", "edm unconditional"}
+CHECKED_ONLY: dict[str, Callable[[], Generator]] = {
+    "edm with its own scale": lambda: make(EDM(), "edm", 2.5, scale=2.0),
+    "edm not square": lambda: make(EDM(), "edm", 2.5, sample_size=(8, 4)),
+    "edm x0": lambda: make(EDM(), "x0", 2.5),
+    "vp score": lambda: make(VP(), "score", 0.25, scale=1.0),
+    "flow edm": lambda: make(Flow(), "edm", 0.7, classes=2),
+}
+
+
+def images(generator: Generator, noise: Tensor) -> Tensor:
+    """The generator's images [B, C, H, W] in [-1, 1], labels going round the classes."""
+    classes = generator.denoiser.network.classes
+    labels = torch.arange(len(noise)) % classes if classes else None
+    with torch.no_grad():
+        return generator.eval()(noise, labels).clamp(-1, 1)
+
+
+def normal(generator: Generator, seed: int = 0) -> Tensor:
+    return torch.randn(8, *generator.denoiser.network.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def snippet(folder: Path) -> str:
+    """The only Python in the card."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
+    return code
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """diffusers copies each folder's code to one place of the user's home, which parallel tests must not share."""
+    cache = tmp_path_factory.mktemp("modules")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(cache))
+        yield cache
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    root = tmp_path_factory.mktemp("exports")
+    done = {}
+    for case, build in CASES.items():
+        generator = build()
+        done[case] = (generator, root / case, export_pipeline(generator, root / case, FACTS))
+    return done
+
+
+STRANGER = """
+import json, os, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("distill", "trainers", "launch"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+for name in ("distill", "trainers", "launch"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    sys.exit(f"{name} can be imported")
+import numpy, torch
+from safetensors.torch import save_file
+found = {}
+for case, (folder, code) in json.load(open("cases.json")).items():
+    os.chdir(os.path.dirname(folder))
+    for kind in ("pil", "pt"):
+        torch.manual_seed(0)
+        names = {}
+        exec(code if kind == "pil" else code.replace("steps=1", "steps=1, output_type='pt'"), names)
+        drawn = names["images"]
+        found[f"{case} {kind}"] = drawn if kind == "pt" else torch.from_numpy(numpy.stack(drawn))
+save_file(found, sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def strangers(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """What the cards' snippets, seeded with 0, give in a process of their own."""
+    work = tmp_path_factory.mktemp("stranger")
+    assert ROOT not in work.parents
+    cases = {case: (str(folder), snippet(folder)) for case, (_, folder, _) in exports.items()}
+    (work / "cases.json").write_text(json.dumps(cases))
+    (work / "stranger.py").write_text(STRANGER)
+    found = work / "found.safetensors"
+    environment = {"HOME": str(work), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", "stranger.py", str(found)]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return load_file(found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_cards_snippet_gives_our_images_without_our_packages(
+    case: str, exports: Exports, strangers: dict[str, Tensor]
+) -> None:
+    generator, _, _ = exports[case]
+    ours = images(generator, normal(generator))
+    assert float((2 * strangers[f"{case} pt"] - 1 - ours).abs().max()) < TOLERANCE
+    levels = ((ours / 2 + 0.5) * 255).permute(0, 2, 3, 1)
+    pictures = strangers[f"{case} pil"].reshape(levels.shape)  # PIL has no channel axis for grey
+    assert float((pictures - levels).abs().max()) < 0.51
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_cases_could_show_a_difference(case: str, exports: Exports) -> None:
+    """Not saturated, and different with other noise and other labels."""
+    generator, _, _ = exports[case]
+    noise = normal(generator)
+    ours = images(generator, noise)
+    assert float((ours.abs() == 1).float().mean()) < 0.5
+    assert float((ours - images(generator, normal(generator, seed=1))).abs().max()) > 0.1
+    if generator.denoiser.network.classes:
+        same = images(generator, noise[:1].expand_as(noise))
+        assert float((same[0] - same[1]).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_difference_found_is_returned_and_stored(case: str, exports: Exports) -> None:
+    _, folder, difference = exports[case]
+    assert 0 <= difference < 2e-6
+    check = json.loads((folder / "export_check.json").read_text())
+    assert check == {"largest_absolute_difference": difference, "tolerance": TOLERANCE, "images": 8, "seed": 0}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_code_travels_only_where_no_stock_pipeline_is_exact(case: str, exports: Exports) -> None:
+    _, folder, _ = exports[case]
+    files = {"README.md", "export_check.json", "model_index.json"}
+    files |= {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    assert set(content(folder)) == files | ({"scheduler/scheduler_config.json"} if case in STOCK else {"pipeline.py"})
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    if case not in STOCK:
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            DiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("case", CHECKED_ONLY)
+def test_other_generators_export_too(case: str, tmp_path: Path) -> None:
+    assert export_pipeline(CHECKED_ONLY[case](), tmp_path / "export", FACTS) < 2e-6
+    assert (tmp_path / "export" / "pipeline.py").is_file()
+
+
+def test_a_bfloat16_training_exports_its_float32_weights_and_stays_as_it_is(tmp_path: Path) -> None:
+    generator = make(EDM(), "edm", 2.5)
+    generator.denoiser.autocast_dtype = torch.bfloat16
+    generator.train()
+    assert export_pipeline(generator, tmp_path / "export", FACTS) < 2e-6
+    assert generator.denoiser.autocast_dtype == torch.bfloat16
+    assert all(module.training for module in generator.modules())
+    assert all(weight.requires_grad for weight in generator.parameters())
+
+
+def test_float64_weights_are_stored_in_float32(tmp_path: Path) -> None:
+    generator = make(Flow(), "velocity", 0.714).double()
+    assert export_pipeline(generator, tmp_path / "export", FACTS) < 2e-6
+    weights = load_file(tmp_path / "export" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert {weight.dtype for weight in generator.parameters()} == {torch.float64}
+
+
+def tamper_scheduler(key: str, factor: float) -> Callable[[Generator], Any]:
+    right = pipeline._scheduler
+
+    def wrong(generator: Generator) -> Any:
+        config = dict(right(generator).config)
+        return CMStochasticIterativeScheduler.from_config({**config, key: factor * config[key] + 0.002 * (not factor)})
+
+    return wrong
+
+
+def tamper_settings(key: str, factor: float) -> Callable[[Generator], dict[str, float]]:
+    right = pipeline._settings
+    return lambda generator: {**right(generator), key: factor * right(generator)[key]}
+
+
+TAMPERED = [
+    ("edm conditional", "_scheduler", tamper_scheduler("sigma_max", 1.001)),
+    ("edm conditional", "_scheduler", tamper_scheduler("sigma_data", 1.001)),
+    ("edm conditional", "_scheduler", tamper_scheduler("sigma_min", 0)),  # 0.002, the default
+    *(
+        ("flow t=0.714", "_settings", tamper_settings(key, 1.001))
+        for key in ("scale", "timestep", "input_scale", "from_x_t", "from_output")
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "name", "wrong"), TAMPERED)
+@pytest.mark.parametrize("before", ["nothing", "an export"])
+def test_a_wrong_export_is_refused_and_changes_nothing(
+    case: str, name: str, wrong: Callable[..., Any], before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, generator = tmp_path / "export", CASES[case]()
+    if before == "an export":
+        export_pipeline(generator, folder, FACTS)
+    old = content(tmp_path)
+    monkeypatch.setattr(pipeline, name, wrong)
+    with pytest.raises(UserError, match=r"differ from the generator's by [\d.e-]+, more than 0.0001"):
+        export_pipeline(generator, folder, FACTS)
+    assert content(tmp_path) == old
+    assert list(tmp_path.iterdir()) == ([folder] if before == "an export" else [])
+
+
+def test_images_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    generator = make(EDM(), "edm", 2.5)
+    with torch.no_grad():
+        generator.denoiser.network.unet.conv_in.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="by nan"):
+        export_pipeline(generator, tmp_path / "export", FACTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_diffusers_cannot_read_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_write_custom", lambda generator, folder: folder.mkdir())
+    with pytest.raises(UserError, match="diffusers cannot use the exported folder: .*model_index.json"):
+        export_pipeline(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
+    monkeypatch.setattr(pipeline, "_reload", lambda *_: json.loads("{\n"))
+    with pytest.raises(UserError, match="^[^\\n]+$"):
+        export_pipeline(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "export"
+    export_pipeline(make(EDM(), "edm", 2.5), folder, FACTS)
+    export_pipeline(make(Flow(), "velocity", 1.0), folder, FACTS)
+    assert not (folder / "scheduler").exists() and (folder / "pipeline.py").is_file()
+    assert list(folder.parent.iterdir()) == [folder]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("years of work")
+    for mine in (tmp_path / "thesis", tmp_path / "thesis" / "chapter"):
+        with pytest.raises(UserError, match="exists and is not an export"):
+            export_pipeline(make(EDM(), "edm", 2.5), mine, FACTS)
+    assert content(tmp_path / "thesis") == {"chapter": b"years of work"}
+
+
+def test_an_interrupted_replacement_puts_the_old_export_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, generator = tmp_path / "export", make(EDM(), "edm", 2.5)
+    export_pipeline(generator, folder, FACTS)
+    old, rename = content(folder), pipeline.os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        if target == folder and source.parent.parent == tmp_path and source.name == "export":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(pipeline.os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_pipeline(generator, folder, dataclasses.replace(FACTS, name="Later"))
+    assert content(folder) == old and list(tmp_path.iterdir()) == [folder]
+
+
+def test_other_networks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be a UNet2DModel, got Identity"):
+        export_pipeline(Generator(Denoiser(nn.Identity(), EDM(), "edm"), 2.5), tmp_path / "export", FACTS)
+
+
+def load(exports: Exports, case: str) -> Any:
+    return DiffusionPipeline.from_pretrained(exports[case][1], trust_remote_code=True)
+
+
+def seeded(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_pipeline_refuses_what_it_cannot_do(exports: Exports) -> None:
+    conditional, unconditional = load(exports, "flow t=0.714"), load(exports, "flow t=1")
+    for arguments, message in (
+        ({"num_inference_steps": 2}, "num_inference_steps: must be 1 for a one-step generator, got 2"),
+        ({"output_type": "latent"}, "output_type: must be 'pil', 'np' or 'pt', got 'latent'"),
+        ({"class_labels": [0, 1]}, r"class_labels: must be 1 of 0 ... 2, got \[0, 1\]"),
+        ({"class_labels": 3}, r"class_labels: must be 1 of 0 ... 2, got \[3\]"),
+        ({"latents": torch.zeros(1, 1, 8, 8)}, r"latents: must be \[1, 3, 8, 8\], got \[1, 1, 8, 8\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            conditional(**arguments)
+    with pytest.raises(ValueError, match="class_labels: this network has no classes"):
+        unconditional(class_labels=[0])
+
+
+def test_the_pipelines_arguments(exports: Exports) -> None:
+    pipe, generator = load(exports, "flow t=0.714"), exports["flow t=0.714"][0]
+    noise = normal(generator)
+    ours = images(generator, noise) / 2 + 0.5
+    labels = torch.arange(8) % 3
+    pt = pipe(8, labels, latents=noise, output_type="pt", return_dict=False)[0]
+    torch.testing.assert_close(pt, ours, rtol=0, atol=1e-6)
+    array = pipe(8, labels.tolist(), latents=noise, output_type="np").images
+    torch.testing.assert_close(torch.from_numpy(array).permute(0, 3, 1, 2), ours, rtol=0, atol=1e-6)
+    one = pipe(class_labels=0, latents=noise[:1], output_type="pt").images
+    torch.testing.assert_close(one, ours[:1], rtol=0, atol=1e-6)
+    assert pipe(2, generator=seeded()).images[1].size == (8, 8)
+
+
+def test_labels_left_out_come_from_the_generator(exports: Exports) -> None:
+    pipe = load(exports, "flow t=0.714")
+    first, again = (pipe(8, generator=seeded(), output_type="pt").images for _ in range(2))
+    assert torch.equal(first, again)
+    labels = pipe._labels(3000, seeded(), None, torch.device("cpu"))
+    assert labels.bincount().tolist() == pytest.approx([1000] * 3, abs=110)  # 4 standard deviations
+    each = pipe(4, generator=[seeded(i) for i in range(4)], output_type="pt").images
+    assert torch.equal(each, pipe(4, generator=[seeded(i) for i in range(4)], output_type="pt").images)
+
+
+def test_the_arithmetic_is_float32_around_a_network_in_low_precision(
+    exports: Exports,
+) -> None:
+    pipe = load(exports, "vp eps").to(torch.bfloat16)
+    with torch.no_grad():
+        for weight in pipe.unet.parameters():
+            weight.zero_()
+    noise = normal(exports["vp eps"][0])
+    t = torch.tensor([0.25], dtype=torch.float64)
+    expected = noise * float(VP().sigma(t)) / float(VP().alpha(t))  # eps = 0
+    pt = pipe(8, list(range(8)), latents=noise, output_type="pt").images
+    assert pt.dtype == torch.float32
+    torch.testing.assert_close(2 * pt - 1, expected.clamp(-1, 1), rtol=0, atol=1e-6)
+
+
+def card(folder: Path) -> str:
+    return (folder / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_cards_snippet_is_three_lines_that_name_what_is_needed(case: str, exports: Exports) -> None:
+    generator, folder, _ = exports[case]
+    code = snippet(folder)
+    assert len(code.splitlines()) == 3
+    assert ("trust_remote_code=True" in code) == (case not in STOCK)
+    assert ("trust_remote_code" in card(folder)) == (case not in STOCK)
+    assert ("class_labels" in card(folder)) == (generator.denoiser.network.classes > 0)
+
+
+def test_the_card_states_the_facts(exports: Exports) -> None:
+    text = card(exports["edm conditional"][1])
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "diffusers",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["one-step-generation", "diffusion-distillation", "sid"],
+    }
+    blocks = [yaml.safe_load(block) for block in re.findall(r"`{3,4}yaml\n(.*?)`{3}", body, re.DOTALL)]
+    objective = {"name": "sid", "alpha": 1.0, "times": {"name": "uniform", "range": [0.1, 0.9]}}
+    assert blocks == [objective, yaml.safe_load(FACTS.recipe)]
+    for fact in (
+        "# Tiny generator",
+        "an image of 3 x 8 x 8 (channels, height, width), conditional on 3 classes.",
+        f"Teacher: `teachers/tiny`, SHA-256 `{FACTS.teacher_sha256}`",
+        "Trained on 60,000 generated images",
+        "Protocol: `pca48(digits, 1797 real)`",
+        "| frechet | 1.23457 |\n| label_agreement | 0.875 |\n| samples | 4000 |",
+        f"torch {torch.__version__}",
+        "One step only: `num_inference_steps=1`",
+    ):
+        assert fact in body
+
+
+def test_a_card_without_metrics_says_so(tmp_path: Path) -> None:
+    export_pipeline(make(EDM(), "edm", 2.5), tmp_path / "export", dataclasses.replace(FACTS, metrics=None))
+    assert "## Metrics\n\nNone were measured." in card(tmp_path / "export")

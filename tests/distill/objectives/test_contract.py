@@ -1,0 +1,183 @@
+"""What the trainer relies on, for every objective on every path: a new objective is tested by being named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill import Denoiser, DiscreteVP, Flow, Path, Random, UserError
+from distill.objectives import Batch, Denoisers, Objective
+from distill.times import Times, UniformSteps
+from tests.toys import ALL_OBJECTIVES, ALL_PATHS, Tanh
+
+SHAPE, SIZE = (2, 3, 3), 18
+
+
+@dataclass
+class Case:
+    """An objective with frozen toy networks, a batch and a sample that carries a graph."""
+
+    objective: Objective
+    nets: Denoisers
+    batch: Batch
+    x: Tensor
+    teacher: nn.Module
+    fake: nn.Module
+    calls: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+
+def make(objective: Objective, path: Path, seed: int = 0, rows: slice = slice(0, 4), bf16: bool = False) -> Case:
+    """Samples `rows` of a run under `seed`; networks and x depend on neither but for the rows."""
+    autocast = torch.bfloat16 if bf16 else None
+    teacher, fake = (Denoiser(Tanh(SIZE, s), path, "v", autocast_dtype=autocast) for s in (1, 2))
+    if bf16:
+        teacher.network.bfloat16()
+    index = torch.arange(8)[rows]
+    random = Random.at(seed, index)
+    x = Random.at(9, index).normal(*SHAPE).requires_grad_()
+    batch = Batch(random.stream("latent").normal(*SHAPE), random, index % 3, real=torch.tanh(x.detach()))
+    case = Case(objective, Denoisers(path, teacher, fake), batch, x, teacher, fake)
+    for net in (teacher, fake):
+        net.requires_grad_(False)
+        net.register_forward_pre_hook(lambda module, inputs: case.calls.append(inputs))
+    return case
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def has_gradient(tensor: Tensor) -> bool:
+    return tensor.grad is not None and bool((tensor.grad != 0).any())
+
+
+every_objective = pytest.mark.parametrize("objective", ALL_OBJECTIVES.values(), ids=ALL_OBJECTIVES)
+every_path = pytest.mark.parametrize("path", ALL_PATHS.values(), ids=ALL_PATHS)
+
+
+@every_objective
+@every_path
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_terms(objective: Objective, path: Path, bf16: bool) -> None:
+    case = make(objective, path, bf16=bf16)
+    for loss in (objective.generator_loss, objective.fake_loss):
+        terms = loss(case.nets, case.x, case.batch)
+        assert terms
+        for name, term in terms.items():
+            assert name.isidentifier()
+            assert term.shape == (4,)
+            assert term.dtype == torch.float32
+            assert bool(term.isfinite().all())
+
+
+@every_objective
+@every_path
+def test_generator_loss_reaches_x_alone(objective: Objective, path: Path) -> None:
+    case = make(objective, path)
+    total(objective.generator_loss(case.nets, case.x, case.batch)).backward()
+    assert has_gradient(case.x)
+    assert all(p.grad is None for net in (case.teacher, case.fake) for p in net.parameters())
+
+
+@every_objective
+@every_path
+def test_fake_loss_reaches_the_fake_alone(objective: Objective, path: Path) -> None:
+    case = make(objective, path)
+    case.fake.requires_grad_(True)
+    total(objective.fake_loss(case.nets, case.x, case.batch)).backward()
+    assert all(has_gradient(p) for p in case.fake.parameters())
+    assert case.x.grad is None
+    assert all(p.grad is None for p in case.teacher.parameters())
+
+
+@every_objective
+@every_path
+def test_graph_through_the_networks_is_as_declared(objective: Objective, path: Path) -> None:
+    case = make(objective, path)
+    objective.generator_loss(case.nets, case.x, case.batch)
+    assert len(case.calls) == 2
+    assert all(x_t.requires_grad == objective.through_scores for x_t, _, _ in case.calls)
+    if objective.through_scores:  # and the loss depends on it, through each of the two
+        for which in range(2):
+            case.calls.clear()
+            terms = objective.generator_loss(case.nets, case.x, case.batch)
+            outputs = torch.autograd.grad(total(terms), case.calls[which][0])
+            assert bool((outputs[0] != 0).any())
+
+
+@every_objective
+def test_no_graph_is_built_where_none_is_wanted(objective: Objective) -> None:
+    case = make(objective, Flow())
+    with torch.no_grad():
+        objective.generator_loss(case.nets, case.x, case.batch)
+    assert not any(x_t.requires_grad for x_t, _, _ in case.calls)
+
+
+@every_objective
+@every_path
+def test_networks_see_the_same_sample_time_and_condition(objective: Objective, path: Path) -> None:
+    """Teacher and fake are compared at one x_t, which is x diffused with noise that is not the generator's."""
+    case = make(objective, path)
+    objective.generator_loss(case.nets, case.x, case.batch)
+    (x_t, t, cond), other = case.calls
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip((x_t, t, cond), other, strict=True))
+    assert cond is case.batch.cond
+    alpha, sigma = (f(t)[:, None, None, None] for f in (path.alpha, path.sigma))
+    noise = (x_t.detach() - alpha * case.x.detach()) / sigma
+    correlation = torch.corrcoef(torch.stack([noise.flatten(), case.batch.noise.flatten()]))[0, 1]
+    assert abs(float(correlation)) < 0.5  # 72 numbers: independent ones stay below with overwhelming probability
+    objective.fake_loss(case.nets, case.x, case.batch)
+    assert not torch.equal(case.calls[2][0], x_t)  # a fresh diffusion, at fresh times
+    assert not torch.equal(case.calls[2][1], t)
+    assert torch.equal(case.calls[2][2], cond)
+
+
+@every_objective
+@every_path
+def test_losses_are_functions_of_their_arguments(objective: Objective, path: Path) -> None:
+    for name in ("generator_loss", "fake_loss"):
+        first, again, other, part = (
+            total_of(make(objective, path, *args), name) for args in ((), (), (1,), (0, slice(1, 3)))
+        )
+        assert torch.equal(first, again)
+        assert not torch.isclose(first, other).any()
+        assert torch.allclose(part, first[1:3], rtol=1e-4)  # a sample's loss does not depend on its batch
+
+
+def total_of(case: Case, loss: str) -> Tensor:
+    """The sum of the terms, [B], with torch's global generator in another state at every call."""
+    torch.rand(3)
+    terms: dict[str, Tensor] = getattr(case.objective, loss)(case.nets, case.x, case.batch)
+    return torch.stack(list(terms.values())).sum(0).detach()
+
+
+@every_objective
+def test_fake_is_only_called_and_its_weight_knows_the_data(objective: Objective) -> None:
+    """While the fake trains it stands behind a wrapper without attributes; sigma_data is the teacher's."""
+    case = make(objective, Flow())
+    nets = Denoisers(case.nets.path, case.nets.teacher, lambda x_t, t, cond: case.nets.fake(x_t, t, cond))
+    plain = objective.fake_loss(case.nets, case.x, case.batch)["denoising"]
+    assert torch.equal(objective.fake_loss(nets, case.x, case.batch)["denoising"], plain)
+    assert torch.equal(
+        objective.generator_loss(nets, case.x, case.batch).popitem()[1], total_of(case, "generator_loss")
+    )
+    case.nets.teacher.sigma_data = 5.0
+    assert torch.equal(objective.fake_loss(nets, case.x, case.batch)["denoising"], plain) == (
+        objective.fake_weight != "edm"
+    )
+
+
+@every_objective
+def test_every_law_of_times_is_checked_against_the_path(objective: Objective) -> None:
+    laws = [f.name for f in fields(objective) if isinstance(getattr(objective, f.name), Times)]
+    assert {"times", "fake_times"} <= set(laws)
+    for path in ALL_PATHS.values():
+        objective.check(path)
+    for law in laws:
+        steps = type(objective)(**{law: UniformSteps()})
+        steps.check(DiscreteVP())
+        with pytest.raises(UserError, match=r"^times: uniform_steps needs a discrete_vp path, the teacher's is Flow"):
+            steps.check(Flow())

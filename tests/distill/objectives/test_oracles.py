@@ -1,0 +1,213 @@
+"""Expected gradients on Gaussians against closed forms.
+
+The generator is x = M z + b, the teacher N(mu, S), the fake exact for the generator as it stands and held constant.
+Every loss without a per-sample normaliser is then quadratic in (z, noise), so that four Gauss-Hermite nodes a dimension
+give its expectation exactly: what is compared here is algebra, to 1e-9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import EDM, Flow, Path
+from distill.objectives import FGM, Batch, Denoisers, DiffInstruct, Objective, SiD, sid_loss
+from tests.toys import ALL_OBJECTIVES, ALL_PATHS, At, Normal, given, gradients, hermite
+
+KAPPAS = (-0.5, 0.0, 0.5, 1.0, 1.2, 2.0)
+RATIOS = (0.1, 0.8, 5.0)
+Loss = Callable[[Objective, Denoisers, Tensor, Batch], Tensor]
+
+ONE = {
+    "m": torch.tensor([[0.7]], dtype=torch.float64),
+    "b": torch.tensor([0.4], dtype=torch.float64),
+    "mu": torch.tensor([-0.3], dtype=torch.float64),
+    "s": torch.tensor([[1.69]], dtype=torch.float64),
+}
+TWO = {
+    "m": torch.tensor([[0.7, -0.4], [0.1, 1.1]], dtype=torch.float64),
+    "b": torch.tensor([0.4, -1.0], dtype=torch.float64),
+    "mu": torch.tensor([-0.3, 0.2], dtype=torch.float64),
+    "s": torch.tensor([[1.7, 0.5], [0.5, 0.6]], dtype=torch.float64),
+}
+
+
+def own(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
+    """The objective's own term [B]."""
+    (term,) = objective.generator_loss(nets, x, batch).values()
+    return term
+
+
+def bare_sid(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
+    """SiD [B] on the objective's own draws, without the normaliser, which is no polynomial."""
+    assert isinstance(objective, SiD)
+    teacher, fake, _ = objective.scores(nets, x, batch, objective.times)
+    return sid_loss(x, teacher, fake, objective.alpha)
+
+
+def expected_gradients(path: Path, objective: Objective, loss: Loss, case: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """d/db [D] and d/dM [D, D] of the expected loss."""
+    size = len(case["b"])
+    nodes, weights = hermite(2 * size)
+    z, noise = nodes[:, :size], nodes[:, size:]
+    m, b = case["m"], case["b"]
+    nets = Denoisers(path, Normal(path, case["mu"], case["s"]), Normal(path, b, m @ m.T))
+
+    def expectation(b: Tensor, m: Tensor) -> Tensor:
+        return (weights * loss(objective, nets, z @ m.T + b, Batch(z, given(noise)))).sum()
+
+    d_b, d_m = gradients(expectation, b, m)
+    return d_b, d_m
+
+
+def coefficients(path: Path, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """alpha, sigma and |J| = |alpha' sigma - alpha sigma'| where the path has this noise-to-signal ratio."""
+    t = path.time(torch.tensor(ratio, dtype=torch.float64))
+    (alpha_dot, sigma_dot), alpha, sigma = path.derivatives(t), path.alpha(t), path.sigma(t)
+    return alpha, sigma, alpha_dot * sigma - alpha * sigma_dot
+
+
+def close(ours: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> bool:
+    return all(float((a - b).norm() / b.norm()) < 1e-9 for a, b in zip(ours, exact, strict=True))
+
+
+def matrices(alpha: Tensor, sigma: Tensor, case: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """C_T^-1, C_F^-1, their difference Q, and the difference of the means."""
+    eye = torch.eye(len(case["b"])).double()
+    teacher = torch.linalg.inv(alpha**2 * case["s"] + sigma**2 * eye)
+    fake = torch.linalg.inv(alpha**2 * case["m"] @ case["m"].T + sigma**2 * eye)
+    return teacher, fake, teacher - fake, case["b"] - case["mu"]
+
+
+def sid_row(alpha: Tensor, sigma: Tensor, case: dict[str, Tensor], kappa: float) -> tuple[Tensor, Tensor]:
+    """SiD(kappa) in D-space."""
+    teacher, fake, q, m = matrices(alpha, sigma, case)
+    d_b = (2 * (1 - kappa) * q + fake) @ teacher @ m
+    d_m = (2 * (1 - kappa) * q @ q + q @ fake + fake @ q) @ case["m"]
+    return sigma**4 * d_b, sigma**4 * d_m
+
+
+every_setting = [
+    pytest.param(path, ratio, case, id=f"{name}-{ratio}-{len(case['b'])}d")
+    for name, path in ALL_PATHS.items()
+    for ratio in RATIOS
+    for case in (ONE, TWO)
+]
+
+
+@pytest.mark.parametrize(("path", "ratio", "case"), every_setting)
+def test_diff_instruct(path: Path, ratio: float, case: dict[str, Tensor]) -> None:
+    alpha, sigma, _ = coefficients(path, ratio)
+    teacher, _, q, m = matrices(alpha, sigma, case)
+    exact = (sigma**2 * teacher @ m, sigma**2 * q @ case["m"])
+    assert close(expected_gradients(path, DiffInstruct(times=At(ratio)), own, case), exact)
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
+@pytest.mark.parametrize(("path", "ratio", "case"), every_setting)
+def test_sid(path: Path, ratio: float, case: dict[str, Tensor], kappa: float) -> None:
+    alpha, sigma, _ = coefficients(path, ratio)
+    ours = expected_gradients(path, SiD(alpha=kappa, times=At(ratio)), bare_sid, case)
+    assert close(ours, sid_row(alpha, sigma, case, kappa))
+
+
+@pytest.mark.parametrize(("first", "kappa"), [(1.0, 0.5), (0.0, 1.0)])
+@pytest.mark.parametrize(("path", "ratio", "case"), every_setting)
+def test_fgm(path: Path, ratio: float, case: dict[str, Tensor], first: float, kappa: float) -> None:
+    alpha, sigma, jacobian = coefficients(path, ratio)
+    exact = tuple(2 * (jacobian / sigma) ** 2 * row for row in sid_row(alpha, sigma, case, kappa))
+    assert close(expected_gradients(path, FGM(first=first, times=At(ratio)), own, case), exact)
+
+
+def scalar_rows(alpha: Tensor, sigma: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """The table of 1-D gradients (d/db, d/da), each written out on its own."""
+    a, m, s2 = ONE["m"], ONE["b"] - ONE["mu"], ONE["s"]
+    big_a, big_b = alpha**2 * s2 + sigma**2, alpha**2 * a**2 + sigma**2
+    d, squares = 1 / big_a - 1 / big_b, 1 / big_a**2 - 1 / big_b**2
+    return {
+        "diff_instruct": (sigma**2 * m / big_a, sigma**2 * a * d),
+        "fisher": (sigma**4 * m / big_a**2, sigma**4 * a * squares),
+        "sim_l2": (sigma**4 * m / (big_a * big_b), 2 * sigma**4 * a * d / big_b),
+        "fgm_both": (2 * sigma**2 * m / big_a**2, 2 * sigma**2 * a * squares),
+        "fgm_second": (2 * sigma**2 * m / (big_a * big_b), 4 * sigma**2 * a * d / big_b),
+    }
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("path", ALL_PATHS.values(), ids=ALL_PATHS)
+def test_scalar_table(path: Path, ratio: float) -> None:
+    alpha, sigma, jacobian = coefficients(path, ratio)
+    at = At(ratio)
+    for name, objective, loss, factor in (
+        ("diff_instruct", DiffInstruct(times=at), own, 1),
+        ("fisher", SiD(alpha=0.5, times=at), bare_sid, 1),
+        ("sim_l2", SiD(alpha=1.0, times=at), bare_sid, 1),
+        ("fgm_both", FGM(first=1.0, times=at), own, jacobian**2),
+        ("fgm_second", FGM(times=at), own, jacobian**2),
+    ):
+        d_b, d_a = scalar_rows(alpha, sigma)[name]
+        exact = (factor * d_b.reshape(1), factor * d_a.reshape(1, 1))
+        assert close(expected_gradients(path, objective, loss, ONE), exact), name
+
+
+def test_fisher_is_the_total_derivative_of_its_divergence() -> None:
+    """SiD(1/2) differentiates E|s_F - s_T|^2 with the law of x_t and s_F both moving."""
+    sigma = torch.tensor(0.8, dtype=torch.float64)
+
+    def divergence(b: Tensor, a: Tensor) -> Tensor:
+        big_a, big_b = ONE["s"] + sigma**2, a**2 + sigma**2
+        return ((b - ONE["mu"]) ** 2 / big_a**2 + big_b * (1 / big_a - 1 / big_b) ** 2).sum()
+
+    exact = tuple(sigma**4 / 2 * row for row in gradients(divergence, ONE["b"], ONE["m"]))
+    assert close(expected_gradients(EDM(), SiD(alpha=0.5, times=At(0.8)), bare_sid, ONE), exact)
+
+
+def test_numbers_computed_elsewhere() -> None:
+    """(d/da, d/db) at a = .7, b = .4, mu = -.3, s = 1.3, sigma = .8, in score units, to their five digits."""
+    sigma = 0.8
+    for kappa, d_a, d_b in ((0.5, -0.83853, 0.25788), (1.0, -1.12934, 0.53173), (1.2, -1.24567, 0.64127)):
+        ours_b, ours_a = expected_gradients(EDM(), SiD(alpha=kappa, times=At(sigma)), bare_sid, ONE)
+        assert (2 / sigma**4 * ours_a).item() == pytest.approx(d_a, abs=6e-6)
+        assert (2 / sigma**4 * ours_b).item() == pytest.approx(d_b, abs=6e-6)
+    ours_b, ours_a = expected_gradients(EDM(), DiffInstruct(times=At(sigma)), own, ONE)
+    assert (ours_a / sigma**2).item() == pytest.approx(-0.31904, abs=6e-6)
+    assert (ours_b / sigma**2).item() == pytest.approx(0.30043, abs=6e-6)
+
+
+@pytest.mark.parametrize("kappa", [1.2, 1.5])
+def test_sid_above_one_points_away_when_the_generator_is_much_wider(kappa: float) -> None:
+    """d/db reverses where B/A passes (2k-1)/(2k-2), d/da where it passes k/(k-1)."""
+    sigma, s2 = 0.1, 0.01
+    for which, threshold in ((0, (2 * kappa - 1) / (2 * kappa - 2)), (1, kappa / (kappa - 1))):
+        for ratio, sign in ((0.99 * threshold, 1), (1.01 * threshold, -1)):
+            a = (ratio * (s2 + sigma**2) - sigma**2) ** 0.5
+            case = ONE | {"m": torch.tensor([[a]], dtype=torch.float64), "s": torch.tensor([[s2]], dtype=torch.float64)}
+            grads = expected_gradients(EDM(), SiD(alpha=kappa, times=At(sigma)), bare_sid, case)
+            assert float(grads[which].sign()) == sign  # b > mu and a > s: descent should lower both
+
+
+@pytest.mark.parametrize("objective", ALL_OBJECTIVES.values(), ids=ALL_OBJECTIVES)
+@pytest.mark.parametrize("path", ALL_PATHS.values(), ids=ALL_PATHS)
+def test_the_teacher_itself_is_a_fixed_point(path: Path, objective: Objective) -> None:
+    """Generator law = teacher law and an exact fake, though the map from z is another square root of S."""
+    turn = torch.linalg.matrix_exp(torch.tensor([[0.0, 0.9], [-0.9, 0.0]], dtype=torch.float64))
+    there = TWO | {"b": TWO["mu"], "m": torch.linalg.cholesky(TWO["s"]) @ turn}
+    away = expected_gradients(path, objective, own, TWO)
+    for grad, scale in zip(expected_gradients(path, objective, own, there), away, strict=True):
+        assert float(grad.norm()) < 1e-9 * float(scale.norm())
+
+
+def test_flow_velocity_of_the_normal() -> None:
+    """The denoiser of these tests, in velocity: u_T = [(sigma - alpha s^2) x - sigma mu (alpha + sigma)] / A."""
+    path, t, x = (
+        Flow(),
+        torch.tensor([0.3, 0.9], dtype=torch.float64),
+        torch.tensor([[0.5], [-2.0]], dtype=torch.float64),
+    )
+    alpha, sigma, s2, mu = 1 - t, t, ONE["s"][0], ONE["mu"]
+    exact = ((sigma - alpha * s2) * x[:, 0] - sigma * mu * (alpha + sigma)) / (alpha**2 * s2 + sigma**2)
+    velocity = (x - Normal(path, ONE["mu"], ONE["s"])(x, t)) / t[:, None]
+    assert torch.allclose(velocity[:, 0], exact, rtol=1e-12)

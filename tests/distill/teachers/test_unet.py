@@ -1,0 +1,188 @@
+"""A UNet denoiser comes back from its folder bit for bit, and a damaged folder is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+import torch
+
+from distill import EDM, VP, Denoiser, DiscreteVP, Flow, Path, UserError
+from distill.teachers import UNet, build_unet, load_denoiser, save_denoiser
+
+CONFIG: dict[str, Any] = {
+    "sample_size": 4,
+    "in_channels": 2,
+    "out_channels": 2,
+    "block_out_channels": (8,),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "norm_num_groups": 4,
+    "add_attention": False,
+}
+X = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 2, 1])
+LABELLED = CONFIG | {"num_class_embeds": 3}
+
+
+def denoiser(path: Path, config: dict[str, Any] = LABELLED) -> Denoiser:
+    return Denoiser(build_unet(config), path, "v", sigma_data=0.37).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: FilePath) -> FilePath:
+    save_denoiser(denoiser(EDM()), tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def refusal(folder: FilePath) -> str:
+    with pytest.raises(UserError) as error:
+        load_denoiser(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        EDM(),
+        VP(0.2, 15.5),
+        Flow(),
+        DiscreteVP(0.001, 0.02, "linear", 500),
+        DiscreteVP(betas=(0.1, 1 / 3, 0.7)),
+    ],
+    ids=str,
+)
+def test_round_trip_is_bit_equal(path: Path, tmp_path: FilePath) -> None:
+    saved = denoiser(path)
+    save_denoiser(saved, tmp_path / "a" / "b")
+    loaded = load_denoiser(tmp_path / "a" / "b")
+    assert loaded.path == path
+    assert (loaded.prediction, loaded.sigma_data, loaded.autocast_dtype) == ("v", 0.37, None)
+    assert not loaded.training
+    ours, theirs = saved.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    t = path.time(torch.tensor([0.1, 0.7, 2.0], dtype=torch.float64))
+    assert torch.equal(saved(X, t, LABELS), loaded(X, t, LABELS))
+    assert not torch.equal(saved(X, t, LABELS), saved(X, t, LABELS.flip(0)))
+
+
+def test_diffusers_reads_the_folder(folder: FilePath) -> None:
+    from diffusers import UNet2DModel
+
+    theirs = UNet2DModel.from_pretrained(folder, subfolder="unet")
+    network = load_denoiser(str(folder)).network
+    time = torch.tensor([1.0, 2.0, 3.0])
+    assert torch.equal(theirs(X, time, class_labels=LABELS).sample, network(X, time, LABELS))
+
+
+def test_shape_and_classes() -> None:
+    conditional, plain = build_unet(LABELLED), build_unet(CONFIG | {"sample_size": (4, 8)})
+    assert (conditional.shape, conditional.classes) == ((2, 4, 4), 3)
+    assert (plain.shape, plain.classes) == ((2, 4, 8), 0)
+    assert plain(torch.ones(1, 2, 4, 8), torch.ones(1), None).shape == (1, 2, 4, 8)
+
+
+def test_a_config_diffusers_refuses() -> None:
+    for change in ({"down_block_types": ("NoBlock",)}, {"blocks": 3}, {"block_out_channels": (8, 8)}):
+        with pytest.raises(UserError, match=r"^unet: diffusers refuses this UNet2DModel config: [^\n]+$"):
+            build_unet(CONFIG | change)
+
+
+def test_missing_folder(tmp_path: FilePath) -> None:
+    message = f"teacher: no folder '{tmp_path / 'none'}'; `distill teacher RECIPE` trains one"
+    assert refusal(tmp_path / "none") == message
+
+
+def test_missing_description(folder: FilePath) -> None:
+    (folder / "denoiser.json").unlink()
+    message = f"teacher: '{folder / 'denoiser.json'}' is missing; it states path and prediction kind of the network"
+    assert refusal(folder) == message
+
+
+def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[str], str]:
+    def edited(text: str) -> str:
+        description = json.loads(text)
+        change(description)
+        return json.dumps(description)
+
+    return edited
+
+
+DAMAGED: dict[str, tuple[Callable[[str], str], str]] = {
+    "cut": (
+        lambda text: text[:40],
+        " is damaged: JSONDecodeError: Unterminated string starting at: line 5 column 3 (char 39)",
+    ),
+    "empty": (lambda text: "", " is damaged: JSONDecodeError: Expecting value"),
+    "list": (lambda text: "[]", " is damaged: TypeError: list indices"),
+    "no path": (edit(lambda d: d.pop("path")), " is damaged: KeyError: 'path'"),
+    "no kind": (edit(lambda d: d.pop("prediction")), " is damaged: KeyError: 'prediction'"),
+    "path field": (
+        edit(lambda d: d["path"].update(beta=1)),
+        " is damaged: TypeError: EDM.__init__() got an unexpected",
+    ),
+    "sigma_data": (edit(lambda d: d.update(sigma_data="wide")), " is damaged: ValueError: could not convert string"),
+    "path name": (
+        edit(lambda d: d["path"].update(name="ve")),
+        ": path: must be one of edm, vp, discrete_vp, flow, got 've'",
+    ),
+    "schedule": (
+        edit(lambda d: d.update(path={"name": "discrete_vp", "schedule": "cosine"})),
+        ": schedule: must be 'scaled_linear' or 'linear', got 'cosine'",
+    ),
+    "path value": (
+        edit(lambda d: d.update(path={"name": "vp", "beta_max": "big"})),
+        " is damaged: TypeError: ",
+    ),
+    "prediction": (
+        edit(lambda d: d.update(prediction="epsilon")),
+        ": prediction: must be one of x0, eps, v, velocity, score, edm, got 'epsilon'",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_damaged_description(folder: FilePath, how: str) -> None:
+    file = folder / "denoiser.json"
+    damage, message = DAMAGED[how]
+    file.write_text(damage(file.read_text()))
+    assert refusal(folder).startswith(f"teacher: '{file}'{message}")
+
+
+def test_damaged_weights(folder: FilePath) -> None:
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    content = weights.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"\xff" * 100):
+        weights.write_bytes(damaged)
+        assert refusal(folder).startswith(f"teacher: cannot read '{folder / 'unet'}': ")
+    weights.unlink()
+    assert refusal(folder).startswith(f"teacher: cannot read '{folder / 'unet'}': ")
+
+
+def test_missing_network(folder: FilePath) -> None:
+    (folder / "unet").rename(folder / "elsewhere")
+    assert refusal(folder).startswith(f"teacher: cannot read '{folder / 'unet'}': ")
+
+
+def test_weights_of_another_network(folder: FilePath) -> None:
+    config = folder / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"num_class_embeds": 3', '"num_class_embeds": null'))
+    name = "class_embedding.weight"
+    assert refusal(folder) == f"teacher: the weights in '{folder / 'unet'}' do not fit their config, first at {name}"
+    wider = build_unet(LABELLED | {"block_out_channels": (16,)})
+    wider.unet.save_config(folder / "unet")
+    assert refusal(folder).startswith("teacher: ")
+    assert str(folder / "unet") in refusal(folder)
+
+
+def test_unet_is_called_by_its_interface() -> None:
+    network = build_unet(CONFIG)
+    assert isinstance(network, UNet)
+    x = network(X, torch.tensor([1.0, 2.0, 3.0]), None)
+    assert x.shape == X.shape

@@ -1,0 +1,131 @@
+"""A teacher says the same whatever its network predicts, and only the network runs in low precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill import EDM, VP, Denoiser, Path, Random, UserError
+from distill.denoiser import Condition
+from distill.objectives import Batch, Denoisers, Objective
+from distill.prediction import KINDS, Kind, coefficients, from_x0
+from distill.teachers import GaussianMixture
+from tests.toys import ALL_OBJECTIVES, ALL_PATHS, Tanh
+
+SHAPE = (2, 2, 2)
+
+
+class Wrapped(nn.Module):
+    """A teacher behind the interface of a network that predicts `kind`: undoes input scale and network time."""
+
+    def __init__(self, teacher: Denoiser, kind: Kind) -> None:
+        super().__init__()
+        self.teacher, self.kind = teacher, kind
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        path = self.teacher.path
+        one = path.network_time(torch.ones(1, dtype=torch.float64))
+        t = (time / 250).exp() if path == EDM() else time / one
+        scale = coefficients(self.kind, path, t, x).input_scale
+        x_t = x if scale is None else x / scale
+        return from_x0(self.kind, path, self.teacher(x_t, t, cond), x_t, t)
+
+
+def mixture(path: Path, shift: float) -> GaussianMixture:
+    means = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(3, *SHAPE) + shift
+    return GaussianMixture(path, means, torch.tensor([0.3, 0.5, 0.9], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("objective", ALL_OBJECTIVES.values(), ids=ALL_OBJECTIVES)
+@pytest.mark.parametrize("path", ALL_PATHS.values(), ids=ALL_PATHS)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_losses_do_not_depend_on_the_prediction_kind(objective: Objective, path: Path, labelled: bool) -> None:
+    index = torch.arange(16)
+    random = Random.at(0, index)
+    x = random.stream("x").normal(*SHAPE, dtype=torch.float64).requires_grad_()
+    batch = Batch(torch.zeros_like(x), random, index % 3 if labelled else None, real=x.detach())
+
+    def losses(nets: Denoisers) -> tuple[Tensor, Tensor, Tensor]:
+        generator, fake = (
+            torch.stack(list(loss(nets, x, batch).values())).sum(0)
+            for loss in (objective.generator_loss, objective.fake_loss)
+        )
+        return generator, fake, torch.autograd.grad(generator.sum(), x)[0]
+
+    teacher, fake = mixture(path, 0.0), mixture(path, 0.2)
+    exact = losses(Denoisers(path, teacher, fake))
+    for kind in KINDS:
+        wrapped = [Denoiser(Wrapped(net, kind), path, kind) for net in (teacher, fake)]  # type: ignore[arg-type]
+        for ours, theirs in zip(losses(Denoisers(path, *wrapped)), exact, strict=True):
+            assert float((ours - theirs).detach().abs().max() / theirs.detach().abs().max()) < 1e-10, kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_network_runs_in_bfloat16(kind: Kind) -> None:
+    seen: list[Tensor] = []
+    network = nn.Linear(6, 6)
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.extend((inputs[0], output))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+            assert time.dtype == torch.float32
+            output: Tensor = self.inner(x)
+            return output
+
+    network.register_forward_hook(record)
+    denoiser = Denoiser(Net(), VP(), kind, autocast_dtype=torch.bfloat16)
+    t = torch.tensor([0.01, 0.6, 0.999])
+    x_t = Random.at(0, torch.arange(3)).normal(6)
+    x0 = denoiser(x_t, t)
+    c = coefficients(kind, VP(), t, x_t)
+    assert seen[0].dtype == torch.float32  # preconditioned in float32; autocast does the rest inside
+    assert seen[1].dtype == torch.bfloat16
+    assert x0.dtype == torch.float32
+    assert torch.equal(x0, c.from_x_t * x_t + c.from_output * seen[1].float())
+    assert torch.equal(denoiser(x_t.bfloat16(), t), denoiser(x_t.bfloat16().float(), t))
+
+
+def test_a_call_without_graph_does_not_poison_the_next() -> None:
+    """Autocast caches casted weights; one cached without graph would leave the network without gradient."""
+    denoiser = Denoiser(Tanh(4, 0), VP(), "v", autocast_dtype=torch.bfloat16)
+    x_t, t = torch.ones(2, 4), torch.full((2,), 0.5)
+    with torch.no_grad():
+        denoiser(x_t, t)
+    denoiser(x_t, t).sum().backward()
+    weight = denoiser.get_parameter("network.weight")
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+
+
+def test_time_reaches_the_network_in_its_own_convention() -> None:
+    times: list[Tensor] = []
+    for path in ALL_PATHS.values():
+        network = Tanh(4, 0)
+        network.register_forward_pre_hook(lambda module, inputs: times.append(inputs[1]))
+        t = path.time(torch.tensor([0.5, 3.0], dtype=torch.float64))
+        Denoiser(network, path, "v")(torch.ones(2, 4), t)
+        assert torch.equal(times[-1], path.network_time(t).float())
+
+
+def test_precision_follows_x_t() -> None:
+    t = torch.tensor([0.5])
+    for given, expected in (
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ):
+        denoiser = Denoiser(Tanh(4, 0).to(expected), VP(), "v")
+        assert denoiser(torch.ones(1, 4, dtype=given), t).dtype == expected
+
+
+def test_unknown_kind_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        Denoiser(nn.Identity(), VP(), "sample")  # type: ignore[arg-type]
+    assert str(error.value) == "prediction: must be one of x0, eps, v, velocity, score, edm, got 'sample'"

@@ -1,0 +1,54 @@
+"""A denoising weight makes |D - x0|^2 the plain squared error of the network output it is named after."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import EDM, VP, DiscreteVP, Flow, Path, UserError
+from distill.prediction import Kind, from_x0
+from distill.weights import Weight, denoising_weight
+
+NSR = torch.tensor([0.002, 0.1, 0.5, 2.0, 14.0], dtype=torch.float64)
+
+NAMED: list[tuple[Weight, Kind, Path]] = [
+    ("eps", "eps", EDM()),
+    ("eps", "eps", VP()),
+    ("eps", "eps", Flow()),
+    ("v", "v", VP()),
+    ("v", "v", DiscreteVP()),
+    ("velocity", "velocity", Flow()),
+    ("edm", "edm", EDM()),
+    ("edm", "edm", VP()),
+    ("x0", "x0", EDM()),
+]
+
+
+@pytest.mark.parametrize(("weight", "kind", "path"), NAMED, ids=lambda value: str(value))
+def test_weight_is_the_plain_error_of_its_output(weight: Weight, kind: Kind, path: Path) -> None:
+    t = path.time(NSR)
+    x_t, x0, other = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def output(estimate: Tensor) -> Tensor:
+        return from_x0(kind, path, estimate, x_t, t, sigma_data=0.7)
+
+    plain = ((output(other) - output(x0)) ** 2).sum(1)
+    ours = denoising_weight(weight, path.nsr(t), sigma_data=0.7) * ((other - x0) ** 2).sum(1)
+    assert torch.allclose(ours, plain, rtol=1e-9)
+
+
+def test_edm_weight_as_published() -> None:
+    assert torch.allclose(denoising_weight("edm", NSR), (NSR**2 + 0.25) / (NSR * 0.5) ** 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("weight", get_args(Weight))
+def test_weights_are_positive(weight: Weight) -> None:
+    assert bool((denoising_weight(weight, NSR) > 0).all())
+
+
+def test_unknown_weight_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^weight: must be one of edm, eps, v, velocity, x0, got 'snr'$"):
+        denoising_weight("snr", NSR)  # type: ignore[arg-type]

@@ -1,0 +1,191 @@
+"""Tiny teachers and runs that the tests of training and of the command line share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from distill.denoiser import Denoiser
+from distill.paths import EDM, Flow
+from distill.teachers import build_unet, save_denoiser
+from trainers.loop import build_experiment
+from trainers.run import Run, TeacherRun
+
+torch.set_num_threads(1)  # runs in pytest's process are compared bit by bit with processes of one thread
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORK = {
+    "layers_per_block": 1,
+    "block_out_channels": [8],
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "norm_num_groups": 4,
+    "add_attention": False,
+}
+SHAPE = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "num_class_embeds": 10}
+
+
+def tiny_denoiser(kind: str = "edm", **network: Any) -> Denoiser:
+    """A random denoiser of the digits, all its weights moved from their initial values (some of which are zero)."""
+    torch.manual_seed(0)
+    unet = build_unet({**NETWORK, **SHAPE, **network})
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return Denoiser(unet, EDM(), "edm") if kind == "edm" else Denoiser(unet, Flow(), "velocity")
+
+
+def write_teachers(folder: Path) -> None:
+    """Teacher folders edm, dropout (EDM as well) and flow."""
+    save_denoiser(tiny_denoiser(), folder / "edm")
+    save_denoiser(tiny_denoiser(dropout=0.3), folder / "dropout")
+    save_denoiser(tiny_denoiser("flow"), folder / "flow")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all of pytest's worker processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def teachers(shared: Path) -> Path:
+    """The folder of the tiny teachers."""
+    return once(shared, "teachers", write_teachers)
+
+
+def once(shared: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """`shared`/`name`, filled by `make` for the first of pytest's worker processes that asks."""
+    folder = shared / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            staging = shared / f".{name}"
+            staging.mkdir()
+            make(staging)
+            staging.rename(folder)
+    return folder
+
+
+def recipe(teacher: Path, **changes: Any) -> dict[str, Any]:
+    """The recipe of a short distillation: 12 updates."""
+    return {
+        "name": "tiny",
+        "teacher": str(teacher),
+        "objective": "sid",
+        "images": 96,
+        "batch_size": 8,
+        "generator": {"lr": 1e-3},
+        "fake": {"lr": 1e-3},
+        "ema": {"half_life": 32},
+        "evaluation": {"samples": 64},
+        "log_every": 16,
+        "samples_every": 96,
+        "checkpoint_every": 24,
+        **changes,
+    }
+
+
+def teacher_recipe(**changes: Any) -> dict[str, Any]:
+    """The recipe of a short teacher training."""
+    common = recipe(Path("unused"))
+    for key in ("teacher", "objective", "generator", "fake"):
+        del common[key]
+    return {**common, "network": NETWORK, **changes}
+
+
+def experiment(settings: dict[str, Any]) -> Run | TeacherRun:
+    """The experiment of a recipe."""
+    return build_experiment(settings, "test")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a process of its own: one thread, no network, none of this process's world."""
+    world = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    inherited = {key: value for key, value in os.environ.items() if key not in world and not key.startswith("WANDB")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return {**inherited, **offline, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+
+
+@dataclass
+class Job:
+    """The processes of one command, each the leader of its own group; `output` gets stdout and stderr of all."""
+
+    processes: list[subprocess.Popen[bytes]]
+    output: Path
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def running(self) -> bool:
+        return any(process.poll() is None for process in self.processes)
+
+    def kill(self) -> None:
+        """kill -9 of everything."""
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it had ended
+            process.wait()
+
+    def finish(self, timeout: float = 180) -> int:
+        """Wait for the end; the largest exit code."""
+        end = time.monotonic() + timeout
+        try:
+            codes = [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"no end after {timeout} s:\n{self.text}") from None
+        finally:
+            self.kill()
+        return max(codes, key=abs)
+
+    def wait_for(self, happened: Callable[[], bool], timeout: float = 120) -> bool:
+        """Poll until `happened`; False when the job ended before."""
+        end = time.monotonic() + timeout
+        while not happened():
+            if not self.running():
+                return False
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"waited {timeout} s:\n{self.text}")
+            time.sleep(0.001)
+        return True
+
+
+def launch(program: list[str], output: Path, world: int = 1, cwd: Path = ROOT, **more: str) -> Job:
+    """`python PROGRAM` once, or in `world` processes with the environment that torchrun would give them."""
+    processes = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with output.open("ab") as stream:
+        for rank in range(world):
+            variables = environment(**more)
+            if world > 1:
+                variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+                variables |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": port}
+                variables |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+            command = [sys.executable, *program]
+            processes.append(
+                subprocess.Popen(command, env=variables, cwd=cwd, stdout=stream, stderr=stream, start_new_session=True)
+            )
+    return Job(processes, output)
+
+
+def distill(arguments: list[str], output: Path, world: int = 1, cwd: Path = ROOT, **more: str) -> Job:
+    """The command in processes of its own."""
+    return launch(["-m", "launch.main", *arguments], output, world, cwd, **more)

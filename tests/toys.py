@@ -1,0 +1,98 @@
+"""Small pieces that the tests of the mathematics share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from numpy.polynomial.hermite_e import hermegauss
+from torch import Tensor, nn
+
+from distill.denoiser import Condition, Denoiser
+from distill.objectives import OBJECTIVES
+from distill.paths import PATHS, Path
+from distill.random import Random, expand
+from distill.times import Times
+
+ALL_PATHS = {name: cls() for name, cls in PATHS.items()}
+ALL_OBJECTIVES = {name: cls() for name, cls in OBJECTIVES.items()}
+
+
+@dataclass(frozen=True)
+class At(Times):
+    """Every time at one noise-to-signal ratio."""
+
+    ratio: float = 1.0
+
+    def nsr(self, u: Tensor, path: Path) -> Tensor:
+        return torch.full_like(u, self.ratio)
+
+
+@dataclass(frozen=True)
+class _Given:
+    noise: Tensor
+    u: Tensor
+
+    def stream(self, name: str) -> _Given:
+        return self
+
+    def uniform(self, *shape: int) -> Tensor:
+        assert shape == (), shape
+        return self.u
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        assert shape == self.noise.shape[1:]
+        return self.noise.to(dtype)
+
+
+def given(noise: Tensor, u: Tensor | None = None) -> Random:
+    """A Random that hands out this `noise` [B, ...] and `u` [B] (default 1/2), whatever the stream."""
+    u = torch.full((len(noise),), 0.5) if u is None else u
+    return cast(Random, _Given(noise, u.double()))
+
+
+class Normal(Denoiser):
+    """The exact denoiser of N(mean [D], covariance [D, D]) on samples [B, D]: linear in x_t."""
+
+    def __init__(self, path: Path, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__(nn.Identity(), path, "x0")
+        self.mean, self.covariance = nn.Buffer(mean.detach()), nn.Buffer(covariance.detach())
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+        alpha, sigma = self.path.alpha(t)[:, None, None], self.path.sigma(t)[:, None, None]
+        marginal = alpha**2 * self.covariance + sigma**2 * torch.eye(len(self.mean), dtype=x_t.dtype)
+        offset = (x_t - alpha[:, :, 0] * self.mean)[..., None]
+        shift: Tensor = alpha * self.covariance @ torch.linalg.solve(marginal, offset)
+        return self.mean + shift[..., 0]
+
+
+class Tanh(nn.Module):
+    """A small network with the interface of a denoiser's: smooth in x and in time, with parameters."""
+
+    def __init__(self, size: int, seed: int, classes: int = 3) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(size, size, generator=generator) / size**0.5)
+        self.bias = nn.Parameter(torch.randn(size, generator=generator))
+        self.label = nn.Parameter(torch.randn(classes, size, generator=generator))
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        bias = self.bias if cond is None else self.bias + self.label[cond]
+        hidden = (x.flatten(1) @ self.weight + bias).tanh() * expand(1 + 0.1 * (time / 1000).sin(), x.flatten(1))
+        return hidden.reshape(x.shape)
+
+
+def hermite(dimensions: int, nodes: int = 4) -> tuple[Tensor, Tensor]:
+    """Nodes [nodes^dimensions, dimensions] and weights of the standard normal: exact to degree 2 nodes - 1."""
+    x, w = (torch.from_numpy(array) for array in hermegauss(nodes))
+    grid = torch.cartesian_prod(*[x] * dimensions).reshape(-1, dimensions)
+    weights = torch.cartesian_prod(*[w / w.sum()] * dimensions).reshape(-1, dimensions).prod(1)
+    return grid, weights
+
+
+def gradients(loss: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of `loss(*at)` in each argument."""
+    leaves = [value.detach().clone().requires_grad_() for value in at]
+    return torch.autograd.grad(loss(*leaves), leaves)

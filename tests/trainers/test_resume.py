@@ -1,0 +1,245 @@
+"""A run that was interrupted anywhere and resumed ends in the same bits as one that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from tests.tiny import Job, experiment, launch, recipe, teacher_recipe
+from trainers import checkpoint, loop
+from trainers.hooks import Hook
+from trainers.session import Session
+
+
+class Cut(Exception):
+    """The end of the process, as far as a test in one process can have it."""
+
+
+class Interrupt(Hook):
+    def __init__(self, at: int) -> None:
+        self.every, self.at = 1, at
+
+    def due(self, before: int, now: int, total: int) -> bool:
+        return now >= self.at
+
+    def __call__(self, session: Session) -> None:
+        raise Cut
+
+
+def fit(settings: dict[str, Any], folder: Path, resume: bool = False) -> Session:
+    """Train as a fresh process would: nothing depends on what torch's global generator holds."""
+    torch.manual_seed(hash((folder, resume)) % 2**31)
+    return loop.fit(experiment(settings), folder, Accelerator(cpu=True), resume)
+
+
+def interrupted(settings: dict[str, Any], folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until `at` images and stop there without a word."""
+    with monkeypatch.context() as patch:
+        train = loop.train
+        patch.setattr(loop, "train", lambda session, hooks: train(session, [*hooks, Interrupt(at)]))
+        with pytest.raises(Cut):
+            fit(settings, folder)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def lines(file: Path) -> list[str]:
+    """The lines of a log without their time."""
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.dumps({key: value for key, value in record.items() if key != "time"}) for record in records]
+
+
+def assert_same(left: Path, right: Path) -> None:
+    """Two run folders hold the same training, to the bit."""
+    last = checkpoint.folders(left / "checkpoints")[0].name
+    ours, theirs = contents(left / "checkpoints" / last), contents(right / "checkpoints" / last)
+    assert {"state.json", "meter.safetensors", "manifest.json", "ema.safetensors"} <= set(ours)
+    assert theirs == ours
+    assert lines(right / "log.jsonl") == lines(left / "log.jsonl")
+    for name in ("samples", "teacher"):
+        assert contents(right / name) == contents(left / name)
+    assert contents(left / "samples")
+    assert not list((right / "checkpoints").glob(".staging-*"))
+    assert [p.name for p in checkpoint.folders(right / "checkpoints")] == [
+        p.name for p in checkpoint.folders(left / "checkpoints")
+    ]
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sid": ("edm", {"objective": "sid"}),
+    "sid, dropout": ("dropout", {"objective": {"name": "sid", "alpha": 1.0}}),
+    "dropout, reuse_samples": ("dropout", {"reuse_samples": True}),
+    "dropout, two fake updates, reuse_samples": ("dropout", {"fake_updates": 2, "reuse_samples": True}),
+    "diff_instruct, micro-batches, schedules, clipping": (
+        "dropout",
+        {
+            "objective": "diff_instruct",
+            "micro_batches": 2,
+            "max_grad_norm": 0.5,
+            "generator": {"lr": 1e-3, "warmup": 64, "decay": "cosine"},
+            "fake": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1, "decay": "linear"},
+        },
+    ),
+    "fgm, two fake updates, momentum": (
+        "flow",
+        {"objective": "fgm", "fake_updates": 2, "fake": {"name": "sgd", "lr": 1e-4, "betas": [0.9, 0.9]}},
+    ),
+    "bfloat16": ("edm", {"precision": "bfloat16"}),
+    "teacher, dropout": ("", {"network": {"dropout": 0.3}}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_new_session_goes_on_to_the_same_bits(
+    variant: str, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, changes = VARIANTS[variant]
+    if teacher:
+        settings = recipe(teachers / teacher, **changes)
+    else:
+        settings = teacher_recipe()
+        settings["network"] = settings["network"] | changes["network"]
+    fit(settings, tmp_path / "whole")
+    interrupted(settings, tmp_path / "cut", 40, monkeypatch)  # saved at 24, logged until 32
+    found, skipped = checkpoint.newest(tmp_path / "cut/checkpoints")
+    assert (found.name, skipped) == (f"{24:012d}", [])
+    assert load_file(found / "meter.safetensors")  # 24 is no log point: the meter is under way
+    assert len(lines(tmp_path / "cut/log.jsonl")) == 2
+    session = fit(settings, tmp_path / "cut", resume=True)
+    assert session.state.images == 96
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_comparison_sees_one_number(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of this file fails when a resume loses anything: here, one element of one optimizer's state."""
+    settings = recipe(teachers / "edm")
+    fit(settings, tmp_path / "whole")
+    interrupted(settings, tmp_path / "cut", 40, monkeypatch)
+    restore = checkpoint.restore
+
+    def almost(session: Session, folder: Path) -> None:
+        restore(session, folder)
+        state = session.state.players["fake"].optimizer.state
+        next(iter(state.values()))["exp_avg_sq"].view(-1)[0] *= 1.01
+
+    monkeypatch.setattr(checkpoint, "restore", almost)
+    fit(settings, tmp_path / "cut", resume=True)
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_complete_run_resumes_to_itself(teachers: Path, tmp_path: Path) -> None:
+    settings = recipe(teachers / "edm", images=32)
+    fit(settings, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    fit(settings, tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == before
+
+
+# Kills. Saves are made slow, so that a kill can fall into one.
+
+PROGRAM = """
+import sys, time
+from trainers import checkpoint
+sync = checkpoint._sync
+checkpoint._sync = lambda path: (time.sleep(0.03), sync(path))
+from launch.main import main
+main()
+"""
+KILLED = {"images": 160, "log_every": 16, "checkpoint_every": 24, "samples_every": 80, "evaluation": {"every": 64}}
+
+
+class Victim:
+    """A run in processes of its own that gets killed and continued."""
+
+    def __init__(self, settings: dict[str, Any], folder: Path, world: int, seed: int) -> None:
+        self.folder, self.world, self.random = folder, world, random.Random(seed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.recipe = folder.with_suffix(".yaml")
+        self.recipe.write_text(yaml.safe_dump(settings))
+        self.kills: list[str] = []
+
+    def start(self) -> Job:
+        """Resume where there is something to resume, and start where there is not."""
+        try:
+            checkpoint.newest(self.folder / "checkpoints")
+            arguments = ["resume", str(self.folder)]
+        except checkpoint.UserError:
+            arguments = ["train", str(self.recipe), "--folder", str(self.folder)]
+        return launch(["-c", PROGRAM, *arguments], self.folder.with_suffix(".txt"), self.world)
+
+    def kill(self, moment: str) -> None:
+        """Start and kill at a `moment`: start, save or training; only `start` may find nothing to kill."""
+        job = self.start()
+        if moment == "start":
+            time.sleep(self.random.uniform(0, 4))
+        elif moment == "save":
+            first = len(checkpoint.folders(self.folder / "checkpoints")) == 0
+            assert job.wait_for(lambda: self.staging(past_zero=not first)), job.text
+            time.sleep(self.random.uniform(0, 0.2))
+        else:
+            logged = len(self.log()) + self.random.randrange(1, 4)
+            assert job.wait_for(lambda: len(self.log()) >= logged), job.text
+            time.sleep(self.random.uniform(0, 0.2))
+        job.kill()
+        if moment == "save":
+            assert self.staging(past_zero=False), "the kill missed the save"
+        self.kills.append(moment)
+
+    def staging(self, past_zero: bool) -> bool:
+        names = [p.name for p in (self.folder / "checkpoints").glob(".staging-*")]
+        return any(int(name.removeprefix(".staging-")) > 0 or not past_zero for name in names)
+
+    def log(self) -> list[str]:
+        file = self.folder / "log.jsonl"
+        return file.read_text().splitlines() if file.is_file() else []
+
+    def survive(self, moments: Sequence[str]) -> None:
+        """One kill after the other, then to the end."""
+        for moment in moments:
+            self.kill(moment)
+        job = self.start()
+        assert job.finish() == 0, job.text
+
+
+def killed_run(teachers: Path, folder: Path, world: int, seed: int, moments: Sequence[str]) -> None:
+    settings = recipe(teachers / "dropout", **KILLED)
+    if world == 1:
+        fit(settings, folder / "whole")
+    else:
+        Victim(settings, folder / "whole", world, seed).survive([])
+    Victim(settings, folder / "cut", world, seed).survive(moments)
+    assert_same(folder / "whole", folder / "cut")
+    assert lines(folder / "cut/metrics.jsonl") == lines(folder / "whole/metrics.jsonl")
+    assert contents(folder / "cut/best") == contents(folder / "whole/best")
+
+
+def test_kill_9_at_the_start_in_training_and_while_saving(teachers: Path, tmp_path: Path) -> None:
+    killed_run(teachers, tmp_path, world=1, seed=1, moments=["start", "training", "save"])
+
+
+def test_kill_9_of_two_processes(teachers: Path, tmp_path: Path) -> None:
+    killed_run(teachers, tmp_path, world=2, seed=2, moments=["save"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_kill_9_many_times(seed: int, world: int, teachers: Path, tmp_path: Path) -> None:
+    moments = random.Random(seed).choices(["start", "save", "training"], weights=[1, 2, 2], k=6)
+    killed_run(teachers, tmp_path, world, seed, moments)
