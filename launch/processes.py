@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from distill.errors import UserError
+from trainers.run import Experiment
 
 
 def in_world() -> bool:
@@ -39,9 +41,11 @@ def relaunch(processes: int, arguments: list[str]) -> None:
     sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
-def join_world(processes: int | None) -> Accelerator:
-    """This process's Accelerator; raises UserError when the world is not the one asked for."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+def join_world(processes: int | None, run: Experiment, folder: Path) -> Accelerator:
+    """This process's Accelerator with the run's trackers; raises UserError when its world is not the one asked for."""
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), log_with=list(run.tracking) or None, project_dir=str(folder / "tensorboard")
+    )
     wanted = processes if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise UserError(

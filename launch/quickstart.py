@@ -64,5 +64,5 @@ def _finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
             console.print(f"'{folder}' is complete already (remove the folder to train again)", highlight=False)
             return folder
     check(run, 1)
-    fit(run, folder, join_world(None), resume=bool(saved))
+    fit(run, folder, join_world(None, run, folder), resume=bool(saved))
     return folder

@@ -46,7 +46,7 @@ def resume(
     check(run, processes or 1)
     if launch_here(processes or 1):
         relaunch(processes or 1, ["resume", str(folder), "--processes", str(processes)])
-    fit(run, folder, join_world(processes), resume=True)
+    fit(run, folder, join_world(processes, run, folder), resume=True)
 
 
 def _start(
@@ -64,7 +64,7 @@ def _start(
         command = "teacher" if isinstance(run, TeacherRun) else "train"
         options = ["--processes", str(processes), "--folder", str(folder)]
         relaunch(processes or 1, [command, recipe, *overrides, *options])
-    fit(run, folder, join_world(processes))
+    fit(run, folder, join_world(processes, run, folder))
 
 
 def resolve(recipe: str, overrides: list[str]) -> Run | TeacherRun:

@@ -61,6 +61,13 @@ def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
         if theirs != ours:
             raise UserError(f"data: {dataset.name} has {what} {theirs}, the teacher '{run.teacher}' {what} {ours}")
     run.objective.check(teacher.path)
+    if dataset.read is None:
+        if "real" in run.objective.needs:
+            raise UserError(
+                f"objective: {type(run.objective).__name__} needs real images, data: {dataset.name} has none"
+            )
+        if run.evaluation.every:
+            raise UserError(f"evaluation.every: needs real images, data: {dataset.name} has none; set it to 0")
     return teacher
 
 

@@ -16,8 +16,8 @@ FIT_LIMIT = 50_000
 
 
 def fit_protocol(dataset: Dataset, components: int) -> Protocol:
-    """The protocol of the data set's real images (the first 50,000)."""
-    images = dataset.images(FIT_LIMIT)
+    """The protocol of the data set's real images (the first 50,000); raises UserError where there are none."""
+    images = dataset.images(torch.arange(min(dataset.count, FIT_LIMIT)))
     labels = None if dataset.labels is None else dataset.labels[: len(images)]
     return Protocol.fit(dataset.name, images, labels, min(components, images[0].numel()))
 

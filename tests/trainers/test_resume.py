@@ -157,11 +157,11 @@ PROGRAM = """
 import sys, time
 from trainers import checkpoint
 sync = checkpoint._sync
-checkpoint._sync = lambda path: (time.sleep(0.03), sync(path))
+checkpoint._sync = lambda path: (time.sleep(0.02), sync(path))
 from launch.main import main
 main()
 """
-KILLED = {"images": 160, "log_every": 16, "checkpoint_every": 24, "samples_every": 80, "evaluation": {"every": 64}}
+KILLED = {"images": 96, "log_every": 8, "samples_every": 48, "evaluation": {"every": 40, "samples": 100}}
 
 
 class Victim:

@@ -1,6 +1,6 @@
 """Where images and labels come from, and the batches a rank draws from them."""
 
 from trainers.data.dataset import Dataset
-from trainers.data.sources import DATA, Data, Digits, Images
+from trainers.data.sources import DATA, Data, DataFree, Digits, Images
 
-__all__ = ["DATA", "Data", "Dataset", "Digits", "Images"]
+__all__ = ["DATA", "Data", "DataFree", "Dataset", "Digits", "Images"]

@@ -35,7 +35,7 @@ class Batches:
         if not self.real:
             return Batch(noise, random, cond)
         positions = self.dataset.order(self.run.seed, index.cpu())
-        real = self.dataset.read(positions).to(self.device, self.dtype)
+        real = self.dataset.images(positions).to(self.device, self.dtype)
         if self.dataset.labels is not None:
             cond = self.dataset.labels[positions].to(self.device)  # real and generated images share their labels
         return Batch(noise, random, cond, real)

@@ -1,4 +1,4 @@
-"""An image data set in memory or decoded on demand."""
+"""An image data set in memory or decoded on demand, or labels alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from distill.errors import UserError
+
 
 @dataclass(frozen=True)
 class Dataset:
     """`count` images of `shape` (C, H, W) with `labels` int64 [count] or None.
 
-    `read(positions)` returns the images at int64 positions [B] as float32 [B, C, H, W] in [-1, 1].
+    `read(positions)` returns the images at int64 positions [B] as float32 [B, C, H, W] in [-1, 1]; None where there
+    are labels alone, which is all that a data-free objective needs.
     """
 
     name: str
     count: int
     shape: tuple[int, int, int]
     labels: Tensor | None
-    read: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor] | None
 
     @property
     def classes(self) -> int:
@@ -36,9 +39,11 @@ class Dataset:
             positions[here] = _permutation(self.count, seed, epoch)[index[here] % self.count]
         return positions
 
-    def images(self, limit: int | None = None) -> Tensor:
-        """The first `limit` images (all when None), [N, C, H, W]."""
-        return self.read(torch.arange(min(self.count, limit or self.count)))
+    def images(self, positions: Tensor) -> Tensor:
+        """The images at `positions` [B], float32 [B, C, H, W] in [-1, 1]; raises UserError where there are none."""
+        if self.read is None:
+            raise UserError(f"data: {self.name} has no images; name a data set of real ones (digits, images)")
+        return self.read(positions)
 
 
 @lru_cache(maxsize=2)  # a batch touches at most two neighbouring epochs

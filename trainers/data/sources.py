@@ -99,4 +99,16 @@ class Images(Data):
         return pixels[None] if self.mode == "L" else pixels.permute(2, 0, 1)
 
 
-DATA: dict[str, type[Data]] = {"digits": Digits, "images": Images}
+@dataclass(frozen=True)
+class DataFree(Data):
+    """No images: the teacher's `shape` (C, H, W) and its `classes`, drawn uniformly (0: unconditional)."""
+
+    shape: tuple[int, int, int]
+    classes: int = 0
+
+    def load(self) -> Dataset:
+        labels = torch.arange(self.classes) if self.classes else None
+        return Dataset("data_free", max(self.classes, 1), self.shape, labels, None)
+
+
+DATA: dict[str, type[Data]] = {"digits": Digits, "images": Images, "data_free": DataFree}

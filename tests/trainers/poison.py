@@ -1,0 +1,36 @@
+"""SiD with samples whose loss or gradient is not finite: chosen by their index in the run, on whatever rank they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.objectives import Batch, Denoisers, SiD
+from distill.random import Random
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisoned(SiD):
+    """`samples` of the stream "generator" or "fake" get the loss `value`, or with 0 a finite loss without gradient."""
+
+    samples: tuple[int, ...] = ()
+    stream: str = "generator"
+    value: float = math.nan
+
+    def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        terms = super().generator_loss(nets, x, batch)
+        return self._poison(terms, x, batch) if self.stream == "generator" else terms
+
+    def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        terms = super().fake_loss(nets, x, batch)
+        return self._poison(terms, next(iter(terms.values())), batch) if self.stream == "fake" else terms
+
+    def _poison(self, terms: dict[str, Tensor], x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        keys = Random.at(0, torch.tensor(self.samples, dtype=torch.int64)).stream(self.stream).keys
+        bad = torch.isin(batch.random.keys, keys)
+        broken = (0 * x.flatten(1).sum(1) if x.ndim > 1 else 0 * x).sqrt()  # 0, with the gradient 0 * inf
+        value = broken if self.value == 0 else torch.full_like(broken, self.value)
+        return {name: torch.where(bad, value, term) for name, term in terms.items()}
