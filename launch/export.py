@@ -6,7 +6,7 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -42,23 +42,32 @@ def export_product(product: Product, folder: Path, out: Path) -> float:
         )
     from distill.export import export_pipeline  # diffusers' pipelines take seconds to import
 
-    return export_pipeline(product.model.cpu(), out, _facts(product, product.run, folder))
+    return export_pipeline(product.model, out, _facts(product, product.run, folder))
 
 
 def _facts(product: Product, run: Run, folder: Path) -> CardFacts:
     from distill.export import CardFacts
 
-    metrics = folder / "evaluation.json"
-    report = json.loads(metrics.read_text()) if metrics.is_file() else None
     packages = ("distill-onestep", "torch", "diffusers", "accelerate")
     recipe = dump(run)
     return CardFacts(
         name=run.name,
         objective=recipe["objective"],
-        teacher=Path(run.teacher).parent.name + "/" + Path(run.teacher).name,
+        teacher="/".join(Path(run.teacher).parts[-2:]),
         teacher_sha256=teacher_hash(run.teacher),
         images=product.images,
-        metrics=report if report and report["images"] == product.images else None,
+        metrics=_metrics(folder / "evaluation.json", product.images),
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
         recipe=to_yaml(recipe),
     )
+
+
+def _metrics(file: Path, images: int) -> dict[str, Any] | None:
+    """The numbers of `distill evaluate`, when they are of the exported weights."""
+    report = json.loads(file.read_text()) if file.is_file() else None
+    if report is None or report["images"] != images:
+        return None
+    metrics = {"protocol": report["protocol"], "samples": report["samples"], "real halves, frechet": report["halves"]}
+    for model in ("student", "teacher"):
+        metrics |= {f"{model}, {name}": value for name, value in report[model].items()}
+    return metrics

@@ -31,6 +31,7 @@ class Poisoned(SiD):
     def _poison(self, terms: dict[str, Tensor], x: Tensor, batch: Batch) -> dict[str, Tensor]:
         keys = Random.at(0, torch.tensor(self.samples, dtype=torch.int64)).stream(self.stream).keys
         bad = torch.isin(batch.random.keys, keys)
-        broken = (0 * x.flatten(1).sum(1) if x.ndim > 1 else 0 * x).sqrt()  # 0, with the gradient 0 * inf
+        zero = torch.where(bad, 0 * (x.flatten(1).sum(1) if x.ndim > 1 else x), 1)
+        broken = zero.sqrt()  # 0 where it is bad, with the gradient 0 * inf
         value = broken if self.value == 0 else torch.full_like(broken, self.value)
         return {name: torch.where(bad, value, term) for name, term in terms.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import experiment, recipe, teacher_recipe
 from trainers.loop import build
-from trainers.run import Optimizer, Run
+from trainers.run import Optimizer
 from trainers.session import Session
 from trainers.state import Player
 
@@ -249,7 +249,7 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim"):
+        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"):
             self.found[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -285,10 +285,29 @@ def test_no_value_is_read_by_the_host(
             assert reads.found["__float__"] > 0 and reads.found["_local_scalar_dense"] > 0
 
 
-def test_a_teacher_reads_only_what_was_never_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of real images is made on the host; nothing comes back from the device for it."""
-    session = session_of(teacher_recipe())
-    meta = torch.device("meta")  # a device whose values cannot be read at all
-    for batches in (session.batches, session_of(recipe_like_data_free()).batches):
-        assert isinstance(batches.run, Run) or batches.real
-        batches.device = meta
+META = torch.device("meta")  # has shapes and no values: whatever reads one fails
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("changes", [{}, {"reuse_samples": True, "max_grad_norm": 1.0}, {"micro_batches": 2}])
+def test_a_step_needs_nothing_back_from_the_device(
+    objective: str, changes: dict[str, Any], teachers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU a copy to the host goes unseen; on this device it is refused."""
+    monkeypatch.setattr(Accelerator, "device", META)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # which meta has not
+    session = session_of(recipe(teachers / OBJECTIVES[objective], objective=objective, **changes))
+    for player in session.state.players.values():
+        monkeypatch.setattr(player.optimizer, "step", lambda: None)  # nor fused optimizers
+    advance(session)
+    for player in session.state.players.values():
+        assert {p.device for p in player.parameters} == {META}
+    with pytest.raises(NotImplementedError, match="meta"):
+        session.state.meter.read(session.accelerator)
+
+
+def test_real_batches_need_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "device", META)
+    batch = session_of(teacher_recipe()).batches.micro("teacher", 0, 0)
+    assert batch.real is not None and isinstance(batch.cond, Tensor)
+    assert batch.noise.device == batch.real.device == batch.cond.device == batch.random.keys.device == META

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ class Batches:
     def __init__(
         self, run: Experiment, dataset: Dataset, real: bool, rank: int, world: int, device: torch.device
     ) -> None:
+        if dataset.labels is not None:  # looked up where the draws are, so that no batch waits for the device
+            dataset = dataclasses.replace(dataset, labels=dataset.labels.to(device))
         self.run, self.dataset, self.real, self.device = run, dataset, real, device
         self.rank, self.world = rank, world
         self.size = run.batch_size // (world * run.micro_batches)
@@ -29,15 +33,15 @@ class Batches:
     def micro(self, stream: str, first: int, micro: int) -> Batch:
         """Micro-batch `micro` of the global batch that starts at sample `first` of `stream`."""
         start = first + (micro * self.world + self.rank) * self.size
-        index = torch.arange(start, start + self.size, device=self.device)
-        random = Random.at(self.run.seed, index).stream(stream)
+        index = torch.arange(start, start + self.size)
+        random = Random.at(self.run.seed, torch.arange(start, start + self.size, device=self.device)).stream(stream)
         noise, cond = inputs(self.dataset, random, self.dtype)
         if not self.real:
             return Batch(noise, random, cond)
-        positions = self.dataset.order(self.run.seed, index.cpu())
+        positions = self.dataset.order(self.run.seed, index)
         real = self.dataset.images(positions).to(self.device, self.dtype)
         if self.dataset.labels is not None:
-            cond = self.dataset.labels[positions].to(self.device)  # real and generated images share their labels
+            cond = self.dataset.labels[positions.to(self.device)]  # real and generated images share their labels
         return Batch(noise, random, cond, real)
 
 
@@ -47,4 +51,4 @@ def inputs(dataset: Dataset, random: Random, dtype: torch.dtype = torch.float32)
     if dataset.labels is None:
         return noise, None
     positions = (random.stream("label").uniform() * dataset.count).long()
-    return noise, dataset.labels[positions.to(dataset.labels.device)].to(noise.device)
+    return noise, dataset.labels.to(noise.device)[positions]

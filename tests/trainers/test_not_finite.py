@@ -1,0 +1,179 @@
+"""A loss or gradient that is not finite: its update is skipped on every rank, counted, named; many in a row stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+
+from distill.errors import UserError
+from tests.tiny import experiment, recipe
+from trainers import checkpoint
+from trainers.config import dump, to_yaml
+from trainers.loop import build, fit, load_run
+from trainers.records import read
+from trainers.run import Run
+from trainers.session import Session
+
+CLASS = "tests.trainers.poison:Poisoned"
+
+
+def poisoned(teachers: Path, samples: list[int], **changes: Any) -> dict[str, Any]:
+    """A recipe whose objective is broken at these samples of the generator's stream, or of another `stream`."""
+    poison = {"name": CLASS, "samples": samples}
+    poison |= {key: changes.pop(key) for key in ("stream", "value") if key in changes}
+    return recipe(teachers / "edm", objective=poison, **changes)
+
+
+def session_of(settings: dict[str, Any]) -> Session:
+    return build(experiment(settings), Accelerator(cpu=True))
+
+
+def advance(session: Session) -> None:
+    session.step()
+    session.state.ema.update(session.state.images, session.run.batch_size)
+    session.state.images += session.run.batch_size
+
+
+def everything(session: Session, name: str) -> dict[str, Tensor]:
+    """Weights and the optimizer's state of a player."""
+    player = session.state.players[name]
+    found = {key: value.clone() for key, value in player.bare.state_dict().items()}
+    for parameter, state in zip(player.parameters, map(player.optimizer.state.get, player.parameters), strict=True):
+        for key, value in (state or {}).items():
+            if value is not None:
+                found[f"{id(parameter)} {key}"] = value.clone()
+    return found
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {key for key in before if not torch.equal(before[key], after[key])}
+
+
+OPTIMIZERS = {
+    "adam": {"lr": 1e-3},
+    "adamw": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.99]},
+    "momentum": {"name": "sgd", "lr": 1e-3, "betas": [0.9, 0.9]},
+    "sgd": {"name": "sgd", "lr": 1e-3, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["generator", "fake"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0])
+def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(
+    name: str, optimizer: str, value: float, teachers: Path
+) -> None:
+    """One of 8 samples, in the second of two micro-batches, in the second update; 0 has a finite loss."""
+    chosen = {"generator": OPTIMIZERS[optimizer], "fake": OPTIMIZERS[optimizer]}
+    settings = poisoned(teachers, [13], stream=name, value=value, micro_batches=2, max_grad_norm=1.0, **chosen)
+    session = session_of(settings)
+    player = session.state.players[name]
+    advance(session)
+    assert player.counters() == {"skipped": 0, "streak": 0, "longest": 0}
+    before = everything(session, name)
+    advance(session)
+    assert player.counters() == {"skipped": 1, "streak": 1, "longest": 1}
+    assert changed(before, everything(session, name)) == set()
+    other = session.state.players["fake" if name == "generator" else "generator"]
+    assert other.counters()["skipped"] == 0
+    advance(session)
+    assert player.counters() == {"skipped": 1, "streak": 0, "longest": 1}
+    after = everything(session, name)
+    assert len(changed(before, after)) > 10
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    steps = {float(value) for key, value in after.items() if key.endswith(" step")}
+    assert steps == ({2.0} if optimizer.startswith("adam") else set())  # 3 updates, 1 skipped
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_may_begin_with_a_skipped_update(
+    optimizer: str, teachers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows is a first update: the same as with an optimizer that never saw the skipped one."""
+    chosen = {"fake": OPTIMIZERS[optimizer]}
+    session, clean = (session_of(poisoned(teachers, bad, stream="fake", **chosen)) for bad in ([3], []))
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, 1e3))  # memory that nobody initialised
+    advance(session)
+    clean.state.players["generator"].bare.load_state_dict(session.state.players["generator"].bare.state_dict())
+    clean.state.images = 8
+    for each in (session, clean):
+        advance(each)
+    left, right = everything(session, "fake"), everything(clean, "fake")
+    assert all(torch.equal(a, b) for a, b in zip(left.values(), right.values(), strict=True))
+
+
+def test_skips_are_counted_and_named_in_the_log(teachers: Path, tmp_path: Path) -> None:
+    settings = poisoned(teachers, [9, 41], images=64, log_every=16, checkpoint_every=64)
+    session = fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+    log = read(tmp_path / "log.jsonl")
+    assert [record["images"] for record in log] == [16, 32, 48, 64]
+    assert [record["generator/skipped"] for record in log] == [1, 1, 2, 2]
+    assert [record["fake/skipped"] for record in log] == [0, 0, 0, 0]
+    assert [math.isnan(record["generator/sid"]) for record in log] == [True, False, True, False]  # nothing is masked
+    assert all(math.isfinite(record["fake/denoising"]) for record in log)
+    assert session.state.players["generator"].counters() == {"skipped": 2, "streak": 0, "longest": 0}
+    state = checkpoint.read_state(tmp_path / "checkpoints" / f"{64:012d}")
+    assert state["counters"]["generator"] == {"skipped": 2, "streak": 0, "longest": 0}
+
+
+def test_many_in_a_row_stop_the_run_with_a_checkpoint(teachers: Path, tmp_path: Path) -> None:
+    """Updates 2, 3 and 4 are bad: three in a row, seen at the next log point although the fifth was good."""
+    settings = poisoned(teachers, [16, 24, 32], log_every=48, checkpoint_every=1000, max_skipped=3)
+    with pytest.raises(UserError) as caught:
+        fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+    message = str(caught.value)
+    assert message.startswith("generator: 3 updates in a row had a non-finite loss or gradient at 48 images;")
+    assert "\n" not in message
+    assert read(tmp_path / "log.jsonl")[-1]["generator/skipped"] == 3
+    found, _ = checkpoint.newest(tmp_path / "checkpoints")
+    assert checkpoint.read_state(found)["images"] == 48
+
+
+def test_fewer_in_a_row_do_not_stop(teachers: Path, tmp_path: Path) -> None:
+    """Two rows of two, and one of two that crosses a log point, are no row of three."""
+    settings = poisoned(teachers, [0, 8, 24, 32, 56, 64], log_every=64, max_skipped=3)
+    session = fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+    assert session.state.players["generator"].counters()["skipped"] == 6
+    settings["max_skipped"] = 2
+    with pytest.raises(UserError, match="generator: 2 updates in a row"):
+        fit(experiment(settings), tmp_path / "strict", Accelerator(cpu=True))
+
+
+def test_a_row_may_cross_log_points_and_resumes(teachers: Path, tmp_path: Path) -> None:
+    settings = poisoned(teachers, [8, 16, 24], log_every=16, checkpoint_every=24, max_skipped=3)
+    with pytest.raises(UserError, match="3 updates in a row had a non-finite loss or gradient at 32 images"):
+        fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
+    counters = checkpoint.read_state(tmp_path / "whole/checkpoints" / f"{24:012d}")["counters"]["generator"]
+    assert counters["streak"] == 2
+
+
+def test_a_stopped_run_goes_on_once_its_cause_is_gone(teachers: Path, tmp_path: Path) -> None:
+    """The message says what to change in the recipe: then a resume must not stop for the old row."""
+    settings = poisoned(teachers, [16, 24, 32, 40], log_every=16, max_skipped=3, images=80)
+    with pytest.raises(UserError, match="4 updates in a row"):
+        fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+    run = load_run(tmp_path)
+    assert isinstance(run, Run)
+    (tmp_path / "run.yaml").write_text(to_yaml(dump(replace(run, objective=replace(run.objective, samples=())))))  # type: ignore[call-arg]
+    session = fit(load_run(tmp_path), tmp_path, Accelerator(cpu=True), resume=True)
+    assert session.state.images == 80
+    assert session.state.players["generator"].counters() == {"skipped": 4, "streak": 0, "longest": 0}
+    assert [record["images"] for record in read(tmp_path / "log.jsonl")] == [16, 32, 48, 64, 80]
+
+
+def test_a_recipe_can_name_the_poison(teachers: Path, tmp_path: Path) -> None:
+    """These tests rest on it: the class is found by its name, and its samples come back from run.yaml."""
+    fit(experiment(poisoned(teachers, [9], images=8)), tmp_path, Accelerator(cpu=True))
+    objective = yaml.safe_load((tmp_path / "run.yaml").read_text())["objective"]
+    assert (objective["name"], objective["samples"]) == (CLASS, [9])
+    assert json.loads(json.dumps(objective))["alpha"] == 1.2
