@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -136,10 +137,8 @@ class Job:
     def kill(self) -> None:
         """kill -9 of everything."""
         for process in self.processes:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it had ended
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it had ended
             process.wait()
 
     def finish(self, timeout: float = 180) -> int:

@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 def save(session: Session, root: Path, keep: int) -> None:
-    """Write `root`/IMAGES from rank 0 and then remove all but the newest `keep`; collective."""
+    """Write `root`/IMAGES from rank 0 and then remove older ones, so that `keep` are left; collective."""
     meter = session.state.meter.rows(session.accelerator)
     if session.accelerator.is_main_process:
         final = root / f"{session.state.images:012d}"
@@ -43,7 +43,8 @@ def save(session: Session, root: Path, keep: int) -> None:
             shutil.rmtree(final)  # an invalid folder of this name, which the resume skipped
         os.rename(staging, final)
         _sync(root)
-        for old in folders(root)[keep:]:
+        older = [folder for folder in folders(root) if folder.name < final.name]  # a later one is damaged
+        for old in older[keep - 1 :]:
             shutil.rmtree(old)
     session.accelerator.wait_for_everyone()
 

@@ -18,7 +18,7 @@ from distill.teachers import UNet, load_denoiser
 from trainers.data import Dataset
 from trainers.ema import EMA
 from trainers.run import Run
-from trainers.session import Session, configure, make_batches
+from trainers.session import Session, configure, make_batches, sampler_of
 from trainers.state import Player, TrainState
 from trainers.step import distillation_step
 
@@ -42,7 +42,7 @@ def build_distillation(run: Run, accelerator: Accelerator) -> Session:
     product = state.ema.module
     identity = teacher_hash(run.teacher)
     return Session(
-        run, accelerator, dataset, batches, state, step, product, torch.no_grad()(product), teacher, identity
+        run, accelerator, dataset, batches, state, step, product, sampler_of(product, run), teacher, identity
     )
 
 

@@ -39,6 +39,8 @@ def draw_samples(
         images.append(sampler(noise, cond).float().cpu())
         if cond is not None:
             labels.append(cond.cpu())
+    if not images:  # more ranks than samples
+        return torch.empty(0, *dataset.shape), None if dataset.labels is None else dataset.labels[:0]
     return torch.cat(images), torch.cat(labels) if labels else None
 
 

@@ -48,7 +48,7 @@ def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: b
     hooks = [log, Evaluate(folder, run.evaluation), Samples(folder, run.samples_every), checkpoints]
     log.start(session)
     try:
-        if session.state.images == 0:
+        if not resume:
             checkpoints(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
         train(session, hooks)
         if isinstance(run, TeacherRun) and accelerator.is_main_process:

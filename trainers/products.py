@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +12,12 @@ import torch
 from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
-from distill.sampling import sample
 from trainers import checkpoint
 from trainers.data import Dataset
 from trainers.distillation import load_teacher, one_step_generator
 from trainers.loop import load_run
 from trainers.run import Run, TeacherRun
-from trainers.session import Sampler, configure
+from trainers.session import Sampler, configure, sampler_of
 from trainers.teacher import fresh_denoiser
 
 Which = Literal["last", "best"]
@@ -40,7 +38,7 @@ class Product:
     @property
     def teacher_sampler(self) -> Sampler | None:
         """The teacher at 35 evaluations; None when the product is itself a teacher."""
-        return None if self.teacher is None else partial(sample, self.teacher)
+        return None if self.teacher is None else sampler_of(self.teacher, self.run)
 
 
 def load_product(folder: Path, which: Which = "last") -> Product:
@@ -58,8 +56,7 @@ def load_product(folder: Path, which: Which = "last") -> Product:
     for module in (model, teacher):
         if module is not None:
             module.to(device).requires_grad_(False).eval()
-    sampler = torch.no_grad()(model) if isinstance(model, Generator) else partial(sample, model)
-    return Product(run, model, sampler, dataset, images, teacher, device)
+    return Product(run, model, sampler_of(model, run), dataset, images, teacher, device)
 
 
 def _source(folder: Path, which: Which) -> tuple[Path, int]:

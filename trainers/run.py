@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from distill.errors import UserError
 from distill.objectives import OBJECTIVES, Objective
 from distill.paths import EDM, PATHS, Path
@@ -30,6 +32,12 @@ def _positive(owner: object, *names: str) -> None:
             raise UserError(f"{name}: must be positive, got {getattr(owner, name)}")
 
 
+def _not_negative(owner: object, *names: str) -> None:
+    for name in names:
+        if not getattr(owner, name) >= 0:
+            raise UserError(f"{name}: must be at least 0, got {getattr(owner, name)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """How one player moves; always torch's fused implementation, float32 state."""
@@ -44,6 +52,9 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "eps")
+        _not_negative(self, "weight_decay", "warmup")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas: must be at least 0 and below 1, got {list(self.betas)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,9 @@ class Average:
 
     half_life: float = 500_000  # images; 0 turns the average off
     ramp_up: float = 0.05  # the half-life is at most this fraction of the images seen; 0: no ramp
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "half_life", "ramp_up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +87,12 @@ class Evaluation:
     every: int = 0
     samples: int = 10_000
     components: int = 48  # principal components of the real images that are the features
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "every")
+        _positive(self, "components")
+        if self.samples < 2:
+            raise UserError(f"samples: must be at least 2, got {self.samples}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +119,17 @@ class Experiment:
     def __post_init__(self) -> None:
         _positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
         _positive(self, "checkpoint_every", "keep")
+        if self.max_grad_norm is not None:
+            _positive(self, "max_grad_norm")
         if self.batch_size % self.micro_batches:
             raise UserError(f"micro_batches: {self.micro_batches} must divide batch_size {self.batch_size}")
         if "/" in self.name or self.name in ("", ".", ".."):
             raise UserError(f"name: must be a plain folder name, got {self.name!r}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of noise, images and samples."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
     def check_world(self, processes: int) -> None:
         """Raise UserError when the batch does not divide over `processes` and micro-batches."""
@@ -148,6 +175,7 @@ class TeacherRun(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _positive(self, "sigma_data")
         self.times.check(self.path)
         reserved = {"sample_size", "in_channels", "out_channels", "num_class_embeds"} & set(self.network)
         if reserved:

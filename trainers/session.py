@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
+from distill.generator import Generator
+from distill.sampling import sample
 from trainers.data import Dataset
 from trainers.data.batches import Batches
 from trainers.run import Experiment
@@ -46,3 +50,14 @@ def configure(denoiser: Denoiser, run: Experiment) -> Denoiser:
         denoiser.double()
     denoiser.autocast_dtype = torch.bfloat16 if run.precision == "bfloat16" else None
     return denoiser
+
+
+def sampler_of(model: nn.Module, run: Experiment) -> Sampler:
+    """How to sample `model`: a Generator in one evaluation, a Denoiser in 35; from noise of any floating dtype."""
+    draw = model if isinstance(model, Generator) else partial(sample, cast(Denoiser, model))
+
+    @torch.no_grad()
+    def sampler(z: Tensor, cond: Condition) -> Tensor:
+        return draw(z.to(run.dtype), cond)
+
+    return sampler

@@ -91,7 +91,10 @@ def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimi
     """torch's fused optimizer over named parameters."""
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
     if settings.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=settings.betas[0], **common)
+        sgd = torch.optim.SGD(parameters, momentum=settings.betas[0], **common)
+        if settings.betas[0]:  # torch makes these in its first step, without values if that step is skipped
+            sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for _, p in parameters})
+        return sgd
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     return kind(parameters, betas=settings.betas, eps=settings.eps, **common)
 

@@ -13,12 +13,11 @@ from accelerate import Accelerator
 
 from distill.denoiser import Denoiser
 from distill.objectives import denoising_loss
-from distill.sampling import sample
 from distill.teachers import build_unet, save_denoiser
 from trainers.data import Dataset
 from trainers.ema import EMA
 from trainers.run import TeacherRun
-from trainers.session import Session, configure, make_batches
+from trainers.session import Session, configure, make_batches, sampler_of
 from trainers.state import Player, TrainState
 from trainers.step import Terms, update
 
@@ -41,7 +40,7 @@ def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
 
     step = partial(update, player, loss, "teacher", run, state, accelerator)
     product = cast(Denoiser, state.ema.module)
-    return Session(run, accelerator, dataset, batches, state, step, product, partial(sample, product))
+    return Session(run, accelerator, dataset, batches, state, step, product, sampler_of(product, run))
 
 
 def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:

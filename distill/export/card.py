@@ -62,7 +62,7 @@ def render(facts: CardFacts, folder: str, shape: tuple[int, int, int], classes: 
             *(["Say which classes you want: without `class_labels` they are random."] if classes else []),
             f"\n## Training\n\nTeacher: `{facts.teacher}`, SHA-256 `{facts.teacher_sha256}`.",
             f"Trained on {facts.images:,} generated images (samples of the global batch) with the objective\n",
-            f"```yaml\n{_yaml(_plain(facts.objective))}```\n",
+            f"```yaml\n{_yaml(dict(facts.objective))}```\n",
             f"## Metrics\n\n{_metrics(facts.metrics)}",
             f"\n## Limits\n\n{_limits(stock)}",
             f"\n## Versions\n\n{', '.join(f'{name} {version}' for name, version in facts.versions.items())}",
@@ -100,10 +100,6 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
     )
     head = f"Protocol: `{metrics.get('protocol', 'not named')}`. Numbers of another protocol do not compare."
     return f"{head}\n\n| metric | value |\n|---|---|\n{rows}"
-
-
-def _plain(value: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(dict(value)))  # tuples become lists, which safe_dump knows
 
 
 def _yaml(value: Any) -> str:

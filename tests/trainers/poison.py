@@ -1,4 +1,4 @@
-"""SiD with samples whose loss or gradient is not finite: chosen by their index in the run, on whatever rank they are."""
+"""SiD with samples whose loss or gradient is not finite: chosen by index, on whatever rank they are."""
 
 from __future__ import annotations
 

@@ -29,8 +29,9 @@ def cases(teachers: Path, folder: Path) -> dict[str, dict[str, Any]]:
         "fgm_float32": recipe(teachers / "flow", objective="fgm"),
         "sid_float32": recipe(teachers / "edm"),
         "teacher": teacher_recipe(**double),
+        "poisoned": {**sid, "objective": {"name": "tests.trainers.poison:Poisoned", "samples": [13]}},
     }
-    lengths = {"fgm_float32": 1, "sid_float32": 1, "teacher": 8}
+    lengths = {"fgm_float32": 1, "sid_float32": 1, "teacher": 8, "poisoned": 3}
     every = {name: {"settings": each, "updates": lengths.get(name, 20)} for name, each in settings.items()}
     every["bare"] = {"settings": sid, "updates": 2, "bare": True}
     every["half"] = {"settings": sid, "updates": 10, "save": str(folder / "half")}
@@ -107,6 +108,19 @@ def test_first_gradients_agree_in_float32(name: str, teachers: Path, two_process
         assert one[key].dtype == torch.float32
         assert difference(one[key], two[key]) < 1e-5
         assert difference(one[key], micro[key]) < 1e-5
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_skips_the_update_on_all(teachers: Path, two_processes: Path) -> None:
+    """Sample 13 is of the second update, and the second rank's."""
+    one, two = single(teachers, "poisoned"), report(two_processes, "poisoned")
+    assert one["skipped"].tolist() == [1, 0]
+    assert two["skipped"].tolist() == [1, 0, 1, 0]
+    for key in ("generator after", "fake after", "average"):
+        assert difference(one[key], two[key]) < 1e-9
+    assert (
+        difference(one["generator after"], train(cases(teachers, Path())["sid"]["settings"], 3)["generator after"])
+        > 1e-6
+    )
 
 
 def test_ranks_hold_the_same_gradients_after_every_backward(teachers: Path, two_processes: Path) -> None:

@@ -96,9 +96,7 @@ def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_run_may_begin_with_a_skipped_update(
-    optimizer: str, teachers: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_may_begin_with_a_skipped_update(optimizer: str, teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows is a first update: the same as with an optimizer that never saw the skipped one."""
     chosen = {"fake": OPTIMIZERS[optimizer]}
     session, clean = (session_of(poisoned(teachers, bad, stream="fake", **chosen)) for bad in ([3], []))

@@ -136,7 +136,7 @@ def test_network_forwards_of_an_iteration(objective: str, teachers: Path, monkey
     assert calls == [("fake", fake)] * 3 + [("generator", generator)]
 
     calls = Calls(session_of({**settings, "micro_batches": 2}), monkeypatch).of_one_step()
-    assert calls == [("fake", {k: 2 for k in fake}), ("generator", {k: 2 for k in generator})]
+    assert calls == [("fake", dict.fromkeys(fake, 2)), ("generator", dict.fromkeys(generator, 2))]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -190,7 +190,10 @@ def test_the_scheduled_rate_is_the_one_used(teachers: Path, monkeypatch: pytest.
     sgd = {"name": "sgd", "lr": 1e-3, "betas": [0.0, 0.9]}
     settings = recipe(teachers / "edm", generator={**sgd, "decay": "linear"}, fake={**sgd, "warmup": 90})
     session = session_of(settings)
-    expected = {"generator": [1e-3 * (1 - i / 96) for i in (0, 8, 16)], "fake": [1e-3 * (i + 1) / 90 for i in (0, 8, 16)]}
+    expected = {
+        "generator": [1e-3 * (1 - i / 96) for i in (0, 8, 16)],
+        "fake": [1e-3 * (i + 1) / 90 for i in (0, 8, 16)],
+    }
     moves: dict[str, list[float]] = {"generator": [], "fake": []}
     step = torch.optim.SGD.step
     for name, player in session.state.players.items():

@@ -28,7 +28,7 @@ def same_on_all_ranks(vector: Tensor) -> bool:
         return True
     others = [torch.empty_like(vector) for _ in range(dist.get_world_size())]
     dist.all_gather(others, vector)
-    return all(torch.equal(others[0], other) for other in others)
+    return all(torch.equal(others[0].nan_to_num(1e9), other.nan_to_num(1e9)) for other in others)
 
 
 def train(
@@ -70,6 +70,8 @@ def train(
     for name, player in players.items():
         report[f"{name} after"] = flat(player.parameters)
         report[f"{name} equal on all ranks"] = torch.tensor([same_on_all_ranks(flat(player.parameters))])
+    skipped = torch.tensor([player.counters()["skipped"] for player in players.values()])
+    report["skipped"] = session.accelerator.gather(skipped)
     report["average"] = flat(list(session.state.ema.module.parameters()))
     report["gradients equal on all ranks"] = torch.tensor(equal)
     for key, wanted in (("losses", False), ("norms", True)):

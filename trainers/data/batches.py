@@ -28,18 +28,17 @@ class Batches:
         self.run, self.dataset, self.real, self.device = run, dataset, real, device
         self.rank, self.world = rank, world
         self.size = run.batch_size // (world * run.micro_batches)
-        self.dtype = torch.float64 if run.precision == "float64" else torch.float32
 
     def micro(self, stream: str, first: int, micro: int) -> Batch:
         """Micro-batch `micro` of the global batch that starts at sample `first` of `stream`."""
         start = first + (micro * self.world + self.rank) * self.size
         index = torch.arange(start, start + self.size)
         random = Random.at(self.run.seed, torch.arange(start, start + self.size, device=self.device)).stream(stream)
-        noise, cond = inputs(self.dataset, random, self.dtype)
+        noise, cond = inputs(self.dataset, random, self.run.dtype)
         if not self.real:
             return Batch(noise, random, cond)
         positions = self.dataset.order(self.run.seed, index)
-        real = self.dataset.images(positions).to(self.device, self.dtype)
+        real = self.dataset.images(positions).to(self.device, self.run.dtype)
         if self.dataset.labels is not None:
             cond = self.dataset.labels[positions.to(self.device)]  # real and generated images share their labels
         return Batch(noise, random, cond, real)

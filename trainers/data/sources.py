@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,26 +46,27 @@ class Images(Data):
 
     path: str  # hub id, folder of images (one subfolder a class) or glob of parquet files
     resolution: int = 32
-    mode: str = "RGB"
+    mode: Literal["RGB", "L"] = "RGB"
     split: str = "train"
     config: str | None = None
     image_column: str = "image"
     label_column: str | None = "label"  # null: unconditional
 
+    def __post_init__(self) -> None:
+        if self.resolution < 1:
+            raise UserError(f"resolution: must be positive, got {self.resolution}")
+
     def load(self) -> Dataset:
+        from datasets import Image
+
         rows = self._open()
         if self.image_column not in rows.column_names:
             raise UserError(
                 f"data.image_column: no column {self.image_column!r} in {self.path}; it has {rows.column_names}"
             )
-        labels = None
-        if self.label_column is not None:
-            if self.label_column not in rows.column_names:
-                raise UserError(
-                    f"data.label_column: no column {self.label_column!r} in {self.path}; it has {rows.column_names}"
-                    " (null trains without labels)"
-                )
-            labels = torch.tensor(rows[self.label_column][:], dtype=torch.int64)
+        if not isinstance(rows.features[self.image_column], Image):
+            raise UserError(f"data.image_column: {self.image_column!r} in {self.path} holds no images")
+        labels = None if self.label_column is None else self._labels(rows, self.label_column)
         pictures = rows.select_columns([self.image_column])
 
         def read(positions: Tensor) -> Tensor:
@@ -74,6 +75,19 @@ class Images(Data):
 
         channels = 1 if self.mode == "L" else 3
         return Dataset(Path(self.path).name, len(rows), (channels, self.resolution, self.resolution), labels, read)
+
+    def _labels(self, rows: Any, column: str) -> Tensor:
+        if column not in rows.column_names:
+            raise UserError(
+                f"data.label_column: no column {column!r} in {self.path}; it has {rows.column_names}"
+                " (null trains without labels)"
+            )
+        values = rows[column][:]
+        if not all(isinstance(value, int) and value >= 0 for value in values):
+            raise UserError(
+                f"data.label_column: {column!r} in {self.path} must hold an integer of at least 0 for every image"
+            )
+        return torch.tensor(values, dtype=torch.int64)
 
     def _open(self) -> Any:
         from datasets import load_dataset
@@ -105,6 +119,10 @@ class DataFree(Data):
 
     shape: tuple[int, int, int]
     classes: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1 or self.classes < 0:
+            raise UserError(f"shape must be positive and classes at least 0, got {self.shape} and {self.classes}")
 
     def load(self) -> Dataset:
         labels = torch.arange(self.classes) if self.classes else None

@@ -55,10 +55,13 @@ class Log(Hook):
             append(self.file, {"images": images, **means, **skipped, "time": timing})
             session.accelerator.log({**means, **skipped, "images_per_second": speed}, step=images)
             self._show(session, means, speed)
-        for name, player in session.state.players.items():
-            if counters[name]["longest"] >= session.run.max_skipped:
-                raise NotFinite(name, counters[name]["longest"], images)
-            player.longest = player.streak.clone()
+        failed = [name for name, counts in counters.items() if counts["longest"] >= session.run.max_skipped]
+        for player in session.state.players.values():
+            if failed:
+                player.streak.zero_()  # a resume after the cause was removed counts anew
+            player.longest.copy_(player.streak)
+        if failed:
+            raise NotFinite(failed[0], counters[failed[0]]["longest"], images)
 
     def _show(self, session: Session, means: dict[str, float], speed: float) -> None:
         losses = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if not name.endswith("grad_norm"))

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from diffusers import CMStochasticIterativeScheduler, DiffusionPipeline
+from diffusers.utils import logging
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -344,6 +345,16 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
         export_pipeline(Generator(Denoiser(nn.Identity(), EDM(), "edm"), 2.5), tmp_path / "export", FACTS)
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_diffusers_progress_bars_are_left_as_they_were(shown: bool, tmp_path: Path) -> None:
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        export_pipeline(make(EDM(), "edm", 2.5), tmp_path / "export", FACTS)
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        logging.enable_progress_bar()
+
+
 def card(folder: Path) -> str:
     return (folder / "README.md").read_text("utf-8")
 
@@ -354,7 +365,8 @@ def test_the_cards_snippet_is_three_lines_that_name_what_is_needed(case: str, ex
     code = snippet(folder)
     assert len(code.splitlines()) == 3
     assert ("trust_remote_code=True" in code) == (case not in STOCK)
-    assert ("trust_remote_code" in card(folder)) == (case not in STOCK)
+    assert ("`pipeline.py` comes with the weights" in card(folder)) == (case not in STOCK)
+    assert ("its images are then wrong" in card(folder)) == (case in STOCK)  # of more steps
     assert ("class_labels" in card(folder)) == (generator.denoiser.network.classes > 0)
 
 

@@ -56,7 +56,8 @@ def test_every_way_of_asking_gives_the_formula() -> None:
     wanted = expected(pipe)
     assert float(((wanted == 0) | (wanted == 1)).float().mean()) < 0.5
     close(pipe(6, LABELS, generator=seeded(), output_type="pt").images, wanted)
-    close(pipe(6, torch.tensor(LABELS), latents=NOISE, output_type="pt", return_dict=False)[0], wanted)
+    (images,) = pipe(6, torch.tensor(LABELS), latents=NOISE, output_type="pt", return_dict=False)
+    close(images, wanted)
     array = pipe(6, LABELS, latents=NOISE.double(), output_type="np").images
     close(torch.from_numpy(array).permute(0, 3, 1, 2), wanted)
     close(pipe(class_labels=0, latents=NOISE[:1], output_type="pt").images, wanted[:1])

@@ -1,0 +1,64 @@
+"""The average by value: half-life in images, ramp-up, buffers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.ema import EMA
+from trainers.run import Average
+
+
+def module(value: float) -> nn.Module:
+    layer = nn.Linear(1, 1, bias=False)
+    layer.register_buffer("count", torch.tensor(value))
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
+def averaged(average: Average, updates: int, batch_size: int, first: int = 0) -> float:
+    """From 0 towards 1 for some updates."""
+    layer = module(0.0)
+    ema = EMA(layer, average)
+    nn.init.constant_(layer.weight, 1.0)  # type: ignore[arg-type]
+    for update in range(updates):
+        ema.update(first + update * batch_size, batch_size)
+    return float(ema.module.weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 50, 100])
+def test_after_one_half_life_the_old_weighs_a_half(batch_size: int) -> None:
+    average = Average(half_life=100, ramp_up=0)
+    assert averaged(average, 100 // batch_size, batch_size) == pytest.approx(0.5, abs=1e-5)
+    assert averaged(average, 300 // batch_size, batch_size) == pytest.approx(0.875, abs=1e-5)
+
+
+def test_the_factor_by_value() -> None:
+    ema = EMA(module(0.0), Average(half_life=500_000, ramp_up=0.05))  # SiD's, batch 256
+    assert ema.beta(0, 256) == 0
+    assert ema.beta(256, 256) == pytest.approx(0.5**20)  # half-life 12.8 images
+    assert ema.beta(1_000_000, 256) == pytest.approx(0.5 ** (256 / 50_000))
+    assert ema.beta(10_000_000, 256) == pytest.approx(0.5 ** (256 / 500_000))
+    assert ema.beta(90_000_000, 256) == pytest.approx(0.5 ** (256 / 500_000))
+    assert EMA(module(0.0), Average(half_life=100, ramp_up=0)).beta(0, 50) == pytest.approx(0.5**0.5)
+
+
+def test_the_first_update_copies_with_a_ramp_and_always_without_an_average() -> None:
+    assert averaged(Average(half_life=100, ramp_up=0.05), 1, 10) == 1.0
+    assert averaged(Average(half_life=100, ramp_up=0), 1, 10) == pytest.approx(1 - 0.5**0.1, abs=1e-6)
+    assert averaged(Average(half_life=0), 1, 10, first=10**9) == 1.0
+    assert averaged(Average(half_life=0, ramp_up=0), 1, 10, first=10**9) == 1.0
+
+
+def test_buffers_are_copied_and_the_module_is_left_alone() -> None:
+    layer = module(0.0).train()
+    ema = EMA(layer, Average(half_life=100, ramp_up=0))
+    with torch.no_grad():
+        layer.weight.fill_(4.0)  # type: ignore[union-attr, operator]
+        layer.count.fill_(7.0)  # type: ignore[union-attr, operator]
+    ema.update(0, 100)
+    assert (float(ema.module.weight), float(ema.module.count)) == (2.0, 7.0)  # type: ignore[arg-type]
+    assert layer.weight.tolist() == [[4.0]]  # type: ignore[union-attr, operator]
+    assert layer.training and layer.weight.requires_grad  # type: ignore[union-attr]
+    assert not ema.module.training and not any(p.requires_grad for p in ema.module.parameters())

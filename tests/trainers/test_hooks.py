@@ -1,0 +1,177 @@
+"""When hooks are called, and what they leave in the run folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from distill.denoiser import Condition
+from distill.errors import UserError
+from distill.metrics import Protocol
+from distill.random import Random
+from tests.tiny import experiment, recipe, teacher_recipe
+from trainers.data import DataFree, Dataset, Digits
+from trainers.data.batches import inputs
+from trainers.evaluation import draw_samples, evaluate, fit_protocol
+from trainers.hooks import Checkpoints, Evaluate, Samples
+from trainers.hooks.samples import preview_inputs
+from trainers.loop import build, fit
+from trainers.pictures import grid
+from trainers.products import load_product
+from trainers.records import read
+from trainers.run import Evaluation
+from trainers.session import Session
+
+CPU = torch.device("cpu")
+COPY = Digits().load()
+
+
+def nearest(noise: Tensor, cond: Condition) -> Tensor:
+    """A sampler: real digits of the wanted class, picked by the noise."""
+    assert isinstance(cond, Tensor) and COPY.labels is not None
+    picked = [
+        torch.nonzero(COPY.labels == c)[:, 0][int(abs(z.sum()) * 1e3) % 174] for c, z in zip(cond, noise, strict=True)
+    ]
+    return COPY.images(torch.stack(picked))
+
+
+def test_a_hook_is_due_past_every_multiple_and_at_the_end() -> None:
+    hook = Checkpoints(Path(), every=30, keep=1)
+    due = [now for now in range(16, 200, 16) if hook.due(now - 16, now, total=200)]
+    assert due == [32, 64, 96, 128, 160, 192]
+    assert [now for now in range(10, 101, 10) if hook.due(now - 10, now, total=100)] == [30, 60, 90, 100]
+    assert hook.due(90, 100, total=95)
+    hook.every = 0
+    assert not any(hook.due(now - 10, now, total=100) for now in range(10, 101, 10))
+    hook.every = 4  # several multiples in one batch are one call
+    assert hook.due(0, 16, total=100)
+
+
+@pytest.fixture
+def session(teachers: Path) -> Session:
+    return build(experiment(recipe(teachers / "edm")), Accelerator(cpu=True))
+
+
+def test_samples_are_a_class_a_column_on_the_same_noise(session: Session, tmp_path: Path) -> None:
+    noise, labels = preview_inputs(session)
+    assert noise.shape == (60, 1, 8, 8) and labels is not None
+    assert labels.reshape(6, 10).tolist() == [list(range(10))] * 6
+    expected, _ = inputs(session.dataset, Random.at(session.run.seed, torch.arange(60)).stream("preview"))
+    assert torch.equal(noise, expected)
+    hook = Samples(tmp_path, 8)
+    for images in (8, 16):
+        session.state.images = images
+        hook(session)
+    first, second = (np.array(Image.open(tmp_path / "samples" / f"{i:012d}.png")) for i in (8, 16))
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, np.array(grid(session.sampler(noise, labels), 10)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("kind", ["generator", "teacher"])
+def test_every_precision_trains_samples_and_evaluates(
+    precision: str, kind: str, teachers: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"precision": precision, "images": 16, "evaluation": {"every": 16, "samples": 64}}
+    settings = recipe(teachers / "edm", **changes) if kind == "generator" else teacher_recipe(**changes)
+    session = fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+    (record,) = read(tmp_path / "metrics.jsonl")
+    assert record["samples"] == 64 and record["frechet"] > 0
+    assert (tmp_path / "samples" / f"{16:012d}.png").is_file()
+    noise, labels = preview_inputs(session)
+    product = load_product(tmp_path)
+    assert torch.equal(product.sampler(noise, labels), session.sampler(noise, labels))
+    if product.teacher_sampler is not None:
+        assert product.teacher_sampler(noise[:2], None if labels is None else labels[:2]).shape == (2, 1, 8, 8)
+
+
+def test_the_best_is_kept(session: Session, tmp_path: Path) -> None:
+    """metrics.jsonl has every evaluation, best/ the weights of the smallest distance."""
+    hook = Evaluate(tmp_path, Evaluation(every=8, samples=64))
+    weight = next(iter(session.state.ema.module.parameters()))
+    distances = [3.0, 1.0, 2.0]
+
+    @dataclass
+    class Fixed:
+        halves: float = 0.5
+
+        def report(self, images: Tensor, labels: Tensor | None) -> dict[str, float | int | str]:
+            return {"frechet": distances.pop(0), "protocol": "fixed", "samples": len(images)}
+
+    hook.protocol = cast(Protocol, Fixed())
+    for images in (8, 16, 24):
+        session.state.images = images
+        with torch.no_grad():
+            weight.fill_(images)
+        hook(session)
+    assert [(r["images"], r["frechet"]) for r in read(tmp_path / "metrics.jsonl")] == [(8, 3.0), (16, 1.0), (24, 2.0)]
+    best = json.loads((tmp_path / "best/metrics.json").read_text())
+    assert best == {"images": 16, "frechet": 1.0, "protocol": "fixed", "samples": 64, "halves": 0.5}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "metrics.jsonl"]
+    (tmp_path / "run.yaml").write_text("")
+    from safetensors.torch import load_file
+
+    assert (load_file(tmp_path / "best/ema.safetensors")["denoiser.network.unet.conv_in.weight"] == 16).all()
+
+
+@dataclass
+class Rank:
+    """The accelerator of one rank of several; `gathered` is what all of them hand in, call by call."""
+
+    process_index: int
+    num_processes: int
+    gathered: list[Tensor]
+    device: torch.device = CPU
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        every = self.gathered.pop(0)
+        share = len(every) // self.num_processes
+        assert torch.equal(tensor, every[self.process_index * share :][:share])
+        return every
+
+
+@pytest.mark.parametrize(("samples", "world"), [(64, 2), (7, 3), (10, 4), (4, 3), (2, 8)])
+def test_ranks_share_the_samples_of_an_evaluation(samples: int, world: int) -> None:
+    """Any number of ranks evaluates the same samples, some of them none."""
+    protocol = fit_protocol(COPY, 48)
+    alone = evaluate(nearest, COPY, protocol, samples, 0, cast(Accelerator, Rank(0, 1, [])))
+    assert alone["samples"] == samples
+    images, labels = draw_samples(nearest, COPY, 0, samples, 0, CPU)
+    assert labels is not None
+    size = -(-samples // world) * world
+    rows = [torch.cat([x, x.new_zeros(size - samples, *x.shape[1:])]) for x in (images, labels)]
+    for rank in range(world):
+        together = evaluate(nearest, COPY, protocol, samples, 0, cast(Accelerator, Rank(rank, world, list(rows))))
+        assert together == alone
+
+
+def test_samples_do_not_depend_on_the_chunk() -> None:
+    whole, labels = draw_samples(nearest, COPY, 0, 600, 0, CPU)
+    assert labels is not None and len(whole) == len(labels) == 600
+    part, part_labels = draw_samples(nearest, COPY, 300, 600, 0, CPU)
+    assert part_labels is not None and torch.equal(part, whole[300:]) and torch.equal(part_labels, labels[300:])
+    nothing, no_labels = draw_samples(nearest, COPY, 5, 5, 0, CPU)
+    assert nothing.shape == (0, 1, 8, 8) and no_labels is not None and len(no_labels) == 0
+    unlabelled: Dataset = replace(COPY, labels=None)
+    assert draw_samples(lambda z, cond: z, unlabelled, 0, 3, 0, CPU)[1] is None
+    assert draw_samples(lambda z, cond: z, unlabelled, 3, 3, 0, CPU)[1] is None
+
+
+def test_a_good_sampler_scores_well() -> None:
+    protocol = fit_protocol(COPY, 48)
+    report = evaluate(nearest, COPY, protocol, 1000, 0, cast(Accelerator, Rank(0, 1, [])))
+    assert float(report["frechet"]) < 4 * protocol.halves and report["label_agreement"] == pytest.approx(1, abs=0.01)
+
+
+def test_without_images_there_is_nothing_to_compare_with() -> None:
+    with pytest.raises(UserError, match="data: data_free has no images"):
+        fit_protocol(DataFree((1, 8, 8), 10).load(), 48)

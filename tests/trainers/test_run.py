@@ -1,0 +1,99 @@
+"""What a recipe may say: every value out of range is one line that names its key; the rest comes back from run.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.errors import UserError
+from tests.tiny import experiment, recipe, teacher_recipe
+from trainers.config import dump, load_yaml, to_yaml
+from trainers.loop import build_experiment, load_run
+from trainers.run import Run, TeacherRun
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"images": 0}, "images: must be positive, got 0"),
+    ({"batch_size": -8}, "batch_size: must be positive, got -8"),
+    ({"micro_batches": 0}, "micro_batches: must be positive, got 0"),
+    ({"micro_batches": 3}, "micro_batches: 3 must divide batch_size 8"),
+    ({"max_skipped": 0}, "max_skipped: must be positive, got 0"),
+    ({"log_every": 0}, "log_every: must be positive, got 0"),
+    ({"samples_every": 0}, "samples_every: must be positive, got 0"),
+    ({"checkpoint_every": 0}, "checkpoint_every: must be positive, got 0"),
+    ({"keep": 0}, "keep: must be positive, got 0"),
+    ({"max_grad_norm": 0}, "max_grad_norm: must be positive, got 0"),
+    ({"fake_updates": 0}, "fake_updates: must be positive, got 0"),
+    ({"name": "a/b"}, "name: must be a plain folder name, got 'a/b'"),
+    ({"name": ".."}, "name: must be a plain folder name, got '..'"),
+    ({"reuse_samples": True, "micro_batches": 2}, "reuse_samples: needs micro_batches = 1, since it keeps the graph"),
+    ({"generator": {"lr": 0}}, "key 'generator': lr: must be positive, got 0"),
+    ({"generator": {"lr": float("nan")}}, "key 'generator': lr: must be positive, got nan"),
+    ({"fake": {"eps": 0}}, "key 'fake': eps: must be positive, got 0"),
+    ({"fake": {"warmup": -1}}, "key 'fake': warmup: must be at least 0, got -1"),
+    ({"fake": {"weight_decay": -0.1}}, "key 'fake': weight_decay: must be at least 0, got -0.1"),
+    ({"fake": {"betas": [0.9, 1.0]}}, "key 'fake': betas: must be at least 0 and below 1, got [0.9, 1"),
+    ({"fake": {"betas": [-0.1, 0.9]}}, "key 'fake': betas: must be at least 0 and below 1, got [-0.1, 0.9]"),
+    ({"ema": {"half_life": -1}}, "key 'ema': half_life: must be at least 0, got -1"),
+    ({"ema": {"ramp_up": -1}}, "key 'ema': ramp_up: must be at least 0, got -1"),
+    ({"entry": {"nsr": 0}}, "key 'entry': nsr: must be positive, got 0"),
+    ({"evaluation": {"every": -1}}, "key 'evaluation': every: must be at least 0, got -1"),
+    ({"evaluation": {"samples": 1}}, "key 'evaluation': samples: must be at least 2, got 1"),
+    ({"evaluation": {"components": 0}}, "key 'evaluation': components: must be positive, got 0"),
+    ({"trains": "both"}, "key 'trains' must be one of generator, teacher, got 'both'"),
+    ({"precision": "fp16"}, "key 'precision' must be one of 'float32', 'bfloat16', 'float64', got 'fp16'"),
+    ({"tracking": ["mlflow"]}, "key 'tracking' must be a list [one of 'wandb', 'tensorboard', ...], got ['mlflow']"),
+]
+WRONG_TEACHER: list[tuple[dict[str, Any], str]] = [
+    ({"sigma_data": 0}, "sigma_data: must be positive, got 0"),
+    ({"network": {"in_channels": 3}}, "network: in_channels follow from data and must not be given"),
+    ({"optimizer": {"name": "lion"}}, "key 'optimizer.name' must be one of 'adam', 'adamw', 'sgd', got 'lion'"),
+    ({"times": "uniform_steps"}, "times: uniform_steps needs a discrete_vp path, the teacher's is EDM()"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_a_distillation_out_of_range(changes: dict[str, Any], message: str) -> None:
+    refuse(recipe(Path("unused")) | changes, message)
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_TEACHER)
+def test_a_teacher_out_of_range(changes: dict[str, Any], message: str) -> None:
+    refuse(teacher_recipe() | changes, message)
+
+
+def refuse(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        experiment(settings)
+    assert str(caught.value).startswith(f"test: {message}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("processes", "micro", "fits"), [(1, 1, True), (2, 4, True), (8, 1, True), (3, 1, False), (4, 4, False)]
+)
+def test_the_batch_divides_over_processes_and_micro_batches(processes: int, micro: int, fits: bool) -> None:
+    run = experiment(recipe(Path("unused"), micro_batches=micro))
+    if fits:
+        return run.check_world(processes)
+    message = f"batch_size: 8 is not divisible by processes x micro_batches = {processes} x {micro}"
+    with pytest.raises(UserError, match=message):
+        run.check_world(processes)
+
+
+@pytest.mark.parametrize("name", ["tiny", "1e5", "007", "null", "yes", "a: b", "é"])
+def test_run_yaml_is_the_run(name: str, tmp_path: Path) -> None:
+    """Fully resolved, and read back as it was, whatever its name looks like in YAML."""
+    for settings, kind in ((recipe(Path("t"), name=name), Run), (teacher_recipe(name=name), TeacherRun)):
+        run = experiment(settings)
+        assert type(run) is kind
+        (tmp_path / "run.yaml").write_text(to_yaml(dump(run)), encoding="utf-8")
+        assert load_run(tmp_path) == run
+        assert load_yaml(tmp_path / "run.yaml")["ema"] == {"half_life": 32.0, "ramp_up": 0.05}
+
+
+def test_a_recipe_with_a_network_is_a_teachers() -> None:
+    settings = teacher_recipe()
+    assert isinstance(build_experiment(settings, "x"), TeacherRun)
+    with pytest.raises(UserError, match="x: unknown key 'network'"):
+        build_experiment({**settings, "trains": "generator"}, "x")
