@@ -44,7 +44,8 @@ def measure(product: Product, samples: int | None = None) -> dict[str, Any]:
         models = {"teacher": product.sampler}
     for name, sampler in models.items():
         assert sampler is not None
-        numbers = evaluate_samples(sampler, product.dataset, protocol, count, run.seed, accelerator)
+        with Console(stderr=True).status(f"{name}: {count:,} samples"):
+            numbers = evaluate_samples(sampler, product.dataset, protocol, count, run.seed, accelerator)
         report[name] = {key: value for key, value in numbers.items() if isinstance(value, float)}
     if "student" in report:
         report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
@@ -54,8 +55,8 @@ def measure(product: Product, samples: int | None = None) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> Table:
     """The report as it is printed."""
     rich_table = Table(title=f"Frechet distance in {report['protocol']}, {report['samples']:,} samples each")
-    for column in ("", "evaluations", "Frechet distance", "to the teacher's", "to real halves'", "label agreement"):
-        rich_table.add_column(column, justify="left" if column == "" else "right")
+    for column in ("", "evaluations", "distance", "/ teacher", "/ halves", "agreement"):
+        rich_table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for name, evaluations in (("student", "1"), ("teacher", "35")):
         if name in report:
             numbers, teacher = report[name], report["teacher"]["frechet"]

@@ -31,7 +31,8 @@ def export(
     """Write the averaged generator as a diffusers pipeline, checked against the trainer's own samples."""
     out = out or folder / "export"
     difference = export_product(load_product(folder, which), folder, out)
-    Console().print(f"exported to {out}; largest difference to the trainer's images: {difference:.1e}", highlight=False)
+    line = f"exported to {out}; largest difference to the trainer's images: {difference:.1e}"
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def export_product(product: Product, folder: Path, out: Path) -> float:

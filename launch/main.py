@@ -36,7 +36,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.path.append(os.getcwd())  # a recipe may name the user's own my_module:MyObjective
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="distill")
     except UserError as error:
         if debug:
             traceback.print_exc()

@@ -61,7 +61,8 @@ def _finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
     if saved:
         run = load_run(folder)
         if int(saved[0].name) >= run.images and checkpoint.flaw(saved[0]) is None:
-            console.print(f"'{folder}' is complete already (remove the folder to train again)", highlight=False)
+            line = f"'{folder}' is complete already (remove the folder to train again)"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
             return folder
     check(run, 1)
     fit(run, folder, join_world(None, run, folder), resume=bool(saved))

@@ -35,8 +35,9 @@ def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")
     """List the shipped recipes, or print one."""
     console = Console()
     if name is not None:
-        console.print(find_recipe(name).read_text(), highlight=False, markup=False, end="")
+        text = find_recipe(name).read_text()
+        console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
         return
     for title, file in shipped().items():
         first = file.read_text().splitlines()[0].lstrip("# ")
-        console.print(f"{title:28} {first}", highlight=False, markup=False)
+        console.print(f"{title:28} {first}", highlight=False, markup=False, soft_wrap=True)

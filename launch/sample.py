@@ -31,8 +31,11 @@ def sample(
     product = load_product(folder, which)
     images = draw(product, count, label, seed, teacher)
     out = out or folder / "sample.png"
-    grid(images, columns).save(out)
-    Console().print(f"{count} samples: {out}", highlight=False)
+    try:
+        grid(images, columns).save(out)
+    except (OSError, ValueError) as error:  # no such folder; an ending that names no format of pictures
+        raise UserError(f"--out: cannot write '{out}': {error}") from error
+    Console().print(f"{count} samples: {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def draw(product: Product, count: int, label: int | None = None, seed: int = 0, teacher: bool = False) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from distill.errors import UserError
-from launch.processes import join_world, launch_here, relaunch
+from launch.processes import join_world, launch_here, relaunch, world_size
 from launch.recipes import find_recipe
 from trainers import checkpoint
 from trainers.config import load_yaml, override
@@ -43,9 +43,10 @@ def resume(
     """Continue a run from its newest valid checkpoint."""
     run = load_run(folder)
     checkpoint.newest(folder / "checkpoints")
-    check(run, processes or 1)
-    if launch_here(processes or 1):
-        relaunch(processes or 1, ["resume", str(folder), "--processes", str(processes)])
+    count = processes or world_size()
+    check(run, count)
+    if launch_here(count):
+        relaunch(count, ["resume", str(folder), "--processes", str(count)])
     fit(run, folder, join_world(processes, run, folder), resume=True)
 
 
@@ -57,13 +58,13 @@ def _start(
         other = "teacher" if isinstance(run, TeacherRun) else "train"
         raise UserError(f"{recipe}: this recipe is for `distill {other}`")
     folder = folder or Path("runs") / run.name
+    count = processes or world_size()
     if os.environ.get("RANK", "0") == "0":  # of several processes the first looks, before any writes
-        check(run, processes or 1)
+        check(run, count)
         check_fresh(folder)
-    if launch_here(processes or 1):
+    if launch_here(count):
         command = "teacher" if isinstance(run, TeacherRun) else "train"
-        options = ["--processes", str(processes), "--folder", str(folder)]
-        relaunch(processes or 1, [command, recipe, *overrides, *options])
+        relaunch(count, [command, recipe, *overrides, "--processes", str(count), "--folder", str(folder)])
     fit(run, folder, join_world(processes, run, folder))
 
 

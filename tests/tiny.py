@@ -80,7 +80,7 @@ def once(shared: Path, name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def recipe(teacher: Path, **changes: Any) -> dict[str, Any]:
+def recipe(teacher: Path | str, /, **changes: Any) -> dict[str, Any]:
     """The recipe of a short distillation: 12 updates."""
     return {
         "name": "tiny",

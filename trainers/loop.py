@@ -78,9 +78,10 @@ def train(session: Session, hooks: Sequence[Hook]) -> None:
 def _resume(session: Session, folder: Path, console: Console) -> None:
     found, skipped = checkpoint.newest(folder / "checkpoints")
     for line in skipped:
-        console.print(line, style="yellow", highlight=False)
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     checkpoint.restore(session, found)
-    console.print(f"resumed '{folder}' at {session.state.images:,} images", highlight=False)
+    resumed = f"resumed '{folder}' at {session.state.images:,} images"
+    console.print(resumed, highlight=False, markup=False, soft_wrap=True)
     if session.accelerator.is_main_process:
         for name in ("log.jsonl", "metrics.jsonl"):
             records.rewind(folder / name, session.state.images)

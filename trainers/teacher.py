@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.denoiser import Denoiser
+from distill.errors import UserError
 from distill.objectives import denoising_loss
 from distill.teachers import build_unet, save_denoiser
 from trainers.data import Dataset
@@ -45,6 +46,8 @@ def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
 
 def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:
     """A UNet2DModel from `run.network`, with shape and classes from the data, under the run's path and prediction."""
+    if dataset.read is None:
+        raise UserError(f"data: a teacher is trained on real images, {dataset.name} has none")
     channels, height, width = dataset.shape
     size = height if height == width else (height, width)
     shape = {"sample_size": size, "in_channels": channels, "out_channels": channels}

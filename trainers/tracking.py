@@ -22,7 +22,8 @@ PROJECT = "distill-onestep"
 def check_trackers(run: Experiment) -> None:
     """Raise UserError when a tracker is asked for that is not installed: Accelerate would log nothing, silently."""
     for tracker in run.tracking:
-        if importlib.util.find_spec(tracker) is None:
+        found = importlib.util.find_spec(tracker)
+        if found is None or found.origin is None:  # a folder of this name in the working directory is no package
             raise UserError(f"tracking: {tracker} is not installed; `pip install 'distill-onestep[{tracker}]'`")
 
 
@@ -35,7 +36,8 @@ def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, cons
         settings["wandb"] = {"id": _wandb_id(folder), "resume": "allow", "name": run.name, "dir": str(folder)}
         if not _wandb_login():
             settings["wandb"]["mode"] = "offline"
-            console.print("wandb: no login found, recording offline; `wandb sync` uploads it later", style="yellow")
+            notice = "wandb: no login found, recording offline; `wandb sync` uploads it later"
+            console.print(notice, style="yellow", soft_wrap=True)
     accelerator.init_trackers(PROJECT, _flat(dump(run)), settings)
 
 

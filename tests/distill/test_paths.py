@@ -102,7 +102,7 @@ def test_discrete_times_are_the_nearest_in_the_logarithm() -> None:
     for nsr in double(0.001, 0.0343, 0.7, 3.3, 1e3, math.inf):
         assert path.time(nsr[None]).item() == (levels / nsr).log().abs().argmin().item() or nsr.isinf()
     assert path.time(double(math.inf)).item() == 999
-    assert path.alpha(double(399.4, -3, 2000)).tolist() == path.alpha(double(399, 0, 999)).tolist()
+    assert path.alpha(double(399.4, 398.6, -3, 2000)).tolist() == path.alpha(double(399, 399, 0, 999)).tolist()
 
 
 def test_discrete_paths_compare_by_their_fields() -> None:

@@ -23,7 +23,7 @@ def numbered(count: int, labels: Tensor | None = None) -> Dataset:
 
 
 def batches(dataset: Dataset, real: bool = True, rank: int = 0, world: int = 1, **changes: Any) -> Batches:
-    run = experiment(recipe("unused", batch_size=24, images=240, **changes))  # type: ignore[arg-type]
+    run = experiment(recipe("unused", batch_size=24, images=240, **changes))
     return Batches(run, dataset, real, rank, world, CPU)
 
 

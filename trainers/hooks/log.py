@@ -71,6 +71,8 @@ class Log(Hook):
                 f"{session.run.name}: {session.state.images:,} of {session.run.images:,} images, {speed:.0f} images/s,"
                 f" {losses}, {left:.0f} s left",
                 highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
         else:
             self.progress.update(self.task, completed=session.state.images, status=f"{speed:.0f} images/s  {losses}")

@@ -1,0 +1,321 @@
+"""The commands from a recipe to pictures and numbers, on tiny networks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from launch.evaluate import measure, table
+from launch.processes import relaunch
+from launch.recipes import shipped
+from launch.sample import draw
+from launch.train import check, resolve
+from tests.launch.conftest import Command
+from tests.tiny import distill as distill_process
+from tests.tiny import recipe
+from trainers import checkpoint
+from trainers.config import dump
+from trainers.loop import build
+from trainers.pictures import grid
+from trainers.products import load_product
+from trainers.records import read
+from trainers.run import Run
+
+Write = Callable[..., Path]
+
+
+def numbers(text: str) -> list[list[float]]:
+    """The numbers of the rows of a printed table, percentages as fractions."""
+    rows = []
+    for row in re.findall(r"^[│|] *(student|teacher|real halves) *(.*)$", text, re.MULTILINE):
+        cells = [cell.strip() for cell in row[1].split("│")]
+        rows.append([float(c[:-1]) / 100 if c.endswith("%") else float(c) for c in cells if c])
+    return rows
+
+
+def test_from_a_teacher_to_a_table(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    """teacher, train (on what teacher wrote), resume (nothing left to do), sample, evaluate."""
+    teacher, run = tmp_path / "t", tmp_path / "runs" / "s"
+    common: dict[str, Any] = {"images": 16, "checkpoint_every": 8, "log_every": 8, "samples_every": 8}
+    common["evaluation"] = {"every": 8, "samples": 64}
+    assert distill("teacher", recipe_file(trains="teacher", **common), "--folder", teacher).code == 0
+    names = {path.name for path in (teacher / "teacher").iterdir()}
+    assert names == {"unet", "denoiser.json"}
+    file = recipe_file(teacher="../t/teacher", **common)  # relative to the working directory, which is cwd/
+    assert distill("train", file, "objective.alpha=1.0", "seed=3", "--folder", run).code == 0
+    resolved = yaml.safe_load((run / "run.yaml").read_text())
+    assert resolved["teacher"] == str(teacher / "teacher")
+    assert (resolved["objective"]["alpha"], resolved["seed"], resolved["keep"]) == (1.0, 3, 3)
+    for folder in (teacher, run):
+        assert [record["images"] for record in read(folder / "log.jsonl")] == [8, 16]
+        assert [record["images"] for record in read(folder / "metrics.jsonl")] == [8, 16]
+        assert [path.name for path in checkpoint.folders(folder / "checkpoints")] == [f"{i:012d}" for i in (16, 8, 0)]
+        assert [path.name for path in sorted((folder / "samples").iterdir())] == [f"{i:012d}.png" for i in (8, 16)]
+        assert not list(folder.glob("wandb*")) and not list(folder.glob("tensorboard*"))
+    again = distill("resume", run)
+    assert again.code == 0 and again.err == f"resumed '{run}' at 16 images\n"
+    assert len(read(run / "log.jsonl")) == 2
+
+    sampled = distill("sample", run, "--count", 7, "--columns", 4, "--label", 3, "--seed", 5)
+    assert (sampled.code, sampled.out) == (0, f"7 samples: {run}/sample.png\n")
+    product = load_product(run)
+    expected = grid(draw(product, 7, label=3, seed=5), 4)
+    assert np.array_equal(np.array(Image.open(run / "sample.png")), np.array(expected))
+    assert distill("sample", run, "--teacher", "--count", 2, "--out", "t.png").code == 0
+    assert np.array_equal(np.array(Image.open("t.png")), np.array(grid(draw(product, 2, teacher=True), 10)))
+
+    evaluated = distill("evaluate", run, "--samples", 50)
+    report = json.loads((run / "evaluation.json").read_text())
+    assert evaluated.code == 0 and evaluated.err == ""
+    assert report == measure(product, 50)
+    assert (report["samples"], report["images"], report["protocol"]) == (50, 16, "pca48(digits, 1797 real)")
+    student, of_teacher, halves = report["student"], report["teacher"], report["halves"]
+    assert report["ratio"] == student["frechet"] / of_teacher["frechet"]
+    wanted = [
+        [1, student["frechet"], report["ratio"], student["frechet"] / halves, student["label_agreement"]],
+        [35, of_teacher["frechet"], 1, of_teacher["frechet"] / halves, of_teacher["label_agreement"]],
+        [halves, halves / of_teacher["frechet"], 1],
+    ]
+    printed = numbers(evaluated.out)
+    assert [len(row) for row in printed] == [5, 5, 3]
+    for row, right in zip(printed, wanted, strict=True):
+        assert row == pytest.approx(right, abs=0.0051)
+    assert "pca48(digits, 1797 real)" in evaluated.out and "50 samples" in evaluated.out
+
+
+def test_the_table_fits_80_columns() -> None:
+    """At the width of a pipe no cell is cut, whatever the numbers."""
+    report = {"protocol": "pca48(digits, 1797 real)", "samples": 10_000, "halves": 0.1234}
+    report |= {name: {"frechet": 12345.6789, "label_agreement": 0.98765} for name in ("student", "teacher")}
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    console.print(table(report))
+    text = console.export_text()
+    assert "…" not in text and numbers(text)[0] == pytest.approx([1, 12345.6789, 1, 100046.02, 0.9877], abs=0.01)
+
+
+def test_evaluate_of_a_teacher_and_of_the_best(distill: Command, teacher_run: Path, student: Path) -> None:
+    assert distill("evaluate", teacher_run, "--samples", 20).code == 0
+    report = json.loads((teacher_run / "evaluation.json").read_text())
+    assert "student" not in report and "ratio" not in report and report["teacher"]["frechet"] > 0
+    best = json.loads((student / "best/metrics.json").read_text())
+    assert distill("evaluate", student, "--which", "best").code == 0
+    report = json.loads((student / "evaluation.json").read_text())
+    assert report["images"] == best["images"]
+    assert report["student"]["frechet"] == pytest.approx(best["frechet"], rel=1e-6)
+    assert report["student"]["label_agreement"] == best["label_agreement"]
+
+
+def test_evaluate_and_sample_leave_an_older_checkpoint_unread(distill: Command, student: Path) -> None:
+    """They use the newest valid one, as resume does."""
+    newest, older, _ = checkpoint.folders(student / "checkpoints")
+    (newest / "manifest.json").unlink()
+    assert load_product(student).images == int(older.name) == 8
+    resumed = distill("resume", student)
+    assert resumed.code == 0
+    assert resumed.err.splitlines()[:2] == [
+        f"skipped checkpoint '{newest}': manifest.json is missing",
+        f"resumed '{student}' at 8 images",
+    ]
+    assert checkpoint.flaw(newest) is None
+
+
+def test_the_noise_of_a_picture_is_the_seeds(student: Path) -> None:
+    product = load_product(student)
+    first = draw(product, 20)
+    assert torch.equal(first, draw(product, 20)) and torch.equal(first[:5], draw(product, 5))
+    assert not torch.equal(first, draw(product, 20, seed=1))
+    alike = draw(product, 20, label=4)
+    assert torch.equal(alike[4], first[4]) and torch.equal(alike[14], first[14])  # labels run 0 ... 9
+    assert not torch.equal(alike[5], first[5])
+
+
+# Recipes.
+
+
+def test_recipes_are_listed_and_printed(distill: Command) -> None:
+    listed = distill("recipes")
+    assert listed.code == 0
+    lines = listed.out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(shipped())
+    for line in lines:
+        name, text = line.split(maxsplit=1)
+        assert text == shipped()[name].read_text().splitlines()[0].removeprefix("# ")
+    for name, file in shipped().items():
+        printed = distill("recipes", name)
+        assert printed.code == 0 and printed.out == file.read_text()
+
+
+def test_every_recipe_is_shipped() -> None:
+    here = Path(str(files("configs")))
+    assert {"digits_teacher", "digits_sid", "digits_flow_teacher"} <= set(shipped())
+    assert len(shipped()) == len(list(here.rglob("*.yaml")))
+    for name, file in shipped().items():
+        settings = yaml.safe_load(file.read_text())
+        assert settings["name"] == name and file.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its name to a session, on 1, 2 and 8 processes' worth of batch; a distillation on the teacher it names."""
+    monkeypatch.chdir(tmp_path)
+    run = resolve(name, [])
+    if isinstance(run, Run):
+        source = Path(run.teacher)
+        assert source.name == "teacher" and source.parent.name in shipped()  # what `distill teacher` of it writes
+        from distill.teachers import save_denoiser
+        from trainers.run import TeacherRun
+        from trainers.teacher import fresh_denoiser
+
+        teacher = resolve(source.parent.name, [])
+        assert isinstance(teacher, TeacherRun)
+        save_denoiser(fresh_denoiser(teacher, teacher.data.load()), source)
+    check(run, 1)
+    for processes in (2, 8):
+        run.check_world(processes)
+    session = build(run, Accelerator(cpu=True))
+    assert session.state.images == 0
+    assert resolve_again(run) == run
+
+
+def resolve_again(run: Any) -> Any:
+    from trainers.loop import build_experiment
+
+    return build_experiment(dump(run), "again")
+
+
+# Trackers.
+
+
+def test_wandb_without_a_login_records_offline(recipe_file: Write, tmp_path: Path) -> None:
+    """A process of its own with an empty home: no key anywhere. A notice, files in the run folder, one run id."""
+    file = recipe_file(images=16, log_every=8, tracking=["wandb", "tensorboard"])
+    run = tmp_path / "run"
+    home = {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "none")}
+    job = distill_process(["train", str(file), "--folder", str(run)], tmp_path / "out.txt", cwd=tmp_path, **home)
+    assert job.finish() == 0, job.text
+    assert "wandb: no login found, recording offline; `wandb sync` uploads it later" in job.text
+    (offline,) = (run / "wandb").glob("offline-run-*")
+    identity = json.loads((run / "wandb.json").read_text())["id"]
+    assert offline.name.endswith(identity) and list(offline.glob(f"run-{identity}.wandb"))
+    (events,) = (
+        path for path in (run / "tensorboard").rglob("events.out.tfevents.*") if path.parent.name == "distill-onestep"
+    )
+    assert scalars(events.parent) == {
+        (record["images"], name): pytest.approx(value, rel=1e-5)
+        for record in read(run / "log.jsonl")
+        for name, value in record.items()
+        if name not in ("images", "time")
+    }
+    assert not (tmp_path / "wandb").exists()
+
+
+def scalars(folder: Path) -> dict[tuple[int, str], float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    names = [name for name in events.Tags()["scalars"] if name != "images_per_second"]
+    return {(event.step, name): event.value for name in names for event in events.Scalars(name)}
+
+
+# Several processes.
+
+
+def test_two_processes_through_our_own_launcher(recipe_file: Write, tmp_path: Path, distill: Command) -> None:
+    """`--processes 2` trains what one process does, in float64 to rounding."""
+    settings: dict[str, Any] = {"precision": "float64", "images": 32, "evaluation": {"every": 32, "samples": 33}}
+    file = recipe_file(**settings)
+    job = distill_process(
+        ["train", str(file), "--processes", "2", "--folder", str(tmp_path / "two")], tmp_path / "out.txt"
+    )
+    assert job.finish() == 0, job.text
+    assert distill("train", file, "--folder", tmp_path / "one").code == 0
+    for name in ("generator", "fake", "ema"):
+        one, two = (load_file(tmp_path / run / f"checkpoints/{32:012d}/{name}.safetensors") for run in ("one", "two"))
+        assert all(torch.allclose(one[key], two[key], rtol=1e-9, atol=1e-12) for key in one)
+    logs = [read(tmp_path / run / "log.jsonl") for run in ("one", "two")]
+    assert [r["images"] for r in logs[0]] == [r["images"] for r in logs[1]] == [16, 32]
+    for name in ("generator/sid", "fake/denoising", "generator/grad_norm"):
+        assert [r[name] for r in logs[0]] == pytest.approx([r[name] for r in logs[1]], rel=1e-9)
+    (left,), (right,) = (read(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    assert left["frechet"] == pytest.approx(right["frechet"], rel=1e-6) and right["samples"] == 33
+
+
+@pytest.mark.slow
+def test_the_end_of_the_launcher_ends_its_workers(teachers: Path, tmp_path: Path) -> None:
+    """SIGTERM to the command alone, as a scheduler or `timeout` sends it: no worker trains on."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=1_000_000, log_every=8)))
+    job = distill_process(
+        ["train", str(file), "--processes", "2", "--folder", str(tmp_path / "run")], tmp_path / "out.txt"
+    )
+    assert job.wait_for((tmp_path / "run/log.jsonl").is_file)
+    assert len(workers(tmp_path / "run")) == 3
+    job.processes[0].terminate()
+    assert job.finish() == 128 + 15, job.text
+    assert not workers(tmp_path / "run")
+
+
+def workers(folder: Path) -> list[str]:
+    """Command lines of living processes that name the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it ended meanwhile
+            continue
+        found += [line] if str(folder) in line else []
+    return found
+
+
+@pytest.mark.parametrize(("exitcode", "expected"), [(2, 2), (1, 1), (-9, 137)])
+def test_a_failed_worker_gives_the_exit_code(
+    exitcode: int, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=exitcode, error_file=str(tmp_path / "none"))
+    assert relaunched(ChildFailedError("launch.main", {1: failure}), monkeypatch)[0] == expected
+
+
+def test_relaunch_ends_as_its_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, arguments = relaunched(None, monkeypatch)
+    assert code == 0
+    assert (arguments.num_processes, arguments.multi_gpu, arguments.module) == (3, True, True)
+    assert arguments.training_script == "launch.main" and arguments.training_script_args == ["train", "x", "--debug"]
+    assert os.environ["ACCELERATE_USE_CPU"] == "true" and os.environ["OMP_NUM_THREADS"] == "1"
+    assert relaunched(SignalException("", 15), monkeypatch)[0] == 143
+
+
+def relaunched(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
+    """The exit code of relaunch, and what it asked of Accelerate, which ends in `error`."""
+    asked: list[Any] = []
+
+    def answer(arguments: Any) -> None:
+        asked.append(arguments)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", answer)
+    monkeypatch.setattr(sys, "argv", ["distill", "train", "x", "--processes", "3", "--debug"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with pytest.raises(SystemExit) as exit:
+        relaunch(3, ["train", "x"])
+    return int(exit.value.code or 0), asked[0]

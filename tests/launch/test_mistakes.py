@@ -1,0 +1,362 @@
+"""A mistake is one line on stderr (what, what was given, what is allowed), exit code 2, and nothing trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill.errors import UserError
+from distill.sampling import sample
+from tests.launch.conftest import Command
+from tests.tiny import tiny_denoiser
+from trainers import checkpoint
+
+Write = Callable[..., Path]
+
+
+def mistake(result: Any) -> str:
+    """The one line, without its beginning."""
+    assert result.code == 2, result
+    assert result.out == ""
+    lines = result.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("distill: "), result.err
+    return str(lines[0].removeprefix("distill: "))
+
+
+def untouched(folder: Path) -> bool:
+    return not folder.exists() or not any(folder.iterdir())
+
+
+KEYS: list[tuple[list[str], str]] = [
+    (["batchsize=8"], "unknown key 'batchsize' (did you mean 'batch_size'?); allowed: name, data, images, batch_size,"),
+    (["objective.alfa=1"], "unknown key 'objective.alfa' (did you mean 'alpha'?); allowed: fake_times, fake_weight,"),
+    (["batch_size=many"], "key 'batch_size' must be an integer, got 'many'"),
+    (["reuse_samples=1"], "key 'reuse_samples' must be true or false, got 1"),
+    (["generator.lr=fast"], "key 'generator.lr' must be a number, got 'fast'"),
+    (
+        ["objective=sit"],
+        "key 'objective' must be one of sid, diff_instruct, fgm or your own 'module:Class', alone or as",
+    ),
+    (["objective=no.such:Thing"], "key 'objective': cannot import 'no.such:Thing': ModuleNotFoundError: No module"),
+    (["data=digit"], "key 'data' must be one of digits, images, data_free or your own 'module:Class', alone or as the"),
+    (["micro_batches=3"], "micro_batches: 3 must divide batch_size 8"),
+    (["teacher=null"], "key 'teacher' must be a string, got None"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), KEYS, ids=[keys[0][0] for keys in KEYS])
+def test_a_key(overrides: list[str], message: str, distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    file = recipe_file()
+    line = mistake(distill("train", file, *overrides, "--folder", tmp_path / "run"))
+    assert line.startswith(f"{file}: {message}")
+    assert untouched(tmp_path / "run")
+
+
+def test_an_objective_gets_its_nearest_name(distill: Command, recipe_file: Write) -> None:
+    assert mistake(distill("train", recipe_file(), "objective=diff-instruct")).endswith(
+        "got 'diff-instruct' (did you mean 'diff_instruct'?)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.alpha", "override 'objective.alpha' must look like key=value, such as objective.alpha=1.0"),
+        ("images.of=3", "override 'images.of=3': 'images' is 96, it has no keys"),
+        ("seed=[1", "override 'seed=[1': line 1: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_an_override(override: str, message: str, distill: Command, recipe_file: Write) -> None:
+    assert mistake(distill("train", recipe_file(), override)) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "line 2: duplicate key 'name'"),
+        ("name: [a\n", "line 2: expected ',' or ']', but got '<stream end>'"),
+        ("", "must be a mapping, got None"),
+        ("name: a\n", "missing key 'images': it must be an integer"),
+    ],
+)
+def test_a_recipe_file(text: str, message: str, distill: Command, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert mistake(distill("train", file)) == f"{file}: {message}"
+
+
+def test_an_unknown_recipe(distill: Command) -> None:
+    line = mistake(distill("train", "digit_sid"))
+    assert line.startswith("recipe: no file and no shipped recipe 'digit_sid' (did you mean 'digits_sid'?); shipped: ")
+    assert mistake(distill("recipes", "digit_sid")) == line
+    assert mistake(distill("train", "nowhere/file.yaml")).startswith("recipe: no file and no shipped recipe 'nowhere/")
+
+
+def test_a_recipe_for_the_other_command(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    assert mistake(distill("train", "digits_teacher")) == "digits_teacher: this recipe is for `distill teacher`"
+    file = recipe_file()
+    assert mistake(distill("teacher", file)) == f"{file}: this recipe is for `distill train`"
+
+
+def test_no_teacher(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    file = recipe_file(teacher="../nowhere")
+    expected = f"teacher: no folder '{tmp_path / 'nowhere'}'; `distill teacher RECIPE` trains one"
+    assert mistake(distill("train", file, "--folder", tmp_path / "run")) == expected
+    assert untouched(tmp_path / "run")
+
+
+def shorten(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        (WEIGHTS, shorten, "teacher: cannot read '{}/unet': "),
+        (WEIGHTS, Path.unlink, "teacher: cannot read '{}/unet': "),
+        ("unet/config.json", shorten, "teacher: cannot read '{}/unet': "),
+        ("denoiser.json", shorten, "teacher: '{}/denoiser.json' is damaged: JSONDecodeError: "),
+        ("denoiser.json", Path.unlink, "teacher: '{}/denoiser.json' is missing; it states path and prediction kind"),
+        (
+            "denoiser.json",
+            lambda f: f.write_text(f.read_text().replace('"edm"', '"vq"', 1)),
+            "teacher: '{}/denoiser.json': path: must be one of edm, vp, discrete_vp,",
+        ),
+    ],
+)
+def test_a_damaged_teacher(
+    file: str, damage: Any, message: str, distill: Command, recipe_file: Write, teachers: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(teachers / "edm", copy)
+    damage(copy / file)
+    line = mistake(distill("train", recipe_file(teacher=str(copy)), "--folder", tmp_path / "run"))
+    assert line.startswith(message.format(copy))
+    assert untouched(tmp_path / "run")
+
+
+def test_a_teacher_of_other_data_or_for_another_objective(
+    distill: Command, recipe_file: Write, teachers: Path, tmp_path: Path
+) -> None:
+    edm = teachers / "edm"
+    data = {"name": "data_free", "shape": [3, 8, 8], "classes": 10}
+    line = mistake(distill("train", recipe_file(data=data)))
+    assert line == f"data: data_free has shape (3, 8, 8), the teacher '{edm}' shape (1, 8, 8)"
+    line = mistake(distill("train", recipe_file(data=data | {"shape": [1, 8, 8], "classes": 3})))
+    assert line == f"data: data_free has classes 3, the teacher '{edm}' classes 10"
+    objective = {"name": "sid", "times": {"name": "uniform_steps"}}
+    line = mistake(distill("train", recipe_file(objective=objective)))
+    assert line == "times: uniform_steps needs a discrete_vp path, the teacher's is EDM()"
+
+
+NEEDY = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar
+from distill.objectives import SiD
+
+@dataclass(frozen=True, kw_only=True)
+class Needy(SiD):
+    needs: ClassVar[frozenset[str]] = frozenset({"real"})
+"""
+
+
+def test_real_images_where_there_are_none(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    (tmp_path / "cwd/mine.py").write_text(NEEDY)
+    data = {"name": "data_free", "shape": [1, 8, 8], "classes": 10}
+    line = mistake(distill("train", recipe_file(data=data, objective="mine.py:Needy"), "--folder", tmp_path / "run"))
+    assert line == "objective: Needy needs real images, data: data_free has none"
+    line = mistake(distill("train", recipe_file(data=data, evaluation={"every": 8})))
+    assert line == "evaluation.every: needs real images, data: data_free has none; set it to 0"
+    line = mistake(distill("teacher", recipe_file(trains="teacher", data=data), "--folder", tmp_path / "run"))
+    assert line == "data: a teacher is trained on real images, data_free has none"
+    assert untouched(tmp_path / "run")
+
+
+def test_data_that_is_not_there(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    data = {"name": "images", "path": str(tmp_path / "none/*.parquet")}
+    line = mistake(distill("teacher", recipe_file(trains="teacher", data=data)))
+    assert line.startswith(f"data: cannot load '{tmp_path}/none/*.parquet': ")
+
+
+def test_a_network_that_diffusers_refuses(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    file = recipe_file(trains="teacher", network={"block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"]})
+    line = mistake(distill("teacher", file, "--folder", tmp_path / "run"))
+    assert line.startswith("unet: diffusers refuses this UNet2DModel config: Must provide the same number of `down_bl")
+    assert untouched(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(3, 1), (4, 4)])
+def test_a_batch_that_does_not_divide(
+    processes: int, micro: int, distill: Command, recipe_file: Write, tmp_path: Path
+) -> None:
+    file = recipe_file(micro_batches=micro)
+    line = mistake(distill("train", file, "--processes", processes, "--folder", tmp_path / "run"))
+    assert line == f"batch_size: 8 is not divisible by processes x micro_batches = {processes} x {micro}"
+    assert untouched(tmp_path / "run")
+
+
+def test_a_folder_that_holds_a_run(distill: Command, recipe_file: Write, student: Path) -> None:
+    before = sorted(student.rglob("*"))
+    line = mistake(distill("train", recipe_file(), "--folder", student))
+    expected = (
+        f"'{student}' holds a run already: `distill resume {student}` continues it, --folder or name= starts another"
+    )
+    assert line == expected
+    assert sorted(student.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["resume", "sample", "evaluate", "export"])
+def test_a_folder_without_a_run(command: str, distill: Command, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert mistake(distill(command, folder)) == f"'{folder}' is not a run folder: it has no run.yaml"
+
+
+@pytest.mark.parametrize("command", ["resume", "sample", "evaluate", "export"])
+def test_a_run_without_a_valid_checkpoint(command: str, distill: Command, student: Path) -> None:
+    root = student / "checkpoints"
+    for folder in checkpoint.folders(root):
+        shorten(folder / "generator.safetensors")
+    line = mistake(distill(command, student))
+    assert line.startswith(f"no valid checkpoint in '{root}'; skipped checkpoint '{root}/000000000016': generator.safe")
+    assert "skipped checkpoint" in line and "bytes, not" in line
+    shutil.rmtree(root)
+    assert mistake(distill(command, student)) == f"no valid checkpoint in '{root}'"
+
+
+def test_a_broken_run_yaml(distill: Command, student: Path) -> None:
+    (student / "run.yaml").write_text("name: [")
+    assert mistake(distill("resume", student)).startswith(f"{student}/run.yaml: line 1: ")
+
+
+def test_a_resume_with_another_teacher(distill: Command, student: Path, teachers: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(teachers / "edm", copy)
+    description = json.loads((copy / "denoiser.json").read_text())
+    (copy / "denoiser.json").write_text(json.dumps({**description, "sigma_data": 0.6}))
+    run = student / "run.yaml"
+    run.write_text(run.read_text().replace(str(teachers / "edm"), str(copy)))
+    line = mistake(distill("resume", student))
+    newest = student / "checkpoints/000000000016"
+    assert line == f"'{newest}' was trained from another teacher than the one in run.yaml (its files have changed)"
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_is_no_class(label: int, distill: Command, student: Path) -> None:
+    line = mistake(distill("sample", student, "--label", label))
+    assert line == f"--label: {label} is not a class; allowed: 0 to 9"
+    assert not (student / "sample.png").exists()
+
+
+def test_a_teacher_of_a_teacher(distill: Command, teacher_run: Path) -> None:
+    assert mistake(distill("sample", teacher_run, "--teacher")) == "--teacher: this run is itself a teacher's"
+    line = mistake(distill("export", teacher_run))
+    assert (
+        line
+        == f"'{teacher_run}' trains a teacher: its teacher/ is a diffusers folder already; export takes distillations"
+    )
+
+
+@pytest.mark.parametrize("out", ["nowhere/a.png", "a.docx", "a"])
+def test_a_picture_that_cannot_be_written(out: str, distill: Command, student: Path) -> None:
+    assert mistake(distill("sample", student, "--count", 1, "--out", out)).startswith(f"--out: cannot write '{out}': ")
+
+
+def test_no_best_yet(distill: Command, student: Path) -> None:
+    shutil.rmtree(student / "best")
+    line = mistake(distill("sample", student, "--which", "best"))
+    assert line == f"'{student}' has no best/ yet: set evaluation.every in the recipe"
+
+
+@pytest.mark.parametrize("world", [{"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, {"WORLD_SIZE": "2"}])
+def test_a_world_of_another_size(
+    world: dict[str, str],
+    distill: Command,
+    recipe_file: Write,
+    student: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A launcher's environment, and nobody to wait for; the second announces two processes that nothing joins."""
+    for key, value in world.items():
+        monkeypatch.setenv(key, value)
+    expected = "--processes: 1 asked for, but the launcher started 2; leave it out there"
+    assert mistake(distill("train", recipe_file(), "--processes", 1, "--folder", tmp_path / "run")) == expected
+    assert mistake(distill("resume", student, "--processes", 1)) == expected
+    assert untouched(tmp_path / "run")
+    if "RANK" not in world:
+        for arguments in ([], ["--processes", 2]):
+            line = mistake(distill("train", recipe_file(), *arguments, "--folder", tmp_path / "run"))
+            assert line.startswith(
+                "WORLD_SIZE: 2 processes announced, but Accelerate sees 1; start through `distill ..."
+            )
+        assert untouched(tmp_path / "run")
+
+
+def test_more_processes_than_gpus(
+    distill: Command, recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    line = mistake(distill("train", recipe_file(), "--processes", 2, "--folder", tmp_path / "run"))
+    assert line == "--processes: 2 asked for, this machine has 1 GPUs"
+    assert untouched(tmp_path / "run")
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_tracker_that_is_not_installed(
+    tracker: str, folder: bool, distill: Command, recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A folder of that name in the working directory, which wandb's offline runs leave, is not the package."""
+    find = importlib.util.find_spec
+    spec = ModuleSpec(tracker, None, is_package=True) if folder else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: spec if name == tracker else find(name, *rest))
+    line = mistake(distill("train", recipe_file(tracking=[tracker]), "--folder", tmp_path / "run"))
+    assert line == f"tracking: {tracker} is not installed; `pip install 'distill-onestep[{tracker}]'`"
+    assert untouched(tmp_path / "run")
+
+
+def test_an_even_number_of_evaluations() -> None:
+    for evaluations in (0, 1, 34):
+        with pytest.raises(UserError, match=f"^evaluations: .* an odd number of at least 3, got {evaluations}$"):
+            sample(tiny_denoiser(), torch.zeros(1, 1, 8, 8), evaluations=evaluations)
+
+
+def test_many_losses_that_are_not_finite(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    """The one mistake that shows while training: after the log it ends as every other, with a checkpoint."""
+    objective = {"name": "tests.trainers.poison:Poisoned", "samples": [0, 8, 16]}
+    file = recipe_file(objective=objective, max_skipped=3, log_every=24, checkpoint_every=1000)
+    result = distill("train", file, "--folder", tmp_path / "run")
+    *log, line = result.err.splitlines()
+    assert result.code == 2 and len(log) == 1 and log[0].startswith("tiny: 24 of 96 images")
+    assert line.startswith(
+        "distill: generator: 3 updates in a row had a non-finite loss or gradient at 24 images; they"
+    )
+    assert [int(folder.name) for folder in checkpoint.folders(tmp_path / "run/checkpoints")] == [24, 0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["train"], ["train", "x", "--proceses", "2"], ["sample", "x", "--count", "no"]]
+)
+def test_a_command_line_that_does_not_parse(arguments: list[str], distill: Command) -> None:
+    result = distill(*arguments)
+    assert result.code == 2 and "Usage: distill" in result.err and "Traceback" not in result.err
+
+
+def test_a_traceback_comes_only_when_asked_for(distill: Command) -> None:
+    result = distill("train", "digit_sid", "--debug")
+    assert result.code == 2
+    assert result.err.startswith("Traceback (most recent call last):") and "find_recipe" in result.err
+    assert result.err.splitlines()[-1].startswith("distill: recipe: no file and no shipped recipe 'digit_sid'")
