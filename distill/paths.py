@@ -148,8 +148,13 @@ class DiscreteVP(Path):
             raise UserError(f"betas: must lie in (0, 1], go from {float(betas.min()):g} to {float(betas.max()):g}")
         object.__setattr__(self, "alphas_cumprod", torch.cumprod(1 - betas, 0))
 
+    def _table(self, device: torch.device) -> Tensor:
+        if self.alphas_cumprod.device != device:  # moved with its first use there, not copied with each
+            object.__setattr__(self, "alphas_cumprod", self.alphas_cumprod.to(device))
+        return self.alphas_cumprod
+
     def _signal(self, t: Tensor) -> Tensor:
-        table = self.alphas_cumprod.to(t.device)
+        table = self._table(t.device)
         return table[t.round().long().clamp(0, len(table) - 1)]
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -163,7 +168,7 @@ class DiscreteVP(Path):
         return -self.sigma(t), self.alpha(t)
 
     def time(self, nsr: Tensor) -> Tensor:
-        table = self.alphas_cumprod.to(nsr.device)
+        table = self._table(nsr.device)
         levels = 0.5 * ((1 - table) / table).log()
         middles = (levels[1:] + levels[:-1]) / 2
         return torch.bucketize(nsr.double().log(), middles, right=True).to(nsr.dtype)

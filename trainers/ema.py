@@ -11,7 +11,7 @@ from trainers.run import Average
 
 
 class EMA:
-    """A float32 copy of `module` that follows it with a half-life in images.
+    """A copy of `module` that follows it with a half-life in images.
 
     Buffers are copied. With `ramp_up` the half-life is at most that fraction of the images seen before the update,
     so the first update copies the parameters (SiD; EDM, arXiv:2206.00364, appendix F.2).

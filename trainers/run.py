@@ -104,7 +104,7 @@ class Experiment:
     images: int  # length of the run
     batch_size: int  # global: over all processes and micro-batches
     micro_batches: int = 1  # gradient accumulation
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # of the networks' compute; weights stay float32
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # of compute; weights: float32, or float64 with it
     seed: int = 0
     ema: Average = Average()
     max_grad_norm: float | None = None

@@ -65,7 +65,9 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
     folder = FilePath(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network.unet.save_pretrained(folder / "unet")
-    name = next(name for name, kind in PATHS.items() if type(denoiser.path) is kind)
+    name = next((name for name, kind in PATHS.items() if type(denoiser.path) is kind), None)
+    if name is None:
+        raise UserError(f"teacher: a path of your own, {denoiser.path}, has no name for {DESCRIPTION}")
     fields = {f.name: getattr(denoiser.path, f.name) for f in dataclasses.fields(denoiser.path) if f.init}
     description = {
         "path": {"name": name, **fields},

@@ -121,11 +121,14 @@ def test_velocity_on_flow_and_edm() -> None:
         assert torch.allclose(denoised, x_t - t[:, None, None] * noise, rtol=1e-12)
 
 
-def test_coefficients_are_computed_in_float64() -> None:
-    """Near pure noise float32 would lose alpha: for a path of linear betas alpha = 0.0064."""
-    path, t = DiscreteVP(0.0001, 0.02, "linear"), torch.tensor([999.0])
-    c = coefficients("eps", path, t, torch.zeros(1, 2, 2))
-    assert c.from_x_t.dtype == torch.float32
-    assert c.from_x_t.shape == (1, 1, 1)
-    assert torch.equal(c.from_x_t, (1 / path.alpha(t.double())).float().reshape(1, 1, 1))
-    assert c.input_scale is None
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("path", ALL_PATHS.values(), ids=ALL_PATHS)
+def test_coefficients_are_computed_in_float64(kind: Kind, path: Path) -> None:
+    """Float32 ones are the rounded exact ones, also near pure noise where alpha is small."""
+    t = path.time(RATIOS).float()
+    ours = coefficients(kind, path, t, torch.zeros(6, 2, 2))
+    exact = coefficients(kind, path, t.double(), torch.zeros(6, 2, 2, dtype=torch.float64))
+    for name in ("from_x_t", "from_output", "input_scale"):
+        value, reference = getattr(ours, name), getattr(exact, name)
+        assert (value is None) == (reference is None) == (name == "input_scale" and kind != "edm")
+        assert value is None or (value.shape == (6, 1, 1) and torch.equal(value, reference.float()))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from importlib.resources import files
@@ -19,9 +22,11 @@ from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from distill.teachers import save_denoiser
 from launch.evaluate import measure, table
 from launch.processes import relaunch
 from launch.recipes import shipped
@@ -32,11 +37,12 @@ from tests.tiny import distill as distill_process
 from tests.tiny import recipe
 from trainers import checkpoint
 from trainers.config import dump
-from trainers.loop import build
+from trainers.loop import build, build_experiment
 from trainers.pictures import grid
 from trainers.products import load_product
 from trainers.records import read
-from trainers.run import Run
+from trainers.run import Run, TeacherRun
+from trainers.teacher import fresh_denoiser
 
 Write = Callable[..., Path]
 
@@ -104,7 +110,7 @@ def test_the_table_fits_80_columns() -> None:
     """At the width of a pipe no cell is cut, whatever the numbers."""
     report = {"protocol": "pca48(digits, 1797 real)", "samples": 10_000, "halves": 0.1234}
     report |= {name: {"frechet": 12345.6789, "label_agreement": 0.98765} for name in ("student", "teacher")}
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(table(report))
     text = console.export_text()
     assert "…" not in text and numbers(text)[0] == pytest.approx([1, 12345.6789, 1, 100046.02, 0.9877], abs=0.01)
@@ -139,11 +145,12 @@ def test_evaluate_and_sample_leave_an_older_checkpoint_unread(distill: Command, 
 def test_the_noise_of_a_picture_is_the_seeds(student: Path) -> None:
     product = load_product(student)
     first = draw(product, 20)
-    assert torch.equal(first, draw(product, 20)) and torch.equal(first[:5], draw(product, 5))
-    assert not torch.equal(first, draw(product, 20, seed=1))
+    assert torch.equal(first, draw(product, 20))
+    assert torch.allclose(first[:5], draw(product, 5), atol=1e-5)  # another batch rounds otherwise
+    assert not torch.allclose(first, draw(product, 20, seed=1), atol=0.1)
     alike = draw(product, 20, label=4)
-    assert torch.equal(alike[4], first[4]) and torch.equal(alike[14], first[14])  # labels run 0 ... 9
-    assert not torch.equal(alike[5], first[5])
+    assert torch.allclose(alike[4::10], first[4::10], atol=1e-5)  # labels run 0 ... 9
+    assert not torch.allclose(alike[5], first[5], atol=1e-3)
 
 
 # Recipes.
@@ -179,10 +186,6 @@ def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     if isinstance(run, Run):
         source = Path(run.teacher)
         assert source.name == "teacher" and source.parent.name in shipped()  # what `distill teacher` of it writes
-        from distill.teachers import save_denoiser
-        from trainers.run import TeacherRun
-        from trainers.teacher import fresh_denoiser
-
         teacher = resolve(source.parent.name, [])
         assert isinstance(teacher, TeacherRun)
         save_denoiser(fresh_denoiser(teacher, teacher.data.load()), source)
@@ -191,13 +194,7 @@ def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         run.check_world(processes)
     session = build(run, Accelerator(cpu=True))
     assert session.state.images == 0
-    assert resolve_again(run) == run
-
-
-def resolve_again(run: Any) -> Any:
-    from trainers.loop import build_experiment
-
-    return build_experiment(dump(run), "again")
+    assert build_experiment(dump(run), "again") == run
 
 
 # Trackers.
@@ -227,8 +224,6 @@ def test_wandb_without_a_login_records_offline(recipe_file: Write, tmp_path: Pat
 
 
 def scalars(folder: Path) -> dict[tuple[int, str], float]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     events = EventAccumulator(str(folder))
     events.Reload()
     names = [name for name in events.Tags()["scalars"] if name != "images_per_second"]
@@ -266,22 +261,24 @@ def test_the_end_of_the_launcher_ends_its_workers(teachers: Path, tmp_path: Path
     job = distill_process(
         ["train", str(file), "--processes", "2", "--folder", str(tmp_path / "run")], tmp_path / "out.txt"
     )
-    assert job.wait_for((tmp_path / "run/log.jsonl").is_file)
-    assert len(workers(tmp_path / "run")) == 3
-    job.processes[0].terminate()
-    assert job.finish() == 128 + 15, job.text
-    assert not workers(tmp_path / "run")
+    try:
+        assert job.wait_for((tmp_path / "run/log.jsonl").is_file)
+        assert len(processes_of(tmp_path / "run")) == 3
+        job.processes[0].terminate()
+        assert job.finish() == 128 + 15, job.text
+        assert not processes_of(tmp_path / "run")
+    finally:
+        for process in processes_of(tmp_path / "run"):
+            os.kill(process, signal.SIGKILL)
 
 
-def workers(folder: Path) -> list[str]:
-    """Command lines of living processes that name the folder."""
+def processes_of(folder: Path) -> list[int]:
+    """Ids of the living processes whose command line names the folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it ended meanwhile
-            continue
-        found += [line] if str(folder) in line else []
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if str(folder) in process.read_bytes().decode(errors="replace"):
+                found.append(int(process.parent.name))
     return found
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
+from tests.tiny import experiment, recipe
 from trainers.ema import EMA
+from trainers.loop import fit
 from trainers.run import Average
 
 
@@ -49,6 +54,21 @@ def test_the_first_update_copies_with_a_ramp_and_always_without_an_average() -> 
     assert averaged(Average(half_life=100, ramp_up=0), 1, 10) == pytest.approx(1 - 0.5**0.1, abs=1e-6)
     assert averaged(Average(half_life=0), 1, 10, first=10**9) == 1.0
     assert averaged(Average(half_life=0, ramp_up=0), 1, 10, first=10**9) == 1.0
+
+
+def test_the_loop_averages_by_the_images_before_the_update(teachers: Path, tmp_path: Path) -> None:
+    run = experiment(recipe(teachers / "edm", images=24, ema={"half_life": 1000, "ramp_up": 0.5}))
+    weights: list[Tensor] = []
+    state = fit(run, tmp_path / "one", Accelerator(cpu=True)).state
+    assert state.images == 24
+    for images in (8, 16, 24):
+        shorter = experiment(recipe(teachers / "edm", images=images, ema={"half_life": 0}))
+        own = fit(shorter, tmp_path / str(images), Accelerator(cpu=True)).state
+        weights.append(next(iter(own.players["generator"].parameters)).detach())
+    expected = weights[0]
+    for new, seen in zip(weights[1:], (8, 16), strict=True):
+        expected = new + 0.5 ** (8 / (0.5 * seen)) * (expected - new)
+    assert torch.allclose(next(iter(state.ema.module.parameters())), expected, atol=1e-7)
 
 
 def test_buffers_are_copied_and_the_module_is_left_alone() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import Job, experiment, launch, recipe, teacher_recipe
 from trainers import checkpoint, loop
-from trainers.hooks import Hook
+from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples
 from trainers.session import Session
 
 
@@ -143,12 +143,40 @@ def test_the_comparison_sees_one_number(teachers: Path, tmp_path: Path, monkeypa
         assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_complete_run_resumes_to_itself(teachers: Path, tmp_path: Path) -> None:
-    settings = recipe(teachers / "edm", images=32)
+@pytest.mark.parametrize("kind", ["generator", "teacher"])
+def test_a_complete_run_resumes_to_itself(kind: str, teachers: Path, tmp_path: Path) -> None:
+    settings = recipe(teachers / "edm", images=32) if kind == "generator" else teacher_recipe(images=32)
     fit(settings, tmp_path / "run")
     before = contents(tmp_path / "run")
     fit(settings, tmp_path / "run", resume=True)
     assert contents(tmp_path / "run") == before
+
+
+def test_a_resume_at_the_start_leaves_the_only_checkpoint_alone(
+    teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it saves first, until that is in place the old one must stay."""
+    settings = recipe(teachers / "edm")
+    interrupted(settings, tmp_path / "run", 8, monkeypatch)
+    (start,) = checkpoint.folders(tmp_path / "run/checkpoints")
+    assert int(start.name) == 0
+
+    def killed(*arguments: Any) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "rename", killed)
+        with pytest.raises(Cut):
+            fit(settings, tmp_path / "run", resume=True)
+    assert checkpoint.newest(tmp_path / "run/checkpoints") == (start, [])
+
+
+def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between a checkpoint and a line of the log of the same images would lose the line."""
+    given: list[Sequence[Hook]] = []
+    monkeypatch.setattr(loop, "train", lambda session, hooks: given.append(hooks))
+    fit(recipe(teachers / "edm"), tmp_path / "run")
+    assert [type(hook) for hook in given[0]] == [Log, Evaluate, Samples, Checkpoints]
 
 
 # Kills. Saves are made slow, so that a kill can fall into one.
@@ -219,7 +247,7 @@ class Victim:
 
 def killed_run(teachers: Path, folder: Path, world: int, seed: int, moments: Sequence[str]) -> None:
     settings = recipe(teachers / "dropout", **KILLED)
-    if world == 1:
+    if world == 1:  # in this process
         fit(settings, folder / "whole")
     else:
         Victim(settings, folder / "whole", world, seed).survive([])

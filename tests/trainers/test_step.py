@@ -173,6 +173,18 @@ def test_only_the_player_in_training_drops_out(teachers: Path, monkeypatch: pyte
     assert modes == [("G", False), ("F", True), ("G", True), ("T", False), ("F", False)]
 
 
+def test_dropout_is_seeded_by_the_place_in_the_run(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every phase, update, rank and seed has its own masks."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    for changes, rank in (({}, 0), ({"seed": 1}, 0), ({}, 1)):
+        session = session_of(recipe(teachers / "dropout", fake_updates=2, **changes))
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        advance(session)
+        advance(session)
+    assert len(seeds) == len(set(seeds)) == 18
+
+
 def test_learning_rates_by_value() -> None:
     player = Player("p", nn.Linear(1, 1), Optimizer(lr=2.0, warmup=100, decay="cosine"), Accelerator(cpu=True))
     assert player.learning_rate(0, 1000) == pytest.approx(2.0 / 100)
