@@ -22,6 +22,7 @@ from distill.denoiser import Denoiser
 from distill.objectives import OBJECTIVES
 from distill.paths import EDM
 from distill.teachers import build_unet, save_denoiser
+from trainers.console import plain
 from trainers.data import DataFree
 from trainers.hooks import Log
 from trainers.loop import build
@@ -62,7 +63,7 @@ class Stopwatch:
 def main(rounds: int = 9) -> None:
     """Print the table."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    console = Console()
+    console = plain()
     device = accelerator.device
     console.print(
         f"UNet2DModel 3x{SIZE}x{SIZE} {NETWORK['block_out_channels']}, batch {BATCH}, float32, {device},"
@@ -75,7 +76,7 @@ def main(rounds: int = 9) -> None:
         for name, reuse, needs, bar in CASES:
             ratio, extras = measure(name, reuse, needs, Path(folder), accelerator, rounds)
             title = name + (", reuse_samples" if reuse else "")
-            console.print(f"{title:26}{ratio:20.2f}{needs:8d}{bar:8.1f}{extras:16.2%}{'2%':>7}", highlight=False)
+            console.print(f"{title:26}{ratio:20.2f}{needs:8d}{bar:8.1f}{extras:16.2%}{'2%':>7}")
 
 
 def measure(

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from distill.errors import UserError
 from distill.generator import Generator
 from launch.evaluate import WhichOption
 from trainers.config import dump, to_yaml
+from trainers.console import plain
 from trainers.distillation import teacher_hash
 from trainers.products import Product, load_product
 from trainers.run import Run
@@ -31,8 +31,7 @@ def export(
     """Write the averaged generator as a diffusers pipeline, checked against the trainer's own samples."""
     out = out or folder / "export"
     difference = export_product(load_product(folder, which), folder, out)
-    line = f"exported to {out}; largest difference to the trainer's images: {difference:.1e}"
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+    plain().print(f"exported to {out}; largest difference to the trainer's images: {difference:.1e}")
 
 
 def export_product(product: Product, folder: Path, out: Path) -> float:

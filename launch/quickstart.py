@@ -16,6 +16,7 @@ from launch.plots import distance_curve, side_by_side
 from launch.processes import join_world
 from launch.train import check, resolve
 from trainers import checkpoint
+from trainers.console import plain
 from trainers.loop import fit, load_run
 from trainers.products import load_product
 from trainers.run import Run, TeacherRun
@@ -25,7 +26,7 @@ def quickstart(
     runs: Annotated[Path, typer.Option(help="folder for the two runs")] = Path("runs"),
 ) -> None:
     """Train a digits teacher, distil it into one step with SiD, evaluate and export it."""
-    console = Console()
+    console = plain()
     started = time.perf_counter()
     console.rule("1 of 4: a class-conditional EDM teacher on the digits", align="left")
     teacher_folder = _finish(resolve("digits_teacher", []), runs, console)
@@ -39,7 +40,7 @@ def quickstart(
     distance_curve(folder, report, folder / "distance.png")
     console.rule("4 of 4: export", align="left")
     difference = export_product(product, folder, folder / "export")
-    console.print(table(report))
+    Console().print(table(report))
     console.print(
         f"teacher and student side by side   {folder / 'side_by_side.png'}\n"
         f"distance against images            {folder / 'distance.png'}\n"
@@ -47,10 +48,7 @@ def quickstart(
         "    from diffusers import DiffusionPipeline\n"
         f'    pipe = DiffusionPipeline.from_pretrained("{folder / "export"}")\n'
         "    images = pipe(batch_size=10, class_labels=list(range(10)), num_inference_steps=1).images\n\n"
-        f"{time.perf_counter() - started:.0f} seconds",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"{time.perf_counter() - started:.0f} seconds"
     )
 
 
@@ -61,8 +59,7 @@ def _finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
     if saved:
         run = load_run(folder)
         if int(saved[0].name) >= run.images and checkpoint.flaw(saved[0]) is None:
-            line = f"'{folder}' is complete already (remove the folder to train again)"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(f"'{folder}' is complete already (remove the folder to train again)")
             return folder
     check(run, 1)
     fit(run, folder, join_world(None, run, folder), resume=bool(saved))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from distill.errors import UserError
+from trainers.console import plain
 
 
 def shipped() -> dict[str, Path]:
@@ -33,11 +33,10 @@ def find_recipe(recipe: str) -> Path:
 
 def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")] = None) -> None:
     """List the shipped recipes, or print one."""
-    console = Console()
+    console = plain()
     if name is not None:
-        text = find_recipe(name).read_text()
-        console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
+        console.print(find_recipe(name).read_text(), end="")
         return
     for title, file in shipped().items():
         first = file.read_text().splitlines()[0].lstrip("# ")
-        console.print(f"{title:28} {first}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{title:28} {first}")

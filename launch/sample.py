@@ -7,11 +7,11 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from distill.errors import UserError
 from distill.random import Random
 from launch.evaluate import WhichOption
+from trainers.console import plain
 from trainers.data.batches import inputs
 from trainers.pictures import grid
 from trainers.products import Product, load_product
@@ -35,7 +35,7 @@ def sample(
         grid(images, columns).save(out)
     except (OSError, ValueError) as error:  # no such folder; an ending that names no format of pictures
         raise UserError(f"--out: cannot write '{out}': {error}") from error
-    Console().print(f"{count} samples: {out}", highlight=False, markup=False, soft_wrap=True)
+    plain().print(f"{count} samples: {out}")
 
 
 def draw(product: Product, count: int, label: int | None = None, seed: int = 0, teacher: bool = False) -> torch.Tensor:

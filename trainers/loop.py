@@ -12,6 +12,7 @@ from distill.errors import UserError
 from trainers import checkpoint, records
 from trainers.config import build as build_config
 from trainers.config import dump, load_yaml, to_yaml
+from trainers.console import plain
 from trainers.distillation import build_distillation
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples
 from trainers.hooks.log import NotFinite
@@ -33,7 +34,7 @@ def build(run: Run | TeacherRun, accelerator: Accelerator) -> Session:
 
 def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: bool = False) -> Session:
     """Train `run` in `folder` to its last image, from the newest valid checkpoint with `resume`; collective."""
-    console = Console(stderr=True, quiet=not accelerator.is_main_process)
+    console = plain(stderr=True, quiet=not accelerator.is_main_process)
     session = build(run, accelerator)
     if resume:
         _resume(session, folder, console)
@@ -78,10 +79,9 @@ def train(session: Session, hooks: Sequence[Hook]) -> None:
 def _resume(session: Session, folder: Path, console: Console) -> None:
     found, skipped = checkpoint.newest(folder / "checkpoints")
     for line in skipped:
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(line, style="yellow")
     checkpoint.restore(session, found)
-    resumed = f"resumed '{folder}' at {session.state.images:,} images"
-    console.print(resumed, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"resumed '{folder}' at {session.state.images:,} images")
     if session.accelerator.is_main_process:
         for name in ("log.jsonl", "metrics.jsonl"):
             records.rewind(folder / name, session.state.images)

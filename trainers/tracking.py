@@ -36,8 +36,7 @@ def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, cons
         settings["wandb"] = {"id": _wandb_id(folder), "resume": "allow", "name": run.name, "dir": str(folder)}
         if not _wandb_login():
             settings["wandb"]["mode"] = "offline"
-            notice = "wandb: no login found, recording offline; `wandb sync` uploads it later"
-            console.print(notice, style="yellow", soft_wrap=True)
+            console.print("wandb: no login found, recording offline; `wandb sync` uploads it later", style="yellow")
     accelerator.init_trackers(PROJECT, _flat(dump(run)), settings)
 
 

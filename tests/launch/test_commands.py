@@ -153,6 +153,15 @@ def test_the_noise_of_a_picture_is_the_seeds(student: Path) -> None:
     assert not torch.allclose(alike[5], first[5], atol=1e-3)
 
 
+def test_run_yaml_runs_again(distill: Command, student: Path, tmp_path: Path) -> None:
+    """The resolved recipe in the run folder trains the same to the bit."""
+    assert distill("train", student / "run.yaml", "--folder", tmp_path / "again").code == 0
+    for name in ("manifest.json", "state.json", "generator.safetensors"):
+        first, second = (run / "checkpoints" / f"{16:012d}" / name for run in (student, tmp_path / "again"))
+        assert first.read_bytes() == second.read_bytes()
+    assert (student / "run.yaml").read_text() == (tmp_path / "again/run.yaml").read_text()
+
+
 # Recipes.
 
 

@@ -69,10 +69,7 @@ class Log(Hook):
             left = (session.run.images - session.state.images) / max(speed, 1e-9)
             self.console.print(
                 f"{session.run.name}: {session.state.images:,} of {session.run.images:,} images, {speed:.0f} images/s,"
-                f" {losses}, {left:.0f} s left",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
+                f" {losses}, {left:.0f} s left"
             )
         else:
             self.progress.update(self.task, completed=session.state.images, status=f"{speed:.0f} images/s  {losses}")
