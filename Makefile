@@ -32,7 +32,7 @@ test-slow: .venv/.installed-dev
 bench-step: .venv/.installed
 	$(BIN)/python -m launch.bench_step
 
-# torch comes first, on its own line: it is by far the largest, and a build of it that is already there is kept.
+# torch comes first, on its own line: it is by far the largest,.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or newer: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv

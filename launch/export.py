@@ -30,8 +30,11 @@ def export(
 ) -> None:
     """Write the averaged generator as a diffusers pipeline, checked against the trainer's own samples."""
     out = out or folder / "export"
-    difference = export_product(load_product(folder, which), folder, out)
-    plain().print(f"exported to {out}; largest difference to the trainer's images: {difference:.1e}")
+    product = load_product(folder, which)
+    difference = export_product(product, folder, out)
+    plain().print(
+        f"exported {product.images:,} images of training to {out}; largest difference to the trainer's images: {difference:.1e}"
+    )
 
 
 def export_product(product: Product, folder: Path, out: Path) -> float:
@@ -42,6 +45,8 @@ def export_product(product: Product, folder: Path, out: Path) -> float:
         )
     from distill.export import export_pipeline  # diffusers' pipelines take seconds to import
 
+    if product.images == 0:
+        raise UserError(f"'{folder}' has not trained yet: its checkpoint is the teacher's, at 0 images")
     return export_pipeline(product.model, out, _facts(product, product.run, folder))
 
 
@@ -49,11 +54,12 @@ def _facts(product: Product, run: Run, folder: Path) -> CardFacts:
     from distill.export import CardFacts
 
     packages = ("distill-onestep", "torch", "diffusers", "accelerate")
-    recipe = dump(run)
+    teacher = "/".join(Path(run.teacher).parts[-2:])  # a card goes to others: no path of this machine
+    recipe = dump(run) | {"teacher": teacher}
     return CardFacts(
         name=run.name,
         objective=recipe["objective"],
-        teacher="/".join(Path(run.teacher).parts[-2:]),
+        teacher=teacher,
         teacher_sha256=teacher_hash(run.teacher),
         images=product.images,
         metrics=_metrics(folder / "evaluation.json", product.images),

@@ -42,6 +42,11 @@ def main() -> None:
             traceback.print_exc()
         print(f"distill: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        if debug:
+            raise
+        print(f"distill: {error} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

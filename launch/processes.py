@@ -64,6 +64,8 @@ def join_world(processes: int | None, run: Experiment, folder: Path) -> Accelera
     world = world_size()
     if processes not in (None, world):  # before it waits for processes that may never come
         raise UserError(f"--processes: {processes} asked for, but the launcher started {world}; leave it out there")
+    torch.backends.cudnn.deterministic = True  # or no resume on a GPU repeats its bits
+    torch.backends.cudnn.allow_tf32 = False  # float32 is what the recipe says; bfloat16 is the fast choice
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), log_with=list(run.tracking) or None, project_dir=str(folder / "tensorboard")
     )

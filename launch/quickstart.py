@@ -58,7 +58,8 @@ def _finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
     saved = checkpoint.folders(folder / "checkpoints")
     if saved:
         run = load_run(folder)
-        if int(saved[0].name) >= run.images and checkpoint.flaw(saved[0]) is None:
+        written = isinstance(run, Run) or (folder / "teacher").is_dir()
+        if written and int(saved[0].name) >= run.images and checkpoint.flaw(saved[0]) is None:
             console.print(f"'{folder}' is complete already (remove the folder to train again)")
             return folder
     check(run, 1)

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from distill.errors import UserError
-from launch.processes import join_world, launch_here, relaunch, world_size
+from launch.processes import in_world, join_world, launch_here, relaunch, world_size
 from launch.recipes import find_recipe
 from trainers import checkpoint
 from trainers.config import load_yaml, override
+from trainers.console import plain
 from trainers.distillation import load_teacher
 from trainers.loop import build_experiment, fit, load_run
 from trainers.run import Run, TeacherRun
@@ -40,11 +41,14 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="run folder")],
     processes: Processes = None,
 ) -> None:
-    """Continue a run from its newest valid checkpoint."""
+    """Continue a run from its newest valid checkpoint, on as many processes as before."""
     run = load_run(folder)
-    checkpoint.newest(folder / "checkpoints")
-    count = processes or world_size()
+    found, _ = checkpoint.newest(folder / "checkpoints")
+    before = checkpoint.read_state(found)["processes"]
+    count = processes or (world_size() if in_world() else before)
     check(run, count)
+    if count != before:
+        plain(stderr=True).print(f"{count} processes, {before} before: the same samples, another order of sums")
     if launch_here(count):
         relaunch(count, ["resume", str(folder), "--processes", str(count)])
     fit(run, folder, join_world(processes, run, folder), resume=True)
@@ -69,7 +73,7 @@ def _start(
 
 
 def resolve(recipe: str, overrides: list[str]) -> Run | TeacherRun:
-    """The experiment of a recipe with overrides; its teacher as an absolute path, so that it resumes from anywhere."""
+    """The experiment of a recipe with overrides, its teacher as an absolute path."""
     run = build_experiment(override(load_yaml(find_recipe(recipe)), overrides), recipe)
     if isinstance(run, Run):
         return dataclasses.replace(run, teacher=str(Path(run.teacher).resolve()))
@@ -89,7 +93,7 @@ def check(run: Run | TeacherRun, processes: int) -> None:
 
 def check_fresh(folder: Path) -> None:
     """Raise UserError when `folder` holds a run already."""
-    if checkpoint.folders(folder / "checkpoints"):
+    if checkpoint.folders(folder / "checkpoints") or any((folder / name).exists() for name in ("log.jsonl", "best")):
         raise UserError(
             f"'{folder}' holds a run already: `distill resume {folder}` continues it, --folder or name= starts another"
         )

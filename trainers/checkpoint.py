@@ -7,7 +7,6 @@ teacher is never saved, its identity always.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.errors import UserError
+from trainers.files import sha256, sync
 from trainers.session import Session
 from trainers.state import Player
 
@@ -42,7 +42,7 @@ def save(session: Session, root: Path, keep: int) -> None:
         if final.exists():
             shutil.rmtree(final)  # an invalid folder of this name, which the resume skipped
         os.rename(staging, final)
-        _sync(root)
+        sync(root)
         older = [folder for folder in folders(root) if folder.name < final.name]  # a later one is damaged
         for old in older[keep - 1 :]:
             shutil.rmtree(old)
@@ -57,14 +57,20 @@ def _write(session: Session, meter: dict[str, Tensor], folder: Path) -> None:
     save_average(session, folder)
     save_file(_contiguous(meter), folder / "meter.safetensors")
     counters = {name: player.counters() for name, player in state.players.items()}
-    description = {"format": FORMAT, "images": state.images, "counters": counters, "teacher": session.teacher_hash}
+    description = {
+        "format": FORMAT,
+        "images": state.images,
+        "processes": session.accelerator.num_processes,
+        "counters": counters,
+        "teacher": session.teacher_hash,
+    }
     (folder / "state.json").write_text(json.dumps(description, indent=2) + "\n")
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in sorted(folder.iterdir())}
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
     for file in folder.iterdir():
-        _sync(file)
+        sync(file)
     (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
-    _sync(folder / MANIFEST)
-    _sync(folder)
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def folders(root: Path) -> list[Path]:
@@ -84,7 +90,7 @@ def flaw(folder: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != expected["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
-            if _hash(file) != expected["sha256"]:
+            if sha256(file) != expected["sha256"]:
                 return f"{name} is not what was written (SHA-256 differs)"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
@@ -171,19 +177,3 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read '{file}': {' '.join(str(error).split())}") from error
-
-
-def _hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import importlib.machinery
+import math
 import re
 import reprlib
 import sys
@@ -208,6 +209,8 @@ def _friendly(hint: Any) -> Any:
 def _number(value: Any) -> Any:
     if isinstance(value, str):
         value = int(value) if re.fullmatch(r"[-+]?[\d_]+", value) else float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not finite")
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -14,9 +14,10 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
 from distill.objectives import Denoisers
-from distill.teachers import UNet, load_denoiser
+from distill.teachers import DESCRIPTION, UNet, load_denoiser
 from trainers.data import Dataset
 from trainers.ema import EMA
+from trainers.files import sha256
 from trainers.run import Run
 from trainers.session import Session, configure, make_batches, sampler_of
 from trainers.state import Player, TrainState
@@ -72,9 +73,8 @@ def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
 
 
 def teacher_hash(folder: str) -> str:
-    """SHA-256 over the files of a teacher folder: its identity in checkpoints, which never hold it."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-        digest.update(str(file.relative_to(folder)).encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """SHA-256 over a teacher's description and network: its identity in checkpoints, which never hold it."""
+    root = Path(folder)
+    files = [root / DESCRIPTION, *sorted(file for file in (root / "unet").rglob("*") if file.is_file())]
+    lines = [f"{file.relative_to(root)} {sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -97,8 +97,8 @@ def load_run(folder: Path) -> Run | TeacherRun:
 
 
 def build_experiment(data: dict, where: str) -> Run | TeacherRun:
-    """The experiment that `data` spells: its key `trains` tells which (generator when absent)."""
-    kind = data.get("trains", "teacher" if "network" in data else "generator")
+    """The experiment that `data` spells: its key `trains` says which, else what it names says it."""
+    kind = data.get("trains", "generator" if {"objective", "teacher"} & set(data) else "teacher")
     if kind not in EXPERIMENTS:
         raise UserError(f"{where}: key 'trains' must be one of {', '.join(EXPERIMENTS)}, got {kind!r}")
     return build_config(EXPERIMENTS[kind], {**data, "trains": kind}, where)

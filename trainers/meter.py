@@ -35,7 +35,7 @@ class Meter:
             self.totals[name] = mine.to(device)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all ranks since the last read, and start anew. The one host synchronisation."""
+        """The means over all ranks since the last read, and start anew. The host waits for the device here."""
         means = {name: float(p[:, 0].sum() / p[:, 1].sum()) for name, p in self.rows(accelerator).items()}
         self.totals = {}
         return means

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,8 +13,9 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
 from trainers import checkpoint
+from trainers.console import plain
 from trainers.data import Dataset
-from trainers.distillation import load_teacher, one_step_generator
+from trainers.distillation import load_teacher, one_step_generator, teacher_hash
 from trainers.loop import load_run
 from trainers.run import Run, TeacherRun
 from trainers.session import Sampler, configure, sampler_of
@@ -44,7 +45,9 @@ class Product:
 def load_product(folder: Path, which: Which = "last") -> Product:
     """The newest valid checkpoint's average, or the best's; raises UserError when there is none."""
     run = load_run(folder)
-    source, images = _source(folder, which)
+    source, description = _source(folder, which)
+    if isinstance(run, Run) and description["teacher"] != teacher_hash(run.teacher):
+        raise UserError(f"'{folder}' was trained from another teacher than is now in '{run.teacher}'")
     dataset = run.data.load()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(run, Run):
@@ -56,14 +59,16 @@ def load_product(folder: Path, which: Which = "last") -> Product:
     for module in (model, teacher):
         if module is not None:
             module.to(device).requires_grad_(False).eval()
-    return Product(run, model, sampler_of(model, run), dataset, images, teacher, device)
+    return Product(run, model, sampler_of(model, run), dataset, description["images"], teacher, device)
 
 
-def _source(folder: Path, which: Which) -> tuple[Path, int]:
+def _source(folder: Path, which: Which) -> tuple[Path, dict[str, Any]]:
     if which == "best":
         metrics = folder / "best" / "metrics.json"
         if not metrics.is_file():
             raise UserError(f"'{folder}' has no best/ yet: set evaluation.every in the recipe")
-        return folder / "best", int(json.loads(metrics.read_text())["images"])
-    found, _ = checkpoint.newest(folder / "checkpoints")
-    return found, int(checkpoint.read_state(found)["images"])
+        return folder / "best", json.loads(metrics.read_text())
+    found, skipped = checkpoint.newest(folder / "checkpoints")
+    for line in skipped:
+        plain(stderr=True).print(line, style="yellow")
+    return found, checkpoint.read_state(found)

@@ -6,7 +6,7 @@ over the global batch, times are noise-to-signal ratios.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,8 @@ class Entry:
 
     def __post_init__(self) -> None:
         _positive(self, "nsr")
+        if self.scale is not None:
+            _positive(self, "scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,8 @@ class Experiment:
             _positive(self, "max_grad_norm")
         if self.batch_size % self.micro_batches:
             raise UserError(f"micro_batches: {self.micro_batches} must divide batch_size {self.batch_size}")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed: must be at least 0 and below 2^31, got {self.seed}")
         if "/" in self.name or self.name in ("", ".", ".."):
             raise UserError(f"name: must be a plain folder name, got {self.name!r}")
 
@@ -165,7 +169,7 @@ class TeacherRun(Experiment):
     """Train a UNet2DModel teacher on `data` by denoising."""
 
     trains: Literal["teacher"] = "teacher"
-    network: dict[str, Any] = field(default_factory=dict)  # UNet2DModel's config; shape and classes come from data
+    network: dict[str, Any]  # UNet2DModel's config; shape and classes come from data
     path: Path = EDM()
     prediction: Kind = "edm"
     sigma_data: float = 0.5

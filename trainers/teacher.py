@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -17,6 +16,7 @@ from distill.objectives import denoising_loss
 from distill.teachers import build_unet, save_denoiser
 from trainers.data import Dataset
 from trainers.ema import EMA
+from trainers.files import replaced
 from trainers.run import TeacherRun
 from trainers.session import Session, configure, make_batches, sampler_of
 from trainers.state import Player, TrainState
@@ -56,12 +56,6 @@ def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:
 
 
 def write_teacher(session: Session, folder: Path) -> None:
-    """Write the averaged teacher as a folder that `teacher:` of a distillation recipe names; replaced as a whole."""
-    staging, final, old = folder / ".teacher-staging", folder / "teacher", folder / ".teacher-old"
-    for leftover in (staging, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    save_denoiser(cast(Denoiser, copy.deepcopy(session.product).float()), staging)
-    if final.exists():
-        final.rename(old)
-    staging.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write the averaged teacher as a folder that `teacher:` of a distillation recipe names."""
+    with replaced(folder / "teacher") as staging:
+        save_denoiser(cast(Denoiser, copy.deepcopy(session.product).float()), staging)

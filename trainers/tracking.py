@@ -37,7 +37,14 @@ def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, cons
         if not _wandb_login():
             settings["wandb"]["mode"] = "offline"
             console.print("wandb: no login found, recording offline; `wandb sync` uploads it later", style="yellow")
-    accelerator.init_trackers(PROJECT, _flat(dump(run)), settings)
+    try:
+        accelerator.init_trackers(PROJECT, _flat(dump(run)), settings)
+    except Exception as error:  # wandb's own kinds, which exist only where wandb is installed
+        if settings.get("wandb", {}).get("mode") == "offline" or "wandb" not in run.tracking:
+            raise
+        console.print(f"wandb: recording offline, since it cannot be reached: {' '.join(str(error).split())}")
+        settings["wandb"]["mode"] = "offline"
+        accelerator.init_trackers(PROJECT, _flat(dump(run)), settings)
 
 
 def _wandb_login() -> bool:

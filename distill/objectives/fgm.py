@@ -46,10 +46,6 @@ class FGM(Objective):
 
     through_scores: ClassVar[bool] = True
 
-    def check(self, path: Path) -> None:
-        super().check(path)
-        self.times.check(path)
-
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         teacher, fake, t = self.scores(nets, x, batch, self.times)
         weight = velocity_weight(nets.path, t)

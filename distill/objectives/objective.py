@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -86,7 +86,9 @@ class Objective:
 
     def check(self, path: Path) -> None:
         """Raise UserError, naming the field, when the objective means nothing on `path`."""
-        self.fake_times.check(path)
+        for field in fields(self):
+            if isinstance(law := getattr(self, field.name), Times):
+                law.check(path)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Terms [B] whose gradient in `x` [B, ...], carrying the generator's graph, moves the generator."""

@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
-from distill.paths import Path
 from distill.times import Karras, Times
 
 
@@ -30,10 +29,6 @@ class SiD(Objective):
     scale: float = 100.0  # the authors' loss scale lambda_theta (irrelevant to Adam but for its eps)
 
     through_scores: ClassVar[bool] = True
-
-    def check(self, path: Path) -> None:
-        super().check(path)
-        self.times.check(path)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         teacher, fake, _ = self.scores(nets, x, batch, self.times)

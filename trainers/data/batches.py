@@ -38,7 +38,10 @@ class Batches:
         if not self.real:
             return Batch(noise, random, cond)
         positions = self.dataset.order(self.run.seed, index)
-        real = self.dataset.images(positions).to(self.device, self.run.dtype)
+        real = self.dataset.images(positions)
+        if self.device.type == "cuda":  # from pinned memory the copy does not make the host wait
+            real = real.pin_memory()
+        real = real.to(self.device, self.run.dtype, non_blocking=True)
         if self.dataset.labels is not None:
             cond = self.dataset.labels[positions.to(self.device)]  # real and generated images share their labels
         return Batch(noise, random, cond, real)

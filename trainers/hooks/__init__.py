@@ -1,4 +1,4 @@
-"""What happens beside training, each every so many images. Hooks read the session; they never change it."""
+"""What happens beside training, each every so many images. Hooks never change what is trained."""
 
 from trainers.hooks.checkpoint import Checkpoints
 from trainers.hooks.evaluate import Evaluate

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 from distill.metrics import Protocol
 from trainers.checkpoint import save_average
 from trainers.evaluation import evaluate, fit_protocol
+from trainers.files import replaced
 from trainers.hooks.hook import Hook
 from trainers.records import append
 from trainers.run import Evaluation
@@ -36,17 +35,6 @@ class Evaluate(Hook):
             )
             best = self.folder / "best" / "metrics.json"
             if not best.is_file() or report["frechet"] < json.loads(best.read_text())["frechet"]:
-                _replace(best.parent, session, record)
-
-
-def _replace(folder: Path, session: Session, record: dict) -> None:
-    staging, old = folder.with_name(".best-staging"), folder.with_name(".best-old")
-    for leftover in (staging, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging.mkdir()
-    save_average(session, staging)
-    (staging / "metrics.json").write_text(json.dumps(record) + "\n")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(staging, folder)
-    shutil.rmtree(old, ignore_errors=True)
+                with replaced(best.parent) as staging:
+                    save_average(session, staging)
+                    (staging / best.name).write_text(json.dumps({**record, "teacher": session.teacher_hash}) + "\n")
