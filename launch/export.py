@@ -33,7 +33,7 @@ def export(
     product = load_product(folder, which)
     difference = export_product(product, folder, out)
     plain().print(
-        f"exported {product.images:,} images of training to {out}; largest difference to the trainer's images: {difference:.1e}"
+        f"exported to {out} after {product.images:,} images; largest difference to the trainer's: {difference:.1e}"
     )
 
 
