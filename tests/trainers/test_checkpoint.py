@@ -175,7 +175,7 @@ def test_a_save_that_dies_anywhere_leaves_a_valid_checkpoint(
     session: Session, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every file of the new checkpoint, before and after the rename; the leftover goes with the next save."""
-    sync, moments = checkpoint._sync, len(FILES) + 2  # each file, the staging folder, the folder of checkpoints
+    sync, moments = checkpoint.sync, len(FILES) + 2  # each file, the staging folder, the folder of checkpoints
     for moment in range(moments):
         count = 0
 
@@ -186,13 +186,13 @@ def test_a_save_that_dies_anywhere_leaves_a_valid_checkpoint(
                 raise KeyboardInterrupt
             sync(path)
 
-        monkeypatch.setattr(checkpoint, "_sync", dying)
+        monkeypatch.setattr(checkpoint, "sync", dying)
         with pytest.raises(KeyboardInterrupt):
             save_at(session, root, 24 + moment)
         renamed = moment == moments - 1
         assert int(checkpoint.newest(root)[0].name) == (24 + moment if renamed else 16)
         assert bool(list(root.glob(".staging-*"))) == (not renamed)
-    monkeypatch.setattr(checkpoint, "_sync", sync)
+    monkeypatch.setattr(checkpoint, "sync", sync)
     save_at(session, root, 100)
     assert not list(root.glob(".*"))
     assert checkpoint.newest(root)[0].name == f"{100:012d}"

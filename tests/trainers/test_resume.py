@@ -184,8 +184,8 @@ def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, m
 PROGRAM = """
 import sys, time
 from trainers import checkpoint
-sync = checkpoint._sync
-checkpoint._sync = lambda path: (time.sleep(0.02), sync(path))
+sync = checkpoint.sync
+checkpoint.sync = lambda path: (time.sleep(0.02), sync(path))
 from launch.main import main
 main()
 """
