@@ -17,7 +17,9 @@ FIT_LIMIT = 50_000
 
 def fit_protocol(dataset: Dataset, components: int) -> Protocol:
     """The protocol of the data set's real images (50,000 at random of more); raises UserError where there are none."""
-    positions = dataset.order(0, torch.arange(min(dataset.count, FIT_LIMIT)))
+    positions = torch.arange(min(dataset.count, FIT_LIMIT))
+    if dataset.count > FIT_LIMIT:  # folders of images come sorted by class
+        positions = dataset.order(0, positions)
     images = torch.cat([dataset.images(part) for part in positions.split(CHUNK)])
     labels = None if dataset.labels is None else dataset.labels[positions]
     return Protocol.fit(dataset.name, images, labels, min(components, images[0].numel()))
