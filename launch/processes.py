@@ -66,9 +66,11 @@ def join_world(processes: int | None, run: Experiment, folder: Path) -> Accelera
         raise UserError(f"--processes: {processes} asked for, but the launcher started {world}; leave it out there")
     torch.backends.cudnn.deterministic = True  # or no resume on a GPU repeats its bits
     torch.backends.cudnn.allow_tf32 = False  # float32 is what the recipe says; bfloat16 is the fast choice
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), log_with=list(run.tracking) or None, project_dir=str(folder / "tensorboard")
-    )
+    cpu, trackers, logs = not torch.cuda.is_available(), list(run.tracking) or None, str(folder / "tensorboard")
+    try:
+        accelerator = Accelerator(cpu=cpu, log_with=trackers, project_dir=logs)
+    except ValueError as error:  # half of a launcher's environment
+        raise UserError(f"WORLD_SIZE: {world} processes announced, but they cannot be joined: {error}") from error
     if accelerator.num_processes != world:
         raise UserError(
             f"WORLD_SIZE: {world} processes announced, but Accelerate sees {accelerator.num_processes};"

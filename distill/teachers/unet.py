@@ -87,8 +87,12 @@ def load_denoiser(folder: str | FilePath) -> Denoiser:
     if not folder.is_dir():
         raise UserError(f"teacher: no folder '{folder}'; `distill teacher RECIPE` trains one")
     description = _read_description(folder / DESCRIPTION)
+    if not any((folder / "unet").glob("*.safetensors")):  # diffusers would go on to a pickle, which may run code
+        raise UserError(f"teacher: cannot read '{folder / 'unet'}': it holds no .safetensors file")
     try:
-        unet, info = UNet2DModel.from_pretrained(folder / "unet", output_loading_info=True, local_files_only=True)
+        unet, info = UNet2DModel.from_pretrained(
+            folder / "unet", output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
     except Exception as error:  # diffusers, safetensors and torch each raise their own kinds for a damaged folder
         raise UserError(f"teacher: cannot read '{folder / 'unet'}': {_line(error)}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]

@@ -8,14 +8,18 @@ import shutil
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distill.errors import UserError
 from distill.sampling import sample
+from launch import processes
 from tests.launch.conftest import Command
+from tests.tiny import distill as distill_process
 from tests.tiny import tiny_denoiser
 from trainers import checkpoint
 
@@ -117,6 +121,12 @@ def shorten(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def to_pickle(file: Path) -> None:
+    """Sound weights, in a format that may run code when read."""
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+
+
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -124,7 +134,8 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
     ("file", "damage", "message"),
     [
         (WEIGHTS, shorten, "teacher: cannot read '{}/unet': "),
-        (WEIGHTS, Path.unlink, "teacher: cannot read '{}/unet': "),
+        (WEIGHTS, Path.unlink, "teacher: cannot read '{}/unet': it holds no .safetensors file"),
+        (WEIGHTS, to_pickle, "teacher: cannot read '{}/unet': it holds no .safetensors file"),
         ("unet/config.json", shorten, "teacher: cannot read '{}/unet': "),
         ("denoiser.json", shorten, "teacher: '{}/denoiser.json' is damaged: JSONDecodeError: "),
         ("denoiser.json", Path.unlink, "teacher: '{}/denoiser.json' is missing; it states path and prediction kind"),
@@ -279,29 +290,39 @@ def test_no_best_yet(distill: Command, student: Path) -> None:
     assert line == f"'{student}' has no best/ yet: set evaluation.every in the recipe"
 
 
-@pytest.mark.parametrize("world", [{"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, {"WORLD_SIZE": "2"}])
 def test_a_world_of_another_size(
-    world: dict[str, str],
-    distill: Command,
-    recipe_file: Write,
-    student: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    distill: Command, recipe_file: Write, student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A launcher's environment, and nobody to wait for; the second announces two processes that nothing joins."""
-    for key, value in world.items():
+    """A launcher started two, and nobody is waited for."""
+    for key, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(key, value)
     expected = "--processes: 1 asked for, but the launcher started 2; leave it out there"
     assert mistake(distill("train", recipe_file(), "--processes", 1, "--folder", tmp_path / "run")) == expected
-    assert mistake(distill("resume", student, "--processes", 1)) == expected
+    resumed = distill("resume", student, "--processes", 1)
+    assert resumed.code == 2 and resumed.err.splitlines()[-1] == f"distill: {expected}"
     assert untouched(tmp_path / "run")
-    if "RANK" not in world:
-        for arguments in ([], ["--processes", 2]):
-            line = mistake(distill("train", recipe_file(), *arguments, "--folder", tmp_path / "run"))
-            assert line.startswith(
-                "WORLD_SIZE: 2 processes announced, but Accelerate sees 1; start through `distill ..."
-            )
-        assert untouched(tmp_path / "run")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--processes", 2]])
+def test_a_world_that_accelerate_does_not_see(
+    arguments: list[Any], distill: Command, recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
+    line = mistake(distill("train", recipe_file(), *arguments, "--folder", tmp_path / "run"))
+    assert line.startswith("WORLD_SIZE: 2 processes announced, but Accelerate sees 1; start through `distill ... --pr")
+    assert untouched(tmp_path / "run")
+
+
+def test_half_of_a_launchers_environment(recipe_file: Write, tmp_path: Path) -> None:
+    """In a process of its own, since Accelerate keeps what it saw first."""
+    job = distill_process(
+        ["train", str(recipe_file()), "--folder", str(tmp_path / "run")], tmp_path / "out.txt", WORLD_SIZE="2"
+    )
+    assert job.finish() == 2
+    (line,) = job.text.splitlines()
+    assert line.startswith("distill: WORLD_SIZE: 2 processes announced, but they cannot be joined: ")
+    assert untouched(tmp_path / "run")
 
 
 def test_more_processes_than_gpus(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ from distill.random import Random
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoned(SiD):
-    """`samples` of the stream "generator" or "fake" get the loss `value`, or with 0 a finite loss without gradient."""
+    """`samples` of the stream "generator" or "fake" get a loss that is not finite, or 0 with a gradient that is not."""
 
     samples: tuple[int, ...] = ()
     stream: str = "generator"
-    value: float = math.nan
+    kind: Literal["nan", "inf", "gradient"] = "nan"
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         terms = super().generator_loss(nets, x, batch)
@@ -33,5 +33,5 @@ class Poisoned(SiD):
         bad = torch.isin(batch.random.keys, keys)
         zero = torch.where(bad, 0 * (x.flatten(1).sum(1) if x.ndim > 1 else x), 1)
         broken = zero.sqrt()  # 0 where it is bad, with the gradient 0 * inf
-        value = broken if self.value == 0 else torch.full_like(broken, self.value)
+        value = broken if self.kind == "gradient" else torch.full_like(broken, float(self.kind))
         return {name: torch.where(bad, value, term) for name, term in terms.items()}

@@ -115,6 +115,8 @@ def test_the_best_is_kept(session: Session, tmp_path: Path) -> None:
         hook(session)
     assert [(r["images"], r["frechet"]) for r in read(tmp_path / "metrics.jsonl")] == [(8, 3.0), (16, 1.0), (24, 2.0)]
     best = json.loads((tmp_path / "best/metrics.json").read_text())
+    teacher = best.pop("teacher")
+    assert teacher == session.teacher_hash
     assert best == {"images": 16, "frechet": 1.0, "protocol": "fixed", "samples": 64, "halves": 0.5}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "metrics.jsonl"]
     (tmp_path / "run.yaml").write_text("")

@@ -27,9 +27,9 @@ CLASS = "tests.trainers.poison:Poisoned"
 
 
 def poisoned(teachers: Path, samples: list[int], **changes: Any) -> dict[str, Any]:
-    """A recipe whose objective is broken at these samples of the generator's stream, or of another `stream`."""
+    """A recipe whose objective is broken at these samples, in the generator's stream unless `stream` is another."""
     poison = {"name": CLASS, "samples": samples}
-    poison |= {key: changes.pop(key) for key in ("stream", "value") if key in changes}
+    poison |= {key: changes.pop(key) for key in ("stream", "kind") if key in changes}
     return recipe(teachers / "edm", objective=poison, **changes)
 
 
@@ -69,13 +69,13 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["generator", "fake"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, 0])
+@pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
 def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(
-    name: str, optimizer: str, value: float, teachers: Path
+    name: str, optimizer: str, kind: str, teachers: Path
 ) -> None:
-    """One of 8 samples, in the second of two micro-batches, in the second update; 0 has a finite loss."""
+    """One of 8 samples, in the second of two micro-batches, in the second update."""
     chosen = {"generator": OPTIMIZERS[optimizer], "fake": OPTIMIZERS[optimizer]}
-    settings = poisoned(teachers, [13], stream=name, value=value, micro_batches=2, max_grad_norm=1.0, **chosen)
+    settings = poisoned(teachers, [13], stream=name, kind=kind, micro_batches=2, max_grad_norm=1.0, **chosen)
     session = session_of(settings)
     player = session.state.players[name]
     advance(session)

@@ -29,7 +29,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"name": ".."}, "name: must be a plain folder name, got '..'"),
     ({"reuse_samples": True, "micro_batches": 2}, "reuse_samples: needs micro_batches = 1, since it keeps the graph"),
     ({"generator": {"lr": 0}}, "key 'generator': lr: must be positive, got 0"),
-    ({"generator": {"lr": float("nan")}}, "key 'generator': lr: must be positive, got nan"),
+    ({"generator": {"lr": float("nan")}}, "key 'generator.lr' must be a number, got nan"),
     ({"fake": {"eps": 0}}, "key 'fake': eps: must be positive, got 0"),
     ({"fake": {"warmup": -1}}, "key 'fake': warmup: must be at least 0, got -1"),
     ({"fake": {"weight_decay": -0.1}}, "key 'fake': weight_decay: must be at least 0, got -0.1"),

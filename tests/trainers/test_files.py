@@ -1,0 +1,38 @@
+"""A folder is replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from trainers.files import replaced, sha256
+
+
+def write(folder: Path, text: str) -> None:
+    with replaced(folder) as staging:
+        (staging / "a").write_text(text)
+
+
+def test_the_new_folder_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        write(tmp_path / "x", text)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x" / "a").read_text() == "second"
+
+
+def test_what_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
+    write(tmp_path / "x", "first")
+    with pytest.raises(OSError, match="disk full"), replaced(tmp_path / "x") as staging:
+        (staging / "a").write_text("half")
+        raise OSError("disk full")
+    assert (tmp_path / "x" / "a").read_text() == "first"
+    write(tmp_path / "x", "third")  # the leftover is in nobody's way
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_sha256_is_the_hash_of_all_blocks(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 9000  # more than two blocks
+    (tmp_path / "x").write_bytes(content)
+    assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
