@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TypeAlias, cast
 
 import torch
@@ -45,6 +46,27 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
         """x0 [B, ...] for `x_t` [B, ...] at `t` [B] on the path; float32, or float64 when x_t is."""
+        return self._run(x_t, t, cond)
+
+    def with_features(self, x_t: Tensor, t: Tensor, cond: Condition, tap: str) -> tuple[Tensor, Tensor]:
+        """(x0, features): in one pass, also what the submodule at `tap` gives, [B, C, ...] in the dtype of x0.
+
+        `tap` is a submodule's name, or one of the short names in the network's mapping `taps`. Where the submodule
+        gives a tuple, its first entry counts. Raises UserError for a name that is neither.
+        """
+        seen: list[Tensor] = []
+        with _watching(self.network, tap, seen):
+            x0 = self._run(x_t, t, cond)
+        return x0, seen[0].to(x0.dtype)
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Condition, tap: str) -> Tensor:
+        """The features alone: the network runs no further than `tap`."""
+        seen: list[Tensor] = []
+        with suppress(_Enough), _watching(self.network, tap, seen, enough=True):
+            self._run(x_t, t, cond)
+        return seen[0].to(torch.promote_types(x_t.dtype, torch.float32))
+
+    def _run(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         c = coefficients(self.prediction, self.path, t, x_t, self.sigma_data)
         x_in = x_t if c.input_scale is None else c.input_scale * x_t
@@ -54,3 +76,27 @@ class Denoiser(nn.Module):
         with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             output = cast(Tensor, self.network(x_in, time, cond))
         return c.from_x_t * x_t + c.from_output * output.to(x_t.dtype)
+
+
+class _Enough(Exception):
+    """Ends a network's forward at the tap."""
+
+
+@contextmanager
+def _watching(network: nn.Module, tap: str, seen: list[Tensor], enough: bool = False) -> Iterator[None]:
+    taps = getattr(network, "taps", {})
+    try:
+        module = network.get_submodule(taps.get(tap, tap))
+    except AttributeError:
+        raise UserError(f"tap: {type(network).__name__} has no submodule '{tap}'; short names: {list(taps)}") from None
+
+    def look(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+        if enough:
+            raise _Enough
+
+    handle = module.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -99,6 +99,20 @@ def recipe(teacher: Path | str, /, **changes: Any) -> dict[str, Any]:
     }
 
 
+DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sid": ("edm", {"objective": "sid"}),
+    "diff_instruct": ("edm", {"objective": "diff_instruct"}),
+    "fgm": ("flow", {"objective": "fgm"}),
+}
+"""Every objective in a recipe that uses all of it, (teacher, changes): resume and data parallelism run over them."""
+
+
+def distillation(name: str, teachers: Path, **changes: Any) -> dict[str, Any]:
+    """The recipe of a short distillation under one of DISTILLATIONS."""
+    teacher, settings = DISTILLATIONS[name]
+    return recipe(teachers / teacher, **{**settings, **changes})
+
+
 def teacher_recipe(**changes: Any) -> dict[str, Any]:
     """The recipe of a short teacher training."""
     common = recipe(Path("unused"))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
-from distill.objectives import OBJECTIVES
+from distill.objectives import OBJECTIVES, Objective
 from distill.paths import PATHS, Path
 from distill.random import Random, expand
 from distill.times import Times
 
 ALL_PATHS = {name: cls() for name, cls in PATHS.items()}
-ALL_OBJECTIVES = {name: cls() for name, cls in OBJECTIVES.items()}
+EXAMPLES: dict[str, Objective] = {}  # of those that cannot do with their defaults
+ALL_OBJECTIVES = {name: EXAMPLES.get(name) or cls() for name, cls in OBJECTIVES.items()}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ class Normal(Denoiser):
 
 
 class Tanh(nn.Module):
-    """A small network with the interface of a denoiser's: smooth in x and in time, with parameters."""
+    """A small network with the interface of a denoiser's: smooth in x and in time, with parameters.
+
+    Its features, at every tap, are what it gives.
+    """
+
+    taps: ClassVar[dict[str, str]] = {"encoder": "", "middle": ""}
 
     def __init__(self, size: int, seed: int, classes: int = 3) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Checkpoints that cannot be half: staged in a temporary folder, hashed, manifest last, renamed into place.
 
-checkpoints/IMAGES/ holds, as safetensors, the weights of every player and of the average, the optimizers' state and
-the meter; `state.json` the counters; `manifest.json` size and SHA-256 of each file. Loading runs no code. The frozen
-teacher is never saved, its identity always.
+checkpoints/IMAGES/ holds, as safetensors, the weights of every player and of the average, the optimizers' state, the
+objective's memory and the meter; `state.json` the counters; `manifest.json` size and SHA-256 of each file. Loading runs
+no code. The frozen teacher is never saved, its identity always.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainers.state import Player
 
 MANIFEST = "manifest.json"
 AVERAGE = "ema.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 def save(session: Session, root: Path, keep: int) -> None:
@@ -56,6 +56,7 @@ def _write(session: Session, meter: dict[str, Tensor], folder: Path) -> None:
         save_file(_contiguous(dict(_optimizer_tensors(player))), folder / f"{name}.optimizer.safetensors")
     save_average(session, folder)
     save_file(_contiguous(meter), folder / "meter.safetensors")
+    save_file(_contiguous(state.memory), folder / "memory.safetensors")
     counters = {name: player.counters() for name, player in state.players.items()}
     description = {
         "format": FORMAT,
@@ -133,6 +134,8 @@ def restore(session: Session, folder: Path) -> None:
     state.meter.load(
         _tensors(folder / "meter.safetensors"), accelerator.process_index, accelerator.num_processes, device
     )
+    for name, value in _tensors(folder / "memory.safetensors").items():
+        state.memory[name].copy_(value)
     state.images = description["images"]
 
 

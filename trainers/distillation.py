@@ -29,17 +29,22 @@ def build_distillation(run: Run, accelerator: Accelerator) -> Session:
     dataset = run.data.load()
     teacher = load_teacher(run, dataset)
     generator = one_step_generator(copy.deepcopy(teacher), run)
-    fake = copy.deepcopy(teacher)
+    torch.manual_seed(run.seed)  # of a discriminator's new weights
+    fake = run.objective.build_fake(copy.deepcopy(teacher)).to(run.dtype)
     if run.precision == "bfloat16":
         teacher.network.bfloat16()  # frozen, so it is stored in the compute precision
     teacher.to(accelerator.device).requires_grad_(False).eval()
-    players = {
-        "generator": Player("generator", generator, run.generator, accelerator),
-        "fake": Player("fake", fake, run.fake, accelerator),
-    }
+    players = {"generator": Player("generator", generator, run.generator, accelerator)}
+    if run.objective.trains_fake:
+        players["fake"] = Player("fake", fake, run.fake, accelerator)
+    frozen = run.objective.load_frozen()
+    for network in frozen.values():
+        network.to(accelerator.device, run.dtype).requires_grad_(False).eval()
+    memory = {name: value.to(accelerator.device) for name, value in run.objective.new_memory().items()}
     batches = make_batches(run, dataset, "real" in run.objective.needs, accelerator)
-    state = TrainState(players, EMA(generator, run.ema))
-    step = partial(distillation_step, run, state, Denoisers(teacher.path, teacher, fake), batches, accelerator)
+    state = TrainState(players, EMA(generator, run.ema), memory=memory)
+    nets = Denoisers(teacher.path, teacher, fake, frozen, memory)
+    step = partial(distillation_step, run, state, nets, batches, accelerator)
     product = state.ema.module
     identity = teacher_hash(run.teacher)
     return Session(
@@ -61,7 +66,7 @@ def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
     for what, theirs, ours in (("shape", dataset.shape, network.shape), ("classes", dataset.classes, network.classes)):
         if theirs != ours:
             raise UserError(f"data: {dataset.name} has {what} {theirs}, the teacher '{run.teacher}' {what} {ours}")
-    run.objective.check(teacher.path)
+    run.objective.check(teacher)
     if dataset.read is None:
         if "real" in run.objective.needs:
             raise UserError(

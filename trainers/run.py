@@ -135,6 +135,10 @@ class Experiment:
         """Of noise, images and samples."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
+    def logs_after(self, images: int) -> bool:
+        """Whether the update after `images` images leads to a log point."""
+        return (images + self.batch_size) // self.log_every > images // self.log_every
+
     def check_world(self, processes: int) -> None:
         """Raise UserError when the batch does not divide over `processes` and micro-batches."""
         if self.batch_size % (processes * self.micro_batches):
@@ -156,6 +160,8 @@ class Run(Experiment):
     fake: Optimizer = Optimizer()
     fake_updates: int = 1  # per generator update
     reuse_samples: bool = False  # the generator's update reuses the samples of the last fake update (10/11 of the cost)
+    # One denoiser's activations at a time instead of both, for one more forward; matters where gradients pass both.
+    backprop: Literal["joint", "one_by_one"] = "joint"
 
     def __post_init__(self) -> None:
         super().__post_init__()

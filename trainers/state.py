@@ -101,9 +101,11 @@ def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimi
 
 @dataclass
 class TrainState:
-    """Everything a checkpoint must hold. `images` counts the samples of the averaged player's updates."""
+    """Everything a checkpoint must hold. `images` counts the samples of the averaged player's updates, `memory` is
+    what the objective keeps."""
 
     players: dict[str, Player]
     ema: EMA
     images: int = 0
     meter: Meter = field(default_factory=Meter)
+    memory: dict[str, Tensor] = field(default_factory=dict)

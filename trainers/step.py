@@ -5,13 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.objectives import Batch, Denoisers
+from trainers.backprop import BACKPROP, Joint
 from trainers.data.batches import Batches
 from trainers.run import Experiment, Run
 from trainers.state import Player, TrainState
@@ -24,43 +27,79 @@ def distillation_step(run: Run, state: TrainState, nets: Denoisers, batches: Bat
 
     `nets` holds the bare networks; a phase trains through the wrapper of the one player it updates.
     """
-    generator, fake = state.players["generator"], state.players["fake"]
-    training_fake = Denoisers(nets.path, nets.teacher, fake.module)
+    generator, graph = state.players["generator"], BACKPROP[run.backprop]()
+    moves = run.objective.trains_generator(state.images)
     reused: list[tuple[Batch, Tensor]] = []
+
+    def draw(player: str, first: int, micro: int) -> Batch:
+        batch = batches.micro(player, first, micro)
+        return replace(batch, images=state.images, mean=partial(global_mean, acc), note=state.meter.notes(player))
 
     # 1. fake: learn E[x0 | x_t] of what the generator makes now
     def fake_loss(first: int, micro: int) -> Terms:
         if reused:
-            batch, x = reused[0]
+            batch, x = reused[0][0], reused[0][1][: len(reused[0][0].noise)]
         else:
-            batch = batches.micro("fake", first, micro)
+            batch = draw("fake", first, micro)
             with torch.no_grad():
                 x = generator.bare(batch.noise, batch.cond)
-        return run.objective.fake_loss(training_fake, x.detach(), batch)
+        training = replace(nets, fake=state.players["fake"].module)
+        return run.objective.fake_loss(training, x.detach(), batch)
 
-    for k in range(run.fake_updates):
-        if run.reuse_samples and k == run.fake_updates - 1:
-            batch = batches.micro("generator", state.images, 0)
+    for k in range(run.fake_updates if run.objective.trains_fake else 0):
+        if run.reuse_samples and moves and k == run.fake_updates - 1:
+            batch = draw("generator", state.images, 0)
             seed_dropout("generator", run, state, acc)
             with generator.training():
-                reused = [(batch, generator.module(batch.noise, batch.cond))]
+                reused = [(batch, generate(generator.module, batch))]
         first = state.images * run.fake_updates + k * run.batch_size
-        update(fake, partial(fake_loss, first), f"fake {k}", run, state, acc)
+        update(state.players["fake"], partial(fake_loss, first), f"fake {k}", run, state, acc)
 
     # 2. generator: descend the objective; teacher and fake are frozen but differentiable in x
     def generator_loss(micro: int) -> Terms:
         if reused:
-            batch, x = reused[0]
+            batch, made = reused[0]
         else:
-            batch = batches.micro("generator", state.images, micro)
-            x = generator.module(batch.noise, batch.cond)
-        return run.objective.generator_loss(nets, x, batch)
+            batch = draw("generator", state.images, micro)
+            made = generate(generator.module, batch)
+        x = graph.cut(made)
+        if batch.pairs is not None:
+            x, ends = x.split([len(batch.noise), len(batch.pairs.noise)])
+            batch = replace(batch, pairs=replace(batch.pairs, made=ends))
+        terms = run.objective.generator_loss(graph.through(nets), x, batch)
+        if len(terms) > 1 and run.logs_after(state.images):  # which term leads, seldom: it costs a backward for each
+            for name, term in terms.items():
+                state.meter.add(f"generator/{name} at x", graph.gradient(term.sum()).flatten(1).norm(dim=1))
+        return terms
 
-    update(generator, generator_loss, "generator", run, state, acc)
+    if moves:
+        update(generator, generator_loss, "generator", run, state, acc, graph)
+
+
+def generate(generator: nn.Module, batch: Batch) -> Tensor:
+    """Samples [B, ...] for the batch, then those for the noise of its ODE pairs [P, ...]: one forward for both."""
+    if batch.pairs is None:
+        return cast(Tensor, generator(batch.noise, batch.cond))
+    noise = torch.cat([batch.noise, batch.pairs.noise])
+    labels = [batch.cond, batch.pairs.cond]
+    cond = torch.cat(cast(list[Tensor], labels)) if isinstance(batch.cond, Tensor) else None
+    return cast(Tensor, generator(noise, cond))
+
+
+@torch.no_grad()
+def global_mean(acc: Accelerator, values: Tensor) -> Tensor:
+    """The mean over the samples [B, ...] of all ranks."""
+    return cast(Tensor, acc.reduce(values.detach().mean(0), "mean"))
 
 
 def update(
-    player: Player, loss: Callable[[int], Terms], phase: str, run: Experiment, state: TrainState, acc: Accelerator
+    player: Player,
+    loss: Callable[[int], Terms],
+    phase: str,
+    run: Experiment,
+    state: TrainState,
+    acc: Accelerator,
+    graph: Joint | None = None,
 ) -> None:
     """Accumulate the gradient of `loss` over the micro-batches and step `player`; all others stay frozen."""
     seed_dropout(phase, run, state, acc)
@@ -71,7 +110,7 @@ def update(
                 terms = loss(micro)
                 total = torch.stack([term.mean() for term in terms.values()]).sum() / run.micro_batches
                 # A non-finite loss makes every gradient non-finite, so that all ranks see it after the all-reduce.
-                (total * (1 + 0 * total.detach())).backward()
+                (graph or Joint()).backward(total * (1 + 0 * total.detach()))
             for name, term in terms.items():
                 state.meter.add(f"{player.name}/{name}", term)
         norm = torch.nn.utils.get_total_norm([p.grad for p in player.parameters if p.grad is not None])

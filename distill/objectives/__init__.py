@@ -2,7 +2,16 @@
 
 from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
 from distill.objectives.fgm import FGM, fgm_loss, velocity_weight
-from distill.objectives.objective import Batch, Denoisers, Objective, denoising_loss, l1_normaliser, per_sample
+from distill.objectives.objective import (
+    Batch,
+    Denoisers,
+    Objective,
+    Pairs,
+    Scores,
+    denoising_loss,
+    l1_normaliser,
+    per_sample,
+)
 from distill.objectives.sid import SiD, sid_loss
 
 OBJECTIVES: dict[str, type[Objective]] = {"sid": SiD, "diff_instruct": DiffInstruct, "fgm": FGM}
@@ -14,6 +23,8 @@ __all__ = [
     "Denoisers",
     "DiffInstruct",
     "Objective",
+    "Pairs",
+    "Scores",
     "SiD",
     "denoising_loss",
     "diff_instruct_loss",

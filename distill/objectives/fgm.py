@@ -47,6 +47,7 @@ class FGM(Objective):
     through_scores: ClassVar[bool] = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        teacher, fake, t = self.scores(nets, x, batch, self.times)
-        weight = velocity_weight(nets.path, t)
-        return {"fgm": fgm_loss(x, teacher, fake, weight, self.first, self.second)}
+        s = self.scores(nets, x, batch, self.times)
+        weight = velocity_weight(nets.path, s.t)
+        batch.note("weight", weight, nets.path.nsr(s.t))
+        return {"fgm": fgm_loss(x, s.teacher, s.fake, weight, self.first, self.second)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoise, Denoiser
 from distill.paths import Path
@@ -19,12 +20,36 @@ from distill.weights import Weight, denoising_weight
 class Denoisers:
     """What an objective may see: the frozen `teacher` and the `fake`, both estimates of x0 on `path`.
 
-    While the fake trains, `fake` is its Denoiser behind the wrapper that communicates: call it, and ask nothing else.
+    While the fake trains, `fake` is its module behind the wrapper that communicates: call it, and ask nothing else.
+    Where the objective builds a `Critic` around the fake, the call takes `want` as well. `frozen` holds the networks
+    that the objective's `load_frozen` named, `memory` the tensors that its `new_memory` did.
     """
 
     path: Path
     teacher: Denoiser
-    fake: Denoise
+    fake: Callable[..., Any]
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Ends of the teacher's probability flow: `target` [P, C, H, W] is what the multi-step teacher makes of `noise`
+    [P, C, H, W] under `cond`; `made` is what the generator makes of it now, carrying its graph."""
+
+    noise: Tensor
+    target: Tensor
+    cond: Condition = None
+    made: Tensor | None = None
+
+
+def batch_mean(values: Tensor) -> Tensor:
+    """The mean over samples, [B, ...] to [...]."""
+    return values.mean(0)
+
+
+def no_note(name: str, values: Tensor, nsr: Tensor | None = None) -> None:
+    """Notes nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +58,30 @@ class Batch:
 
     `noise` [B, C, H, W] is the generator's unit normal input, `random` the sample's own random numbers (never to be
     mixed up: diffusion noise must be independent of `noise`), `cond` the condition, `real` images [B, C, H, W] in
-    [-1, 1] where the objective needs them.
+    [-1, 1] and `pairs` where the objective needs them, `images` the samples the generator has trained on.
+
+    `mean(values)` is the mean over the samples of all processes, [B, ...] to [...], without graph: for what couples
+    samples. `note(name, values [B], nsr [B] or None)` logs a diagnostic, by bins of the noise-to-signal ratio if given.
     """
 
     noise: Tensor
     random: Random
     cond: Condition = None
     real: Tensor | None = None
+    pairs: Pairs | None = None
+    images: int = 0
+    mean: Callable[[Tensor], Tensor] = batch_mean
+    note: Callable[..., None] = no_note
+
+
+class Scores(NamedTuple):
+    """Both estimates of x0 [B, ...] at one diffusion `x_t` of x, at `t` [B]; the critic's `logits` where asked for."""
+
+    teacher: Tensor
+    fake: Tensor
+    t: Tensor
+    x_t: Tensor
+    logits: Tensor | None = None
 
 
 def per_sample(x: Tensor) -> Tensor:
@@ -80,15 +122,33 @@ class Objective:
     fake_weight: Weight = "edm"
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Fields of Batch beyond noise and condition without which it cannot train: real."""
+    """Fields of Batch beyond noise and condition without which it cannot train: real, pairs."""
     through_scores: ClassVar[bool] = False
     """Whether the generator's gradient passes through teacher and fake into x."""
+    trains_fake: ClassVar[bool] = True
+    """Whether there is a fake at all."""
 
-    def check(self, path: Path) -> None:
-        """Raise UserError, naming the field, when the objective means nothing on `path`."""
-        for field in fields(self):
-            if isinstance(law := getattr(self, field.name), Times):
-                law.check(path)
+    def check(self, teacher: Denoiser) -> None:
+        """Raise UserError, naming the field, when the objective means nothing with this teacher or on its path."""
+        for one in fields(self):
+            if isinstance(law := getattr(self, one.name), Times):
+                law.check(teacher.path)
+
+    def build_fake(self, fake: Denoiser) -> nn.Module:
+        """The network that the fake's player trains, around a copy of the teacher: a Critic where there are logits."""
+        return fake
+
+    def load_frozen(self) -> dict[str, nn.Module]:
+        """Frozen networks beyond the teacher, by the name under which `nets.frozen` holds them."""
+        return {}
+
+    def new_memory(self) -> dict[str, Tensor]:
+        """Small tensors that it keeps between updates, at their start; changed in place, equal on all ranks."""
+        return {}
+
+    def trains_generator(self, images: int) -> bool:
+        """Whether the generator moves in the round after `images` images; else the fake alone does."""
+        return True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Terms [B] whose gradient in `x` [B, ...], carrying the generator's graph, moves the generator."""
@@ -101,8 +161,18 @@ class Objective:
         loss = denoising_loss(nets.fake, nets.path, x.detach(), batch.cond, times, weight, random, sigma_data)
         return {"denoising": loss}
 
-    def scores(self, nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> tuple[Tensor, Tensor, Tensor]:
-        """(teacher, fake, t): both estimates of x0 [B, ...] at one diffusion of x, with or without graph into x."""
+    def scores(self, nets: Denoisers, x: Tensor, batch: Batch, times: Times, logits: bool = False) -> Scores:
+        """Both estimates of x0 at one diffusion of x, with or without graph into x as `through_scores` says.
+
+        With `logits` the critic judges x_t in the fake's pass. Notes the gap and both denoising errors.
+        """
         with torch.set_grad_enabled(self.through_scores and torch.is_grad_enabled()):
             x_t, t, _ = nets.path.draw(x, times, batch.random.stream("generator"))
-            return nets.teacher(x_t, t, batch.cond), nets.fake(x_t, t, batch.cond), t
+            teacher = nets.teacher(x_t, t, batch.cond)
+            fake, judged = nets.fake(x_t, t, batch.cond, "both") if logits else (nets.fake(x_t, t, batch.cond), None)
+        with torch.no_grad():
+            nsr = nets.path.nsr(t)
+            for name, difference in (("gap", teacher - fake), ("fake_error", fake - x), ("teacher_error", teacher - x)):
+                size = difference.abs() if name == "gap" else difference**2
+                batch.note(name, size.flatten(1).mean(1), nsr)
+        return Scores(teacher, fake, t, x_t, judged)

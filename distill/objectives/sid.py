@@ -31,5 +31,7 @@ class SiD(Objective):
     through_scores: ClassVar[bool] = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        teacher, fake, _ = self.scores(nets, x, batch, self.times)
-        return {"sid": self.scale * l1_normaliser(x, teacher) * sid_loss(x, teacher, fake, self.alpha)}
+        s = self.scores(nets, x, batch, self.times)
+        weight = l1_normaliser(x, s.teacher)
+        batch.note("weight", weight, nets.path.nsr(s.t))
+        return {"sid": self.scale * weight * sid_loss(x, s.teacher, s.fake, self.alpha)}

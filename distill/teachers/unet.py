@@ -32,6 +32,7 @@ class UNet(nn.Module):
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
         self.unet = unet
+        self.taps = {"encoder": f"unet.down_blocks.{len(unet.down_blocks) - 1}", "middle": "unet.mid_block"}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ FILES = {
     "generator.safetensors",
     "manifest.json",
     "meter.safetensors",
+    "memory.safetensors",
     "state.json",
 }
 
@@ -286,6 +287,6 @@ def test_another_teacher_is_refused(root: Path, teachers: Path, tmp_path: Path) 
 
 def test_another_format_is_refused(root: Path) -> None:
     folder = root / f"{8:012d}"
-    edit(folder / "state.json", lambda state: {**state, "format": 2})
-    with pytest.raises(UserError, match=f"'{folder}' has checkpoint format 2; this version reads 1"):
+    edit(folder / "state.json", lambda state: {**state, "format": 1})
+    with pytest.raises(UserError, match=f"'{folder}' has checkpoint format 1; this version reads 2"):
         checkpoint.read_state(folder)

@@ -16,7 +16,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.tiny import Job, experiment, launch, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, Job, experiment, launch, recipe, teacher_recipe
 from trainers import checkpoint, loop
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples
 from trainers.session import Session
@@ -81,7 +81,8 @@ def assert_same(left: Path, right: Path) -> None:
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sid": ("edm", {"objective": "sid"}),
+    **DISTILLATIONS,
+    "one_by_one": ("edm", {"backprop": "one_by_one"}),
     "sid, dropout": ("dropout", {"objective": {"name": "sid", "alpha": 1.0}}),
     "dropout, reuse_samples": ("dropout", {"reuse_samples": True}),
     "dropout, two fake updates, reuse_samples": ("dropout", {"fake_updates": 2, "reuse_samples": True}),

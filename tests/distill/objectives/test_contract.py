@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from distill import Denoiser, DiscreteVP, Flow, Path, Random, UserError
-from distill.objectives import Batch, Denoisers, Objective
+from distill.objectives import Batch, Denoisers, Objective, Pairs
 from distill.times import Times, UniformSteps
 from tests.toys import ALL_OBJECTIVES, ALL_PATHS, Tanh
 
@@ -29,20 +30,36 @@ class Case:
     calls: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
 
+class Watched(Denoiser):
+    """Notes the arguments of each of its calls, of whatever kind."""
+
+    calls: list[tuple[Tensor, Tensor, Tensor]]
+
+    def _run(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+        self.calls.append((x_t, t, cond))
+        return super()._run(x_t, t, cond)
+
+
 def make(objective: Objective, path: Path, seed: int = 0, rows: slice = slice(0, 4), bf16: bool = False) -> Case:
     """Samples `rows` of a run under `seed`; networks and x depend on neither but for the rows."""
     autocast = torch.bfloat16 if bf16 else None
-    teacher, fake = (Denoiser(Tanh(SIZE, s), path, "v", autocast_dtype=autocast) for s in (1, 2))
+    teacher, inner = (Watched(Tanh(SIZE, s), path, "v", autocast_dtype=autocast) for s in (1, 2))
     if bf16:
         teacher.network.bfloat16()
+    torch.manual_seed(3)
+    fake = objective.build_fake(inner)
     index = torch.arange(8)[rows]
     random = Random.at(seed, index)
     x = Random.at(9, index).normal(*SHAPE).requires_grad_()
-    batch = Batch(random.stream("latent").normal(*SHAPE), random, index % 3, real=torch.tanh(x.detach()))
-    case = Case(objective, Denoisers(path, teacher, fake), batch, x, teacher, fake)
-    for net in (teacher, fake):
-        net.requires_grad_(False)
-        net.register_forward_pre_hook(lambda module, inputs: case.calls.append(inputs))
+    noise, cond, real = random.stream("latent").normal(*SHAPE), index % 3, torch.tanh(x.detach())
+    pairs = Pairs(noise.flip(1), real.flip(1), cond, x.flip(1))
+    batch = Batch(noise, random, cond, real, pairs, images=10**9, mean=lambda values: torch.full_like(values[0], 0.7))
+    nets = Denoisers(path, teacher, fake, objective.load_frozen(), objective.new_memory())
+    case = Case(objective, nets, batch, x, teacher, fake)
+    for net in (teacher, inner):
+        net.calls = case.calls
+    for module in (teacher, fake, *nets.frozen.values()):
+        module.requires_grad_(False)
     return case
 
 
@@ -98,8 +115,7 @@ def test_fake_loss_reaches_the_fake_alone(objective: Objective, path: Path) -> N
 def test_graph_through_the_networks_is_as_declared(objective: Objective, path: Path) -> None:
     case = make(objective, path)
     objective.generator_loss(case.nets, case.x, case.batch)
-    assert len(case.calls) == 2
-    assert all(x_t.requires_grad == objective.through_scores for x_t, _, _ in case.calls)
+    assert all(x_t.requires_grad == objective.through_scores for x_t, _, _ in case.calls[:2])
     if objective.through_scores:  # and the loss depends on it, through each of the two
         for which in range(2):
             case.calls.clear()
@@ -122,17 +138,19 @@ def test_networks_see_the_same_sample_time_and_condition(objective: Objective, p
     """Teacher and fake are compared at one x_t, which is x diffused with noise that is not the generator's."""
     case = make(objective, path)
     objective.generator_loss(case.nets, case.x, case.batch)
-    (x_t, t, cond), other = case.calls
+    (x_t, t, cond), other = case.calls[:2]
     assert all(torch.equal(mine, theirs) for mine, theirs in zip((x_t, t, cond), other, strict=True))
     assert cond is case.batch.cond
     alpha, sigma = (f(t)[:, None, None, None] for f in (path.alpha, path.sigma))
     noise = (x_t.detach() - alpha * case.x.detach()) / sigma
     correlation = torch.corrcoef(torch.stack([noise.flatten(), case.batch.noise.flatten()]))[0, 1]
     assert abs(float(correlation)) < 0.5  # 72 numbers: independent ones stay below with overwhelming probability
+    case.calls.clear()
     objective.fake_loss(case.nets, case.x, case.batch)
-    assert not torch.equal(case.calls[2][0], x_t)  # a fresh diffusion, at fresh times
-    assert not torch.equal(case.calls[2][1], t)
-    assert torch.equal(case.calls[2][2], cond)
+    later_x_t, later_t, later_cond = case.calls[0]
+    assert not torch.equal(later_x_t, x_t)  # a fresh diffusion, at fresh times
+    assert not torch.equal(later_t, t)
+    assert torch.equal(later_cond, cond)
 
 
 @every_objective
@@ -144,7 +162,7 @@ def test_losses_are_functions_of_their_arguments(objective: Objective, path: Pat
         )
         assert torch.equal(first, again)
         assert not torch.isclose(first, other).any()
-        assert torch.allclose(part, first[1:3], rtol=1e-4)  # a sample's loss does not depend on its batch
+        assert torch.allclose(part, first[1:3], rtol=1e-4)  # samples are coupled through batch.mean alone
 
 
 def total_of(case: Case, loss: str) -> Tensor:
@@ -158,7 +176,7 @@ def total_of(case: Case, loss: str) -> Tensor:
 def test_fake_is_only_called_and_its_weight_knows_the_data(objective: Objective) -> None:
     """While the fake trains it stands behind a wrapper without attributes; sigma_data is the teacher's."""
     case = make(objective, Flow())
-    nets = Denoisers(case.nets.path, case.nets.teacher, lambda x_t, t, cond: case.nets.fake(x_t, t, cond))
+    nets = replace(case.nets, fake=lambda *arguments: case.nets.fake(*arguments))
     plain = objective.fake_loss(case.nets, case.x, case.batch)["denoising"]
     assert torch.equal(objective.fake_loss(nets, case.x, case.batch)["denoising"], plain)
     case.nets.teacher.sigma_data = 5.0
@@ -172,9 +190,9 @@ def test_every_law_of_times_is_checked_against_the_path(objective: Objective) ->
     laws = [f.name for f in fields(objective) if isinstance(getattr(objective, f.name), Times)]
     assert {"times", "fake_times"} <= set(laws)
     for path in ALL_PATHS.values():
-        objective.check(path)
+        objective.check(Denoiser(nn.Identity(), path, "x0"))
     for law in laws:
         steps = type(objective)(**{law: UniformSteps()})
-        steps.check(DiscreteVP())
+        steps.check(Denoiser(nn.Identity(), DiscreteVP(), "x0"))
         with pytest.raises(UserError, match=r"^times: uniform_steps needs a discrete_vp path, the teacher's is Flow"):
-            steps.check(Flow())
+            steps.check(Denoiser(nn.Identity(), Flow(), "x0"))

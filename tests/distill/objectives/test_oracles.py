@@ -44,8 +44,8 @@ def own(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tenso
 def bare_sid(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
     """SiD [B] on the objective's own draws, without the normaliser, which is no polynomial."""
     assert isinstance(objective, SiD)
-    teacher, fake, _ = objective.scores(nets, x, batch, objective.times)
-    return sid_loss(x, teacher, fake, objective.alpha)
+    s = objective.scores(nets, x, batch, objective.times)
+    return sid_loss(x, s.teacher, s.fake, objective.alpha)
 
 
 def expected_gradients(path: Path, objective: Objective, loss: Loss, case: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,119 @@
+"""How the generator's loss gets back to its samples: through teacher and fake at once, or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from distill.denoiser import Denoiser
+from distill.objectives import Denoisers
+
+
+class Joint:
+    """Plain autograd: the activations of teacher, fake and generator are held together."""
+
+    def __init__(self) -> None:
+        self.samples = torch.empty(0)
+
+    def through(self, nets: Denoisers) -> Denoisers:
+        """The denoisers that the objective is to call."""
+        return nets
+
+    def cut(self, samples: Tensor) -> Tensor:
+        """The generator's samples [B, ...], as the objective is to see them."""
+        self.samples = samples
+        return samples
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """The gradient of a scalar in the samples [B, ...]; `loss` can be asked again."""
+        return torch.autograd.grad(loss, self.samples, retain_graph=True)[0]
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a scalar in the generator's parameters."""
+        loss.backward()
+
+
+@dataclass
+class _Call:
+    """A denoiser's call: its outputs went on as `leaves`, whose cotangents come back through a graph of their own."""
+
+    network: Callable[..., Any]
+    x_t: Tensor  # with the graph that leads to the samples
+    rest: tuple[Any, ...]
+    graph: tuple[Tensor, tuple[Tensor, ...]] | None = None  # (input, outputs)
+    leaves: tuple[Tensor, ...] = ()
+
+    def run(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x_t = self.x_t.detach().requires_grad_()
+        outputs = self.network(x_t, *self.rest)
+        return x_t, outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+class _Recorded:
+    """A denoiser whose calls end in leaves; everything but the call is the network's own."""
+
+    def __init__(self, network: Callable[..., Any], calls: list[_Call]) -> None:
+        self.network, self.calls = network, calls
+
+    def __call__(self, x_t: Tensor, *rest: Any) -> Any:
+        if not (torch.is_grad_enabled() and x_t.requires_grad):
+            return self.network(x_t, *rest)
+        if self.calls:
+            self.calls[-1].graph = None  # freed before this call builds its own
+        call = _Call(self.network, x_t, rest)
+        call.graph = call.run()
+        call.leaves = tuple(output.detach().requires_grad_() for output in call.graph[1])
+        self.calls.append(call)
+        return call.leaves if len(call.leaves) > 1 else call.leaves[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+
+class OneByOne(Joint):
+    """Exactly the same gradient with one frozen denoiser's activations at a time.
+
+    The objective's loss ends in detached outputs of the denoisers. Their cotangents are carried back through one call
+    after the other: the last still has its graph, the others run once more (one more forward each).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+        self.leaf = torch.empty(0)
+
+    def through(self, nets: Denoisers) -> Denoisers:
+        teacher, fake = _Recorded(nets.teacher, self.calls), _Recorded(nets.fake, self.calls)
+        return replace(nets, teacher=cast(Denoiser, teacher), fake=fake)
+
+    def cut(self, samples: Tensor) -> Tensor:
+        self.calls.clear()
+        self.samples, self.leaf = samples, samples.detach().requires_grad_()
+        return self.leaf
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        leaves = [self.leaf, *(leaf for call in self.calls for leaf in call.leaves)]
+        direct, *cotangents = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        inputs, carried = [], []
+        for call in reversed(self.calls):
+            mine = cotangents[len(cotangents) - len(call.leaves) :]
+            del cotangents[len(cotangents) - len(call.leaves) :]
+            x_t, outputs = call.graph or call.run()
+            call.graph = None
+            carried.append(torch.autograd.grad(outputs, x_t, mine)[0])
+            inputs.append(call.x_t)
+            del x_t, outputs
+        if inputs:
+            direct = direct + torch.autograd.grad(inputs, self.leaf, carried, retain_graph=True)[0]
+        return direct
+
+    def backward(self, loss: Tensor) -> None:
+        self.samples.backward(self.gradient(loss))
+        self.calls.clear()
+
+
+BACKPROP: dict[str, type[Joint]] = {"joint": Joint, "one_by_one": OneByOne}
