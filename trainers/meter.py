@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -33,13 +31,9 @@ class Meter:
         total = self.totals.get(name)
         self.totals[name] = pair if total is None else total.add_(pair)
 
-    def notes(self, player: str) -> Callable[..., None]:
-        """`add` under the names of a player."""
-
-        def note(name: str, values: Tensor, nsr: Tensor | None = None) -> None:
-            self.add(f"{player}/{name}", values, nsr)
-
-        return note
+    def note(self, name: str, values: Tensor, nsr: Tensor | None = None) -> None:
+        """Add a sign of health."""
+        self.add(f"health/{name}", values, nsr)
 
     def rows(self, accelerator: Accelerator) -> dict[str, Tensor]:
         """Every rank's pairs, {name: [world, 1 or 6, 2]} on the CPU: the exact state of the meter, for a checkpoint."""

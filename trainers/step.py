@@ -33,7 +33,7 @@ def distillation_step(run: Run, state: TrainState, nets: Denoisers, batches: Bat
 
     def draw(player: str, first: int, micro: int) -> Batch:
         batch = batches.micro(player, first, micro)
-        return replace(batch, images=state.images, mean=partial(global_mean, acc), note=state.meter.notes(player))
+        return replace(batch, images=state.images, mean=partial(global_mean, acc), note=state.meter.note)
 
     # 1. fake: learn E[x0 | x_t] of what the generator makes now
     def fake_loss(first: int, micro: int) -> Terms:
@@ -69,7 +69,7 @@ def distillation_step(run: Run, state: TrainState, nets: Denoisers, batches: Bat
         terms = run.objective.generator_loss(graph.through(nets), x, batch)
         if len(terms) > 1 and run.logs_after(state.images):  # which term leads, seldom: it costs a backward for each
             for name, term in terms.items():
-                state.meter.add(f"generator/{name} at x", graph.gradient(term.sum()).flatten(1).norm(dim=1))
+                state.meter.note(f"{name}_at_x", graph.gradient(term.sum()).flatten(1).norm(dim=1))
         return terms
 
     if moves:

@@ -102,8 +102,8 @@ def test_bins_of_the_noise_to_signal_ratio() -> None:
     read = meter.read(world())
     assert math.isnan(read.pop("gap")) and math.isnan(read.pop("gap/nsr 3.2-10"))
     assert read == {f"gap/{name}": mean for name, mean in bins.items()}
-    meter.notes("fake")("gap", torch.tensor([2.0, 4.0]), torch.tensor([0.2, 0.2]))
-    assert meter.read(world()) == {"fake/gap": 3.0, "fake/gap/nsr 0.1-0.32": 3.0}
+    meter.note("gap", torch.tensor([2.0, 4.0]), torch.tensor([0.2, 0.2]))
+    assert meter.read(world()) == {"health/gap": 3.0, "health/gap/nsr 0.1-0.32": 3.0}
 
 
 def test_an_empty_meter_has_no_rows() -> None:

@@ -43,7 +43,7 @@ class Log(Hook):
 
     def __call__(self, session: Session) -> None:
         images = session.state.images
-        means = session.state.meter.read(session.accelerator)
+        means = with_ratios(session.state.meter.read(session.accelerator))
         assert self.clock is not None
         seconds, done = time.perf_counter() - self.clock[0], images - self.clock[1]
         self.clock = (time.perf_counter(), images)
@@ -64,7 +64,10 @@ class Log(Hook):
             raise NotFinite(failed[0], counters[failed[0]]["longest"], images)
 
     def _show(self, session: Session, means: dict[str, float], speed: float) -> None:
-        losses = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if not name.endswith("grad_norm"))
+        shown = {
+            name: mean for name, mean in means.items() if not name.startswith("health/") and "grad_norm" not in name
+        }
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self.progress.disable:
             left = (session.run.images - session.state.images) / max(speed, 1e-9)
             self.console.print(
@@ -77,6 +80,19 @@ class Log(Hook):
     def stop(self) -> None:
         """Take the bar down."""
         self.progress.stop()
+
+
+def with_ratios(means: dict[str, float]) -> dict[str, float]:
+    """`means` and, overall and by bin, the fake's denoising error relative to the teacher's on the same samples.
+
+    Below 1 the fake knows the generator's samples better than the teacher does; a rise says that it lags behind.
+    """
+    fake, teacher = "health/fake_error", "health/teacher_error"
+    errors = {name.removeprefix(fake): mean for name, mean in means.items() if name.startswith(fake)}
+    ratios = {
+        f"health/fake_vs_teacher{b}": mean / means[teacher + b] for b, mean in errors.items() if means[teacher + b]
+    }
+    return means | ratios
 
 
 class NotFinite(UserError):
