@@ -1,6 +1,7 @@
 """One paper, one file. The names recipes use are the keys of OBJECTIVES."""
 
 from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
+from distill.objectives.dmd import dmd_loss
 from distill.objectives.fgm import FGM, fgm_loss, velocity_weight
 from distill.objectives.objective import (
     Batch,
@@ -28,6 +29,7 @@ __all__ = [
     "SiD",
     "denoising_loss",
     "diff_instruct_loss",
+    "dmd_loss",
     "fgm_loss",
     "l1_normaliser",
     "per_sample",

@@ -14,7 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser
-from distill.objectives import Batch, Denoisers, DiffInstruct, SiD, diff_instruct_loss, l1_normaliser, sid_loss
+from distill.objectives import (
+    Batch,
+    Denoisers,
+    DiffInstruct,
+    SiD,
+    diff_instruct_loss,
+    dmd_loss,
+    l1_normaliser,
+    sid_loss,
+)
 from distill.weights import denoising_weight
 from tests.toys import given
 
@@ -87,6 +96,17 @@ def test_diff_instruct() -> None:
     term = DiffInstruct().generator_loss(nets, x, batch(golden, u))["diff_instruct"]
     assert_same(term, golden["loss_per_pixel"])
     assert_same(torch.autograd.grad(term.sum(), x)[0], golden["grad_x0_of_sum"])
+
+
+@pytest.mark.parametrize(("source", "floor"), [("dmd2", 0.0), ("fastgen", 1e-6)])
+def test_dmd(source: str, floor: float) -> None:
+    """Both average over all elements of the batch; FastGen's normaliser is 1/(mean + 1e-6)."""
+    golden, nets, _, x = load(f"dmd_generator_{source}")
+    teacher, fake = scores(golden, nets, x)
+    loss = dmd_loss(x, teacher, fake)
+    floored = 1 / (1 + floor * l1_normaliser(x, teacher))
+    assert_same((floored**2 * loss).sum()[None] / x.numel(), golden["loss"])
+    assert_same(torch.autograd.grad((floored * loss).sum(), x)[0] / x.numel(), golden["grad_x0"])
 
 
 def test_fake() -> None:

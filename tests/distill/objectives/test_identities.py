@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from distill import Flow, Random
-from distill.objectives import diff_instruct_loss, fgm_loss, l1_normaliser, per_sample, sid_loss, velocity_weight
+from distill.objectives import (
+    diff_instruct_loss,
+    dmd_loss,
+    fgm_loss,
+    l1_normaliser,
+    per_sample,
+    sid_loss,
+    velocity_weight,
+)
 from tests.toys import gradients
 
 ALPHAS = (0.0, 0.5, 1.0, 1.2)
@@ -44,6 +52,17 @@ def test_diff_instruct_holds_its_networks_constant(three: tuple[Tensor, Tensor, 
     assert x.grad is not None
     assert teacher.grad is None
     assert fake.grad is None
+
+
+def test_dmd_is_diff_instruct_under_the_normaliser(three: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The gradient reaches x alone; the weight is one number a sample; the value is half the squared step."""
+    x, teacher, fake = (value.clone().requires_grad_() for value in three)
+    loss = dmd_loss(x, teacher, fake)
+    loss.sum().backward()
+    step = l1_normaliser(x, teacher)[:, None, None, None] * (teacher - fake).detach()
+    assert x.grad is not None and torch.allclose(x.grad, -step, rtol=1e-12)
+    assert teacher.grad is None and fake.grad is None
+    assert torch.allclose(loss, per_sample(step**2) / 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
