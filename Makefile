@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test lint test-slow bench-step clean
+.PHONY: help quickstart test lint test-slow bench-step bench-objectives clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make test-slow    the heavy checks"
 	@echo "make bench-step   time of a training step"
+	@echo "make bench-objectives   every objective on the digits, hours"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
 
 quickstart: .venv/.installed
@@ -31,6 +32,9 @@ test-slow: .venv/.installed-dev
 
 bench-step: .venv/.installed
 	$(BIN)/python -m launch.bench_step
+
+bench-objectives: .venv/.installed
+	$(BIN)/python -m launch.bench_objectives digits
 
 # torch comes first, on its own line: it is by far the largest,.
 .venv/.installed: pyproject.toml constraints.txt

@@ -29,9 +29,9 @@ def quickstart(
     console = plain()
     started = time.perf_counter()
     console.rule("1 of 4: a class-conditional EDM teacher on the digits", align="left")
-    teacher_folder = _finish(resolve("digits_teacher", []), runs, console)
+    teacher_folder = finish(resolve("digits_teacher", []), runs, console)
     console.rule("2 of 4: distil it into one step with SiD", align="left")
-    folder = _finish(resolve("digits_sid", [f"teacher={teacher_folder / 'teacher'}"]), runs, console)
+    folder = finish(resolve("digits_sid", [f"teacher={teacher_folder / 'teacher'}"]), runs, console)
     console.rule("3 of 4: evaluate and draw", align="left")
     product = load_product(folder)
     report = measure(product)
@@ -52,7 +52,7 @@ def quickstart(
     )
 
 
-def _finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
+def finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
     """Train `run`, or what is left of it, or nothing when it is complete already."""
     folder = runs / run.name
     saved = checkpoint.folders(folder / "checkpoints")

@@ -1,0 +1,145 @@
+"""Every shipped recipe of a data set side by side: trains what is not trained yet, measures, writes page and picture.
+
+`make bench-objectives` writes docs/results/digits.md. All runs have seed, evaluation and noise in common; an interrupted
+call goes on where it was. Seconds are medians of iterations that take turns with SiD's in one process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from accelerate import Accelerator
+from PIL import Image, ImageDraw
+
+from launch.evaluate import measure
+from launch.quickstart import finish
+from launch.recipes import shipped
+from launch.sample import draw
+from launch.train import resolve
+from trainers import records
+from trainers.console import plain
+from trainers.loop import build
+from trainers.pictures import grid
+from trainers.products import Product, load_product
+from trainers.run import Run
+from trainers.session import Session
+
+BASE = "sid"
+CLASSES = 10
+TURNS = 7
+
+
+def main(
+    data: Annotated[str, typer.Argument(help="the prefix of the recipes")] = "digits",
+    images: Annotated[int | None, typer.Option(help="of each run; the recipe's when left out")] = None,
+    runs: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder of the page and the picture")] = Path("docs/results"),
+    only: Annotated[list[str] | None, typer.Option(help="these recipes alone, such as sid")] = None,
+) -> None:
+    """Train, measure, write."""
+    console, rows, pictures = plain(), [], []
+    names = [name for name in shipped() if name.startswith(f"{data}_")]
+    chosen = [name for name in names if not only or name.removeprefix(f"{data}_") in (BASE, *only)]
+    recipes = {name: resolve(name, [f"images={images}"] if images else []) for name in chosen}
+    distillations = {name: run for name, run in recipes.items() if isinstance(run, Run)}
+    for name, run in distillations.items():
+        title = name.removeprefix(f"{data}_")
+        console.rule(name, align="left")
+        product = load_product(finish(_evaluated(run), runs, console))
+        seconds = _relative_seconds(run, distillations[f"{data}_{BASE}"])
+        rows.append(_row(title, product, runs / run.name, measure(product), seconds))
+        pictures.append((title, draw(product, 2 * CLASSES)))
+        console.print(rows[-1])
+    pictures.append(("teacher, 35 evaluations", draw(product, 2 * CLASSES, teacher=True)))
+    out.mkdir(parents=True, exist_ok=True)
+    _picture(pictures, out / f"{data}.png")
+    command = "make bench-objectives" if data == "digits" else f"python -m launch.bench_objectives {data}"
+    (out / f"{data}.md").write_text(_page(data, command, rows))
+    console.print(f"{out / data}.md")
+
+
+def _evaluated(run: Run) -> Run:
+    """The run with an evaluation every sixteenth of its images."""
+    return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, every=run.images // 16))
+
+
+def _row(title: str, product: Product, folder: Path, report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    student, final = report["student"], report["student"]["frechet"]
+    reached = [r["images"] for r in records.read(folder / "metrics.jsonl") if r["frechet"] <= 2 * final]
+    return {
+        "objective": title,
+        "distance": final,
+        "ratio": report["ratio"],
+        "halves": final / report["halves"],
+        "agreement": student.get("label_agreement", float("nan")),
+        "teacher": report["teacher"]["frechet"],
+        "images": product.images,
+        "reached": min(reached, default=product.images),
+        "seconds": seconds,
+        "protocol": f"{report['protocol']}, {report['samples']:,} samples, real halves {report['halves']:.4f}",
+    }
+
+
+def _relative_seconds(run: Run, base: Run) -> float:
+    """Seconds for an image of generator training, in those of the base recipe."""
+    sessions = [_session(run), _session(base)]
+    ratios = []
+    for turn in range(TURNS + 1):
+        ours, theirs = (_seconds(session) / session.run.batch_size for session in sessions)
+        if turn:  # the first is warm-up
+            ratios.append(ours / theirs)
+    return statistics.median(ratios)
+
+
+def _session(run: Run) -> Session:
+    session = build(dataclasses.replace(run, images=10**9), Accelerator(cpu=not torch.cuda.is_available()))
+    session.state.images = 10**8  # past every schedule
+    return session
+
+
+def _seconds(session: Session) -> float:
+    start = time.perf_counter()
+    session.step()
+    session.state.images += session.run.batch_size
+    if session.accelerator.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
+    head = (
+        f"# {data.capitalize()}: every objective side by side\n\nWritten by `{command}` with torch {torch.__version__};"
+        f" one row a shipped recipe (`configs/{data}_*.yaml`), seed 0.\n\nFrechet distance in {rows[0]['protocol']}."
+        " Students take 1 evaluation, teachers 35. *2 x final*: after how many images the student's distance first"
+        " was within twice its last (looked at sixteen times a run); *time* is seconds for the same number of images, in SiD's.\n\n"
+        "| objective | distance | / teacher | / real halves | agreement | images | 2 x final | time | its teacher |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    lines = [
+        f"| {r['objective']} | {r['distance']:.4f} | {r['ratio']:.2f} | {r['halves']:.2f} | {r['agreement']:.2%} |"
+        f" {r['images']:,} | {r['reached']:,} | {r['seconds']:.2f} | {r['teacher']:.4f} |\n"
+        for r in rows
+    ]
+    return head + "".join(lines) + f"\n![samples of every student on the same noise and labels]({data}.png)\n"
+
+
+def _picture(pictures: list[tuple[str, torch.Tensor]], file: Path) -> None:
+    """One strip of samples for each objective, on the same noise and labels."""
+    strips = [(title, grid(images, len(images), least=28)) for title, images in pictures]
+    width, height, left = strips[0][1].width, strips[0][1].height, 150
+    canvas = Image.new(strips[0][1].mode, (left + width, height * len(strips)), "white")
+    pen = ImageDraw.Draw(canvas)
+    for index, (title, strip) in enumerate(strips):
+        canvas.paste(strip, (left, index * height))
+        pen.text((4, index * height + height // 2 - 5), title, fill="black")
+    canvas.save(file)
+
+
+if __name__ == "__main__":
+    typer.run(main)
