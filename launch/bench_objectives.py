@@ -1,7 +1,7 @@
 """Every shipped recipe of a data set side by side: trains what is not trained yet, measures, writes page and picture.
 
-`make bench-objectives` writes docs/results/digits.md. All runs have seed, evaluation and noise in common; an interrupted
-call goes on where it was. Seconds are medians of iterations that take turns with SiD's in one process.
+`make bench-objectives` writes docs/results/digits.md. All runs have seed, evaluation and noise in common; a call that was
+interrupted goes on where it was. Seconds are medians of iterations that take turns with SiD's in one process.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
         f"# {data.capitalize()}: every objective side by side\n\nWritten by `{command}` with torch {torch.__version__};"
         f" one row a shipped recipe (`configs/{data}_*.yaml`), seed 0.\n\nFrechet distance in {rows[0]['protocol']}."
         " Students take 1 evaluation, teachers 35. *2 x final*: after how many images the student's distance first"
-        " was within twice its last (looked at sixteen times a run); *time* is seconds for the same number of images, in SiD's.\n\n"
+        " was within twice its last (looked at sixteen times a run); *time*: seconds for the same number of images, in"
+        " SiD's.\n\n"
         "| objective | distance | / teacher | / real halves | agreement | images | 2 x final | time | its teacher |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
     )
