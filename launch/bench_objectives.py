@@ -1,7 +1,7 @@
 """Every shipped recipe of a data set side by side: trains what is not trained yet, measures, writes page and picture.
 
-`make bench-objectives` writes docs/results/digits.md. All runs have seed, evaluation and noise in common; a call that was
-interrupted goes on where it was. Seconds are medians of iterations that take turns with SiD's in one process.
+`make bench-objectives` writes docs/results/digits.md. All runs have seed, evaluation and noise in common; a call
+that was interrupted goes on where it was. Seconds are medians of iterations that take turns with SiD's in one process.
 """
 
 from __future__ import annotations
