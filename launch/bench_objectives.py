@@ -44,7 +44,7 @@ def main(
 ) -> None:
     """Train, measure, write."""
     console, rows, pictures = plain(), [], []
-    names = [name for name in shipped() if name.startswith(f"{data}_")]
+    names = [name for name in shipped() if name.startswith(f"{data}_") and not name.endswith("_classifier")]
     chosen = [name for name in names if not only or name.removeprefix(f"{data}_") in (BASE, *only)]
     recipes = {name: resolve(name, [f"images={images}"] if images else []) for name in chosen}
     distillations = {name: run for name, run in recipes.items() if isinstance(run, Run)}

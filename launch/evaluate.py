@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,18 +25,22 @@ def evaluate(
     samples: Annotated[
         int | None, typer.Option(help="samples of each model; the recipe's when left out", min=2)
     ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="measure in the features of this classifier; the recipe's when left out")
+    ] = None,
 ) -> None:
     """Print the distances of student and teacher to the real images, and write them to evaluation.json."""
-    report = measure(load_product(folder, which), samples)
+    report = measure(load_product(folder, which), samples, classifier)
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     Console().print(table(report))
 
 
-def measure(product: Product, samples: int | None = None) -> dict[str, Any]:
+def measure(product: Product, samples: int | None = None, classifier: Path | None = None) -> dict[str, Any]:
     """Both models on the same noise and labels: {protocol, samples, images, halves, student, teacher, ratio}."""
     run = product.run
-    protocol = fit_protocol(product.dataset, run.evaluation.components)
-    count = samples or run.evaluation.samples
+    settings = run.evaluation if classifier is None else replace(run.evaluation, classifier=str(classifier))
+    protocol = fit_protocol(product.dataset, settings)
+    count = samples or settings.samples
     accelerator = Accelerator(cpu=product.device.type == "cpu")
     report: dict[str, Any] = {"protocol": protocol.name, "samples": count, "images": product.images}
     report["halves"] = protocol.halves

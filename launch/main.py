@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from distill.errors import UserError
-from launch import evaluate, export, quickstart, recipes, sample, train
+from launch import classifier, evaluate, export, quickstart, recipes, sample, train
 
 EXIT_USER_ERROR = 2
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(quickstart.quickstart)
 app.command()(recipes.recipes)
+app.command()(classifier.classifier)
 app.command()(train.teacher)
 app.command()(train.train)
 app.command()(train.resume)

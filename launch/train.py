@@ -16,6 +16,7 @@ from trainers import checkpoint
 from trainers.config import load_yaml, override
 from trainers.console import plain
 from trainers.distillation import load_teacher
+from trainers.evaluation import load_extractor
 from trainers.loop import build_experiment, fit, load_run
 from trainers.run import Run, TeacherRun
 from trainers.teacher import fresh_denoiser
@@ -73,8 +74,11 @@ def _start(
 
 
 def resolve(recipe: str, overrides: list[str]) -> Run | TeacherRun:
-    """The experiment of a recipe with overrides, its teacher as an absolute path."""
+    """The experiment of a recipe with overrides, the folders it names as absolute paths."""
     run = build_experiment(override(load_yaml(find_recipe(recipe)), overrides), recipe)
+    if classifier := run.evaluation.classifier:
+        evaluation = dataclasses.replace(run.evaluation, classifier=str(Path(classifier).resolve()))
+        run = dataclasses.replace(run, evaluation=evaluation)
     if isinstance(run, Run):
         return dataclasses.replace(run, teacher=str(Path(run.teacher).resolve()))
     return run
@@ -85,6 +89,7 @@ def check(run: Run | TeacherRun, processes: int) -> None:
     run.check_world(processes)
     check_trackers(run)
     dataset = run.data.load()
+    load_extractor(dataset, run.evaluation)
     if isinstance(run, Run):
         load_teacher(run, dataset)
     else:

@@ -5,24 +5,43 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from distill.metrics import Protocol
+from distill.errors import UserError
+from distill.metrics import Classifier, ClassifierFeatures, Extractor, Protocol
 from distill.random import Random
 from trainers.data import Dataset
 from trainers.data.batches import inputs
+from trainers.run import Evaluation
 from trainers.session import Sampler
 
 CHUNK = 500
-FIT_LIMIT = 50_000
+FIT_LIMIT = 60_000  # all of MNIST
 
 
-def fit_protocol(dataset: Dataset, components: int) -> Protocol:
-    """The protocol of the data set's real images (50,000 at random of more); raises UserError where there are none."""
+def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
+    """The protocol of the data set's real images (60,000 at random of more); raises UserError where there are none."""
     positions = torch.arange(min(dataset.count, FIT_LIMIT))
     if dataset.count > FIT_LIMIT:  # folders of images come sorted by class
         positions = dataset.order(0, positions)
-    images = torch.cat([dataset.images(part) for part in positions.split(CHUNK)])
+    parts = (dataset.images(part) for part in positions.split(CHUNK))
+    if extractor := load_extractor(dataset, settings):
+        features = torch.cat([extractor.features(part.double()) for part in parts])
+        return Protocol.of(dataset.name, extractor, features)
+    images = torch.cat(list(parts))
     labels = None if dataset.labels is None else dataset.labels[positions]
-    return Protocol.fit(dataset.name, images, labels, min(components, images[0].numel()))
+    return Protocol.fit(dataset.name, images, labels, min(settings.components, images[0].numel()))
+
+
+def load_extractor(dataset: Dataset, settings: Evaluation) -> Extractor | None:
+    """The classifier that `settings` names, if any; raises UserError when it is not one of the data set's images."""
+    if settings.classifier is None:
+        return None
+    classifier = Classifier.load(settings.classifier)
+    if classifier.shape != dataset.shape or dataset.classes not in (0, classifier.classes):
+        raise UserError(
+            f"evaluation.classifier: '{settings.classifier}' is for {list(classifier.shape)} in {classifier.classes}"
+            f" classes, {dataset.name} has {list(dataset.shape)} in {dataset.classes}"
+        )
+    return ClassifierFeatures(classifier)
 
 
 def draw_samples(

@@ -89,6 +89,7 @@ class Evaluation:
     every: int = 0
     samples: int = 10_000
     components: int = 48  # principal components of the real images that are the features
+    classifier: str | None = None  # folder that `distill classifier` wrote: its features and labels instead
 
     def __post_init__(self) -> None:
         _not_negative(self, "every")

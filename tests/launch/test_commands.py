@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from distill.metrics import Classifier
 from distill.teachers import save_denoiser
 from launch.evaluate import measure, table
 from launch.processes import relaunch
@@ -35,8 +36,10 @@ from launch.train import check, resolve
 from tests.launch.conftest import Command
 from tests.tiny import distill as distill_process
 from tests.tiny import recipe
-from trainers import checkpoint
+from trainers import checkpoint, config
+from trainers.classifier import ClassifierRun, split
 from trainers.config import dump
+from trainers.data import Dataset, Images
 from trainers.loop import build, build_experiment
 from trainers.pictures import grid
 from trainers.products import load_product
@@ -187,11 +190,27 @@ def test_every_recipe_is_shipped() -> None:
         assert settings["name"] == name and file.read_text().startswith("# ")
 
 
+def few(data: Images) -> Dataset:
+    """In place of a data set that would be downloaded: 20 noises of its shape."""
+    shape = (1 if data.mode == "L" else 3, data.resolution, data.resolution)
+    images = torch.rand(20, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return Dataset(Path(data.path).name, 20, shape, torch.arange(20) % 10, lambda at: images[at])
+
+
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its name to a session, on 1, 2 and 8 processes' worth of batch; a distillation on the teacher it names."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Images, "load", few)
+    settings = yaml.safe_load(shipped()[name].read_text())
+    if settings.get("trains") == "classifier":
+        assert split(config.build(ClassifierRun, settings), config.build(ClassifierRun, settings).data.load())
+        return
     run = resolve(name, [])
+    if run.evaluation.classifier is not None:  # what `distill classifier` of a shipped recipe writes
+        dataset, source = run.data.load(), Path(run.evaluation.classifier)
+        assert source.parent.name == "runs" and source.name in shipped()
+        Classifier(dataset.shape, dataset.classes).save(source)
     if isinstance(run, Run):
         source = Path(run.teacher)
         assert source.name == "teacher" and source.parent.name in shipped()  # what `distill teacher` of it writes

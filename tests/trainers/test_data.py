@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from tests.tiny import experiment, teacher_recipe
-from trainers.data import Data, DataFree, Dataset, Digits, Images
+from trainers.data import Data, DataFree, Dataset, Digits, Images, sources
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +135,32 @@ def test_the_square_in_the_middle_is_resized(tmp_path: Path) -> None:
     assert rows(2).sign().tolist() == [[-1.0, 1.0]] * 2 and float(rows(2).sum()) == pytest.approx(0, abs=0.02)
     large = rows(32)
     assert large.shape == (32, 32) and float(large[:, :12].max()) < -0.8 and float(large[:, 20:].min()) > 0.8
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_what_is_kept_decoded_is_what_is_decoded_on_demand(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, in any order and number; a kept image is decoded once. 1 GiB is the most that is kept."""
+    (tmp_path / "noise").mkdir()
+    for index, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "noise" / f"{index}.png")
+    data = Images(str(tmp_path / "noise"), resolution=8, mode=mode, label_column=None)  # type: ignore[arg-type]
+    decoded: list[Any] = []
+    pixels_of = Images._pixels
+    monkeypatch.setattr(Images, "_pixels", lambda self, picture: (decoded.append(1), pixels_of(self, picture))[1])
+    size = 5 * 8 * 8 * (1 if mode == "L" else 3)
+    draws = [torch.tensor(at) for at in ([3, 1], [1, 1, 4, 3], [0, 1, 2, 3, 4])]
+    assert sources.KEPT == 2**30
+    results = {}
+    for kept, times in ((size, 5), (size - 1, 11)):
+        decoded.clear()
+        monkeypatch.setattr(sources, "KEPT", kept)
+        dataset = data.load()
+        results[kept] = torch.cat([dataset.images(at) for at in draws])
+        assert len(decoded) == times
+    assert torch.equal(results[size], results[size - 1])
+    assert results[size].unique().numel() > 100 and results[size].dtype == torch.float32
 
 
 def test_mistakes_are_one_line(parquet: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class Rank:
 @pytest.mark.parametrize(("samples", "world"), [(64, 2), (7, 3), (10, 4), (4, 3), (2, 8)])
 def test_ranks_share_the_samples_of_an_evaluation(samples: int, world: int) -> None:
     """Any number of ranks evaluates the same samples, some of them none."""
-    protocol = fit_protocol(COPY, 48)
+    protocol = fit_protocol(COPY, Evaluation())
     alone = evaluate(nearest, COPY, protocol, samples, 0, cast(Accelerator, Rank(0, 1, [])))
     assert alone["samples"] == samples
     images, labels = draw_samples(nearest, COPY, 0, samples, 0, CPU)
@@ -169,11 +169,11 @@ def test_samples_do_not_depend_on_the_chunk() -> None:
 
 
 def test_a_good_sampler_scores_well() -> None:
-    protocol = fit_protocol(COPY, 48)
+    protocol = fit_protocol(COPY, Evaluation())
     report = evaluate(nearest, COPY, protocol, 1000, 0, cast(Accelerator, Rank(0, 1, [])))
     assert float(report["frechet"]) < 4 * protocol.halves and report["label_agreement"] == pytest.approx(1, abs=0.01)
 
 
 def test_without_images_there_is_nothing_to_compare_with() -> None:
     with pytest.raises(UserError, match="data: data_free has no images"):
-        fit_protocol(DataFree((1, 8, 8), 10).load(), 48)
+        fit_protocol(DataFree((1, 8, 8), 10).load(), Evaluation())

@@ -24,7 +24,7 @@ class Evaluate(Hook):
 
     def __call__(self, session: Session) -> None:
         if self.protocol is None:
-            self.protocol = fit_protocol(session.dataset, self.settings.components)
+            self.protocol = fit_protocol(session.dataset, self.settings)
         samples, seed = self.settings.samples, session.run.seed
         report = evaluate(session.sampler, session.dataset, self.protocol, samples, seed, session.accelerator)
         if session.accelerator.is_main_process:

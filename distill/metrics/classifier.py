@@ -1,0 +1,112 @@
+"""A small classifier of the data at hand: features and labels for a protocol, or a reward to differentiate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.metrics.images import Shape
+
+DESCRIPTION, WEIGHTS = "classifier.json", "classifier.safetensors"
+_CHUNK = 500
+
+
+class Classifier(nn.Module):
+    """Three convolutions, two of which halve the image, and a layer of `width` features before the logits.
+
+    `shape` is (C, H, W) of its images, `data` names the set it was trained on, `accuracy` in [0, 1] is that on images
+    held out. Meant for images of at most about 64 x 64: a feature sees every position of the last convolution.
+    """
+
+    def __init__(
+        self, shape: Shape, classes: int, width: int = 128, data: str = "", accuracy: float = float("nan")
+    ) -> None:
+        super().__init__()
+        self.shape, self.classes, self.width, self.data, self.accuracy = shape, classes, width, data, accuracy
+        channels, height, length = shape
+        positions = -(-height // 4) * -(-length // 4)
+        self.body = nn.Sequential(*_convolution(channels, 32, 1), *_convolution(32, 64, 2), *_convolution(64, 64, 2))
+        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(64 * positions, width), nn.SiLU())
+        self.head = nn.Linear(width, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, width] of images `x` [B, C, H, W] in [-1, 1]: what the logits are a linear function of."""
+        return cast(Tensor, self.neck(self.body(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, classes] of images `x` [B, C, H, W] in [-1, 1], differentiable in `x`."""
+        return cast(Tensor, self.head(self.features(x)))
+
+    @property
+    def hash(self) -> str:
+        """Six hexadecimal digits of the SHA-256 of the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:6]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `classifier.safetensors` and `classifier.json` to `folder`."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        fields = {name: getattr(self, name) for name in ("shape", "classes", "width", "data", "accuracy")}
+        (folder / DESCRIPTION).write_text(json.dumps(fields, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Classifier:
+        """The classifier in `folder`, frozen; raises UserError when it is missing, damaged or not of this kind."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"classifier: no folder '{folder}'; `distill classifier RECIPE` trains one")
+        try:
+            fields = json.loads((folder / DESCRIPTION).read_text())
+            classifier = cls(**{**fields, "shape": tuple(fields["shape"])})
+            classifier.load_state_dict(load_file(folder / WEIGHTS))
+        except Exception as error:  # json, safetensors and torch each raise their own kinds for a damaged folder
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"classifier: cannot read '{folder}': {type(error).__name__}: {reason}") from error
+        return classifier.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierFeatures:
+    """A classifier as an extractor: float32 inside, one chunk at a time."""
+
+    classifier: Classifier
+
+    @property
+    def name(self) -> str:
+        """`classifier-3f2a91`: two classifiers have two names."""
+        return f"classifier-{self.classifier.hash}"
+
+    @property
+    def shape(self) -> Shape:
+        return self.classifier.shape
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.arange(self.classifier.classes)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        return torch.cat([self.classifier.features(part.float()).double() for part in images.split(_CHUNK)])
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        return torch.cat([self.classifier(part.float()).argmax(dim=1) for part in images.split(_CHUNK)])
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
