@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
 
+import datasets
+import numpy as np
+import pytest
+import torch
+
 from tests.launch.conftest import Command
 from tests.tiny import ROOT
+from trainers.data import Images
 
 
 def block(page: str, language: str) -> str:
@@ -30,3 +37,19 @@ def test_an_objective_of_ones_own(distill: Command, teachers: Path) -> None:
     assert [record["images"] for record in log] == [32, 64]
     assert log[0]["generator/grad_norm"] > 0 and log[-1]["health/gap"] > 0
     assert json.loads(Path("runs/my_fisher/evaluation.json").read_text())["student"]["frechet"] > 0
+
+
+def test_fashion_mnist_from_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fashion_mnist.md turns IDX files, 3 images in place of 60,000, into what `data.path` takes: the same pixels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    for name in ("train", "t10k"):
+        Path(f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0" * 16 + pixels.tobytes()))
+        Path(f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"\0" * 8 + bytes([9, 0, 3])))
+    exec(block("fashion_mnist.md", "python"), {})
+    for split in ("train", "test"):
+        dataset = Images("fashion_mnist", resolution=28, mode="L", split=split).load()
+        assert dataset.name == "fashion_mnist" and dataset.labels is not None and dataset.labels.tolist() == [9, 0, 3]
+        images = (dataset.images(torch.arange(3)) + 1) * 127.5
+        assert np.array_equal(images.round().to(torch.uint8)[:, 0].numpy(), pixels)
