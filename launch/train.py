@@ -15,7 +15,7 @@ from launch.recipes import find_recipe
 from trainers import checkpoint
 from trainers.config import load_yaml, override
 from trainers.console import plain
-from trainers.distillation import load_teacher
+from trainers.distillation import load_start, load_teacher, one_step_generator
 from trainers.evaluation import load_extractor
 from trainers.loop import build_experiment, fit, load_run
 from trainers.run import Run, TeacherRun
@@ -65,7 +65,7 @@ def _start(
     folder = folder or Path("runs") / run.name
     count = processes or world_size()
     if os.environ.get("RANK", "0") == "0":  # of several processes the first looks, before any writes
-        check(run, count)
+        check(run, count, fresh=True)
         check_fresh(folder)
     if launch_here(count):
         command = "teacher" if isinstance(run, TeacherRun) else "train"
@@ -80,18 +80,24 @@ def resolve(recipe: str, overrides: list[str]) -> Run | TeacherRun:
         evaluation = dataclasses.replace(run.evaluation, classifier=str(Path(classifier).resolve()))
         run = dataclasses.replace(run, evaluation=evaluation)
     if isinstance(run, Run):
-        return dataclasses.replace(run, teacher=str(Path(run.teacher).resolve()))
+        start = None if run.start is None else str(Path(run.start).resolve())
+        return dataclasses.replace(run, teacher=str(Path(run.teacher).resolve()), start=start)
     return run
 
 
-def check(run: Run | TeacherRun, processes: int) -> None:
-    """Raise UserError for everything that can be known to fail, before processes start or anything trains."""
+def check(run: Run | TeacherRun, processes: int, fresh: bool = False) -> None:
+    """Raise UserError for everything that can be known to fail, before processes start or anything trains.
+
+    Only a `fresh` run needs what it starts from.
+    """
     run.check_world(processes)
     check_trackers(run)
     dataset = run.data.load()
     load_extractor(dataset, run.evaluation)
     if isinstance(run, Run):
-        load_teacher(run, dataset)
+        teacher = load_teacher(run, dataset)
+        if fresh and run.start is not None:
+            load_start(run.start, run, one_step_generator(teacher, run))
     else:
         fresh_denoiser(run, dataset)
 

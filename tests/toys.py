@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
+from distill.discriminator import Want
 from distill.objectives import OBJECTIVES, Objective
 from distill.paths import PATHS, Path
 from distill.random import Random, expand
+from distill.teachers import GaussianMixture
 from distill.times import Times
 
 ALL_PATHS = {name: cls() for name, cls in PATHS.items()}
@@ -62,11 +64,44 @@ class Normal(Denoiser):
         self.mean, self.covariance = nn.Buffer(mean.detach()), nn.Buffer(covariance.detach())
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+        marginal, offset = self._marginal(x_t, t)
+        shift: Tensor = self.path.alpha(t)[:, None, None] * self.covariance @ torch.linalg.solve(marginal, offset)
+        return self.mean + shift[..., 0]
+
+    def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Of x_t [B, D], but for a constant, [B]."""
+        marginal, offset = self._marginal(x_t, t)
+        distance = (offset * torch.linalg.solve(marginal, offset)).sum((1, 2))
+        return -(distance + torch.linalg.slogdet(marginal).logabsdet) / 2
+
+    def _marginal(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.path.alpha(t)[:, None, None], self.path.sigma(t)[:, None, None]
         marginal = alpha**2 * self.covariance + sigma**2 * torch.eye(len(self.mean), dtype=x_t.dtype)
-        offset = (x_t - alpha[:, :, 0] * self.mean)[..., None]
-        shift: Tensor = alpha * self.covariance @ torch.linalg.solve(marginal, offset)
-        return self.mean + shift[..., 0]
+        return marginal, (x_t - alpha[:, :, 0] * self.mean)[..., None]
+
+
+class White(GaussianMixture):
+    """One Gaussian N(mean, std^2 I) on samples of any shape, by `means` [1, ...] and `stds` [1]."""
+
+    def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Of x_t [B, ...], but for a constant, [B]."""
+        variance = (self.path.alpha(t) * self.stds) ** 2 + self.path.sigma(t) ** 2
+        offset = (x_t - expand(self.path.alpha(t), x_t) * self.means).flatten(1)
+        return -((offset**2).sum(1) / variance + offset.shape[1] * variance.log()) / 2
+
+
+class ExactCritic(nn.Module):
+    """The fake with the best discriminator there is: its logits [B, 1] are log p_teacher(x_t) - log p_fake(x_t)."""
+
+    def __init__(self, teacher: Normal | White, fake: Normal | White) -> None:
+        super().__init__()
+        self.teacher, self.fake = teacher, fake
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None, want: Want = "x0") -> Any:
+        if want == "x0":
+            return self.fake(x_t, t, cond)
+        logits = (self.teacher.log_density(x_t, t) - self.fake.log_density(x_t, t))[:, None]
+        return logits if want == "logits" else (self.fake(x_t, t, cond), logits)
 
 
 class Tanh(nn.Module):

@@ -15,6 +15,8 @@ from distill.errors import UserError
 from distill.generator import Generator
 from distill.objectives import Denoisers
 from distill.teachers import DESCRIPTION, UNet, load_denoiser
+from trainers import checkpoint
+from trainers.config import dump, load_yaml
 from trainers.data import Dataset
 from trainers.ema import EMA
 from trainers.files import sha256
@@ -24,11 +26,16 @@ from trainers.state import Player, TrainState
 from trainers.step import distillation_step
 
 
-def build_distillation(run: Run, accelerator: Accelerator) -> Session:
-    """Generator and fake start as copies of the teacher, which stays frozen and outside optimizer, EMA, checkpoint."""
+def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -> Session:
+    """Generator and fake start as copies of the teacher, which stays frozen and outside optimizer, EMA, checkpoint.
+
+    A `fresh` run's generator, and with it the average, starts as `run.start` says.
+    """
     dataset = run.data.load()
     teacher = load_teacher(run, dataset)
     generator = one_step_generator(copy.deepcopy(teacher), run)
+    if fresh and run.start is not None:
+        load_start(run.start, run, generator)
     torch.manual_seed(run.seed)  # of a discriminator's new weights
     fake = run.objective.build_fake(copy.deepcopy(teacher)).to(run.dtype)
     if run.precision == "bfloat16":
@@ -56,6 +63,25 @@ def one_step_generator(denoiser: Denoiser, run: Run) -> Generator:
     """The generator of `run` around `denoiser`."""
     t = float(denoiser.path.time(torch.tensor([run.entry.nsr], dtype=torch.float64)))
     return Generator(denoiser, t, run.entry.scale)
+
+
+def load_start(start: str, run: Run, generator: Generator) -> None:
+    """Load the averaged generator of a run folder (its newest valid checkpoint's), or of its best/, into `generator`.
+
+    Raises UserError when there is none, or when it is another network or is asked otherwise than `run` asks its own.
+    """
+    folder = Path(start)
+    root = folder.parent if folder.name == "best" else folder
+    if not (root / "run.yaml").is_file():
+        raise UserError(f"start: '{root}' is not a run folder: it has no run.yaml")
+    theirs, ours = load_yaml(root / "run.yaml").get("entry"), dump(run.entry)
+    if theirs != ours:
+        raise UserError(f"start: the generator of '{root}' has entry {theirs}, this recipe has {ours}")
+    source = folder if folder.name == "best" else checkpoint.newest(root / "checkpoints")[0]
+    try:
+        checkpoint.load_average(source, generator)
+    except RuntimeError as error:
+        raise UserError(f"start: the generator in '{source}' is not of the teacher's architecture") from error
 
 
 def load_teacher(run: Run, dataset: Dataset) -> Denoiser:

@@ -24,18 +24,21 @@ from trainers.tracking import start_trackers
 RUN_FILE = "run.yaml"
 
 
-def build(run: Run | TeacherRun, accelerator: Accelerator) -> Session:
-    """Load data and teacher, build players and state. Raises UserError before anything trains."""
+def build(run: Run | TeacherRun, accelerator: Accelerator, fresh: bool = True) -> Session:
+    """Load data and teacher, build players and state; not `fresh`, a checkpoint is still to be restored.
+
+    Raises UserError before anything trains.
+    """
     run.check_world(accelerator.num_processes)
     if isinstance(run, Run):
-        return build_distillation(run, accelerator)
+        return build_distillation(run, accelerator, fresh)
     return build_teacher(run, accelerator)
 
 
 def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: bool = False) -> Session:
     """Train `run` in `folder` to its last image, from the newest valid checkpoint with `resume`; collective."""
     console = plain(stderr=True, quiet=not accelerator.is_main_process)
-    session = build(run, accelerator)
+    session = build(run, accelerator, fresh=not resume)
     if resume:
         _resume(session, folder, console)
     elif accelerator.is_main_process:

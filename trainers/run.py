@@ -157,6 +157,9 @@ class Run(Experiment):
     teacher: str
     objective: Objective
     entry: Entry = Entry()
+    start: str | None = (
+        None  # a run folder, or its best/, whose averaged generator this one begins as; null: the teacher
+    )
     generator: Optimizer = Optimizer()
     fake: Optimizer = Optimizer()
     fake_updates: int = 1  # per generator update

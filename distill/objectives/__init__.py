@@ -14,8 +14,9 @@ from distill.objectives.objective import (
     per_sample,
 )
 from distill.objectives.sid import SiD, sid_loss
+from distill.objectives.sida import SiDA
 
-OBJECTIVES: dict[str, type[Objective]] = {"sid": SiD, "diff_instruct": DiffInstruct, "fgm": FGM}
+OBJECTIVES: dict[str, type[Objective]] = {"sid": SiD, "diff_instruct": DiffInstruct, "fgm": FGM, "sida": SiDA}
 
 __all__ = [
     "FGM",
@@ -27,6 +28,7 @@ __all__ = [
     "Pairs",
     "Scores",
     "SiD",
+    "SiDA",
     "denoising_loss",
     "diff_instruct_loss",
     "dmd_loss",

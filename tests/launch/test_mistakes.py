@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.errors import UserError
+from distill.objectives import OBJECTIVES
 from distill.sampling import sample
 from launch import processes
 from tests.launch.conftest import Command
@@ -47,7 +48,7 @@ KEYS: list[tuple[list[str], str]] = [
     (["generator.lr=fast"], "key 'generator.lr' must be a number, got 'fast'"),
     (
         ["objective=sit"],
-        "key 'objective' must be one of sid, diff_instruct, fgm or your own 'module:Class', alone or as",
+        f"key 'objective' must be one of {', '.join(OBJECTIVES)} or your own 'module:Class', alone or as",
     ),
     (["objective=no.such:Thing"], "key 'objective': cannot import 'no.such:Thing': ModuleNotFoundError: No module"),
     (["data=digit"], "key 'data' must be one of digits, images, data_free or your own 'module:Class', alone or as the"),
@@ -188,6 +189,10 @@ def test_real_images_where_there_are_none(distill: Command, recipe_file: Write, 
     data = {"name": "data_free", "shape": [1, 8, 8], "classes": 10}
     line = mistake(distill("train", recipe_file(data=data, objective="mine.py:Needy"), "--folder", tmp_path / "run"))
     assert line == "objective: Needy needs real images, data: data_free has none"
+    for name, cls in OBJECTIVES.items():
+        if "real" in cls.needs:
+            line = mistake(distill("train", recipe_file(data=data, objective=name), "--folder", tmp_path / "run"))
+            assert line == f"objective: {cls.__name__} needs real images, data: data_free has none"
     line = mistake(distill("train", recipe_file(data=data, evaluation={"every": 8})))
     assert line == "evaluation.every: needs real images, data: data_free has none; set it to 0"
     line = mistake(distill("teacher", recipe_file(trains="teacher", data=data), "--folder", tmp_path / "run"))

@@ -100,6 +100,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "flow",
         {"objective": "fgm", "fake_updates": 2, "fake": {"name": "sgd", "lr": 1e-4, "betas": [0.9, 0.9]}},
     ),
+    "sida, schedule, dropout": (
+        "dropout",
+        {"objective": {"name": "sida", "generator_from": 20, "adversarial_from": 44}, "reuse_samples": True},
+    ),
     "bfloat16": ("edm", {"precision": "bfloat16"}),
     "teacher, dropout": ("", {"network": {"dropout": 0.3}}),
 }

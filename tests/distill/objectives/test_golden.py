@@ -6,7 +6,9 @@ level: so law, weight, normaliser, scale and detaching are compared as well.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path as FilePath
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,11 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser
+from distill.discriminator import ChannelMean, deceive_loss, judge_loss
 from distill.objectives import (
     Batch,
     Denoisers,
     DiffInstruct,
+    Objective,
     SiD,
+    SiDA,
     diff_instruct_loss,
     dmd_loss,
     l1_normaliser,
@@ -31,14 +36,29 @@ GOLDEN = FilePath(__file__).parents[2] / "golden"
 Golden = dict[str, Tensor]
 
 
-class Toy(nn.Module):
-    """D(x, s) = x/(1+s^2) + s/(1+s) tanh(x W + b); `time` is EDM's 250 ln s."""
+class Encoder(nn.Module):
+    """Features tanh(x W_E)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.flatten(1) @ self.weight).reshape(x.shape)
+
+
+class Toy(nn.Module):
+    """D(x, s) = x/(1+s^2) + s/(1+s) tanh(x W + b); `time` is EDM's 250 ln s. Its encoder is asked, and not used."""
+
+    taps: ClassVar[dict[str, str]] = {"encoder": "encoder", "middle": "encoder"}
+
+    def __init__(self, weight: Tensor, bias: Tensor, encoder: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.encoder = Encoder(encoder)
 
     def forward(self, x: Tensor, time: Tensor, cond: None) -> Tensor:
+        self.encoder(x)
         s = (time / 250).exp()[:, None]
         flat = x.flatten(1)
         return (flat / (1 + s**2) + s / (1 + s) * torch.tanh(flat @ self.weight + self.bias)).reshape(x.shape)
@@ -47,7 +67,8 @@ class Toy(nn.Module):
 def load(name: str) -> tuple[Golden, Denoisers, Toy, Tensor]:
     """The numbers, both denoisers, the fake's network, and x0 as a leaf."""
     golden = load_file(GOLDEN / f"{name}.safetensors")
-    teacher, fake = (Toy(golden[f"{who}_weight"], golden[f"{who}_bias"]) for who in ("teacher", "fake"))
+    encoder = golden["encoder_weight"]
+    teacher, fake = (Toy(golden[f"{who}_weight"], golden[f"{who}_bias"], encoder) for who in ("teacher", "fake"))
     nets = Denoisers(EDM(), Denoiser(teacher, EDM(), "x0"), Denoiser(fake, EDM(), "x0"))
     return golden, nets, fake, golden["x0"].clone().requires_grad_()
 
@@ -58,6 +79,12 @@ def batch(golden: Golden, u: Tensor) -> Batch:
 
 def log_normal_quantile(sigma: Tensor) -> Tensor:
     return torch.special.ndtr((sigma.double().log() + 1.2) / 1.2)
+
+
+def ramp_position(sigma: Tensor) -> Tensor:
+    """Where on EDM's ramp from 0.002 to 80 a noise level is."""
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    return (sigma.double() ** (1 / 7) - low) / (high - low)
 
 
 def scores(golden: Golden, nets: Denoisers, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,5 +143,51 @@ def test_fake() -> None:
 
     term = SiD().fake_loss(nets, x, batch(golden, log_normal_quantile(golden["sigma"])))["denoising"]
     assert_same(term, golden["loss_per_pixel"])
-    for ours, name in zip(torch.autograd.grad(term.sum(), network.parameters()), ("weight", "bias"), strict=True):
+    parameters = (network.weight, network.bias)
+    for ours, name in zip(torch.autograd.grad(term.sum(), parameters), ("weight", "bias"), strict=True):
         assert_same(ours, golden[f"grad_fake_{name}"])
+
+
+def with_critic(objective: Objective, nets: Denoisers) -> Denoisers:
+    assert isinstance(nets.fake, Denoiser)
+    return replace(nets, fake=objective.build_fake(nets.fake))
+
+
+def test_sida_generator() -> None:
+    """The stored adversarial loss is the batch's one cross-entropy, weighted by each sample; its gradient has P."""
+    golden, nets, network, x = load("sida_generator")
+    pixels = x[0].numel()
+    teacher, fake = scores(golden, nets, x)
+    logits = ChannelMean()(network.encoder(x + golden["sigma"][:, None, None, None] * golden["noise"]))
+    weight, entropy = l1_normaliser(x, teacher), deceive_loss(logits)
+    assert_same(weight * entropy.mean(), golden["adversarial_loss"])
+    assert_same(weight * sid_loss(x, teacher, fake, 1.0), golden["sid_loss_per_pixel"])
+
+    objective = SiDA()
+    u = ramp_position(golden["sigma"]) / 0.8
+    late = replace(batch(golden, u), images=200_000)
+    terms = objective.generator_loss(with_critic(objective, nets), x, late)
+    assert_same(terms["sid"], golden["sid_loss_per_pixel"], 50)
+    assert_same(terms["adversarial"].sum()[None], golden["adversarial_loss"].sum()[None], 0.005 * pixels)
+    for name, stored, scale in (("sid", "sid_sum", 50), ("adversarial", "adversarial_sum_over_pixels", 0.005)):
+        (gradient,) = torch.autograd.grad(terms[name].sum(), x, retain_graph=True)
+        assert_same(gradient, golden[f"grad_x0_of_{stored}"], scale)
+    alone = objective.generator_loss(with_critic(objective, nets), x, batch(golden, u))
+    assert list(alone) == ["sid"]
+    assert_same(alone["sid"], golden["sid_loss_per_pixel"], 100)
+
+
+def test_sida_fake() -> None:
+    golden, nets, network, x = load("sida_fake")
+    objective = SiDA()
+    labelled = replace(batch(golden, log_normal_quantile(golden["sigma"])), real=golden["real"])
+    terms = objective.fake_loss(with_critic(objective, nets), x, labelled)
+    assert_same(terms["denoising"], golden["denoising_loss_per_pixel"])
+    assert_same(terms["discriminator"].sum()[None], golden["discriminator_loss"].sum()[None])
+    assert_same(torch.autograd.grad(terms["denoising"].sum(), network.weight)[0], golden["grad_fake_weight"])
+    by_sample = replace(objective, reduction="sample").fake_loss(with_critic(objective, nets), x, labelled)
+    noisy = (value + golden["sigma"][:, None, None, None] * golden["noise"] for value in (x, golden["real"]))
+    entropies = torch.stack(judge_loss(*(ChannelMean()(network.encoder(x_t)) for x_t in noisy)))
+    weight = denoising_weight("edm", golden["sigma"])
+    assert_same(weight * entropies.mean(), golden["discriminator_loss"])
+    assert_same(by_sample["discriminator"], (weight * entropies.mean(0)).detach())

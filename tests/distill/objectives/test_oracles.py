@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill import EDM, Flow, Path
 from distill.objectives import FGM, Batch, Denoisers, DiffInstruct, Objective, SiD, sid_loss
-from tests.toys import ALL_OBJECTIVES, ALL_PATHS, At, Normal, given, gradients, hermite
+from tests.toys import ALL_OBJECTIVES, ALL_PATHS, At, ExactCritic, Normal, given, gradients, hermite
 
 KAPPAS = (-0.5, 0.0, 0.5, 1.0, 1.2, 2.0)
 RATIOS = (0.1, 0.8, 5.0)
@@ -36,9 +36,8 @@ TWO = {
 
 
 def own(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
-    """The objective's own term [B]."""
-    (term,) = objective.generator_loss(nets, x, batch).values()
-    return term
+    """The sum of the objective's terms [B]."""
+    return torch.stack(list(objective.generator_loss(nets, x, batch).values())).sum(0)
 
 
 def bare_sid(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
@@ -54,10 +53,11 @@ def expected_gradients(path: Path, objective: Objective, loss: Loss, case: dict[
     nodes, weights = hermite(2 * size)
     z, noise = nodes[:, :size], nodes[:, size:]
     m, b = case["m"], case["b"]
-    nets = Denoisers(path, Normal(path, case["mu"], case["s"]), Normal(path, b, m @ m.T))
+    teacher, fake = Normal(path, case["mu"], case["s"]), Normal(path, b, m @ m.T)
+    nets = Denoisers(path, teacher, ExactCritic(teacher, fake), memory=objective.new_memory())
 
     def expectation(b: Tensor, m: Tensor) -> Tensor:
-        return (weights * loss(objective, nets, z @ m.T + b, Batch(z, given(noise)))).sum()
+        return (weights * loss(objective, nets, z @ m.T + b, Batch(z, given(noise), images=10**9))).sum()
 
     d_b, d_m = gradients(expectation, b, m)
     return d_b, d_m

@@ -1,0 +1,77 @@
+"""Adversarial Score identity Distillation (Zhou et al., arXiv:2410.14919)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from distill.denoiser import Denoiser
+from distill.discriminator import ChannelMean, Critic, deceive_loss, judge_loss
+from distill.errors import UserError
+from distill.objectives.adversarial import denoise_and_judge
+from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser
+from distill.objectives.sid import sid_loss
+from distill.times import Karras, Times
+
+Reduction = Literal["all", "rank", "sample"]
+CLAMP = 10.0  # of the logits, on the generator's side alone: beyond it the adversarial gradient is 0
+
+
+def shared_weight(weight: Tensor, reduction: Reduction, batch: Batch) -> Tensor:
+    """The factor on each sample's cross-entropy, from the `weight` [B] of each sample.
+
+    The authors average the cross-entropy over a rank's micro-batch and then weight it by each sample:
+    mean_i weight_i mean_j bce_j. That is mean_j (mean_i weight_i) bce_j: only the weight's mean counts, over the
+    rank's micro-batch ("rank"), or over all ranks' ("all": as published on one rank, on any number of them). "sample"
+    couples nothing: mean_i weight_i bce_i.
+    """
+    if reduction == "sample":
+        return weight
+    return batch.mean(weight) if reduction == "all" else weight.mean(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiDA(Objective):
+    """SiD, and the fake's own encoder as a discriminator of real against generated, without a new parameter."""
+
+    alpha: float = 1.0  # the paper's throughout, where SiD has 1.2
+    times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # as SiD
+    scale: float = 100.0  # of SiD's term
+    discriminator: float = 1.0  # weight of the discriminator's loss in the fake's update; 100 on EDM2
+    adversarial: float = 0.01  # weight of the generator's adversarial term, which counts elements (P in the paper)
+    mix: float = 0.5  # share of the adversarial term in the mixture
+    generator_from: int = 100_000  # images until which the fake trains alone
+    adversarial_from: int = 200_000  # images until which the generator follows SiD alone, at weight 1
+    reduction: Reduction = "all"  # of the cross-entropy over a batch; the authors' is "rank"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"real"})
+    through_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mix <= 1:
+            raise UserError(f"mix: must be in [0, 1], got {self.mix}")
+
+    def build_fake(self, fake: Denoiser) -> nn.Module:
+        return Critic(fake, "encoder", ChannelMean())
+
+    def trains_generator(self, images: int) -> bool:
+        return images >= self.generator_from
+
+    def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        s = self.scores(nets, x, batch, self.times, logits=batch.images >= self.adversarial_from)
+        weight = l1_normaliser(x, s.teacher)
+        batch.note("weight", weight, nets.path.nsr(s.t))
+        sid = self.scale * weight * sid_loss(x, s.teacher, s.fake, self.alpha)
+        if s.logits is None:
+            return {"sid": sid}
+        shared = x[0].numel() * shared_weight(weight, self.reduction, batch)
+        adversarial = self.adversarial * shared * deceive_loss(s.logits.clamp(-CLAMP, CLAMP))
+        return {"sid": (1 - self.mix) * sid, "adversarial": self.mix * adversarial}
+
+    def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        judged = denoise_and_judge(nets, x, batch, self.fake_times, self.fake_weight)
+        fake, real = judge_loss(judged.fake, judged.real)
+        weight = self.discriminator * shared_weight(judged.weight, self.reduction, batch)
+        return {"denoising": judged.denoising, "discriminator": weight * (fake + real) / 2}

@@ -1,0 +1,87 @@
+"""A run may start from another run's generator (SiD2A), which it needs no longer once it has started."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.teachers import save_denoiser
+from launch.train import check
+from tests.tiny import experiment, recipe, teacher_recipe, tiny_denoiser
+from tests.trainers.test_resume import assert_same, fit, interrupted
+from trainers import checkpoint
+from trainers.loop import build
+
+
+@pytest.fixture
+def sid(teachers: Path, tmp_path: Path) -> Path:
+    """A finished run whose best is not its last."""
+    folder = tmp_path / "sid"
+    fit(recipe(teachers / "edm", images=32, generator={"lr": 1e-2}), folder)
+    (folder / "best").mkdir()
+    for file in (folder / "checkpoints" / f"{24:012d}").iterdir():
+        shutil.copy(file, folder / "best")
+    return folder
+
+
+def same(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
+    state = module.state_dict()
+    return state.keys() == tensors.keys() and all(torch.equal(state[key], tensors[key]) for key in state)
+
+
+@pytest.mark.parametrize("which", ["", "best"])
+def test_generator_and_average_start_there(which: str, teachers: Path, sid: Path) -> None:
+    settings = recipe(teachers / "edm", start=str(sid / which))
+    source = sid / "best" if which else checkpoint.newest(sid / "checkpoints")[0]
+    average = load_file(source / "ema.safetensors")
+    session = build(experiment(settings), Accelerator(cpu=True))
+    teacher = build(experiment(recipe(teachers / "edm")), Accelerator(cpu=True)).state.players["generator"].bare
+    assert same(session.product, average) and not same(teacher, average)
+    assert same(session.state.players["generator"].bare, average)
+    assert same(
+        session.state.players["fake"].bare, {k.removeprefix("denoiser."): v for k, v in teacher.state_dict().items()}
+    )
+
+
+def test_a_resume_needs_it_no_longer(
+    teachers: Path, sid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(teachers / "edm", start=str(sid))
+    fit(settings, tmp_path / "whole")
+    interrupted(settings, tmp_path / "cut", 40, monkeypatch)
+    shutil.rmtree(sid)
+    fit(settings, tmp_path / "cut", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_start_that_cannot_be(teachers: Path, sid: Path, tmp_path: Path) -> None:
+    fit(teacher_recipe(images=8), tmp_path / "teacher")
+    save_denoiser(tiny_denoiser(norm_num_groups=2, block_out_channels=[4]), tmp_path / "small")
+    newest = sid / "checkpoints" / f"{32:012d}"
+    entry = "start: the generator of '{}' has entry {}, this recipe has {{'nsr': {}, 'scale': None}}"
+    settings = recipe(teachers / "edm", start=str(sid))
+    (sid / "best/ema.safetensors").unlink()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"start": "nowhere"}, "start: 'nowhere' is not a run folder: it has no run.yaml"),
+        ({"start": str(tmp_path / "teacher")}, entry.format(tmp_path / "teacher", None, 2.5)),
+        ({"entry": {"nsr": 1.0}}, entry.format(sid, "{'nsr': 2.5, 'scale': None}", 1.0)),
+        (
+            {"teacher": str(tmp_path / "small")},
+            f"start: the generator in '{newest}' is not of the teacher's architecture",
+        ),
+        ({"start": str(sid / "best")}, f"cannot read '{sid}/best/ema.safetensors': "),
+    ]
+    for changes, message in cases:
+        run = experiment({**settings, **changes})
+        with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+            check(run, 1, fresh=True)
+        check(run, 1)  # a resume does not look
