@@ -1,0 +1,1 @@
+"""Networks that diffusers lacks. Parameters bear the names of the published checkpoints, which load strictly."""
