@@ -39,7 +39,8 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
     torch.manual_seed(run.seed)  # of a discriminator's new weights
     fake = run.objective.build_fake(copy.deepcopy(teacher)).to(run.dtype)
     if run.precision == "bfloat16":
-        teacher.network.bfloat16()  # frozen, so it is stored in the compute precision
+        for parameter in teacher.network.parameters():  # frozen, so it is stored in the compute precision
+            parameter.data = parameter.data.bfloat16()  # but not the buffers: frequencies of Fourier features
     teacher.to(accelerator.device).requires_grad_(False).eval()
     players = {"generator": Player("generator", generator, run.generator, accelerator)}
     if run.objective.trains_fake:

@@ -27,6 +27,7 @@ class Player:
     def __init__(self, name: str, network: nn.Module, settings: Optimizer, accelerator: Accelerator) -> None:
         self.name, self.settings = name, settings
         self.bare = network.to(accelerator.device).requires_grad_(True)
+        self._constrain()
         self.module = wrap(self.bare, accelerator)  # hooks go to the parameters that require gradients here
         self.optimizer = build_optimizer(list(self.bare.named_parameters()), settings)
         device = accelerator.device
@@ -68,9 +69,16 @@ class Player:
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._constrain()
         self.skipped += bad
         self.streak = torch.where(bad, self.streak + 1, 0)
         self.longest = torch.maximum(self.longest, self.streak)
+
+    def _constrain(self) -> None:
+        """Put the weights back where the network wants them after an update (EDM2: on the unit sphere)."""
+        for module in self.bare.modules():
+            if (after_step := getattr(module, "after_step", None)) is not None:
+                after_step()
 
     def counters(self) -> dict[str, int]:
         """Skipped updates: of the run, in a row until now, and the longest row since the last log point."""
