@@ -6,6 +6,7 @@ import copy
 import hashlib
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
 from distill.objectives import Denoisers
-from distill.teachers import DESCRIPTION, UNet, load_denoiser
+from distill.teachers import DESCRIPTION, Network, load_denoiser
 from trainers import checkpoint
 from trainers.config import dump, load_yaml
 from trainers.data import Dataset
@@ -88,8 +89,7 @@ def load_start(start: str, run: Run, generator: Generator) -> None:
 def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
     """The teacher of `run` in its precision; raises UserError when it does not fit the data or the objective."""
     teacher = configure(load_denoiser(run.teacher), run)
-    network = teacher.network
-    assert isinstance(network, UNet)
+    network = cast(Network, teacher.network)
     for what, theirs, ours in (("shape", dataset.shape, network.shape), ("classes", dataset.classes, network.classes)):
         if theirs != ours:
             raise UserError(f"data: {dataset.name} has {what} {theirs}, the teacher '{run.teacher}' {what} {ours}")
@@ -107,6 +107,7 @@ def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
 def teacher_hash(folder: str) -> str:
     """SHA-256 over a teacher's description and network: its identity in checkpoints, which never hold it."""
     root = Path(folder)
-    files = [root / DESCRIPTION, *sorted(file for file in (root / "unet").rglob("*") if file.is_file())]
+    weights = [*root.glob("*.safetensors"), *(root / "unet").rglob("*")]
+    files = [root / DESCRIPTION, *sorted(file for file in weights if file.is_file())]
     lines = [f"{file.relative_to(root)} {sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

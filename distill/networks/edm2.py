@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,32 +78,37 @@ class MPConv(nn.Module):
         return tuple(range(1, self.weight.ndim))
 
 
+class BlockSettings(NamedTuple):
+    """What all blocks of a network share."""
+
+    dropout: float
+    res_balance: float  # share of the residual branch
+    attn_balance: float  # share of the attention
+    channels_per_head: int
+    clip_act: float  # bound on activations
+
+
 class Block(nn.Module):
     """Encoder or decoder block (figure 21): resample, residual branch, then self-attention where asked for."""
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
         emb_channels: int,
         decoder: bool,
+        settings: BlockSettings,
+        in_channels: int,
+        out_channels: int,
         attention: bool = False,
         resample: bool | None = None,  # True is up, False is down
-        dropout: float = 0.0,
-        res_balance: float = 0.3,
-        attn_balance: float = 0.3,
-        channels_per_head: int = 64,
-        clip_act: float = 256.0,
     ) -> None:
         super().__init__()
-        self.decoder, self.resample, self.dropout, self.clip_act = decoder, resample, dropout, clip_act
-        self.res_balance, self.attn_balance = res_balance, attn_balance
+        self.decoder, self.settings, self.resample = decoder, settings, resample
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.emb_linear = MPConv(emb_channels, out_channels)
         self.conv_res0 = MPConv(in_channels if decoder else out_channels, out_channels, 3, 3)
         self.conv_res1 = MPConv(out_channels, out_channels, 3, 3)
         self.conv_skip = MPConv(in_channels, out_channels, 1, 1) if in_channels != out_channels else None
-        self.heads = out_channels // channels_per_head if attention else 0
+        self.heads = out_channels // settings.channels_per_head if attention else 0
         if self.heads:
             self.attn_qkv = MPConv(out_channels, 3 * out_channels, 1, 1)
             self.attn_proj = MPConv(out_channels, out_channels, 1, 1)
@@ -116,13 +121,13 @@ class Block(nn.Module):
             x = normalize(x, (1,)).to(x.dtype)
         y = self.conv_res0(mp_silu(x))
         y = mp_silu(y * (1 + self.emb_linear(emb, gain=self.emb_gain))[:, :, None, None].to(y.dtype))
-        y = self.conv_res1(dropout(y, self.dropout, self.training))
+        y = self.conv_res1(dropout(y, self.settings.dropout, self.training))
         if self.decoder and self.conv_skip is not None:
             x = self.conv_skip(x)
-        x = mp_sum(x, y, self.res_balance)
+        x = mp_sum(x, y, self.settings.res_balance)
         if self.heads:
-            x = mp_sum(x, self._attend(x), self.attn_balance)
-        return x.clamp(-self.clip_act, self.clip_act)
+            x = mp_sum(x, self._attend(x), self.settings.attn_balance)
+        return x.clamp(-self.settings.clip_act, self.settings.clip_act)
 
     def _attend(self, x: Tensor) -> Tensor:
         """Cosine attention: queries, keys and values are normalised over a head's channels."""
@@ -152,7 +157,11 @@ class UNet(nn.Module):
         attn_resolutions: Sequence[int] = (16, 8),
         label_balance: float = 0.5,
         concat_balance: float = 0.5,
-        **block_settings: Any,
+        dropout: float = 0.0,
+        res_balance: float = 0.3,
+        attn_balance: float = 0.3,
+        channels_per_head: int = 64,
+        clip_act: float = 256.0,
     ) -> None:
         super().__init__()
         self.label_balance, self.concat_balance = label_balance, concat_balance
@@ -164,8 +173,9 @@ class UNet(nn.Module):
         self.emb_noise = MPConv(noise, emb)
         self.emb_label = MPConv(label_dim, emb) if label_dim else None
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        down: Callable[..., Block] = partial(Block, emb_channels=emb, decoder=False, **block_settings)
-        up: Callable[..., Block] = partial(Block, emb_channels=emb, decoder=True, **block_settings)
+        settings = BlockSettings(dropout, res_balance, attn_balance, channels_per_head, clip_act)
+        down: Callable[..., Block] = partial(Block, emb, False, settings)
+        up: Callable[..., Block] = partial(Block, emb, True, settings)
         channels, skips = widths[0], [widths[0]]
         for level, width in enumerate(widths):
             size = img_resolution >> level

@@ -7,6 +7,7 @@ F [B, C, H, W]. Their state dicts are those of the published checkpoints.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -25,17 +26,17 @@ class EDMNet(nn.Module):
     """DDPM++, NCSN++ or ADM as EDM uses them (arXiv:2206.00364).
 
     `settings` are the keyword arguments of the published network: those of SongUNet or DhariwalUNet, and `model_type`,
-    which says whose. Raises UserError for what neither takes.
+    which says whose. Raises UserError for settings that do not make a network.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self.settings = settings
-        arguments = dict(settings)
-        model_type = arguments.pop("model_type", "DhariwalUNet")
+        model_type = settings.get("model_type", "DhariwalUNet")
         if model_type not in BODIES:
             raise UserError(f"model_type: must be one of {', '.join(BODIES)}, got {model_type!r}")
-        self.model = BODIES[model_type](**arguments)
+        _check(settings, BODIES[model_type], {"model_type": model_type})
+        self.settings = settings
+        self.model = BODIES[model_type](**{name: value for name, value in settings.items() if name != "model_type"})
         self.taps = _taps("model", self.model)
         self.shape = _shape(settings)
         self.classes: int = settings.get("label_dim", 0)
@@ -53,14 +54,15 @@ class EDM2Net(nn.Module):
     """The network of EDM2 (arXiv:2312.02696) with its head for the uncertainty of the loss.
 
     `settings` are the keyword arguments of the published network: those of UNet, and `logvar_channels`.
+    Raises UserError for settings that do not make a network.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
+        _check(settings, UNet, {"logvar_channels": 128})
         self.settings = settings
-        arguments = dict(settings)
-        channels = arguments.pop("logvar_channels", 128)
-        self.unet = UNet(**arguments)
+        channels = settings.get("logvar_channels", 128)
+        self.unet = UNet(**{name: value for name, value in settings.items() if name != "logvar_channels"})
         self.logvar_fourier = MPFourier(channels)
         self.logvar_linear = MPConv(channels, 1)
         self.taps = _taps("unet", self.unet)
@@ -90,6 +92,37 @@ def _one_hot(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
     if labels is None:
         return x.new_zeros(len(x), classes)
     return (labels[:, None] == torch.arange(classes, device=x.device)).to(x.dtype)
+
+
+def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str, Any]) -> None:
+    """Raise UserError, before anything is built, for missing and unknown names and for values beyond reason."""
+    parameters = inspect.signature(body).parameters
+    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    examples = {**{name: 1 if name in required else p.default for name, p in parameters.items()}, **own}
+    for name in required:
+        if name not in settings:
+            raise UserError(f"{name}: is missing")
+    for name, value in settings.items():
+        if name not in examples:
+            raise UserError(f"{name}: is no setting of {body.__name__}, whose are {', '.join(examples)}")
+        if not _is_like(value, examples[name]):
+            raise UserError(f"{name}: must be something like {examples[name]}, got {str(value)[:80]!r}")
+    levels, resolution = len(settings.get("channel_mult", examples["channel_mult"])), settings["img_resolution"]
+    if not levels or not resolution or resolution % 2 ** (levels - 1):
+        raise UserError(f"img_resolution: {resolution} cannot be halved {levels - 1} times, as channel_mult says")
+    if settings.get("num_blocks", 1) > 64:
+        raise UserError(f"num_blocks: must be at most 64, got {settings['num_blocks']}")
+
+
+def _is_like(value: object, example: object) -> bool:
+    """Of the type of `example` and of a reasonable size."""
+    if isinstance(example, tuple):
+        entries = value if isinstance(value, list | tuple) else [None] * 99
+        return len(entries) <= 16 and all(_is_like(entry, example[0]) for entry in entries)
+    if isinstance(example, str):
+        return isinstance(value, str)
+    numbers = (int, float) if isinstance(example, float) else (int,)
+    return type(value) in numbers and 0 <= cast(float, value) <= 65536
 
 
 def _shape(settings: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -1,0 +1,84 @@
+"""Distillations of EDM's and EDM2's networks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from distill import EDM, Denoiser, UserError
+from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
+from launch.export import export_product
+from tests.tiny import experiment, recipe
+from trainers.distillation import teacher_hash
+from trainers.loop import build, fit
+from trainers.products import load_product
+
+DIGITS = {"img_resolution": 8, "img_channels": 1, "label_dim": 10, "channel_mult": [1], "num_blocks": 1}
+EDM2 = DIGITS | {"model_channels": 8, "attn_resolutions": [], "channels_per_head": 8, "logvar_channels": 8}
+NCSNPP = DIGITS | {"model_type": "SongUNet", "model_channels": 8, "embedding_type": "fourier", "augment_dim": 9}
+
+
+@pytest.fixture
+def edm2(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = EDM2Net(**EDM2)
+    for name, parameter in network.named_parameters():
+        if name.endswith("gain"):  # zero in a fresh network, so that nothing before them moves
+            torch.nn.init.constant_(parameter, 0.5)
+    save_denoiser(Denoiser(network, EDM(), "edm"), tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def lengths(network: torch.nn.Module) -> list[float]:
+    """Root mean square of each row of each normalised weight."""
+    names = [name for name, value in network.named_parameters() if value.ndim > 1 and "logvar" not in name]
+    return [float(row.square().mean().sqrt()) for name in names for row in network.get_parameter(name).detach()]
+
+
+def test_weights_of_edm2_are_normalised_after_each_update_of_their_player(edm2: Path) -> None:
+    session = build(
+        experiment(recipe(edm2, precision="bfloat16", generator={"lr": 0.1}, fake={"lr": 0.1})), Accelerator(cpu=True)
+    )
+    session.step()
+    stored = load_denoiser(edm2).network.state_dict()
+    assert session.teacher is not None
+    for name, value in session.teacher.network.named_parameters():  # frozen: rounded, nothing else
+        assert torch.equal(value, stored[name].bfloat16())
+    for name, buffer in session.teacher.network.named_buffers():
+        assert torch.equal(buffer, stored[name])
+    for player in session.state.players.values():
+        assert all(math.isclose(length, 1 - 1e-4, abs_tol=3e-5) for length in lengths(player.bare))
+        moved = [n for n, p in player.bare.named_parameters() if not torch.equal(p, stored[n.split("network.")[-1]])]
+        assert len(moved) > 20
+
+
+def test_a_run_from_start_to_refused_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_denoiser(Denoiser(EDMNet(**NCSNPP), EDM(), "edm"), tmp_path / "teacher")
+    settings = recipe(tmp_path / "teacher", images=16, checkpoint_every=16, samples_every=16)
+    fit(experiment(settings), tmp_path / "run", Accelerator(cpu=True))
+    product = load_product(tmp_path / "run")
+    x = product.sampler(torch.randn(2, 1, 8, 8), torch.tensor([3, 7]))
+    assert x.shape == (2, 1, 8, 8) and bool(x.isfinite().all())
+    with pytest.raises(UserError, match=r"^export: the network must be a UNet2DModel, got EDMNet$"):
+        export_product(product, tmp_path / "run", tmp_path / "export")
+
+
+def test_a_teacher_that_does_not_fit_the_data(tmp_path: Path) -> None:
+    save_denoiser(Denoiser(EDMNet(**{**NCSNPP, "label_dim": 4}), EDM(), "edm"), tmp_path / "teacher")
+    with pytest.raises(UserError, match=r"has classes 10, the teacher '.*' classes 4$"):
+        build(experiment(recipe(tmp_path / "teacher")), Accelerator(cpu=True))
+
+
+def test_the_hash_sees_weights_and_settings(edm2: Path) -> None:
+    whole = teacher_hash(str(edm2))
+    for name in ("network.safetensors", "denoiser.json"):
+        content = (edm2 / name).read_bytes()
+        (edm2 / name).write_bytes(content[:-1] + b" ")
+        assert teacher_hash(str(edm2)) != whole
+        (edm2 / name).write_bytes(content)
+    assert teacher_hash(str(edm2)) == whole
