@@ -14,9 +14,11 @@ from rich.table import Table
 
 from trainers.evaluation import evaluate as evaluate_samples
 from trainers.evaluation import fit_protocol
-from trainers.products import Product, Which, load_product
+from trainers.products import Product, load_product
 
-WhichOption = Annotated[Which, typer.Option(help="the last checkpoint, or the best by Frechet distance")]
+WhichOption = Annotated[
+    str, typer.Option(help="last (checkpoint), best (by Frechet distance), or posthoc/NAME of `distill ema`")
+]
 
 
 def evaluate(
@@ -36,14 +38,14 @@ def evaluate(
 
 
 def measure(product: Product, samples: int | None = None, classifier: Path | None = None) -> dict[str, Any]:
-    """Both models on the same noise and labels: {protocol, samples, images, halves, student, teacher, ratio}."""
+    """Both models on the same noise and labels: protocol, samples, images, average, halves, student, teacher, ratio."""
     run = product.run
     settings = run.evaluation if classifier is None else replace(run.evaluation, classifier=str(classifier))
     protocol = fit_protocol(product.dataset, settings)
     count = samples or settings.samples
     accelerator = Accelerator(cpu=product.device.type == "cpu")
     report: dict[str, Any] = {"protocol": protocol.name, "samples": count, "images": product.images}
-    report["halves"] = protocol.halves
+    report |= {"average": product.average, "halves": protocol.halves}
     models = {"student": product.sampler, "teacher": product.teacher_sampler}
     if product.teacher_sampler is None:
         models = {"teacher": product.sampler}

@@ -62,16 +62,17 @@ def _facts(product: Product, run: Run, folder: Path) -> CardFacts:
         teacher=teacher,
         teacher_sha256=teacher_hash(run.teacher),
         images=product.images,
-        metrics=_metrics(folder / "evaluation.json", product.images),
+        average=product.average,
+        metrics=_metrics(folder / "evaluation.json", product),
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
         recipe=to_yaml(recipe),
     )
 
 
-def _metrics(file: Path, images: int) -> dict[str, Any] | None:
+def _metrics(file: Path, product: Product) -> dict[str, Any] | None:
     """The numbers of `distill evaluate`, when they are of the exported weights."""
     report = json.loads(file.read_text()) if file.is_file() else None
-    if report is None or report["images"] != images:
+    if report is None or (report["images"], report["average"]) != (product.images, product.average):
         return None
     metrics = {"protocol": report["protocol"], "samples": report["samples"], "real halves, frechet": report["halves"]}
     for model in ("student", "teacher"):

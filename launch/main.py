@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from distill.errors import UserError
-from launch import classifier, evaluate, export, quickstart, recipes, sample, train
+from launch import classifier, ema, evaluate, export, quickstart, recipes, sample, train
 
 EXIT_USER_ERROR = 2
 
@@ -26,6 +26,7 @@ app.command()(classifier.classifier)
 app.command()(train.teacher)
 app.command()(train.train)
 app.command()(train.resume)
+app.command()(ema.ema)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(export.export)

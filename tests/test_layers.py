@@ -32,6 +32,7 @@ NEVER = {
 RANKS = {
     "errors": 0,
     "random": 0,
+    "power_ema": 1,
     "paths": 1,
     "networks": 1,
     "lora": 1,

@@ -1,6 +1,6 @@
 """Checkpoints that cannot be half: staged in a temporary folder, hashed, manifest last, renamed into place.
 
-checkpoints/IMAGES/ holds, as safetensors, the weights of every player and of the average, the optimizers' state, the
+checkpoints/IMAGES/ holds, as safetensors, the weights of every player and every average, the optimizers' state, the
 objective's memory and the meter; `state.json` the counters; `manifest.json` size and SHA-256 of each file. Loading runs
 no code. The frozen teacher is never saved, its identity always.
 """
@@ -52,9 +52,11 @@ def save(session: Session, root: Path, keep: int) -> None:
 def _write(session: Session, meter: dict[str, Tensor], folder: Path) -> None:
     state = session.state
     for name, player in state.players.items():
-        save_file(_contiguous(player.bare.state_dict()), folder / f"{name}.safetensors")
+        save_module(player.bare, folder / f"{name}.safetensors")
         save_file(_contiguous(dict(_optimizer_tensors(player))), folder / f"{name}.optimizer.safetensors")
     save_average(session, folder)
+    for std, average in state.power_ema.items():
+        save_module(average.module, folder / f"power_ema_{std}.safetensors")
     save_file(_contiguous(meter), folder / "meter.safetensors")
     save_file(_contiguous(state.memory), folder / "memory.safetensors")
     counters = {name: player.counters() for name, player in state.players.items()}
@@ -124,12 +126,14 @@ def restore(session: Session, folder: Path) -> None:
     state = session.state
     device = session.accelerator.device
     for name, player in state.players.items():
-        player.bare.load_state_dict(_tensors(folder / f"{name}.safetensors"))
+        load_module(player.bare, folder / f"{name}.safetensors")
         _load_optimizer(player, _tensors(folder / f"{name}.optimizer.safetensors"))
         counters = description["counters"][name]
         for counter, value in counters.items():
             getattr(player, counter).fill_(value)
-    state.ema.module.load_state_dict(_tensors(folder / AVERAGE))
+    load_average(folder, state.ema.module)
+    for std, average in state.power_ema.items():
+        load_module(average.module, folder / f"power_ema_{std}.safetensors")
     accelerator = session.accelerator
     state.meter.load(
         _tensors(folder / "meter.safetensors"), accelerator.process_index, accelerator.num_processes, device
@@ -149,12 +153,22 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def save_average(session: Session, folder: Path) -> None:
     """Write the averaged weights alone."""
-    save_file(_contiguous(session.state.ema.module.state_dict()), folder / AVERAGE)
+    save_module(session.state.ema.module, folder / AVERAGE)
 
 
 def load_average(folder: Path, module: torch.nn.Module) -> None:
     """Load the averaged weights of a checkpoint into `module`."""
-    module.load_state_dict(_tensors(folder / AVERAGE))
+    load_module(module, folder / AVERAGE)
+
+
+def save_module(module: torch.nn.Module, file: Path) -> None:
+    """Write the weights of `module`."""
+    save_file(_contiguous(module.state_dict()), file)
+
+
+def load_module(module: torch.nn.Module, file: Path) -> None:
+    """Load weights that save_module wrote; raises UserError when the file cannot be read."""
+    module.load_state_dict(_tensors(file))
 
 
 def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ from distill.teachers import DESCRIPTION, Network, load_denoiser
 from trainers import checkpoint
 from trainers.config import dump, load_yaml
 from trainers.data import Dataset
-from trainers.ema import EMA
+from trainers.ema import EMA, power_averages
 from trainers.files import sha256
 from trainers.run import Run
 from trainers.session import Session, configure, make_batches, sampler_of
@@ -51,7 +51,7 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
         network.to(accelerator.device, run.dtype).requires_grad_(False).eval()
     memory = {name: value.to(accelerator.device) for name, value in run.objective.new_memory().items()}
     batches = make_batches(run, dataset, "real" in run.objective.needs, accelerator)
-    state = TrainState(players, EMA(generator, run.ema), memory=memory)
+    state = TrainState(players, EMA(generator, run.ema), power_averages(generator, run.power_ema), memory=memory)
     nets = Denoisers(teacher.path, teacher, fake, frozen, memory)
     step = partial(distillation_step, run, state, nets, batches, accelerator)
     product = state.ema.module

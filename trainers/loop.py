@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from accelerate import Accelerator
 from rich.console import Console
 
+from distill.denoiser import Denoiser
 from distill.errors import UserError
-from trainers import checkpoint, records
+from trainers import checkpoint, records, snapshots
 from trainers.config import build as build_config
 from trainers.config import dump, load_yaml, to_yaml
 from trainers.console import plain
 from trainers.distillation import build_distillation
-from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples
+from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.hooks.log import NotFinite
 from trainers.run import EXPERIMENTS, Run, TeacherRun
 from trainers.session import Session
@@ -49,14 +51,15 @@ def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: b
     log = Log(folder, run.log_every, console)
     checkpoints = Checkpoints(folder, run.checkpoint_every, run.keep)
     # Checkpoints come last: what they hold is the state after everything else of the same image count.
-    hooks = [log, Evaluate(folder, run.evaluation), Samples(folder, run.samples_every), checkpoints]
+    seen = [log, Evaluate(folder, run.evaluation), Samples(folder, run.samples_every)]
+    hooks = [*seen, Snapshots(folder, run.power_ema), checkpoints]
     log.start(session)
     try:
         if not resume:
             checkpoints(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
         train(session, hooks)
         if isinstance(run, TeacherRun) and accelerator.is_main_process:
-            write_teacher(session, folder)
+            write_teacher(cast(Denoiser, session.product), folder)
     except NotFinite:
         checkpoints(session)
         raise
@@ -72,8 +75,7 @@ def train(session: Session, hooks: Sequence[Hook]) -> None:
     while state.images < run.images:
         before = state.images
         session.step()
-        state.ema.update(before, run.batch_size)
-        state.images += run.batch_size
+        state.average(run.batch_size)
         for hook in hooks:
             if hook.due(before, state.images, run.images):
                 hook(session)
@@ -88,6 +90,7 @@ def _resume(session: Session, folder: Path, console: Console) -> None:
     if session.accelerator.is_main_process:
         for name in ("log.jsonl", "metrics.jsonl"):
             records.rewind(folder / name, session.state.images)
+        snapshots.rewind(folder, session.state.images)
     session.accelerator.wait_for_everyone()
 
 

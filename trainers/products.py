@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,7 +21,7 @@ from trainers.run import Run, TeacherRun
 from trainers.session import Sampler, configure, sampler_of
 from trainers.teacher import fresh_denoiser
 
-Which = Literal["last", "best"]
+POSTHOC = "posthoc.json"  # beside the weights of an average that was made of snapshots
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Product:
     sampler: Sampler
     dataset: Dataset
     images: int
+    average: str  # which one the weights are, in words
     teacher: Denoiser | None
     device: torch.device
 
@@ -42,8 +43,11 @@ class Product:
         return None if self.teacher is None else sampler_of(self.teacher, self.run)
 
 
-def load_product(folder: Path, which: Which = "last") -> Product:
-    """The newest valid checkpoint's average, or the best's; raises UserError when there is none."""
+def load_product(folder: Path, which: str = "last") -> Product:
+    """The newest valid checkpoint's average ("last"), the "best"'s, or one that `distill ema` has made ("posthoc/0.1").
+
+    Raises UserError when there is none.
+    """
     run = load_run(folder)
     source, description = _source(folder, which)
     if isinstance(run, Run) and description["teacher"] != teacher_hash(run.teacher):
@@ -59,15 +63,22 @@ def load_product(folder: Path, which: Which = "last") -> Product:
     for module in (model, teacher):
         if module is not None:
             module.to(device).requires_grad_(False).eval()
-    return Product(run, model, sampler_of(model, run), dataset, description["images"], teacher, device)
+    images, std = description["images"], description.get("std")
+    average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
+    return Product(run, model, sampler_of(model, run), dataset, images, average, teacher, device)
 
 
-def _source(folder: Path, which: Which) -> tuple[Path, dict[str, Any]]:
+def _source(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     if which == "best":
         metrics = folder / "best" / "metrics.json"
         if not metrics.is_file():
             raise UserError(f"'{folder}' has no best/ yet: set evaluation.every in the recipe")
         return folder / "best", json.loads(metrics.read_text())
+    if which != "last":
+        made = {f"posthoc/{file.parent.name}": file for file in sorted(folder.glob(f"posthoc/[0-9]*/{POSTHOC}"))}
+        if which not in made:
+            raise UserError(f"which: '{folder}' has no '{which}'; allowed: {', '.join(['last', 'best', *made])}")
+        return made[which].parent, json.loads(made[which].read_text())
     found, skipped = checkpoint.newest(folder / "checkpoints")
     for line in skipped:
         plain(stderr=True).print(line, style="yellow")

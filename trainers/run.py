@@ -14,6 +14,7 @@ import torch
 from distill.errors import UserError
 from distill.objectives import OBJECTIVES, Objective
 from distill.paths import EDM, PATHS, Path
+from distill.power_ema import PowerProfile
 from distill.prediction import Kind
 from distill.times import TIMES, LogNormal, Times
 from distill.weights import Weight
@@ -67,6 +68,27 @@ class Average:
     def __post_init__(self) -> None:
         _not_negative(self, "half_life", "ramp_up")
 
+    def beta(self, images: int, batch_size: int) -> float:
+        """The factor kept of the old average in the update after `images` images, of `batch_size`."""
+        half_life = min(self.half_life, self.ramp_up * images) if self.ramp_up else self.half_life
+        return 0.5 ** (batch_size / max(half_life, 1e-8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerEMA:
+    """Further averages, by power functions of relative widths `stds`: `distill ema` makes any other width of their
+    snapshots (EDM2, arXiv:2312.02696, section 3)."""
+
+    stds: tuple[float, ...] = (0.05, 0.10)  # EDM2's
+    snapshot_every: int  # images; EDM2's is 8,388,608 of 2,147,483,648
+
+    def __post_init__(self) -> None:
+        _positive(self, "snapshot_every")
+        if not self.stds or len(set(self.stds)) < len(self.stds):
+            raise UserError(f"stds: must be one or more different widths, got {list(self.stds)}")
+        for std in self.stds:
+            PowerProfile(std)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -110,6 +132,7 @@ class Experiment:
     precision: Literal["float32", "bfloat16", "float64"] = "float32"  # of compute; weights: float32, or float64 with it
     seed: int = 0
     ema: Average = Average()
+    power_ema: PowerEMA | None = None
     max_grad_norm: float | None = None
     max_skipped: int = 20  # non-finite updates in a row after which the run stops
     evaluation: Evaluation = Evaluation()

@@ -114,6 +114,13 @@ class TrainState:
 
     players: dict[str, Player]
     ema: EMA
+    power_ema: dict[float, EMA] = field(default_factory=dict)  # by relative width; of the same network as `ema`
     images: int = 0
     meter: Meter = field(default_factory=Meter)
     memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def average(self, batch_size: int) -> None:
+        """Move every average after an update of `batch_size` images, and count them."""
+        for ema in (self.ema, *self.power_ema.values()):
+            ema.update(self.images, batch_size)
+        self.images += batch_size

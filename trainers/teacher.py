@@ -15,7 +15,7 @@ from distill.errors import UserError
 from distill.objectives import denoising_loss
 from distill.teachers import build_unet, save_denoiser
 from trainers.data import Dataset
-from trainers.ema import EMA
+from trainers.ema import EMA, power_averages
 from trainers.files import replaced
 from trainers.run import TeacherRun
 from trainers.session import Session, configure, make_batches, sampler_of
@@ -30,7 +30,7 @@ def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
     denoiser = configure(fresh_denoiser(run, dataset), run)
     player = Player("teacher", denoiser, run.optimizer, accelerator)
     batches = make_batches(run, dataset, True, accelerator)
-    state = TrainState({"teacher": player}, EMA(denoiser, run.ema))
+    state = TrainState({"teacher": player}, EMA(denoiser, run.ema), power_averages(denoiser, run.power_ema))
 
     def loss(micro: int) -> Terms:
         batch = batches.micro("teacher", state.images, micro)
@@ -55,7 +55,7 @@ def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:
     return Denoiser(network, run.path, run.prediction, run.sigma_data)
 
 
-def write_teacher(session: Session, folder: Path) -> None:
-    """Write the averaged teacher as a folder that `teacher:` of a distillation recipe names."""
+def write_teacher(teacher: Denoiser, folder: Path) -> None:
+    """Write `folder`/teacher, which `teacher:` of a distillation recipe names."""
     with replaced(folder / "teacher") as staging:
-        save_denoiser(cast(Denoiser, copy.deepcopy(session.product).float()), staging)
+        save_denoiser(copy.deepcopy(teacher).float(), staging)

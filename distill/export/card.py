@@ -21,6 +21,7 @@ class CardFacts:
     teacher: str
     teacher_sha256: str
     images: int  # trained on
+    average: str  # over the training, which the weights are
     metrics: Mapping[str, Any] | None  # as a metric protocol reports them; its name under "protocol"
     versions: Mapping[str, str]  # of the libraries
     recipe: str  # YAML
@@ -63,6 +64,7 @@ def render(facts: CardFacts, folder: str, shape: tuple[int, int, int], classes: 
             f"\n## Training\n\nTeacher: `{facts.teacher}`, SHA-256 `{facts.teacher_sha256}`.",
             f"Trained on {facts.images:,} generated images (samples of the global batch) with the objective\n",
             f"```yaml\n{_yaml(dict(facts.objective))}```\n",
+            f"The weights are an average over the training: {facts.average}.\n",
             f"## Metrics\n\n{_metrics(facts.metrics)}",
             f"\n## Limits\n\n{_limits(stock)}",
             f"\n## Versions\n\n{', '.join(f'{name} {version}' for name, version in facts.versions.items())}",

@@ -1,4 +1,4 @@
-"""The average by value: half-life in images, ramp-up, buffers."""
+"""Averages by value: half-life in images, ramp-up, power functions, buffers; and their snapshots."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distill.power_ema import PowerProfile
 from tests.tiny import experiment, recipe
 from trainers.ema import EMA
 from trainers.loop import fit
 from trainers.run import Average
+from trainers.snapshots import rewind, snapshots
+
+POWER = {"stds": [0.2], "snapshot_every": 100}
 
 
 def module(value: float) -> nn.Module:
@@ -40,13 +45,13 @@ def test_after_one_half_life_the_old_weighs_a_half(batch_size: int) -> None:
 
 
 def test_the_factor_by_value() -> None:
-    ema = EMA(module(0.0), Average(half_life=500_000, ramp_up=0.05))  # SiD's, batch 256
+    ema = Average(half_life=500_000, ramp_up=0.05)  # SiD's, batch 256
     assert ema.beta(0, 256) == 0
     assert ema.beta(256, 256) == pytest.approx(0.5**20)  # half-life 12.8 images
     assert ema.beta(1_000_000, 256) == pytest.approx(0.5 ** (256 / 50_000))
     assert ema.beta(10_000_000, 256) == pytest.approx(0.5 ** (256 / 500_000))
     assert ema.beta(90_000_000, 256) == pytest.approx(0.5 ** (256 / 500_000))
-    assert EMA(module(0.0), Average(half_life=100, ramp_up=0)).beta(0, 50) == pytest.approx(0.5**0.5)
+    assert Average(half_life=100, ramp_up=0).beta(0, 50) == pytest.approx(0.5**0.5)
 
 
 def test_the_first_update_copies_with_a_ramp_and_always_without_an_average() -> None:
@@ -57,7 +62,7 @@ def test_the_first_update_copies_with_a_ramp_and_always_without_an_average() -> 
 
 
 def test_the_loop_averages_by_the_images_before_the_update(teachers: Path, tmp_path: Path) -> None:
-    run = experiment(recipe(teachers / "edm", images=24, ema={"half_life": 1000, "ramp_up": 0.5}))
+    run = experiment(recipe(teachers / "edm", images=24, ema={"half_life": 1000, "ramp_up": 0.5}, power_ema=POWER))
     weights: list[Tensor] = []
     state = fit(run, tmp_path / "one", Accelerator(cpu=True)).state
     assert state.images == 24
@@ -65,10 +70,17 @@ def test_the_loop_averages_by_the_images_before_the_update(teachers: Path, tmp_p
         shorter = experiment(recipe(teachers / "edm", images=images, ema={"half_life": 0}))
         own = fit(shorter, tmp_path / str(images), Accelerator(cpu=True)).state
         weights.append(next(iter(own.players["generator"].parameters)).detach())
-    expected = weights[0]
+    half_life = power = weights[0]
     for new, seen in zip(weights[1:], (8, 16), strict=True):
-        expected = new + 0.5 ** (8 / (0.5 * seen)) * (expected - new)
-    assert torch.allclose(next(iter(state.ema.module.parameters())), expected, atol=1e-7)
+        half_life = new + 0.5 ** (8 / (0.5 * seen)) * (half_life - new)
+        power = new + (seen / (seen + 8)) ** (PowerProfile(0.2).gamma + 1) * (power - new)
+    assert torch.allclose(next(iter(state.ema.module.parameters())), half_life, atol=1e-7)
+    average = state.power_ema[0.2].module
+    assert torch.allclose(next(iter(average.parameters())), power, atol=1e-7)
+    (snapshot,) = snapshots(tmp_path / "one")
+    assert (snapshot.images, snapshot.std) == (24, 0.2)
+    written = load_file(snapshot.file)
+    assert all(torch.equal(written[key], value) for key, value in average.state_dict().items())
 
 
 def test_buffers_are_copied_and_the_module_is_left_alone() -> None:
@@ -82,3 +94,14 @@ def test_buffers_are_copied_and_the_module_is_left_alone() -> None:
     assert layer.weight.tolist() == [[4.0]]  # type: ignore[union-attr, operator]
     assert layer.training and layer.weight.requires_grad  # type: ignore[union-attr]
     assert not ema.module.training and not any(p.requires_grad for p in ema.module.parameters())
+
+
+def test_a_rewind_drops_later_and_half_written_snapshots(tmp_path: Path) -> None:
+    root = tmp_path / "power_ema"
+    for name in (f"{8:012d}", f"{16:012d}", f"{24:012d}", f".{8:012d}-staging", f".{24:012d}-old"):
+        (root / name).mkdir(parents=True)
+        (root / name / "0.1.safetensors").write_bytes(b"")
+    rewind(tmp_path, 16)
+    assert sorted(path.name for path in root.iterdir()) == [f"{8:012d}", f"{16:012d}"]
+    assert [snapshot.images for snapshot in snapshots(tmp_path)] == [8, 16]
+    rewind(tmp_path / "without", 16)

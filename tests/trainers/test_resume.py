@@ -16,10 +16,11 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.tiny import DISTILLATIONS, Job, experiment, launch, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, NETWORK, Job, experiment, launch, recipe, teacher_recipe
 from trainers import checkpoint, loop
-from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples
+from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.session import Session
+from trainers.snapshots import snapshots
 
 
 class Cut(Exception):
@@ -71,7 +72,7 @@ def assert_same(left: Path, right: Path) -> None:
     assert {"state.json", "meter.safetensors", "manifest.json", "ema.safetensors"} <= set(ours)
     assert theirs == ours
     assert lines(right / "log.jsonl") == lines(left / "log.jsonl")
-    for name in ("samples", "teacher"):
+    for name in ("samples", "teacher", "power_ema"):
         assert contents(right / name) == contents(left / name)
     assert contents(left / "samples")
     assert not list((right / "checkpoints").glob(".staging-*"))
@@ -80,6 +81,7 @@ def assert_same(left: Path, right: Path) -> None:
     ]
 
 
+POWER_EMA = {"stds": [0.1, 0.2], "snapshot_every": 16}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **DISTILLATIONS,
     "one_by_one": ("edm", {"backprop": "one_by_one"}),
@@ -105,7 +107,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"objective": {"name": "sida", "generator_from": 20, "adversarial_from": 44}, "reuse_samples": True},
     ),
     "bfloat16": ("edm", {"precision": "bfloat16"}),
-    "teacher, dropout": ("", {"network": {"dropout": 0.3}}),
+    "teacher, dropout": ("", {"network": {**NETWORK, "dropout": 0.3}}),
+    "power_ema": ("edm", {"power_ema": POWER_EMA}),
+    "teacher, power_ema": ("", {"power_ema": POWER_EMA}),
 }
 
 
@@ -114,17 +118,16 @@ def test_a_new_session_goes_on_to_the_same_bits(
     variant: str, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher, changes = VARIANTS[variant]
-    if teacher:
-        settings = recipe(teachers / teacher, **changes)
-    else:
-        settings = teacher_recipe()
-        settings["network"] = settings["network"] | changes["network"]
+    settings = recipe(teachers / teacher, **changes) if teacher else teacher_recipe(**changes)
     fit(settings, tmp_path / "whole")
     interrupted(settings, tmp_path / "cut", 40, monkeypatch)  # saved at 24, logged until 32
     found, skipped = checkpoint.newest(tmp_path / "cut/checkpoints")
     assert (found.name, skipped) == (f"{24:012d}", [])
     assert load_file(found / "meter.safetensors")  # 24 is no log point: the meter is under way
     assert len(lines(tmp_path / "cut/log.jsonl")) == 2
+    if "power_ema" in changes:  # 16 stays, 32 is written again, a later one is dropped
+        assert [s.images for s in snapshots(tmp_path / "cut")] == [16, 16, 32, 32]
+        (tmp_path / "cut/power_ema" / f"{32:012d}").rename(tmp_path / "cut/power_ema" / f"{33:012d}")
     session = fit(settings, tmp_path / "cut", resume=True)
     assert session.state.images == 96
     assert_same(tmp_path / "whole", tmp_path / "cut")
@@ -181,7 +184,7 @@ def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, m
     given: list[Sequence[Hook]] = []
     monkeypatch.setattr(loop, "train", lambda session, hooks: given.append(hooks))
     fit(recipe(teachers / "edm"), tmp_path / "run")
-    assert [type(hook) for hook in given[0]] == [Log, Evaluate, Samples, Checkpoints]
+    assert [type(hook) for hook in given[0]] == [Log, Evaluate, Samples, Snapshots, Checkpoints]
 
 
 # Kills. Saves are made slow, so that a kill can fall into one.
@@ -194,7 +197,13 @@ checkpoint.sync = lambda path: (time.sleep(0.02), sync(path))
 from launch.main import main
 main()
 """
-KILLED = {"images": 96, "log_every": 8, "samples_every": 48, "evaluation": {"every": 40, "samples": 100}}
+KILLED = {
+    "power_ema": POWER_EMA,
+    "images": 96,
+    "log_every": 8,
+    "samples_every": 48,
+    "evaluation": {"every": 40, "samples": 100},
+}
 
 
 class Victim:

@@ -38,6 +38,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"fake": {"betas": [-0.1, 0.9]}}, "key 'fake': betas: must be at least 0 and below 1, got [-0.1, 0.9]"),
     ({"ema": {"half_life": -1}}, "key 'ema': half_life: must be at least 0, got -1"),
     ({"ema": {"ramp_up": -1}}, "key 'ema': ramp_up: must be at least 0, got -1"),
+    ({"power_ema": {}}, "missing key 'power_ema.snapshot_every': it must be an integer"),
+    ({"power_ema": {"snapshot_every": 0}}, "key 'power_ema': snapshot_every: must be positive, got 0"),
+    (
+        {"power_ema": {"snapshot_every": 8, "stds": []}},
+        "key 'power_ema': stds: must be one or more different widths, got",
+    ),
+    ({"power_ema": {"snapshot_every": 8, "stds": [0.1, 0.1]}}, "key 'power_ema': stds: must be one or more different"),
+    (
+        {"power_ema": {"snapshot_every": 8, "stds": [0.3]}},
+        "key 'power_ema': std: must be above 0 and below 0.2887 (the",
+    ),
     ({"entry": {"nsr": 0}}, "key 'entry': nsr: must be positive, got 0"),
     ({"evaluation": {"every": -1}}, "key 'evaluation': every: must be at least 0, got -1"),
     ({"evaluation": {"samples": 1}}, "key 'evaluation': samples: must be at least 2, got 1"),

@@ -5,5 +5,6 @@ from trainers.hooks.evaluate import Evaluate
 from trainers.hooks.hook import Hook
 from trainers.hooks.log import Log
 from trainers.hooks.samples import Samples
+from trainers.hooks.snapshots import Snapshots
 
-__all__ = ["Checkpoints", "Evaluate", "Hook", "Log", "Samples"]
+__all__ = ["Checkpoints", "Evaluate", "Hook", "Log", "Samples", "Snapshots"]
