@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from distill.errors import UserError
-from launch import classifier, ema, evaluate, export, quickstart, recipes, sample, train
+from launch import classifier, ema, evaluate, export, import_, quickstart, recipes, sample, train
 
 EXIT_USER_ERROR = 2
 
@@ -30,6 +30,7 @@ app.command()(ema.ema)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
+app.add_typer(import_.app, name="import")
 
 
 def main() -> None:
