@@ -27,27 +27,31 @@ def export(
     folder: Annotated[Path, typer.Argument(help="run folder")],
     out: Annotated[Path | None, typer.Argument(help="export folder; FOLDER/export when left out")] = None,
     which: WhichOption = "last",
+    state_dict: Annotated[
+        bool, typer.Option("--state-dict", help="of EDM's and EDM2's networks: their weights")
+    ] = False,
 ) -> None:
     """Write the averaged generator as a diffusers pipeline, checked against the trainer's own samples."""
     out = out or folder / "export"
     product = load_product(folder, which)
-    difference = export_product(product, folder, out)
+    difference = export_product(product, folder, out, state_dict)
     plain().print(
         f"exported to {out} after {product.images:,} images; largest difference to the trainer's: {difference:.1e}"
     )
 
 
-def export_product(product: Product, folder: Path, out: Path) -> float:
+def export_product(product: Product, folder: Path, out: Path, state_dict: bool = False) -> float:
     """Export; returns the largest absolute difference between both sides' images on the same noise."""
     if not isinstance(product.model, Generator) or not isinstance(product.run, Run):
         raise UserError(
             f"'{folder}' trains a teacher: its teacher/ is a diffusers folder already; export takes distillations"
         )
-    from distill.export import export_pipeline  # diffusers' pipelines take seconds to import
+    from distill.export import export_pipeline, export_state_dict  # diffusers' pipelines take seconds to import
 
     if product.images == 0:
         raise UserError(f"'{folder}' has not trained yet: its checkpoint is the teacher's, at 0 images")
-    return export_pipeline(product.model, out, _facts(product, product.run, folder))
+    write = export_state_dict if state_dict else export_pipeline
+    return write(product.model, out, _facts(product, product.run, folder))
 
 
 def _facts(product: Product, run: Run, folder: Path) -> CardFacts:

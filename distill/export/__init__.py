@@ -2,5 +2,6 @@
 
 from distill.export.card import CardFacts
 from distill.export.pipeline import export_pipeline
+from distill.export.state_dict import export_state_dict
 
-__all__ = ["CardFacts", "export_pipeline"]
+__all__ = ["CardFacts", "export_pipeline", "export_state_dict"]

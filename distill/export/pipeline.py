@@ -25,7 +25,7 @@ from distill.teachers import UNet
 
 CHECK = "export_check.json"
 TOLERANCE = 1e-4  # on images in [-1, 1]
-_SEED = 0
+SEED = 0
 
 
 def export_pipeline(generator: Generator, folder: Path, card: CardFacts) -> float:
@@ -36,8 +36,11 @@ def export_pipeline(generator: Generator, folder: Path, card: CardFacts) -> floa
     network is not a UNet2DModel, and when `folder` holds something else than an export, which it would replace.
     """
     folder = Path(folder).resolve()
-    _refuse_foreign(folder)
-    generator = _float32(generator)
+    refuse_foreign(folder)
+    if not isinstance(generator.denoiser.network, UNet):
+        kind = type(generator.denoiser.network).__name__
+        raise UserError(f"export: no diffusers pipeline has the network {kind}; --state-dict writes its weights alone")
+    generator = float32(generator)
     network = _network(generator)
     stock = _is_stock(generator)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,21 +54,18 @@ def export_pipeline(generator: Generator, folder: Path, card: CardFacts) -> floa
                 f"export: the pipeline's images differ from the generator's by {difference:.3g}, more than"
                 f" {TOLERANCE:g}; '{folder}' was not written"
             )
-        _write_check(staged, difference)
-        _replace(folder, staged, Path(work) / "old")
+        write_check(staged, difference)
+        replace(folder, staged, Path(work) / "old")
     return difference
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
     if folder.exists() and not (folder / CHECK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"export: '{folder}' exists and is not an export (it has no {CHECK}); name another folder")
 
 
-def _float32(generator: Generator) -> Generator:
+def float32(generator: Generator) -> Generator:
     """A copy in eval mode on the CPU that computes in float32: what the folder is to reproduce."""
-    if not isinstance(generator.denoiser.network, UNet):
-        kind = type(generator.denoiser.network).__name__
-        raise UserError(f"export: the network must be a UNet2DModel, got {kind}")
     generator = copy.deepcopy(generator).to("cpu", torch.float32).requires_grad_(False).eval()
     generator.denoiser.autocast_dtype = None
     return generator
@@ -129,10 +129,10 @@ def _difference(generator: Generator, folder: Path, stock: bool) -> float:
     """The largest absolute difference between images of the reloaded `folder` and of `generator`, from equal noise."""
     network = _network(generator)
     labels = cycle(network.classes)
-    z = torch.randn(BATCH, *network.shape, generator=torch.Generator().manual_seed(_SEED))
+    z = torch.randn(BATCH, *network.shape, generator=torch.Generator().manual_seed(SEED))
     with torch.no_grad():
         ours = generator(z, None if labels is None else torch.tensor(labels)).clamp(-1, 1)
-    noise = torch.Generator().manual_seed(_SEED)
+    noise = torch.Generator().manual_seed(SEED)
     try:
         pipe = _reload(folder, stock)
         images = pipe(BATCH, class_labels=labels, num_inference_steps=1, generator=noise, output_type="pt").images
@@ -163,12 +163,12 @@ def _without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _write_check(folder: Path, difference: float) -> None:
-    check = {"largest_absolute_difference": difference, "tolerance": TOLERANCE, "images": BATCH, "seed": _SEED}
+def write_check(folder: Path, difference: float) -> None:
+    check = {"largest_absolute_difference": difference, "tolerance": TOLERANCE, "images": BATCH, "seed": SEED}
     (folder / CHECK).write_text(json.dumps(check, indent=2) + "\n")
 
 
-def _replace(folder: Path, staged: Path, old: Path) -> None:
+def replace(folder: Path, staged: Path, old: Path) -> None:
     """Put `staged` at `folder`, moving what is there to `old`; an interruption puts it back."""
     try:
         if folder.exists():

@@ -248,7 +248,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         "weights: 'model.map_layer0.weight' holds numbers that are not finite",
     ),
     "whole numbers": (lambda: weight(torch.ones(32, 8, dtype=torch.int64)), "is no tensor of floating-point numbers"),
-    "text for numbers": (lambda: weight("none"), "weights: 'model.map_layer0.weight' is no tensor of floating-point numbers"),
+    "text for numbers": (lambda: weight("none"), "'model.map_layer0.weight' is no tensor of floating-point numbers"),
 }
 
 
