@@ -103,6 +103,9 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "sid": ("edm", {"objective": "sid"}),
     "diff_instruct": ("edm", {"objective": "diff_instruct"}),
     "fgm": ("flow", {"objective": "fgm"}),
+    "realuid": ("flow", {"objective": "realuid", "fake_updates": 2}),
+    "sim": ("edm", {"objective": "sim"}),
+    "score_mismatching": ("edm", {"objective": "score_mismatching"}),
     "sida": ("edm", {"objective": {"name": "sida", "generator_from": 0, "adversarial_from": 16}}),
 }
 """Every objective in a recipe that uses all of it, (teacher, changes): resume and data parallelism run over them."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from distill.errors import UserError
-from distill.objectives import OBJECTIVES, Objective
+from distill.objectives import DISTANCES, OBJECTIVES, Distance, Objective
 from distill.paths import EDM, PATHS, Path
 from distill.power_ema import PowerProfile
 from distill.prediction import Kind
@@ -22,6 +22,7 @@ from trainers.config import family
 from trainers.data import DATA, Data, Digits
 
 family(Objective, OBJECTIVES)
+family(Distance, DISTANCES)
 family(Path, PATHS)
 family(Times, TIMES)
 family(Data, DATA)

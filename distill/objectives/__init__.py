@@ -13,19 +13,35 @@ from distill.objectives.objective import (
     l1_normaliser,
     per_sample,
 )
+from distill.objectives.realuid import RealUID, realuid_fake_loss, realuid_loss
+from distill.objectives.score_mismatching import ScoreMismatching, noise_loss
 from distill.objectives.sid import SiD, sid_loss
 from distill.objectives.sida import SiDA
+from distill.objectives.sim import DISTANCES, SIM, Distance, sim_loss
 
-OBJECTIVES: dict[str, type[Objective]] = {"sid": SiD, "diff_instruct": DiffInstruct, "fgm": FGM, "sida": SiDA}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "sid": SiD,
+    "sida": SiDA,
+    "sim": SIM,
+    "diff_instruct": DiffInstruct,
+    "fgm": FGM,
+    "realuid": RealUID,
+    "score_mismatching": ScoreMismatching,
+}
 
 __all__ = [
+    "DISTANCES",
     "FGM",
     "OBJECTIVES",
+    "SIM",
     "Batch",
     "Denoisers",
     "DiffInstruct",
+    "Distance",
     "Objective",
     "Pairs",
+    "RealUID",
+    "ScoreMismatching",
     "Scores",
     "SiD",
     "SiDA",
@@ -34,7 +50,11 @@ __all__ = [
     "dmd_loss",
     "fgm_loss",
     "l1_normaliser",
+    "noise_loss",
     "per_sample",
+    "realuid_fake_loss",
+    "realuid_loss",
     "sid_loss",
+    "sim_loss",
     "velocity_weight",
 ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from distill.denoiser import Denoiser
+from distill.errors import UserError
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.paths import Path
 from distill.random import expand
@@ -22,6 +25,23 @@ def velocity_weight(path: Path, t: Tensor) -> Tensor:
     alpha_dot, sigma_dot = path.derivatives(t)
     alpha, sigma = path.alpha(t), path.sigma(t)
     return (alpha_dot - alpha * sigma_dot / sigma) ** 2
+
+
+def check_velocity(name: str, path: Path, *laws: Times) -> None:
+    """Raise UserError when the objective `name` cannot count in the velocities of `path` at times of the `laws`."""
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    for law in laws:
+        nsr = law.nsr(u, path)
+        try:
+            weight = velocity_weight(path, path.time(nsr))
+        except NotImplementedError:
+            raise UserError(f"objective: {name} needs velocities, the path {path} has no derivatives()") from None
+        bad = ~(weight.isfinite() & (weight > 0))
+        if bad.any():
+            raise UserError(
+                f"objective: {name} needs velocities, whose weight on {path} is {float(weight[bad][0]):g}"
+                f" at the noise-to-signal ratio {float(nsr[bad][0]):g}"
+            )
 
 
 def fgm_loss(x: Tensor, teacher: Tensor, fake: Tensor, velocity_weight: Tensor, first: float, second: float) -> Tensor:
@@ -45,6 +65,10 @@ class FGM(Objective):
     fake_weight: Weight = "velocity"  # plain conditional flow matching on the generator's samples
 
     through_scores: ClassVar[bool] = True
+
+    def check(self, teacher: Denoiser) -> None:
+        super().check(teacher)
+        check_velocity("FGM", teacher.path, self.times)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.scores(nets, x, batch, self.times)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
 from distill.times import Karras, Times
+from distill.weights import GeneratorWeight, generator_weight
 
 
 def sid_loss(x: Tensor, teacher: Tensor, fake: Tensor, alpha: float) -> Tensor:
@@ -26,12 +27,14 @@ class SiD(Objective):
 
     alpha: float = 1.2  # the paper's best on CIFAR-10, ImageNet 64 and FFHQ; 1.0 on AFHQ-v2
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # t_max = 800 of 1000: nsr up to 24.4
+    weight: Literal["l1", GeneratorWeight] = "l1"  # l1: 1 / mean |x - teacher|; the others are by noise
     scale: float = 100.0  # the authors' loss scale lambda_theta (irrelevant to Adam but for its eps)
 
     through_scores: ClassVar[bool] = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.scores(nets, x, batch, self.times)
-        weight = l1_normaliser(x, s.teacher)
-        batch.note("weight", weight, nets.path.nsr(s.t))
+        nsr = nets.path.nsr(s.t)
+        weight = l1_normaliser(x, s.teacher) if self.weight == "l1" else generator_weight(self.weight, nsr).to(x.dtype)
+        batch.note("weight", weight, nsr)
         return {"sid": self.scale * weight * sid_loss(x, s.teacher, s.fake, self.alpha)}

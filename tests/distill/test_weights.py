@@ -1,4 +1,5 @@
-"""A denoising weight makes |D - x0|^2 the plain squared error of the network output it is named after."""
+"""A denoising weight makes |D - x0|^2 the plain squared error of the network output it is named after; a generator's
+weight is the formula it is named after."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from distill import EDM, VP, DiscreteVP, Flow, Path, UserError
 from distill.prediction import Kind, from_x0
-from distill.weights import Weight, denoising_weight
+from distill.weights import GeneratorWeight, Weight, denoising_weight, generator_weight
 
 NSR = torch.tensor([0.002, 0.1, 0.5, 2.0, 14.0], dtype=torch.float64)
 
@@ -52,3 +53,19 @@ def test_weights_are_positive(weight: Weight) -> None:
 def test_unknown_weight_is_refused() -> None:
     with pytest.raises(UserError, match=r"^weight: must be one of edm, eps, v, velocity, x0, got 'snr'$"):
         denoising_weight("snr", NSR)  # type: ignore[arg-type]
+
+
+def test_generator_weights_are_what_their_names_say() -> None:
+    """On a rectified flow, whose alpha is 1 - t and whose sigma is t."""
+    t = torch.tensor([0.01, 0.3, 0.5, 0.99], dtype=torch.float64)
+    snr = ((1 - t) / t) ** 2
+    named = {"none": torch.ones_like(t), "1-t": 1 - t, "(1-t)^2": (1 - t) ** 2, "1/t": 1 / t}
+    named |= {"snr": snr, "snr/(1+snr)": snr / (1 + snr)}
+    assert set(named) == set(get_args(GeneratorWeight))
+    for name in get_args(GeneratorWeight):
+        assert torch.allclose(generator_weight(name, Flow().nsr(t)), named[name], rtol=1e-12), name
+
+
+def test_unknown_generator_weight_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^weight: must be one of none, 1-t, \(1-t\)\^2, 1/t, snr, .*, got 'l2'$"):
+        generator_weight("l2", NSR)  # type: ignore[arg-type]

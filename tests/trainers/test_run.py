@@ -53,6 +53,27 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"evaluation": {"every": -1}}, "key 'evaluation': every: must be at least 0, got -1"),
     ({"evaluation": {"samples": 1}}, "key 'evaluation': samples: must be at least 2, got 1"),
     ({"evaluation": {"components": 0}}, "key 'evaluation': components: must be positive, got 0"),
+    (
+        {"objective": {"name": "sid", "weight": "l2"}},
+        "key 'objective.weight' must be one of 'l1', 'none', '1-t', '(1-t)^2', '1/t', 'snr', 'snr/(1+snr)', got 'l2'",
+    ),
+    (
+        {"objective": {"name": "sim", "distance": "l2"}},
+        "key 'objective.distance' must be one of squared_l2, huber, pseudo_huber, power, exponential or your own",
+    ),
+    (
+        {"objective": {"name": "sim", "distance": {"name": "power", "p": 3}}},
+        "key 'objective.distance': p: must be even and at least 2, got 3",
+    ),
+    (
+        {"objective": {"name": "sim", "distance": {"name": "huber", "c": 0}}},
+        "key 'objective.distance': c: must be positive, got 0",
+    ),
+    (
+        {"objective": {"name": "sim", "distance": {"name": "squared_l2", "c": 1}}},
+        "unknown key 'objective.distance.c'; allowed: none",
+    ),
+    ({"objective": {"name": "realuid", "a": 0}}, "key 'objective': a: must be positive, got 0"),
     ({"trains": "both"}, "key 'trains' must be one of generator, teacher, got 'both'"),
     ({"precision": "fp16"}, "key 'precision' must be one of 'float32', 'bfloat16', 'float64', got 'fp16'"),
     ({"tracking": ["mlflow"]}, "key 'tracking' must be a list [one of 'wandb', 'tensorboard', ...], got ['mlflow']"),

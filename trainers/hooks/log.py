@@ -90,7 +90,7 @@ def with_ratios(means: dict[str, float]) -> dict[str, float]:
     fake, teacher = "health/fake_error", "health/teacher_error"
     errors = {name.removeprefix(fake): mean for name, mean in means.items() if name.startswith(fake)}
     ratios = {
-        f"health/fake_vs_teacher{b}": mean / means[teacher + b] for b, mean in errors.items() if means[teacher + b]
+        f"health/fake_vs_teacher{b}": mean / means[teacher + b] for b, mean in errors.items() if means.get(teacher + b)
     }
     return means | ratios
 

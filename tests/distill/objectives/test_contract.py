@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from distill import Denoiser, DiscreteVP, Flow, Path, Random, UserError
-from distill.objectives import Batch, Denoisers, Objective, Pairs
+from distill.objectives import Batch, Denoisers, Objective, Pairs, ScoreMismatching
 from distill.times import Times, UniformSteps
+from distill.weights import Weight
 from tests.toys import ALL_OBJECTIVES, ALL_PATHS, Tanh
 
 SHAPE, SIZE = (2, 3, 3), 18
@@ -67,6 +68,11 @@ def total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
+def asked(objective: Objective) -> int:
+    """How many networks the generator's loss compares at one x_t: teacher and fake, or the fake alone."""
+    return 1 if isinstance(objective, ScoreMismatching) else 2
+
+
 def has_gradient(tensor: Tensor) -> bool:
     return tensor.grad is not None and bool((tensor.grad != 0).any())
 
@@ -115,9 +121,10 @@ def test_fake_loss_reaches_the_fake_alone(objective: Objective, path: Path) -> N
 def test_graph_through_the_networks_is_as_declared(objective: Objective, path: Path) -> None:
     case = make(objective, path)
     objective.generator_loss(case.nets, case.x, case.batch)
+    assert len(case.calls) >= asked(objective)
     assert all(x_t.requires_grad == objective.through_scores for x_t, _, _ in case.calls[:2])
     if objective.through_scores:  # and the loss depends on it, through each of the two
-        for which in range(2):
+        for which in range(asked(objective)):
             case.calls.clear()
             terms = objective.generator_loss(case.nets, case.x, case.batch)
             outputs = torch.autograd.grad(total(terms), case.calls[which][0])
@@ -138,8 +145,9 @@ def test_networks_see_the_same_sample_time_and_condition(objective: Objective, p
     """Teacher and fake are compared at one x_t, which is x diffused with noise that is not the generator's."""
     case = make(objective, path)
     objective.generator_loss(case.nets, case.x, case.batch)
-    (x_t, t, cond), other = case.calls[:2]
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip((x_t, t, cond), other, strict=True))
+    (x_t, t, cond), *others = case.calls[: asked(objective)]
+    assert len(others) == asked(objective) - 1
+    assert all(torch.equal(a, b) for other in others for a, b in zip((x_t, t, cond), other, strict=True))
     assert cond is case.batch.cond
     alpha, sigma = (f(t)[:, None, None, None] for f in (path.alpha, path.sigma))
     noise = (x_t.detach() - alpha * case.x.detach()) / sigma
@@ -175,14 +183,14 @@ def total_of(case: Case, loss: str) -> Tensor:
 @every_objective
 def test_fake_is_only_called_and_its_weight_knows_the_data(objective: Objective) -> None:
     """While the fake trains it stands behind a wrapper without attributes; sigma_data is the teacher's."""
-    case = make(objective, Flow())
-    nets = replace(case.nets, fake=lambda *arguments: case.nets.fake(*arguments))
-    plain = objective.fake_loss(case.nets, case.x, case.batch)["denoising"]
-    assert torch.equal(objective.fake_loss(nets, case.x, case.batch)["denoising"], plain)
-    case.nets.teacher.sigma_data = 5.0
-    assert torch.equal(objective.fake_loss(nets, case.x, case.batch)["denoising"], plain) == (
-        objective.fake_weight != "edm"
-    )
+    weights: tuple[Weight, ...] = ("edm", "eps")
+    for weight in weights:
+        case = make(replace(objective, fake_weight=weight), Flow())
+        nets = replace(case.nets, fake=lambda *arguments, fake=case.nets.fake: fake(*arguments))
+        plain = total(case.objective.fake_loss(case.nets, case.x, case.batch))
+        assert torch.equal(total(case.objective.fake_loss(nets, case.x, case.batch)), plain)
+        nets.teacher.sigma_data = 5.0
+        assert torch.equal(total(case.objective.fake_loss(nets, case.x, case.batch)), plain) == (weight != "edm")
 
 
 @every_objective

@@ -15,20 +15,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill import EDM, Denoiser
+from distill import EDM, Denoiser, Flow
 from distill.discriminator import ChannelMean, deceive_loss, judge_loss
 from distill.objectives import (
+    FGM,
     Batch,
     Denoisers,
     DiffInstruct,
     Objective,
+    RealUID,
     SiD,
     SiDA,
     diff_instruct_loss,
     dmd_loss,
     l1_normaliser,
+    realuid_fake_loss,
+    realuid_loss,
     sid_loss,
 )
+from distill.times import UniformFlow
 from distill.weights import denoising_weight
 from tests.toys import given
 
@@ -191,3 +196,44 @@ def test_sida_fake() -> None:
     weight = denoising_weight("edm", golden["sigma"])
     assert_same(weight * entropies.mean(), golden["discriminator_loss"])
     assert_same(by_sample["discriminator"], (weight * entropies.mean(0)).detach())
+
+
+class ToyVelocity(nn.Module):
+    """noise - x0 as -(1 + s) tanh(x W) at s = 1 - t, since t = 1 is noise here; `time` is 1000 t."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor, time: Tensor, cond: None) -> Tensor:
+        return -(2 - time / 1000)[:, None, None, None] * torch.tanh(x.flatten(1) @ self.weight).reshape(x.shape)
+
+
+@pytest.mark.parametrize(("name", "a", "b"), [("uid", 1.0, 1.0), ("real", 0.98, 1.02)])
+def test_realuid(name: str, a: float, b: float) -> None:
+    golden = load_file(GOLDEN / "realuid.safetensors")
+    teacher, network = (ToyVelocity(golden[f"{who}_weight"]) for who in ("teacher", "fake"))
+    x, noise, real = golden["x0"].requires_grad_(), golden["noise"], golden["real"]
+    loss, gradient = golden[f"{name}_generator_loss"], golden[f"{name}_grad_x0"]
+    objective, gradient_fake = -golden[f"{name}_fake_objective_to_maximise"], -golden[f"{name}_grad_fake_weight"]
+
+    t = 1 - golden["t"]
+    s = t[:, None, None, None]
+    x_t, real_t = (1 - s) * x + s * noise, (1 - s) * real + s * noise
+    ours = realuid_loss(noise - x, teacher(x_t, 1000 * t, None), network(x_t, 1000 * t, None), a, b).mean()
+    assert_same(ours[None], loss)
+    assert_same(torch.autograd.grad(ours, x)[0], gradient)
+    on_real = realuid_fake_loss(noise - real, network(real_t, 1000 * t, None), 1 - a, 1 - b)
+    on_ours = realuid_fake_loss(noise - x, network(x_t, 1000 * t, None), a, b).detach()
+    assert_same((on_ours + on_real).mean()[None], objective)
+
+    law = UniformFlow(0.001, 0.999)
+    nets = Denoisers(Flow(), Denoiser(teacher, Flow(), "velocity"), Denoiser(network, Flow(), "velocity"))
+    ours_in = Batch(torch.full_like(x, torch.nan), given(noise, (t.double() - law.low) / 0.998), real=real)
+    for method in (RealUID(a=a, b=b), *([FGM(first=1.0, times=law, fake_times=law)] if a == b else [])):
+        term = torch.stack(list(method.generator_loss(nets, x, ours_in).values())).sum(0).mean()
+        assert_same(term[None], loss)
+        assert_same(torch.autograd.grad(term, x)[0], gradient)
+        term = torch.stack(list(method.fake_loss(nets, x, ours_in).values())).sum(0).mean()
+        assert_same(term[None], objective)
+        assert_same(torch.autograd.grad(term, network.weight)[0], gradient_fake)

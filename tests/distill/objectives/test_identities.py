@@ -1,22 +1,33 @@
-"""Identities between the methods, on arbitrary numbers: no law of times and no network is involved."""
+"""Identities between the methods, on arbitrary numbers."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from distill import Flow, Random
+from distill import Denoiser, Flow, Random
 from distill.objectives import (
+    Batch,
+    Denoisers,
+    Distance,
+    ScoreMismatching,
+    denoising_loss,
     diff_instruct_loss,
     dmd_loss,
     fgm_loss,
     l1_normaliser,
     per_sample,
+    realuid_fake_loss,
+    realuid_loss,
     sid_loss,
+    sim_loss,
     velocity_weight,
 )
-from tests.toys import gradients
+from distill.objectives.sim import Exponential, Huber, Power, PseudoHuber, SquaredL2
+from tests.toys import Tanh, gradients
 
 ALPHAS = (0.0, 0.5, 1.0, 1.2)
 
@@ -100,6 +111,95 @@ def test_fgm_in_velocities(three: tuple[Tensor, Tensor, Tensor]) -> None:
     gap = u_teacher - u_fake
     paper = per_sample(0.7 * gap**2 + 2 * 1.3 * gap * (u_fake - (noise - x)))
     assert torch.allclose(fgm_loss(*three, velocity_weight(Flow(), t), 0.7, 1.3), paper, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (0.92, 0.94)])
+def test_realuid_in_x0(three: tuple[Tensor, Tensor, Tensor], a: float, b: float) -> None:
+    """As published, and as FGM (1, 1) = 2/t^2 SiD(1/2) plus what real images bring."""
+    x, teacher, fake = three
+    t = torch.tensor([0.01, 0.2, 0.5, 0.9, 1.0], dtype=torch.float64)
+    s, noise = t[:, None, None, None], torch.ones_like(x) / 3
+    x_t = (1 - s) * x + s * noise
+    u_teacher, u_fake, u = (x_t - teacher) / s, (x_t - fake) / s, noise - x
+    ours = realuid_loss(u, u_teacher, u_fake, a, b)
+    published = per_sample(a * (u_teacher - b / a * u) ** 2 - a * (u_fake - b / a * u) ** 2)
+    assert torch.allclose(ours, published, rtol=1e-9)
+    fgm = fgm_loss(*three, velocity_weight(Flow(), t), 1.0, 1.0)
+    assert torch.allclose(ours, a * fgm + 2 * (a - b) * per_sample((u_teacher - u_fake) * u), rtol=1e-9)
+    assert torch.allclose(fgm, 2 / t**2 * sid_loss(*three, 0.5), rtol=1e-12)
+
+
+def test_realuid_fake_loss(three: tuple[Tensor, Tensor, Tensor]) -> None:
+    """At (1, 1) plain flow matching; without a square where a = 0, as its gradient's limit."""
+    x, fake, _ = three
+    assert torch.allclose(realuid_fake_loss(x, fake, 1.0, 1.0), per_sample((fake - x) ** 2), rtol=1e-12)
+    at_zero, near = (
+        gradients(lambda fake, a=a: realuid_fake_loss(x, fake, a, 0.06).sum(), fake)[0] for a in (0.0, 1e-9)
+    )
+    assert torch.allclose(at_zero, near, rtol=1e-6)
+
+
+DISTANCES: list[tuple[Distance, Callable[[Tensor, Tensor], Tensor]]] = [
+    (SquaredL2(), lambda y, c: per_sample(y**2)),
+    (Power(p=6), lambda y, c: per_sample(y**6)),
+    (PseudoHuber(c=0.7), lambda y, c: (per_sample(y**2) + c**2).sqrt() - c),
+    (
+        Huber(c=0.7),
+        lambda y, c: torch.where(per_sample(y**2) < c**2, per_sample(y**2) / 2, c * y.flatten(1).norm(dim=1)),
+    ),
+    (Exponential(c=0.7), lambda y, c: c**2 * (per_sample(y**2) / c**2).exp()),
+]
+"""Distances and d(y) [B] as written, with c for the whole sample."""
+
+
+@pytest.mark.parametrize(("distance", "d"), DISTANCES, ids=[type(distance).__name__ for distance, _ in DISTANCES])
+def test_distances_are_given_by_their_derivative(
+    three: tuple[Tensor, Tensor, Tensor], distance: Distance, d: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    y = three[0] * torch.tensor([0.0, 1e-3, 0.5, 1.0, 1.5], dtype=torch.float64)[:, None, None, None]
+    c = torch.tensor(0.7 * 18**0.5, dtype=torch.float64)
+    (derivative,) = gradients(lambda y: d(y, c).sum(), y)
+    assert torch.allclose(distance.factor(y) * y, derivative, rtol=1e-12)
+    (slope,) = gradients(lambda y: (distance.factor(y) * y).sum(), y)
+    assert bool(slope.isfinite().all())  # also where teacher and fake agree, as at the start
+
+
+def test_sim_with_the_squared_distance_is_twice_sid_at_one(three: tuple[Tensor, Tensor, Tensor]) -> None:
+    unit = torch.tensor([0.1, 0.5, 1.0, 2.0, 9.0], dtype=torch.float64)
+    sim = sim_loss(*three, SquaredL2(), unit)
+    assert torch.allclose(sim, 2 * unit**2 * sid_loss(*three, 1.0), rtol=1e-12)
+
+
+def test_pseudo_huber_in_score_space(three: tuple[Tensor, Tensor, Tensor]) -> None:
+    """c there is c sigma^2/alpha in x0, and the root is part of the graph."""
+    unit = torch.tensor([0.1, 0.5, 1.0, 2.0, 9.0], dtype=torch.float64)
+
+    def in_x0(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
+        gap = teacher - fake
+        root = (per_sample(gap**2) + 18 * (0.3 / unit) ** 2).sqrt()
+        return unit * per_sample(gap * (fake - x)) / root
+
+    ours = gradients(lambda *three: sim_loss(*three, PseudoHuber(c=0.3), unit).sum(), *three)
+    exact = gradients(lambda *three: in_x0(*three).sum(), *three)
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(ours, exact, strict=True))
+
+
+def test_score_mismatching_on_real_images_is_denoising() -> None:
+    """In units of the noise; on generated ones the noise is another, which no fake can find."""
+    path, random = Flow(), Random.at(0, torch.arange(5))
+    denoiser = Denoiser(Tanh(18, 1), path, "v").double()
+    x, real = (random.stream(name).normal(2, 3, 3, dtype=torch.float64) for name in ("x", "real"))
+    objective, cond = ScoreMismatching(), torch.arange(5) % 3
+    nets = Denoisers(path, denoiser, denoiser)
+    terms = objective.fake_loss(nets, x, Batch(x, random, cond, real))
+    denoising = denoising_loss(denoiser, path, real, cond, objective.fake_times, "eps", random.stream("real"))
+    assert torch.allclose(terms["real"], denoising, rtol=1e-9)
+
+    seeing = Denoisers(path, denoiser, lambda x_t, t, cond: x)  # finds the noise that is there
+    losses = [objective.fake_loss(seeing, x, Batch(x, Random.at(s, torch.arange(5)), cond, x)) for s in range(200)]
+    mean = torch.stack([terms["generated"] for terms in losses]).mean()
+    assert mean.item() == pytest.approx(2 * 18, rel=0.03)  # |noise - other|^2
+    assert max(float(terms["real"].max()) for terms in losses) < 1e-9
 
 
 def test_l1_normaliser(three: tuple[Tensor, Tensor, Tensor]) -> None:
