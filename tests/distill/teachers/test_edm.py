@@ -100,3 +100,18 @@ def test_settings_that_no_network_takes() -> None:
         with pytest.raises(UserError) as error:
             EDMNet(**{**SONG, **settings})
         assert str(error.value) == message
+
+
+def test_sizes_of_the_published_networks() -> None:
+    """Million parameters that the papers state: EDM on CIFAR-10 and ImageNet 64, EDM2 XS and XXL."""
+    cifar = {"img_resolution": 32, "img_channels": 3, "channel_mult": [2, 2, 2], "model_type": "SongUNet"}
+    imagenet = {"img_resolution": 64, "label_dim": 1000}
+    with torch.device("meta"):
+        networks = {
+            56: EDMNet(**cifar),
+            296: EDMNet(**imagenet, img_channels=3),
+            125: EDM2Net(**imagenet, img_channels=4, model_channels=128),
+            1523: EDM2Net(**imagenet, img_channels=4, model_channels=448),
+        }
+    for millions, network in networks.items():
+        assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6) == millions
