@@ -6,12 +6,21 @@ parameters at most, and one pass gives denoising and judgement together.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
 from distill.denoiser import Condition, Denoiser
+from distill.errors import UserError
+from distill.paths import Path
+from distill.random import Random
+from distill.times import Times
 
 Want: TypeAlias = Literal["x0", "logits", "both"]
 
@@ -21,6 +30,42 @@ class ChannelMean(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features.mean(1)
+
+
+class ConvHead(nn.Module):
+    """One logit a sample, [B, 1], from features [B, C, h, w] (DMD2's classifier on EDM's networks, arXiv:2405.14867).
+
+    4x4 convolutions of stride 2, at least one, until 4x4 or less is left, then one that spans the rest, each with
+    group norm and SiLU, and a 1x1 convolution. On 8x8 features that is DMD2's; any resolution will do.
+    """
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        groups = math.gcd(32, max(1, channels // 4))  # never one channel alone, which a norm over 1x1 would erase
+        layers: list[nn.Module] = []
+
+        def add(kernel: tuple[int, int], stride: int, padding: int) -> None:
+            convolution = nn.Conv2d(channels, channels, kernel, stride, padding)
+            layers.extend([convolution, nn.GroupNorm(groups, channels), nn.SiLU()])
+
+        while min(height, width) > 1 and (not layers or max(height, width) > 4):
+            add((4, 4), 2, 1)
+            height, width = height // 2, width // 2
+        add((height, width), 1, 0)
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(features)).flatten(1)
+
+
+@torch.no_grad()
+def feature_shape(denoiser: Denoiser, tap: str) -> tuple[int, ...]:
+    """(C, h, w) of the features at `tap`, measured on one sample of the network's own `shape` and `classes`."""
+    network: Any = denoiser.network
+    x_t = torch.zeros(1, *network.shape, dtype=next(network.parameters()).dtype)
+    t = denoiser.path.time(torch.ones(1, dtype=torch.float64))
+    cond = torch.zeros(1, dtype=torch.int64) if network.classes else None
+    return tuple(denoiser.features(x_t, t, cond, tap).shape[1:])
 
 
 class Critic(nn.Module):
@@ -48,6 +93,11 @@ class Critic(nn.Module):
         return x0, self.head(features)
 
 
+def mean_logit(logits: Tensor) -> Tensor:
+    """[B, ...] to [B]."""
+    return logits.flatten(1).mean(1)
+
+
 def judge_loss(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """(softplus(l_fake), softplus(-l_real)) [B]: the discriminator's two sides, averaged over a sample's logits."""
     return softplus(fake).flatten(1).mean(1), softplus(-real).flatten(1).mean(1)
@@ -61,3 +111,73 @@ def deceive_loss(fake: Tensor) -> Tensor:
 def accuracy(fake: Tensor, real: Tensor) -> Tensor:
     """Share in [0, 1] of right judgements, [B], over both samples' logits [B, ...]."""
     return ((fake < 0).double().flatten(1).mean(1) + (real > 0).double().flatten(1).mean(1)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class R1:
+    """A penalty weight/2 |d l/d real|^2 on the mean logit's slope at the real samples (arXiv:1801.04406), part of the
+    discriminator's loss. Off at weight 0."""
+
+    weight: float = 0.0
+    noise: float = 0.0
+    """0: the exact slope, by differentiating twice. Else the std of a finite difference under normal noise, one more
+    pass and no second derivative: its mean is the same (as in FastGen, which leaves out the division by noise^2)."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("weight", self.weight), ("noise", self.noise)):
+            if not value >= 0:
+                raise UserError(f"{name}: must be at least 0, got {value}")
+
+    def judge(self, judge: Callable[[Tensor], Tensor], real: Tensor, random: Random) -> tuple[Tensor, Tensor]:
+        """The logits [B, ...] that `judge` gives the `real` samples [B, ...], and the penalty [B]."""
+        if not self.weight:
+            return judge(real), real.new_zeros(len(real))
+        if self.noise:
+            logits, there = judge(real), judge(real + self.noise * random.normal(*real.shape[1:], dtype=real.dtype))
+            slope = ((mean_logit(there) - mean_logit(logits)) / self.noise)[:, None]
+        else:
+            real = real.detach().requires_grad_()
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention cannot be differentiated twice
+                logits = judge(real)
+                (slope,) = torch.autograd.grad(mean_logit(logits).sum(), real, create_graph=True)
+        return logits, self.weight / 2 * (slope**2).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Upto(Times):
+    """The part of the law `times` below its quantile `share`, a scalar tensor in (0, 1]."""
+
+    times: Times
+    share: Tensor
+
+    def nsr(self, u: Tensor, path: Path) -> Tensor:
+        return self.times.nsr(u * self.share, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveNoise:
+    """Diffusion-GAN's range of noise for the discriminator (arXiv:2206.02262), as a share of a law of times.
+
+    It widens while the discriminator is sure of the real samples, E sign(l(real)) > `target`, and narrows otherwise.
+    """
+
+    target: float = 0.6  # the paper's d_target, unverified
+    low: float = 0.01  # t_min 10 of 1000 steps, unverified; also where it starts
+    high: float = 1.0
+    images: int = 100_000  # over which the share moves by 1, unverified
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high <= 1:
+            raise UserError(f"low, high: must satisfy 0 < low <= high <= 1, got {self.low} and {self.high}")
+        if not self.images > 0:
+            raise UserError(f"images: must be positive, got {self.images}")
+
+    def start(self) -> dict[str, Tensor]:
+        """What it remembers: the share, and the images at which it was last moved."""
+        return {"share": torch.tensor(self.low, dtype=torch.float64), "images": torch.tensor(0.0, dtype=torch.float64)}
+
+    def adapt(self, share: Tensor, last: Tensor, certainty: Tensor, images: int) -> None:
+        """Move `share` by the images since the `last` move; `certainty` is the mean of sign(l(real)) over all ranks."""
+        direction = (certainty - self.target).sign().nan_to_num()
+        share.add_(direction * (images - last) / self.images).clamp_(self.low, self.high)
+        last.fill_(images)

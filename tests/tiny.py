@@ -106,6 +106,13 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "realuid": ("flow", {"objective": "realuid", "fake_updates": 2}),
     "sim": ("edm", {"objective": "sim"}),
     "score_mismatching": ("edm", {"objective": "score_mismatching"}),
+    "dmd2": ("edm", {"objective": "dmd2", "fake_updates": 2}),
+    "dmd2, adaptive noise, r1": (
+        "edm",
+        {"objective": {"name": "dmd2", "tap": "encoder", "noise": {"images": 64}, "r1": {"weight": 1.0}}},
+    ),
+    "f_distill": ("edm", {"objective": {"name": "f_distill", "memory": 0.5, "r1": {"weight": 1.0, "noise": 0.1}}}),
+    "uni_instruct": ("edm", {"objective": {"name": "uni_instruct", "generator_from": 0, "adversarial_from": 16}}),
     "sida": ("edm", {"objective": {"name": "sida", "generator_from": 0, "adversarial_from": 16}}),
 }
 """Every objective in a recipe that uses all of it, (teacher, changes): resume and data parallelism run over them."""

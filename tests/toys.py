@@ -112,8 +112,9 @@ class Tanh(nn.Module):
 
     taps: ClassVar[dict[str, str]] = {"encoder": "", "middle": ""}
 
-    def __init__(self, size: int, seed: int, classes: int = 3) -> None:
+    def __init__(self, size: int, seed: int, classes: int = 3, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.shape, self.classes = shape or (size,), classes
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(size, size, generator=generator) / size**0.5)
         self.bias = nn.Parameter(torch.randn(size, generator=generator))

@@ -2,6 +2,8 @@
 
 from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
 from distill.objectives.dmd import dmd_loss
+from distill.objectives.dmd2 import DMD2
+from distill.objectives.f_distill import FDistill
 from distill.objectives.fgm import FGM, fgm_loss, velocity_weight
 from distill.objectives.objective import (
     Batch,
@@ -18,12 +20,16 @@ from distill.objectives.score_mismatching import ScoreMismatching, noise_loss
 from distill.objectives.sid import SiD, sid_loss
 from distill.objectives.sida import SiDA
 from distill.objectives.sim import DISTANCES, SIM, Distance, sim_loss
+from distill.objectives.uni_instruct import UniInstruct
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "sid": SiD,
     "sida": SiDA,
     "sim": SIM,
     "diff_instruct": DiffInstruct,
+    "dmd2": DMD2,
+    "f_distill": FDistill,
+    "uni_instruct": UniInstruct,
     "fgm": FGM,
     "realuid": RealUID,
     "score_mismatching": ScoreMismatching,
@@ -31,6 +37,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 __all__ = [
     "DISTANCES",
+    "DMD2",
     "FGM",
     "OBJECTIVES",
     "SIM",
@@ -38,6 +45,7 @@ __all__ = [
     "Denoisers",
     "DiffInstruct",
     "Distance",
+    "FDistill",
     "Objective",
     "Pairs",
     "RealUID",
@@ -45,6 +53,7 @@ __all__ = [
     "Scores",
     "SiD",
     "SiDA",
+    "UniInstruct",
     "denoising_loss",
     "diff_instruct_loss",
     "dmd_loss",

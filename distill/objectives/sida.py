@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.discriminator import ChannelMean, Critic, deceive_loss, judge_loss
+from distill.discriminator import R1, ChannelMean, Critic, deceive_loss
 from distill.errors import UserError
 from distill.objectives.adversarial import denoise_and_judge
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser
@@ -45,6 +45,7 @@ class SiDA(Objective):
     generator_from: int = 100_000  # images until which the fake trains alone
     adversarial_from: int = 200_000  # images until which the generator follows SiD alone, at weight 1
     reduction: Reduction = "all"  # of the cross-entropy over a batch; the authors' is "rank"
+    r1: R1 = R1()  # off, as in the paper
 
     needs: ClassVar[frozenset[str]] = frozenset({"real"})
     through_scores: ClassVar[bool] = True
@@ -71,7 +72,6 @@ class SiDA(Objective):
         return {"sid": (1 - self.mix) * sid, "adversarial": self.mix * adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        judged = denoise_and_judge(nets, x, batch, self.fake_times, self.fake_weight)
-        fake, real = judge_loss(judged.fake, judged.real)
+        judged = denoise_and_judge(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
         weight = self.discriminator * shared_weight(judged.weight, self.reduction, batch)
-        return {"denoising": judged.denoising, "discriminator": weight * (fake + real) / 2}
+        return {"denoising": judged.denoising, "discriminator": weight * judged.loss / 2}

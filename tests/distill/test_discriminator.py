@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from distill import UserError
-from distill.discriminator import ChannelMean, Critic, accuracy, deceive_loss, judge_loss
+from distill import EDM, Random, UserError
+from distill.discriminator import (
+    R1,
+    AdaptiveNoise,
+    ChannelMean,
+    ConvHead,
+    Critic,
+    Upto,
+    accuracy,
+    deceive_loss,
+    feature_shape,
+    judge_loss,
+    mean_logit,
+)
+from distill.times import Karras
 from tests.tiny import tiny_denoiser
 
 T = torch.tensor([0.3, 2.0, 11.0], dtype=torch.float64)
@@ -72,5 +88,106 @@ def test_losses_by_value() -> None:
     ours = judge_loss(fake, real)
     assert torch.allclose(ours[0], mean(fake, 0.0)) and torch.allclose(ours[1], mean(real, 1.0))
     assert torch.allclose(deceive_loss(fake), mean(fake, 1.0))
+    assert mean_logit(fake).tolist() == [1.0, -0.75]
     assert accuracy(fake, real).tolist() == [0.5, 0.5]
     assert accuracy(-real.abs() - 1, fake.abs()).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "kernels"),
+    [
+        (8, 8, [(4, 4), (4, 4), (1, 1)]),  # DMD2's, on 8x8
+        (1, 1, [(1, 1), (1, 1)]),
+        (2, 2, [(4, 4), (1, 1), (1, 1)]),
+        (7, 5, [(4, 4), (3, 2), (1, 1)]),
+        (32, 16, [(4, 4), (4, 4), (4, 4), (4, 2), (1, 1)]),
+    ],
+)
+def test_conv_head_at_any_resolution(height: int, width: int, kernels: list[tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    head = ConvHead(64, height, width)
+    assert [layer.kernel_size for layer in head.layers if isinstance(layer, torch.nn.Conv2d)] == kernels
+    features = torch.randn(3, 64, height, width)
+    logits = head(features)
+    assert logits.shape == (3, 1) and float(logits.detach().std()) > 1e-3
+    assert torch.allclose(head(features[1:2]), logits[1:2], atol=1e-5)  # a sample is judged on its own
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(768, 32), (64, 16), (16, 4), (6, 1), (2, 1)])
+def test_conv_head_norms_several_channels_together(channels: int, groups: int) -> None:
+    """32 groups on the 768 channels of EDM's network for ImageNet 64; one channel at 1x1 would be normed to nothing."""
+    norms = [layer for layer in ConvHead(channels, 2, 2).layers if isinstance(layer, torch.nn.GroupNorm)]
+    assert [norm.num_groups for norm in norms] == [groups, groups]
+
+
+def test_shape_of_features() -> None:
+    network, x_t = critic()
+    for tap in ("encoder", "middle"):
+        assert feature_shape(network.denoiser, tap) == network.denoiser.features(x_t, T, LABELS, tap).shape[1:]
+
+
+def test_r1_on_a_linear_discriminator() -> None:
+    """l = <a, x>: the slope is a everywhere, and finite differences have its square as their mean."""
+    a, real = torch.randn(1, 3, 2, dtype=torch.float64), torch.randn(4000, 3, 2, dtype=torch.float64)
+    random, size = Random.at(0, torch.arange(4000)), float((a**2).sum())
+
+    def judge(x: Tensor) -> Tensor:
+        return (a * x).flatten(1).sum(1)[:, None].expand(-1, 5)
+
+    logits, penalty = R1(weight=3.0).judge(judge, real, random)
+    assert torch.equal(logits, judge(real))
+    assert torch.allclose(penalty, torch.full_like(penalty, 1.5 * size), rtol=1e-12)
+    logits, penalty = R1(weight=3.0, noise=0.01).judge(judge, real, random)
+    assert torch.equal(logits, judge(real))
+    assert float(penalty.mean()) == pytest.approx(1.5 * size, rel=0.1) and penalty.std() > 0
+    assert R1().judge(judge, real, random)[1].tolist() == [0.0] * 4000
+
+
+def test_r1_trains_the_network_by_its_second_derivatives() -> None:
+    """Along a random direction of all weights, against a difference quotient; through attention as well."""
+    denoiser = tiny_denoiser(down_block_types=["AttnDownBlock2D"], attention_head_dim=4).double()
+    network, real = Critic(denoiser, "encoder", ChannelMean()), torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    parameters = [p for name, p in network.named_parameters() if "down_blocks" in name]
+    directions = [torch.randn_like(p) for p in parameters]
+
+    def penalty() -> Tensor:
+        random = Random.at(0, torch.arange(3))
+        return R1(weight=1.0).judge(lambda x: network(x, T, LABELS, "logits"), real, random)[1].sum()
+
+    gradients = torch.autograd.grad(penalty(), parameters, materialize_grads=True)  # a last bias shifts no slope
+    ours = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    with torch.no_grad():
+        values = []
+        for step in (1e-5, -2e-5):
+            torch._foreach_add_(parameters, directions, alpha=step)
+            with torch.enable_grad():
+                values.append(float(penalty()))
+    assert ours == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
+
+
+def test_adaptive_noise_follows_the_discriminator() -> None:
+    """By the images since the last move, up while it is sure of the real samples, within its bounds; blind to nan."""
+    noise = AdaptiveNoise(low=0.1, high=0.9, images=1000)
+    share, images = noise.start().values()
+    assert (float(share), float(images)) == (0.1, 0.0)
+    seen = []
+    for certainty, at in ((1.0, 0), (0.7, 200), (0.7, 200), (0.5, 300), (float("nan"), 400), (1.0, 5000), (-1, 9000)):
+        noise.adapt(share, images, torch.tensor(certainty), at)
+        seen.append(float(share))
+    assert seen == pytest.approx([0.1, 0.3, 0.3, 0.2, 0.2, 0.9, 0.1])
+    law, u = Karras(), torch.tensor([0.1, 0.9], dtype=torch.float64)
+    assert torch.equal(Upto(law, share).nsr(u, EDM()), law.nsr(u * share, EDM()))
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: R1(weight=-1.0), "weight: must be at least 0, got -1.0"),
+        (lambda: R1(noise=-1.0), "noise: must be at least 0, got -1.0"),
+        (lambda: AdaptiveNoise(low=0.0), "low, high: must satisfy 0 < low <= high <= 1, got 0.0 and 1.0"),
+        (lambda: AdaptiveNoise(images=0), "images: must be positive, got 0"),
+    ],
+)
+def test_settings_out_of_range(make: Callable[[], object], line: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        make()

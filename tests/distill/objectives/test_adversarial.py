@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from distill import EDM
-from distill.discriminator import deceive_loss
-from distill.objectives import SiDA, l1_normaliser
+from distill import EDM, UserError
+from distill.discriminator import R1, AdaptiveNoise, deceive_loss
+from distill.objectives import (
+    DMD2,
+    Batch,
+    Denoisers,
+    FDistill,
+    Objective,
+    Scores,
+    SiDA,
+    UniInstruct,
+    l1_normaliser,
+)
+from distill.objectives.f_distill import WEIGHTS, density_ratio
+from distill.times import Karras
 from tests.distill.objectives.test_contract import make
 from tests.toys import gradients
 
@@ -48,3 +64,141 @@ def test_sida_reductions(reduction: str) -> None:
 
     (mine,), (theirs,) = gradients(ours, case.x), gradients(published, case.x)
     assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_uni_instruct_under_reverse_kl_is_sida_unmixed() -> None:
+    case = make(SiDA(), EDM())
+    sida = SiDA().generator_loss(case.nets, case.x, case.batch)
+    uni = UniInstruct(divergence="reverse_kl")
+    batch = replace(case.batch, mean=lambda values: values.mean(0))
+    ours = uni.generator_loss(case.nets, case.x, batch)
+    assert torch.allclose(ours["uni_instruct"], 2 * sida["sid"], rtol=1e-5)
+    theirs = replace(SiDA(), reduction="rank").generator_loss(case.nets, case.x, batch)
+    assert torch.allclose(ours["adversarial"], 2 * theirs["adversarial"], rtol=1e-5)
+    early = uni.generator_loss(case.nets, case.x, replace(batch, images=199_999))
+    assert list(early) == ["uni_instruct"] and torch.allclose(early["uni_instruct"], 2 * sida["sid"], rtol=1e-5)
+    assert [uni.trains_generator(images) for images in (99_999, 100_000)] == [False, True]
+
+
+@pytest.mark.parametrize("objective", [FDistill(divergence="forward_kl", bins=1), UniInstruct()], ids=["f", "uni"])
+def test_ratios_weight_the_samples(objective: FDistill | UniInstruct) -> None:
+    """By exp(logit) over its mean; the weight carries no graph."""
+    case = make(UniInstruct(), EDM())  # for the plainer discriminator
+    batch = replace(case.batch, mean=lambda values: values.mean(0))
+    nets = replace(case.nets, memory=objective.new_memory())
+    plain = replace(objective, divergence="reverse_kl")
+    ours, theirs = (next(iter(each.generator_loss(nets, case.x, batch).values())) for each in (objective, plain))
+    s = objective.scores(case.nets, case.x, batch, objective.times, logits=True)
+    assert s.logits is not None
+    ratio = s.logits.detach().flatten(1).mean(1).exp()
+    weight = ratio / ratio.mean()
+    assert weight.std() > 0.1
+    assert torch.allclose(ours, weight * theirs, rtol=1e-4)
+    mine, plainly = (torch.autograd.grad(each.sum(), case.x, retain_graph=True)[0] for each in (ours, theirs))
+    assert torch.allclose(mine, weight[:, None, None, None] * plainly, rtol=1e-4, atol=1e-4)
+
+
+def test_density_ratio() -> None:
+    logits = torch.tensor([[1.0, 3.0], [-50.0, 20.0], [40.0, 12.0]], requires_grad=True)
+    assert density_ratio(logits).tolist() == pytest.approx([math.exp(2), 1.0, math.exp(10)], rel=1e-6)
+    assert density_ratio(logits, 2.0, 20.0).tolist() == pytest.approx([math.exp(2), 2.0, 20.0], rel=1e-6)
+    assert not density_ratio(logits).requires_grad
+
+
+def test_ratio_by_time_bins() -> None:
+    """Deciles of the law of times; a mean that remembers; empty bins and broken numbers leave it as it is."""
+    objective, nsr = FDistill(memory=0.5, ratio_range=(1e-3, 1e3)), torch.tensor([0.01, 0.011, 3.0, 30.0])
+    nets = Denoisers(EDM(), None, None, memory=objective.new_memory())  # type: ignore[arg-type]
+    batch = Batch(torch.zeros(4, 1), None)  # type: ignore[arg-type]
+
+    def normalised(*ratios: float) -> list[float]:
+        logits = torch.tensor(ratios).log()[:, None]
+        return objective.normalised_ratio(nets, Scores(nsr, nsr, nsr.double(), nsr, logits), batch).tolist()
+
+    edges = objective.times.nsr(torch.arange(1, 10).double() / 10, EDM())
+    first, middle, last = torch.bucketize(torch.tensor([0.01, 3.0, 30.0]).double(), edges).tolist()
+    assert 0 <= first < middle < last < 10
+    assert normalised(2, 4, 5, 0.5) == pytest.approx([2 / 2, 4 / 2, 5 / 3, 0.5 / 0.75], rel=1e-5)
+    assert normalised(2, 4, 5, 0.5) == pytest.approx([2 / 2.5, 4 / 2.5, 5 / 4, 0.5 / 0.625], rel=1e-5)
+    memory = nets.memory["ratio"].clone()
+    assert memory[[first, middle, last]].tolist() == pytest.approx([2.5, 4, 0.625])
+    assert memory.sum() == pytest.approx(7 + 7.125)
+    normalised(float("nan"), 1, 4, 0.625)
+    assert torch.equal(nets.memory["ratio"], memory)
+
+
+def test_weights_by_value() -> None:
+    """h(r) = r^2 f''(r), by automatic differentiation of the divergences' own f."""
+    divergences = {
+        "reverse_kl": lambda r: -r.log(),
+        "forward_kl": lambda r: r * r.log(),
+        "js": lambda r: r * r.log() - (1 + r) * ((1 + r) / 2).log(),
+        "softened_reverse_kl": lambda r: (1 + r) * ((1 + r) / r).log(),
+        "neyman": lambda r: 1 / r,
+        "squared_hellinger": lambda r: 1 - r.sqrt(),
+        "jeffreys": lambda r: (r - 1) * r.log(),
+    }
+    assert divergences.keys() == WEIGHTS.keys()
+    r = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
+    for name, f in divergences.items():
+        curvature = torch.func.vmap(torch.func.grad(torch.func.grad(f)))(r)
+        assert torch.allclose(WEIGHTS[name](r), r**2 * curvature, rtol=1e-12), name  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("objective", "fake_phase", "generator_phase"),
+    [
+        (SiDA(), ["both", "logits"], ["both"]),
+        (UniInstruct(), ["both", "logits"], ["both"]),
+        (DMD2(), ["both", "logits"], ["x0", "logits"]),
+        (DMD2(judge_times=Karras()), ["x0", "logits", "logits"], ["x0", "logits"]),
+        (DMD2(noise=AdaptiveNoise()), ["x0", "logits", "logits"], ["x0", "logits"]),
+        (FDistill(r1=R1(weight=1.0)), ["both", "logits"], ["both", "logits"]),
+        (FDistill(r1=R1(weight=1.0, noise=0.1)), ["both", "logits", "logits"], ["both", "logits"]),
+    ],
+)
+def test_passes_through_the_fake(objective: Objective, fake_phase: list[str], generator_phase: list[str]) -> None:
+    """Real samples, and what is only judged, go no further than the tap; so SiDA costs 11 F and 3 encoders."""
+    case = make(objective, EDM())
+    wants: list[str] = []
+
+    def fake(x_t: Tensor, t: Tensor, cond: Tensor, want: str = "x0") -> Any:
+        wants.append(want)
+        return case.nets.fake(x_t, t, cond, want)
+
+    nets = replace(case.nets, fake=fake)
+    objective.fake_loss(nets, case.x, case.batch)
+    assert wants == fake_phase
+    wants.clear()
+    objective.generator_loss(nets, case.x, case.batch)
+    assert wants == generator_phase
+
+
+def test_dmd2_asks_its_discriminator_where_its_law_says() -> None:
+    """Adaptive noise keeps to the low end of the law, moves, and serves both phases."""
+    objective = DMD2(noise=AdaptiveNoise(low=0.2, images=100))
+    case = make(objective, EDM())
+    top = float(objective.fake_times.nsr(torch.tensor(0.2).double(), EDM()))
+    batch = replace(case.batch, images=10, mean=lambda values: torch.tensor(0.9))
+    objective.fake_loss(case.nets, case.x, batch)
+    assert case.nets.memory["share"].item() == pytest.approx(0.3)
+    (_, denoised, _), (_, judged, _), (_, real, _) = case.calls
+    assert float(judged.max()) < top < float(denoised.max()) and torch.equal(judged, real)
+    case.calls.clear()
+    objective.generator_loss(case.nets, case.x, batch)
+    higher = float(objective.fake_times.nsr(torch.tensor(0.3).double(), EDM()))
+    assert float(case.calls[2][1].max()) < higher
+
+
+@pytest.mark.parametrize(
+    ("make_one", "line"),
+    [
+        (lambda: SiDA(mix=1.5), "mix: must be in [0, 1], got 1.5"),
+        (lambda: FDistill(ratio_range=(0.0, 1.0)), "ratio_range: must rise from above 0, got [0.0, 1.0]"),
+        (lambda: FDistill(bins=0), "bins: must be at least 1, got 0"),
+        (lambda: FDistill(memory=1.0), "memory: must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_settings_out_of_range(make_one: Callable[[], Objective], line: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        make_one()

@@ -34,7 +34,7 @@ class Case:
 class Watched(Denoiser):
     """Notes the arguments of each of its calls, of whatever kind."""
 
-    calls: list[tuple[Tensor, Tensor, Tensor]]
+    calls: list[tuple[Tensor, Tensor, Tensor]] = []  # noqa: RUF012  of a build; each case has its own
 
     def _run(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         self.calls.append((x_t, t, cond))
@@ -44,7 +44,7 @@ class Watched(Denoiser):
 def make(objective: Objective, path: Path, seed: int = 0, rows: slice = slice(0, 4), bf16: bool = False) -> Case:
     """Samples `rows` of a run under `seed`; networks and x depend on neither but for the rows."""
     autocast = torch.bfloat16 if bf16 else None
-    teacher, inner = (Watched(Tanh(SIZE, s), path, "v", autocast_dtype=autocast) for s in (1, 2))
+    teacher, inner = (Watched(Tanh(SIZE, s, shape=SHAPE), path, "v", autocast_dtype=autocast) for s in (1, 2))
     if bf16:
         teacher.network.bfloat16()
     torch.manual_seed(3)

@@ -12,16 +12,19 @@ from distill import EDM, VP, Flow, Path, Random
 from distill.denoiser import Condition
 from distill.discriminator import Want
 from distill.objectives import (
+    DMD2,
     FGM,
     SIM,
     Batch,
     Denoisers,
     DiffInstruct,
+    FDistill,
     Objective,
     RealUID,
     ScoreMismatching,
     SiD,
     SiDA,
+    UniInstruct,
 )
 from distill.objectives.sim import Exponential, Huber, SquaredL2
 from distill.prediction import Kind, coefficients, from_x0
@@ -43,6 +46,9 @@ OBJECTIVES = {
     "fgm_both": FGM(first=1.0),
     "sida": SiDA(),
     "realuid": RealUID(),
+    "dmd2": DMD2(),
+    "f_distill": FDistill(),
+    "uni_instruct": UniInstruct(),
 }
 
 

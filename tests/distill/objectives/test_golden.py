@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distill import EDM, Denoiser, Flow
 from distill.discriminator import ChannelMean, deceive_loss, judge_loss
 from distill.objectives import (
+    DMD2,
     FGM,
     Batch,
     Denoisers,
@@ -56,6 +57,7 @@ class Toy(nn.Module):
     """D(x, s) = x/(1+s^2) + s/(1+s) tanh(x W + b); `time` is EDM's 250 ln s. Its encoder is asked, and not used."""
 
     taps: ClassVar[dict[str, str]] = {"encoder": "encoder", "middle": "encoder"}
+    shape, classes = (2, 3, 3), 0
 
     def __init__(self, weight: Tensor, bias: Tensor, encoder: Tensor) -> None:
         super().__init__()
@@ -139,6 +141,24 @@ def test_dmd(source: str, floor: float) -> None:
     floored = 1 / (1 + floor * l1_normaliser(x, teacher))
     assert_same((floored**2 * loss).sum()[None] / x.numel(), golden["loss"])
     assert_same(torch.autograd.grad((floored * loss).sum(), x)[0] / x.numel(), golden["grad_x0"])
+
+
+def test_dmd2() -> None:
+    """DMD's term and the fake's loss at the authors' own times; they average over elements."""
+    golden, nets, _, x = load("dmd_generator_dmd2")
+    objective = DMD2()
+    index = golden["timestep"].double()
+    assert_same(objective.times.nsr((index - 20) / 960, EDM()).float(), golden["sigma"])
+    critic = with_critic(objective, nets)
+    term = objective.generator_loss(critic, x, batch(golden, (index - 20) / 960))["dmd"]
+    assert_same(term.sum()[None] / x.numel(), golden["loss"])
+    assert_same(torch.autograd.grad(term.sum(), x)[0] / x.numel(), golden["grad_x0"])
+
+    golden, nets, network, x = load("dmd2_fake")
+    at = replace(batch(golden, golden["timestep"].double() / 999), real=golden["real"])
+    loss = objective.fake_loss(with_critic(objective, nets), x, at)["denoising"]
+    assert_same(loss.sum()[None] / x.numel(), golden["loss"])
+    assert_same(torch.autograd.grad(loss.sum(), network.weight)[0] / x.numel(), golden["grad_fake_weight"])
 
 
 def test_fake() -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distill import EDM, Flow, Path
+from distill.discriminator import deceive_loss
 from distill.objectives import (
     FGM,
     SIM,
@@ -27,7 +28,10 @@ from distill.objectives import (
     RealUID,
     ScoreMismatching,
     SiD,
+    diff_instruct_loss,
 )
+from distill.objectives.adversarial import logits_at
+from distill.objectives.f_distill import WEIGHTS
 from distill.objectives.sim import Exponential, Huber, Power, PseudoHuber, SquaredL2
 from distill.weights import GeneratorWeight, generator_weight
 from tests.toys import ALL_OBJECTIVES, ALL_PATHS, At, ExactCritic, Normal, given, gradients, hermite
@@ -293,6 +297,45 @@ def test_numbers_computed_elsewhere() -> None:
     ours_b, ours_a = expected_gradients(EDM(), DiffInstruct(times=At(sigma)), own, ONE)
     assert (ours_a / sigma**2).item() == pytest.approx(-0.31904, abs=6e-6)
     assert (ours_b / sigma**2).item() == pytest.approx(0.30043, abs=6e-6)
+
+
+F_DIVERGENCES = {
+    "reverse_kl": (-0.31904, 0.30043),
+    "forward_kl": (-0.92646, 0.61947),
+    "js": (-0.19209, 0.16898),
+    "softened_reverse_kl": (-0.12695, 0.13145),
+    "squared_hellinger": (-0.11381, 0.09456),
+    "jeffreys": (-1.24550, 0.91990),
+    "neyman": (-0.49072, 0.53158),
+}
+"""(d/da, d/db) computed elsewhere, as below."""
+
+
+def ratio_weighted(divergence: str) -> Loss:
+    """h(r) -<gap, x> with the exact ratio, held constant."""
+
+    def loss(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
+        s = objective.scores(nets, x, batch, At(0.8), logits=True)
+        assert s.logits is not None
+        h = WEIGHTS[divergence](s.logits[:, 0].exp())  # type: ignore[index]
+        return h.detach() * diff_instruct_loss(x, s.teacher, s.fake)
+
+    return loss
+
+
+def adversarial(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
+    """The generator's adversarial term alone, in units in which its gradient is that of its divergence's row."""
+    return 0.8**2 * deceive_loss(logits_at(nets, x, batch, At(0.8)))
+
+
+@pytest.mark.parametrize("divergence", [*WEIGHTS, "adversarial"])
+def test_f_divergences(divergence: str) -> None:
+    """The non-saturating adversarial term under the best discriminator is the softened reverse KL divergence."""
+    loss = adversarial if divergence == "adversarial" else ratio_weighted(divergence)
+    ours_b, ours_a = expected_gradients(EDM(), DiffInstruct(), loss, ONE, dense)
+    d_a, d_b = F_DIVERGENCES["softened_reverse_kl" if divergence == "adversarial" else divergence]
+    assert (ours_a / 0.8**2).item() == pytest.approx(d_a, abs=6e-6)
+    assert (ours_b / 0.8**2).item() == pytest.approx(d_b, abs=6e-6)
 
 
 @pytest.mark.parametrize("kappa", [1.2, 1.5])
