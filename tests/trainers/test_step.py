@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.tiny import experiment, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, distillation, experiment, recipe, teacher_recipe
 from trainers.loop import build
 from trainers.run import Optimizer
 from trainers.session import Session
@@ -304,7 +304,7 @@ def test_no_value_is_read_by_the_host(
 META = torch.device("meta")  # has shapes and no values: whatever reads one fails
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", DISTILLATIONS)
 @pytest.mark.parametrize("changes", [{}, {"reuse_samples": True, "max_grad_norm": 1.0}, {"micro_batches": 2}])
 def test_a_step_needs_nothing_back_from_the_device(
     objective: str, changes: dict[str, Any], teachers: Path, monkeypatch: pytest.MonkeyPatch
@@ -312,7 +312,7 @@ def test_a_step_needs_nothing_back_from_the_device(
     """On the CPU a copy to the host goes unseen; on this device it is refused."""
     monkeypatch.setattr(Accelerator, "device", META)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # which meta has not
-    session = session_of(recipe(teachers / OBJECTIVES[objective], objective=objective, **changes))
+    session = session_of(distillation(objective, teachers, **changes))
     for player in session.state.players.values():
         monkeypatch.setattr(player.optimizer, "step", lambda: None)  # nor fused optimizers
     advance(session)
