@@ -178,6 +178,6 @@ class AdaptiveNoise:
 
     def adapt(self, share: Tensor, last: Tensor, certainty: Tensor, images: int) -> None:
         """Move `share` by the images since the `last` move; `certainty` is the mean of sign(l(real)) over all ranks."""
-        direction = (certainty - self.target).sign().nan_to_num()
+        direction = (certainty - self.target).sign()  # 0 of nan
         share.add_(direction * (images - last) / self.images).clamp_(self.low, self.high)
         last.fill_(images)

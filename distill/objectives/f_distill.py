@@ -96,8 +96,7 @@ class FDistill(Objective):
         edges = self.times.nsr(bins[1:].to(nsr.dtype) / self.bins, nets.path)
         index = torch.bucketize(nsr, edges)
         inside = (index[:, None] == bins).to(ratio.dtype)
-        share, total = batch.mean(inside), batch.mean(inside * ratio[:, None])
-        known = nets.memory["ratio"]
-        now = torch.where(share > 0, self.memory * known + (1 - self.memory) * total / share, known)
-        known.copy_(torch.where(now.isfinite(), now, known))  # an update that is skipped leaves nothing behind
+        mean, known = batch.mean(inside * ratio[:, None]) / batch.mean(inside), nets.memory["ratio"]
+        now = self.memory * known + (1 - self.memory) * mean
+        known.copy_(torch.where(now.isfinite(), now, known))  # 0/0 in an empty bin; nan in an update to be skipped
         return ratio / known[index].to(ratio.dtype)

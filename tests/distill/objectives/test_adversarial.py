@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill import EDM, UserError
-from distill.discriminator import R1, AdaptiveNoise, deceive_loss
+from distill.discriminator import R1, AdaptiveNoise, deceive_loss, judge_loss
 from distill.objectives import (
     DMD2,
     Batch,
@@ -25,7 +25,7 @@ from distill.objectives import (
     UniInstruct,
     l1_normaliser,
 )
-from distill.objectives.f_distill import WEIGHTS, density_ratio
+from distill.objectives.f_distill import WEIGHTS, Divergence, density_ratio
 from distill.times import Karras
 from tests.distill.objectives.test_contract import make
 from tests.toys import gradients
@@ -80,9 +80,11 @@ def test_uni_instruct_under_reverse_kl_is_sida_unmixed() -> None:
     assert [uni.trains_generator(images) for images in (99_999, 100_000)] == [False, True]
 
 
-@pytest.mark.parametrize("objective", [FDistill(divergence="forward_kl", bins=1), UniInstruct()], ids=["f", "uni"])
-def test_ratios_weight_the_samples(objective: FDistill | UniInstruct) -> None:
-    """By exp(logit) over its mean; the weight carries no graph."""
+@pytest.mark.parametrize("objective", [FDistill(bins=1), UniInstruct()], ids=["f_distill", "uni_instruct"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "jeffreys"])
+def test_ratios_weight_the_samples(objective: FDistill | UniInstruct, divergence: Divergence) -> None:
+    """By h(exp(logit)) over its mean; the weight carries no graph. One bin divides by the mean first."""
+    objective = replace(objective, divergence=divergence)
     case = make(UniInstruct(), EDM())  # for the plainer discriminator
     batch = replace(case.batch, mean=lambda values: values.mean(0))
     nets = replace(case.nets, memory=objective.new_memory())
@@ -91,8 +93,11 @@ def test_ratios_weight_the_samples(objective: FDistill | UniInstruct) -> None:
     s = objective.scores(case.nets, case.x, batch, objective.times, logits=True)
     assert s.logits is not None
     ratio = s.logits.detach().flatten(1).mean(1).exp()
-    weight = ratio / ratio.mean()
-    assert weight.std() > 0.1
+    if isinstance(objective, FDistill):
+        ratio = ratio / ratio.mean()
+    weight = WEIGHTS[divergence](ratio)
+    weight = weight / weight.mean()
+    assert weight.std() > 0.05
     assert torch.allclose(ours, weight * theirs, rtol=1e-4)
     mine, plainly = (torch.autograd.grad(each.sum(), case.x, retain_graph=True)[0] for each in (ours, theirs))
     assert torch.allclose(mine, weight[:, None, None, None] * plainly, rtol=1e-4, atol=1e-4)
@@ -172,6 +177,30 @@ def test_passes_through_the_fake(objective: Objective, fake_phase: list[str], ge
     wants.clear()
     objective.generator_loss(nets, case.x, case.batch)
     assert wants == generator_phase
+
+
+@pytest.mark.parametrize("objective", [DMD2(), FDistill()], ids=["dmd2", "f_distill"])
+def test_adversarial_terms_count_elements(objective: DMD2 | FDistill) -> None:
+    """With the weights that the authors give for losses averaged over elements; R1 is of the discriminator's loss."""
+    case = make(UniInstruct(), EDM())  # for the plainer discriminator
+    case.nets = replace(case.nets, memory=objective.new_memory())
+    draw = case.batch.random.stream("judge")
+    x_t, t, _ = EDM().draw(case.x, objective.fake_times, draw)
+    ours = objective.generator_loss(case.nets, case.x, case.batch)["adversarial"]
+    logits = case.nets.fake(x_t, t, case.batch.cond, "logits")
+    assert torch.allclose(ours, 18 * objective.adversarial * deceive_loss(logits), rtol=1e-5)
+
+    assert case.batch.real is not None
+    x_t, t, noise = EDM().draw(case.x.detach(), objective.fake_times, case.batch.random.stream("fake"))
+    real_t = (case.batch.real + noise * t[:, None, None, None]).float()
+    both = [case.nets.fake(value, t, case.batch.cond, "logits") for value in (x_t, real_t)]
+    for weight in (0.0, 1e3):
+        loss = replace(objective, r1=R1(weight=weight)).fake_loss(case.nets, case.x, case.batch)["discriminator"]
+        real = case.batch.real.clone().requires_grad_()
+        judged = case.nets.fake(EDM().diffuse(real, t, noise), t, case.batch.cond, "logits")
+        (slope,) = torch.autograd.grad(judged.flatten(1).mean(1).sum(), real)
+        wanted = torch.stack(judge_loss(*both)).sum(0) + weight / 2 * (slope**2).flatten(1).sum(1)
+        assert torch.allclose(loss, 18 * objective.discriminator * wanted, rtol=1e-4)
 
 
 def test_dmd2_asks_its_discriminator_where_its_law_says() -> None:
