@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,10 @@ class Denoiser(nn.Module):
     """An estimate of the clean sample.
 
     `network(x [B, ...], time [B], cond)` returns what `prediction` names, [B, ...]. It is handed the input scale of
-    EDM's preconditioning where that is the prediction, and `path.network_time(t)`. Under `autocast_dtype` only the
-    network runs in low precision: preconditioning and the conversion to x0 stay in the dtype of x_t, float32 or
-    better. Raises UserError for an unknown prediction kind.
+    EDM's preconditioning where that is the prediction, and `path.network_time(t)`. Its attribute `null`, if it has one,
+    is the null condition of one sample. Under `autocast_dtype` only the network runs in low precision: preconditioning
+    and the conversion to x0 stay in the dtype of x_t, float32 or better. With `latents` its samples are no pixels: they
+    need a decoder to be seen. Raises UserError for an unknown prediction kind.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Denoiser(nn.Module):
         prediction: Kind,
         sigma_data: float = 0.5,
         autocast_dtype: torch.dtype | None = None,
+        latents: bool = False,
     ) -> None:
         super().__init__()
         if prediction not in KINDS:
@@ -43,6 +45,18 @@ class Denoiser(nn.Module):
         self.prediction: Kind = prediction
         self.sigma_data = sigma_data
         self.autocast_dtype = autocast_dtype
+        self.latents = latents
+
+    @property
+    def null_cond(self) -> Any:
+        """The null condition of one sample, as its network states it: a label, a tensor, a mapping; None if none."""
+        return getattr(self.network, "null", None)
+
+    def null(self, cond: Condition) -> Condition:
+        """The null condition in the form of `cond` [B, ...]: what stood for no condition in the network's training."""
+        if isinstance(cond, Mapping):
+            return {name: _like(self.null_cond[name], value) for name, value in cond.items()}
+        return None if cond is None else _like(self.null_cond, cond)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
         """x0 [B, ...] for `x_t` [B, ...] at `t` [B] on the path; float32, or float64 when x_t is."""
@@ -76,6 +90,12 @@ class Denoiser(nn.Module):
         with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             output = cast(Tensor, self.network(x_in, time, cond))
         return c.from_x_t * x_t + c.from_output * output.to(x_t.dtype)
+
+
+def _like(one: int | Tensor, many: Tensor) -> Tensor:
+    if isinstance(one, int):
+        return torch.full_like(many, one)
+    return one.to(many.device, many.dtype).expand_as(many)
 
 
 class _Enough(Exception):

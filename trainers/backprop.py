@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,8 +87,11 @@ class OneByOne(Joint):
         self.leaf = torch.empty(0)
 
     def through(self, nets: Denoisers) -> Denoisers:
-        teacher, fake = _Recorded(nets.teacher, self.calls), _Recorded(nets.fake, self.calls)
-        return replace(nets, teacher=cast(Denoiser, teacher), fake=fake)
+        def recorded(network: Callable[..., Any]) -> Any:
+            return _Recorded(network, self.calls)
+
+        frozen = {name: recorded(net) if isinstance(net, Denoiser) else net for name, net in nets.frozen.items()}
+        return replace(nets, teacher=recorded(nets.teacher), fake=recorded(nets.fake), frozen=frozen)
 
     def cut(self, samples: Tensor) -> Tensor:
         self.calls.clear()

@@ -209,11 +209,14 @@ class TeacherRun(Experiment):
     sigma_data: float = 0.5
     times: Times = LogNormal()
     weight: Weight = "edm"
+    label_dropout: float = 0.0  # probability that a label becomes the null condition, which guidance needs
     optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.99))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "sigma_data")
+        if not 0 <= self.label_dropout < 1:
+            raise UserError(f"label_dropout: must be at least 0 and below 1, got {self.label_dropout}")
         self.times.check(self.path)
         reserved = {"sample_size", "in_channels", "out_channels", "num_class_embeds"} & set(self.network)
         if reserved:

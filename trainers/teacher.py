@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
+from distill.guidance import dropped
 from distill.objectives import denoising_loss
 from distill.teachers import build_unet, save_denoiser
 from trainers.data import Dataset
@@ -36,6 +37,8 @@ def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
         batch = batches.micro("teacher", state.images, micro)
         assert batch.real is not None
         x0, cond, random = batch.real, batch.cond, batch.random
+        if run.label_dropout:
+            cond = dropped(cond, denoiser.null(cond), run.label_dropout, random)
         terms = denoising_loss(player.module, run.path, x0, cond, run.times, run.weight, random, run.sigma_data)
         return {"denoising": terms}
 
@@ -51,7 +54,11 @@ def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:
     channels, height, width = dataset.shape
     size = height if height == width else (height, width)
     shape = {"sample_size": size, "in_channels": channels, "out_channels": channels}
-    network = build_unet({**run.network, **shape, "num_class_embeds": dataset.classes or None})
+    if run.label_dropout and not dataset.classes:
+        raise UserError(f"label_dropout: {dataset.name} has no labels to drop; set it to 0")
+    null = dataset.classes if run.label_dropout else None
+    embeddings = dataset.classes + (null is not None)
+    network = build_unet({**run.network, **shape, "num_class_embeds": embeddings or None}, null)
     return Denoiser(network, run.path, run.prediction, run.sigma_data)
 
 

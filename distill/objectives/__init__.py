@@ -1,10 +1,13 @@
 """One paper, one file. The names recipes use are the keys of OBJECTIVES."""
 
+from distill.objectives.autoguided import Autoguided
+from distill.objectives.decoupled import Decoupled, guidance_loss
 from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
 from distill.objectives.dmd import dmd_loss
 from distill.objectives.dmd2 import DMD2
 from distill.objectives.f_distill import FDistill
 from distill.objectives.fgm import FGM, fgm_loss, velocity_weight
+from distill.objectives.guided import Guided
 from distill.objectives.objective import (
     Batch,
     Denoisers,
@@ -21,6 +24,7 @@ from distill.objectives.sid import SiD, sid_loss
 from distill.objectives.sida import SiDA
 from distill.objectives.sim import DISTANCES, SIM, Distance, sim_loss
 from distill.objectives.uni_instruct import UniInstruct
+from distill.objectives.wrapper import Wrapper
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "sid": SiD,
@@ -33,6 +37,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "fgm": FGM,
     "realuid": RealUID,
     "score_mismatching": ScoreMismatching,
+    "guided": Guided,
+    "decoupled": Decoupled,
+    "autoguided": Autoguided,
 }
 
 __all__ = [
@@ -41,11 +48,14 @@ __all__ = [
     "FGM",
     "OBJECTIVES",
     "SIM",
+    "Autoguided",
     "Batch",
+    "Decoupled",
     "Denoisers",
     "DiffInstruct",
     "Distance",
     "FDistill",
+    "Guided",
     "Objective",
     "Pairs",
     "RealUID",
@@ -54,10 +64,12 @@ __all__ = [
     "SiD",
     "SiDA",
     "UniInstruct",
+    "Wrapper",
     "denoising_loss",
     "diff_instruct_loss",
     "dmd_loss",
     "fgm_loss",
+    "guidance_loss",
     "l1_normaliser",
     "noise_loss",
     "per_sample",

@@ -2,7 +2,8 @@
 F [B, C, H, W]. Their state dicts are those of the published checkpoints.
 
 `cond` is labels int64 [B], or None, or for EDM a mapping of `labels` and `augment` [B, augment_dim]. A label outside
-0 ... classes-1 is the null condition: a row of zeros in place of the one-hot row.
+0 ... classes-1 is the null condition: a row of zeros in place of the one-hot row. `null` is `classes` where the network
+was trained with it, else None.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class EDMNet(nn.Module):
         self.taps = _taps("model", self.model)
         self.shape = _shape(settings)
         self.classes: int = settings.get("label_dim", 0)
+        self.null: int | None = None
         self.augment_dim: int = settings.get("augment_dim", 0)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
@@ -68,6 +70,7 @@ class EDM2Net(nn.Module):
         self.taps = _taps("unet", self.unet)
         self.shape = _shape(settings)
         self.classes: int = settings.get("label_dim", 0)
+        self.null: int | None = None
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         labels = _one_hot(cast("Tensor | None", cond), x, self.classes)

@@ -2,7 +2,8 @@
 
 The JSON states the path, the prediction kind, sigma_data, and what kind of network it is: without `network` a
 UNet2DModel, which diffusers reads from `unet/`; with it the name and the settings of EDM's or EDM2's, whose weights are
-`network.safetensors` under their published names. `shape` and `classes` are for readers.
+`network.safetensors` under their published names. `null` is the label of the null condition, where the network was
+trained with one, and `latents` true where its samples are no pixels. `shape` and `classes` are for readers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
 from distill.paths import PATHS, Path
-from distill.prediction import KINDS, Kind
+from distill.prediction import KINDS
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.unet import UNet, load_unet
 
@@ -38,7 +39,11 @@ class Network(Protocol):
 
     @property
     def classes(self) -> int:
-        """Number of class labels; 0 when unconditional."""
+        """Number of class labels, that of the null condition left out; 0 when unconditional."""
+
+    @property
+    def null(self) -> int | None:
+        """The label of the null condition, the one after the classes; None where there is none."""
 
 
 def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
@@ -55,6 +60,10 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
         "shape": network.shape,
         "classes": network.classes,
     }
+    if network.null is not None:
+        description["null"] = network.null
+    if denoiser.latents:
+        description["latents"] = True
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(network, UNet):
         network.unet.save_pretrained(folder / "unet")
@@ -71,9 +80,13 @@ def load_denoiser(folder: str | FilePath) -> Denoiser:
     folder = FilePath(folder)
     if not folder.is_dir():
         raise UserError(f"teacher: no folder '{folder}'; `distill teacher RECIPE` trains one")
-    settings, path, prediction, sigma_data = _read_description(folder / DESCRIPTION)
-    network = load_unet(folder / "unet") if settings is None else _load_network(settings, folder)
-    return Denoiser(network, path, prediction, sigma_data).eval()
+    file = folder / DESCRIPTION
+    settings, null, path, arguments = _read_description(file)
+    network: Any = load_unet(folder / "unet") if settings is None else _load_network(settings, folder)
+    network.null = null
+    if null is not None and not (isinstance(null, int) and null == network.classes > 0):
+        raise UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
+    return Denoiser(network, path, **arguments).eval()
 
 
 def build_network(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> EDMNet | EDM2Net:
@@ -108,18 +121,24 @@ def _load_network(settings: Mapping[str, Any], folder: FilePath) -> nn.Module:
         raise UserError(f"teacher: '{folder}': {error}") from error
 
 
-def _read_description(file: FilePath) -> tuple[dict[str, Any] | None, Path, Kind, float]:
+def _read_description(file: FilePath) -> tuple[dict[str, Any] | None, Any, Path, dict[str, Any]]:
+    """The network's settings, the null condition, the path, and the further arguments of Denoiser."""
     try:
         description = json.loads(file.read_text())
         fields, prediction = dict(description["path"]), description["prediction"]
-        name = fields.pop("name")
-        for what, given, allowed in (("path", name, tuple(PATHS)), ("prediction", prediction, KINDS)):
+        name, latents = fields.pop("name"), description.get("latents", False)
+        for what, given, allowed in (
+            ("path", name, tuple(PATHS)),
+            ("prediction", prediction, KINDS),
+            ("latents", json.dumps(latents), ("true", "false")),
+        ):
             if given not in allowed:
                 raise UserError(f"{what}: must be one of {', '.join(allowed)}, got {given!r}")
         path = PATHS[name](**fields)
         path.time(torch.ones(1))  # a field of a wrong type fails here
         network = dict(description["network"]) if "network" in description else None
-        return network, path, prediction, float(description["sigma_data"])
+        arguments = {"prediction": prediction, "sigma_data": float(description["sigma_data"]), "latents": latents}
+        return network, description.get("null"), path, arguments
     except FileNotFoundError as error:
         raise UserError(f"teacher: '{file}' is missing; it states path and prediction kind of the network") from error
     except UserError as error:

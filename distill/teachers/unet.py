@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 
 class UNet(nn.Module):
-    """UNet2DModel behind the denoiser's interface: (x [B, C, H, W], time [B], labels int64 [B] or None)."""
+    """UNet2DModel behind the denoiser's interface: (x [B, C, H, W], time [B], labels int64 [B] or None).
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    `null` is the label of the null condition, which is the network's last; None where there is none.
+    """
+
+    def __init__(self, unet: UNet2DModel, null: int | None = None) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.null = unet, null
         self.taps = {"encoder": f"unet.down_blocks.{len(unet.down_blocks) - 1}", "middle": "unet.mid_block"}
 
     @property
@@ -32,19 +35,19 @@ class UNet(nn.Module):
 
     @property
     def classes(self) -> int:
-        """Number of class labels; 0 when unconditional."""
-        return self.unet.config["num_class_embeds"] or 0
+        """Number of class labels, that of the null condition left out; 0 when unconditional."""
+        return (self.unet.config["num_class_embeds"] or 0) - (self.null is not None)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         return cast(Tensor, self.unet(x, time, class_labels=cond, return_dict=False)[0])
 
 
-def build_unet(config: Mapping[str, Any]) -> UNet:
+def build_unet(config: Mapping[str, Any], null: int | None = None) -> UNet:
     """A freshly initialised UNet2DModel from its config; raises UserError when diffusers refuses it."""
     from diffusers import UNet2DModel
 
     try:
-        return UNet(UNet2DModel(**config))
+        return UNet(UNet2DModel(**config), null)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"unet: diffusers refuses this UNet2DModel config: {one_line(error)}") from error
 
