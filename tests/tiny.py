@@ -38,10 +38,10 @@ NETWORK = {
 SHAPE = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "num_class_embeds": 10}
 
 
-def tiny_denoiser(kind: str = "edm", **network: Any) -> Denoiser:
+def tiny_denoiser(kind: str = "edm", null: int | None = None, **network: Any) -> Denoiser:
     """A random denoiser of the digits, all its weights moved from their initial values (some of which are zero)."""
     torch.manual_seed(0)
-    unet = build_unet({**NETWORK, **SHAPE, **network})
+    unet = build_unet({**NETWORK, **SHAPE, **network}, null)
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -49,8 +49,9 @@ def tiny_denoiser(kind: str = "edm", **network: Any) -> Denoiser:
 
 
 def write_teachers(folder: Path) -> None:
-    """Teacher folders edm, dropout (EDM as well) and flow."""
+    """Teacher folders edm, null (with a null condition) and dropout (EDM as well), and flow."""
     save_denoiser(tiny_denoiser(), folder / "edm")
+    save_denoiser(tiny_denoiser(null=10, num_class_embeds=11), folder / "null")
     save_denoiser(tiny_denoiser(dropout=0.3), folder / "dropout")
     save_denoiser(tiny_denoiser("flow"), folder / "flow")
 
@@ -114,14 +115,30 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "f_distill": ("edm", {"objective": {"name": "f_distill", "memory": 0.5, "r1": {"weight": 1.0, "noise": 0.1}}}),
     "uni_instruct": ("edm", {"objective": {"name": "uni_instruct", "generator_from": 0, "adversarial_from": 16}}),
     "sida": ("edm", {"objective": {"name": "sida", "generator_from": 0, "adversarial_from": 16}}),
+    "guided": ("null", {"objective": {"name": "guided", "objective": "sid", "fake_cfg": 2.0}}),
+    "decoupled": ("null", {"objective": {"name": "decoupled", "objective": "diff_instruct"}}),
+    "autoguided": (
+        "edm",
+        {"objective": {"name": "autoguided", "objective": "sid", "weak_teacher": "TEACHERS/dropout"}},
+    ),
 }
-"""Every objective in a recipe that uses all of it, (teacher, changes): resume and data parallelism run over them."""
+"""Every objective in a recipe that uses all of it, (teacher, changes): resume and data parallelism run over them.
+
+TEACHERS stands for the folder of the teachers.
+"""
 
 
 def distillation(name: str, teachers: Path, **changes: Any) -> dict[str, Any]:
     """The recipe of a short distillation under one of DISTILLATIONS."""
     teacher, settings = DISTILLATIONS[name]
-    return recipe(teachers / teacher, **{**settings, **changes})
+    return recipe(teachers / teacher, **placed({**settings, **changes}, teachers))
+
+
+def placed(settings: Any, teachers: Path) -> Any:
+    """`settings` with TEACHERS replaced."""
+    if isinstance(settings, dict):
+        return {key: placed(value, teachers) for key, value in settings.items()}
+    return settings.replace("TEACHERS", str(teachers)) if isinstance(settings, str) else settings
 
 
 def teacher_recipe(**changes: Any) -> dict[str, Any]:

@@ -12,15 +12,11 @@ from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
 from distill.discriminator import Want
-from distill.objectives import OBJECTIVES, Objective
-from distill.paths import PATHS, Path
+from distill.objectives import OBJECTIVES, Autoguided, Decoupled, DiffInstruct, Guided, Objective, SiD
+from distill.paths import PATHS, Flow, Path
 from distill.random import Random, expand
 from distill.teachers import GaussianMixture
 from distill.times import Times
-
-ALL_PATHS = {name: cls() for name, cls in PATHS.items()}
-EXAMPLES: dict[str, Objective] = {}  # of those that cannot do with their defaults
-ALL_OBJECTIVES = {name: EXAMPLES.get(name) or cls() for name, cls in OBJECTIVES.items()}
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class ExactCritic(nn.Module):
 class Tanh(nn.Module):
     """A small network with the interface of a denoiser's: smooth in x and in time, with parameters.
 
-    Its features, at every tap, are what it gives.
+    Its features, at every tap, are what it gives. The null condition is the label after the classes.
     """
 
     taps: ClassVar[dict[str, str]] = {"encoder": "", "middle": ""}
@@ -118,7 +114,8 @@ class Tanh(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(size, size, generator=generator) / size**0.5)
         self.bias = nn.Parameter(torch.randn(size, generator=generator))
-        self.label = nn.Parameter(torch.randn(classes, size, generator=generator))
+        self.label = nn.Parameter(torch.randn(classes + 1, size, generator=generator))
+        self.null = classes
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         bias = self.bias if cond is None else self.bias + self.label[cond]
@@ -138,3 +135,25 @@ def gradients(loss: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, ...]:
     """The gradients of `loss(*at)` in each argument."""
     leaves = [value.detach().clone().requires_grad_() for value in at]
     return torch.autograd.grad(loss(*leaves), leaves)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyAutoguided(Autoguided):
+    """With a weak teacher that needs no folder and fits every path."""
+
+    weak_teacher: str = "toy"
+
+    def check(self, teacher: Denoiser) -> None:
+        self.objective.check(teacher)
+
+    def load_frozen(self) -> dict[str, nn.Module]:
+        return {"weak_teacher": Denoiser(Tanh(18, 3), Flow(), "x0")}
+
+
+ALL_PATHS = {name: cls() for name, cls in PATHS.items()}
+EXAMPLES: dict[str, Objective] = {  # of those that cannot do with their defaults
+    "guided": Guided(objective=SiD(), teacher_cfg=2.0, fake_cfg=-0.5, fake_training_cfg=1.5, condition_dropout=0.0),
+    "decoupled": Decoupled(objective=DiffInstruct()),
+    "autoguided": ToyAutoguided(objective=SiD()),
+}
+ALL_OBJECTIVES = {name: EXAMPLES.get(name) or cls() for name, cls in OBJECTIVES.items()}

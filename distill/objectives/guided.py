@@ -18,9 +18,9 @@ from distill.objectives.wrapper import Wrapper
 class Guided(Wrapper):
     """Classifier-free guidance of teacher and fake, each scale in the convention of `distill.guidance`.
 
-    A fake trained through its guidance learns to be E[x | x_t, cond] at the scale fake_training_cfg, and so is guided at
-    fake_cfg / fake_training_cfg where it has learnt its task. The generator matches the teacher's own law where that
-    quotient is teacher_cfg, and a sharper one below it: LSG, with all scales equal, guides the teacher alone in the end.
+    A fake trained through its guidance learns to be E[x | x_t, cond] at the scale fake_training_cfg: at fake_cfg it is
+    then guided by fake_cfg / fake_training_cfg. The generator matches the teacher's own law where that quotient equals
+    teacher_cfg and a sharper one where it is smaller: LSG's equal scales amount to a guided teacher and an exact fake.
     The inner objective sees the guided estimates as T and F, in its weights too. The generator itself is never guided.
     """
 

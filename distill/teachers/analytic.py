@@ -15,7 +15,7 @@ class GaussianMixture(Denoiser):
     """The exact E[x0 | x_t] of data sum_k weight_k N(mean_k, std_k^2 I), on any path.
 
     `means` [K, ...], `stds` [K], `weights` [K] (equal when None). With a condition, int64 [B] in 0 ... K-1, each
-    sample's data is that one component.
+    sample's data is that one component; K is the null condition, the mixture.
     """
 
     def __init__(self, path: Path, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
@@ -30,6 +30,10 @@ class GaussianMixture(Denoiser):
         self.means, self.stds = nn.Buffer(means), nn.Buffer(stds)
         self.log_weights = nn.Buffer((weights / weights.sum()).log())
 
+    @property
+    def null_cond(self) -> int:
+        return len(self.means)
+
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
         """x0 [B, ...] for `x_t` [B, ...] at `t` [B]: component means weighted by their responsibilities."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
@@ -39,10 +43,10 @@ class GaussianMixture(Denoiser):
         flat, means = x_t.flatten(1)[:, None], self.means.flatten(1).to(x_t.dtype)  # [B, 1, D], [K, D]
         offset = flat - alpha[..., None] * means  # [B, K, D]
         log_density = -0.5 * (offset**2).sum(-1) / variance - 0.5 * means.shape[1] * variance.log()
+        share = (log_weights + log_density).softmax(1)  # [B, K]
         if isinstance(cond, Tensor):
-            share = torch.nn.functional.one_hot(cond, len(means)).to(x_t.dtype)
-        else:
-            share = (log_weights + log_density).softmax(1)  # [B, K]
+            one = torch.nn.functional.one_hot(cond, len(means) + 1).to(x_t.dtype)
+            share = one[:, :-1] + one[:, -1:] * share
         component = means + (alpha * stds**2 / variance)[..., None] * offset
         return (share[..., None] * component).sum(1).reshape(x_t.shape)
 

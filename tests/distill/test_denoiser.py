@@ -25,7 +25,7 @@ class Wrapped(nn.Module):
 
     def __init__(self, teacher: Denoiser, kind: Kind) -> None:
         super().__init__()
-        self.teacher, self.kind = teacher, kind
+        self.teacher, self.kind, self.null = teacher, kind, teacher.null_cond
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         path = self.teacher.path
@@ -68,11 +68,11 @@ def test_losses_do_not_depend_on_the_prediction_kind(objective: Objective, path:
         )
         return generator, fake, torch.autograd.grad(generator.sum(), x)[0]
 
-    teacher, fake = mixture(path, 0.0), mixture(path, 0.2)
-    exact = losses(Denoisers(path, teacher, Plain(fake), memory=objective.new_memory()))
+    teacher, fake, frozen = mixture(path, 0.0), mixture(path, 0.2), {"weak_teacher": mixture(path, -0.3)}
+    exact = losses(Denoisers(path, teacher, Plain(fake), frozen, objective.new_memory()))
     for kind in KINDS:
         ours_t, ours_f = (Denoiser(Wrapped(net, kind), path, kind) for net in (teacher, fake))  # type: ignore[arg-type]
-        nets = Denoisers(path, ours_t, Plain(ours_f), memory=objective.new_memory())
+        nets = Denoisers(path, ours_t, Plain(ours_f), frozen, objective.new_memory())
         for ours, theirs in zip(losses(nets), exact, strict=True):
             assert float((ours - theirs).detach().abs().max() / theirs.detach().abs().max()) < 1e-10, kind
 
@@ -145,3 +145,19 @@ def test_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError) as error:
         Denoiser(nn.Identity(), VP(), "sample")  # type: ignore[arg-type]
     assert str(error.value) == "prediction: must be one of x0, eps, v, velocity, score, edm, got 'sample'"
+
+
+def test_the_null_condition_has_the_form_of_a_condition() -> None:
+    def null(stated: Any, cond: Any) -> Any:
+        network = nn.Identity()
+        network.null = stated
+        return Denoiser(network, EDM(), "x0").null(cond)
+
+    labels = null(10, torch.tensor([3, 4]))
+    assert labels.tolist() == [10, 10] and labels.dtype == torch.int64
+    vectors = null(torch.tensor([1.0, 2.0]), torch.zeros(3, 2, dtype=torch.float64))
+    assert vectors.tolist() == [[1.0, 2.0]] * 3 and vectors.dtype == torch.float64
+    both = null({"text": torch.ones(4, 2), "size": 7}, {"text": torch.zeros(2, 4, 2), "size": torch.tensor([1, 2])})
+    assert torch.equal(both["text"], torch.ones(2, 4, 2)) and both["size"].tolist() == [7, 7]
+    assert null(10, None) is None
+    assert Denoiser(nn.Identity(), EDM(), "x0").null_cond is None

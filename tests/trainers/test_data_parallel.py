@@ -27,7 +27,7 @@ def cases(teachers: Path, folder: Path) -> dict[str, dict[str, Any]]:
         "sid_reuse": {**sid, "reuse_samples": True, "fake_updates": 2},
         "fgm_float32": recipe(teachers / "flow", objective="fgm"),
         "sid_float32": recipe(teachers / "edm"),
-        "teacher": teacher_recipe(**double),
+        "teacher": teacher_recipe(**double, label_dropout=0.5),
         "poisoned": {**sid, "objective": {"name": "tests.trainers.poison:Poisoned", "samples": [13]}},
     }
     lengths = {"fgm_float32": 1, "sid_float32": 1, "teacher": 8, "poisoned": 3}

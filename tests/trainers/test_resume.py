@@ -16,7 +16,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.tiny import DISTILLATIONS, NETWORK, Job, experiment, launch, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, NETWORK, Job, experiment, launch, placed, recipe, teacher_recipe
 from trainers import checkpoint, loop
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.session import Session
@@ -107,7 +107,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"objective": {"name": "sida", "generator_from": 20, "adversarial_from": 44}, "reuse_samples": True},
     ),
     "bfloat16": ("edm", {"precision": "bfloat16"}),
-    "teacher, dropout": ("", {"network": {**NETWORK, "dropout": 0.3}}),
+    "teacher, dropout": ("", {"network": {**NETWORK, "dropout": 0.3}, "label_dropout": 0.5}),
     "power_ema": ("edm", {"power_ema": POWER_EMA}),
     "teacher, power_ema": ("", {"power_ema": POWER_EMA}),
 }
@@ -118,6 +118,7 @@ def test_a_new_session_goes_on_to_the_same_bits(
     variant: str, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher, changes = VARIANTS[variant]
+    changes = placed(changes, teachers)
     settings = recipe(teachers / teacher, **changes) if teacher else teacher_recipe(**changes)
     fit(settings, tmp_path / "whole")
     interrupted(settings, tmp_path / "cut", 40, monkeypatch)  # saved at 24, logged until 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import Denoiser, DiscreteVP, Flow, Path, Random, UserError
-from distill.objectives import Batch, Denoisers, Objective, Pairs, ScoreMismatching
+from distill.objectives import Batch, Denoisers, Objective, Pairs, ScoreMismatching, Wrapper
 from distill.times import Times, UniformSteps
 from distill.weights import Weight
 from tests.toys import ALL_OBJECTIVES, ALL_PATHS, Tanh
@@ -29,6 +30,11 @@ class Case:
     teacher: nn.Module
     fake: nn.Module
     calls: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def conditional(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The calls under the batch's own condition: guidance makes others."""
+        return [call for call in self.calls if call[2] is self.batch.cond]
 
 
 class Watched(Denoiser):
@@ -71,6 +77,13 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 def asked(objective: Objective) -> int:
     """How many networks the generator's loss compares at one x_t: teacher and fake, or the fake alone."""
     return 1 if isinstance(objective, ScoreMismatching) else 2
+
+
+def changed(objective: Objective, **settings: Any) -> Objective:
+    """With other settings: of the objective within, where there is one."""
+    if isinstance(objective, Wrapper):
+        return replace(objective, objective=changed(objective.objective, **settings))
+    return replace(objective, **settings)
 
 
 def has_gradient(tensor: Tensor) -> bool:
@@ -121,13 +134,13 @@ def test_fake_loss_reaches_the_fake_alone(objective: Objective, path: Path) -> N
 def test_graph_through_the_networks_is_as_declared(objective: Objective, path: Path) -> None:
     case = make(objective, path)
     objective.generator_loss(case.nets, case.x, case.batch)
-    assert len(case.calls) >= asked(objective)
-    assert all(x_t.requires_grad == objective.through_scores for x_t, _, _ in case.calls[:2])
+    assert len(case.conditional) >= asked(objective)
+    assert all(x_t.requires_grad == objective.through_scores for x_t, _, _ in case.conditional[:2])
     if objective.through_scores:  # and the loss depends on it, through each of the two
         for which in range(asked(objective)):
             case.calls.clear()
             terms = objective.generator_loss(case.nets, case.x, case.batch)
-            outputs = torch.autograd.grad(total(terms), case.calls[which][0])
+            outputs = torch.autograd.grad(total(terms), case.conditional[which][0])
             assert bool((outputs[0] != 0).any())
 
 
@@ -145,7 +158,7 @@ def test_networks_see_the_same_sample_time_and_condition(objective: Objective, p
     """Teacher and fake are compared at one x_t, which is x diffused with noise that is not the generator's."""
     case = make(objective, path)
     objective.generator_loss(case.nets, case.x, case.batch)
-    (x_t, t, cond), *others = case.calls[: asked(objective)]
+    (x_t, t, cond), *others = case.conditional[: asked(objective)]
     assert len(others) == asked(objective) - 1
     assert all(torch.equal(a, b) for other in others for a, b in zip((x_t, t, cond), other, strict=True))
     assert cond is case.batch.cond
@@ -185,7 +198,7 @@ def test_fake_is_only_called_and_its_weight_knows_the_data(objective: Objective)
     """While the fake trains it stands behind a wrapper without attributes; sigma_data is the teacher's."""
     weights: tuple[Weight, ...] = ("edm", "eps")
     for weight in weights:
-        case = make(replace(objective, fake_weight=weight), Flow())
+        case = make(changed(objective, fake_weight=weight), Flow())
         nets = replace(case.nets, fake=lambda *arguments, fake=case.nets.fake: fake(*arguments))
         plain = total(case.objective.fake_loss(case.nets, case.x, case.batch))
         assert torch.equal(total(case.objective.fake_loss(nets, case.x, case.batch)), plain)
@@ -195,12 +208,22 @@ def test_fake_is_only_called_and_its_weight_knows_the_data(objective: Objective)
 
 @every_objective
 def test_every_law_of_times_is_checked_against_the_path(objective: Objective) -> None:
-    laws = [f.name for f in fields(objective) if isinstance(getattr(objective, f.name), Times)]
-    assert {"times", "fake_times"} <= set(laws)
+    variants = dict(with_steps(objective))
+    assert {"times", "fake_times"} <= set(variants)
     for path in ALL_PATHS.values():
-        objective.check(Denoiser(nn.Identity(), path, "x0"))
-    for law in laws:
-        steps = type(objective)(**{law: UniformSteps()})
-        steps.check(Denoiser(nn.Identity(), DiscreteVP(), "x0"))
+        objective.check(Denoiser(Tanh(SIZE, 1), path, "x0"))
+    for steps in variants.values():
+        steps.check(Denoiser(Tanh(SIZE, 1), DiscreteVP(), "x0"))
         with pytest.raises(UserError, match=r"^times: uniform_steps needs a discrete_vp path, the teacher's is Flow"):
-            steps.check(Denoiser(nn.Identity(), Flow(), "x0"))
+            steps.check(Denoiser(Tanh(SIZE, 1), Flow(), "x0"))
+
+
+def with_steps(objective: Objective) -> Iterator[tuple[str, Objective]]:
+    """The objective with each of its laws, and of those of the objective within it, over steps: (field, variant)."""
+    for field_ in fields(objective):
+        value = getattr(objective, field_.name)
+        if isinstance(value, Times) and field_.init:
+            yield field_.name, replace(objective, **{field_.name: UniformSteps()})
+        if isinstance(value, Objective):
+            for name, inner in with_steps(value):
+                yield name, replace(objective, **{field_.name: inner})

@@ -86,7 +86,7 @@ def expected_gradients(
     z, noise = nodes[:, :size], nodes[:, size:]
     m, b = case["m"], case["b"]
     teacher, fake = Normal(path, case["mu"], case["s"]), Normal(path, b, m @ m.T)
-    nets = Denoisers(path, teacher, ExactCritic(teacher, fake), memory=objective.new_memory())
+    nets = Denoisers(path, teacher, ExactCritic(teacher, fake), {"weak_teacher": teacher}, objective.new_memory())
 
     def expectation(b: Tensor, m: Tensor) -> Tensor:
         return (weights * loss(objective, nets, z @ m.T + b, Batch(z, given(noise), images=10**9))).sum()

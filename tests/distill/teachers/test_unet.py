@@ -72,6 +72,34 @@ def test_round_trip_is_bit_equal(path: Path, tmp_path: FilePath) -> None:
     assert not torch.equal(saved(X, t, LABELS), saved(X, t, LABELS.flip(0)))
 
 
+def test_null_condition_and_latents(tmp_path: FilePath) -> None:
+    """Stated where they are, absent elsewhere; the null condition is a label of the network, not a class."""
+    network = build_unet(LABELLED, null=2)
+    save_denoiser(Denoiser(network, EDM(), "edm", latents=True), tmp_path / "both")
+    loaded = load_denoiser(tmp_path / "both")
+    assert (loaded.null_cond, loaded.network.classes, loaded.latents) == (2, 2, True)
+    assert loaded.null(LABELS).tolist() == [2, 2, 2]
+    description = json.loads((tmp_path / "both/denoiser.json").read_text())
+    assert (description["classes"], description["null"], description["latents"]) == (2, 2, True)
+    save_denoiser(denoiser(EDM()), tmp_path / "neither")
+    assert not {"null", "latents"} & set(json.loads((tmp_path / "neither/denoiser.json").read_text()))
+    loaded = load_denoiser(tmp_path / "neither")
+    assert (loaded.null_cond, loaded.network.classes, loaded.latents) == (None, 3, False)
+
+
+def test_a_null_condition_that_the_network_has_not(folder: FilePath, tmp_path: FilePath) -> None:
+    file = folder / "denoiser.json"
+    for null in (3, 0, -1, "2"):
+        file.write_text(edit(lambda d, null=null: d.update(null=null))(file.read_text()))
+        line = f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}"
+        assert refusal(folder) == line
+    save_denoiser(denoiser(EDM(), CONFIG), tmp_path / "plain")
+    file = tmp_path / "plain/denoiser.json"
+    for null in (0, -1):
+        file.write_text(edit(lambda d, null=null: d.update(null=null))(file.read_text()))
+        assert refusal(tmp_path / "plain").endswith(f"null: must be the label after the network's classes, got {null}")
+
+
 def test_diffusers_reads_the_folder(folder: FilePath) -> None:
     from diffusers import UNet2DModel
 
@@ -140,6 +168,7 @@ DAMAGED: dict[str, tuple[Callable[[str], str], str]] = {
         edit(lambda d: d.update(path={"name": "vp", "beta_max": "big"})),
         " is damaged: TypeError: ",
     ),
+    "latents": (edit(lambda d: d.update(latents="no")), ": latents: must be one of true, false, got '\"no\"'"),
     "prediction": (
         edit(lambda d: d.update(prediction="epsilon")),
         ": prediction: must be one of x0, eps, v, velocity, score, edm, got 'epsilon'",

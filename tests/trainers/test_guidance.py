@@ -1,0 +1,119 @@
+"""Teachers learn a null condition where labels are dropped, and guidance is refused where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.teachers import load_denoiser
+from tests.tiny import distillation, experiment, placed, recipe, teacher_recipe
+from trainers.data import Dataset
+from trainers.distillation import load_teacher
+from trainers.loop import build, fit
+from trainers.run import Run, TeacherRun
+from trainers.teacher import fresh_denoiser
+
+
+def test_labels_are_dropped_with_their_probability() -> None:
+    """By the sample's own random numbers: other micro-batches drop the same ones."""
+    seen: list[list[Tensor]] = []
+    for micro_batches in (1, 4):
+        session = build(
+            experiment(teacher_recipe(label_dropout=0.25, micro_batches=micro_batches)), Accelerator(cpu=True)
+        )
+        labels: list[Tensor] = []
+        embedding = session.state.players["teacher"].bare.network.unet.class_embedding
+        embedding.register_forward_hook(lambda module, inputs, output, labels=labels: labels.append(inputs[0]))
+        for _ in range(40):
+            session.step()
+            session.state.images += 8
+        seen.append(labels)
+    one, four = (torch.cat(labels) for labels in seen)
+    assert torch.equal(one, four)
+    assert 55 < int((one == 10).sum()) < 105  # 80 of 320 expected, standard deviation 8
+    assert set(one.tolist()) == set(range(11))
+
+
+def test_a_teacher_with_label_dropout_can_be_guided(tmp_path: Path) -> None:
+    fit(experiment(teacher_recipe(label_dropout=0.1, images=16)), tmp_path, Accelerator(cpu=True))  # type: ignore[arg-type]
+    teacher = load_denoiser(tmp_path / "teacher")
+    assert (teacher.null_cond, teacher.network.classes) == (10, 10)
+    assert len(teacher.network.unet.class_embedding.weight) == 11
+    assert refusal(recipe(tmp_path / "teacher", objective={"name": "guided", "objective": "sid"})) is None
+
+
+def refusal(settings: dict[str, Any]) -> str | None:
+    try:
+        run = experiment(settings)
+        assert isinstance(run, Run)
+        load_teacher(run, run.data.load())
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def test_label_dropout_that_cannot_be() -> None:
+    with pytest.raises(UserError, match=r"label_dropout: must be at least 0 and below 1, got 1.0$"):
+        experiment(teacher_recipe(label_dropout=1.0))
+    run = experiment(teacher_recipe(label_dropout=0.1))
+    assert isinstance(run, TeacherRun)
+    with pytest.raises(UserError, match=r"^label_dropout: plain has no labels to drop; set it to 0$"):
+        fresh_denoiser(
+            run, Dataset("plain", 2, (1, 8, 8), None, lambda positions: torch.zeros(len(positions), 1, 8, 8))
+        )
+
+
+NO_NULL = (
+    "objective: guidance needs a teacher with a null condition, this one states none: it must be conditional"
+    " and trained with label_dropout"
+)
+REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "guided": ("edm", {"name": "guided", "objective": "sid"}, NO_NULL),
+    "decoupled": ("edm", {"name": "decoupled", "objective": "sid"}, NO_NULL),
+    "within": ("edm", {"name": "guided", "objective": {"name": "decoupled", "objective": "sid"}}, NO_NULL),
+    "dropout": (
+        "null",
+        {"name": "guided", "objective": "sid", "condition_dropout": 2.0},
+        "test: key 'objective': condition_dropout: must be between 0 and 1, got 2.0",
+    ),
+    "weak teacher's path": (
+        "edm",
+        {"name": "autoguided", "objective": "sid", "weak_teacher": "TEACHERS/flow"},
+        "weak_teacher: 'TEACHERS/flow' has path Flow(), the teacher EDM()",
+    ),
+    "weak teacher": (
+        "edm",
+        {"name": "autoguided", "objective": "sid", "weak_teacher": "TEACHERS/nowhere"},
+        "teacher: no folder 'TEACHERS/nowhere'; `distill teacher RECIPE` trains one",
+    ),
+    "inner": (
+        "null",
+        {"name": "guided", "objective": {"name": "sid", "times": "uniform_steps"}},
+        "times: uniform_steps needs a discrete_vp path, the teacher's is EDM()",
+    ),
+    "no inner": (
+        "null",
+        {"name": "guided"},
+        "test: missing key 'objective.objective': it must be one of ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(name: str, teachers: Path) -> None:
+    teacher, objective, message = REFUSALS[name]
+    line = refusal(recipe(teachers / teacher, objective=placed(objective, teachers)))
+    assert line is not None and line.startswith(placed(message, teachers))
+
+
+def test_a_weak_teacher_is_found_from_anywhere(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(teachers)
+    run = experiment(distillation("autoguided", Path()))
+    monkeypatch.chdir("/")
+    assert isinstance(run, Run) and Path(run.objective.weak_teacher) == teachers / "dropout"  # type: ignore[attr-defined]
