@@ -115,7 +115,10 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "f_distill": ("edm", {"objective": {"name": "f_distill", "memory": 0.5, "r1": {"weight": 1.0, "noise": 0.1}}}),
     "uni_instruct": ("edm", {"objective": {"name": "uni_instruct", "generator_from": 0, "adversarial_from": 16}}),
     "sida": ("edm", {"objective": {"name": "sida", "generator_from": 0, "adversarial_from": 16}}),
-    "guided": ("null", {"objective": {"name": "guided", "objective": "sid", "fake_cfg": 2.0}}),
+    "guided": (
+        "null",
+        {"objective": {"name": "guided", "fake_cfg": 2.0, "objective": {"name": "sida", "generator_from": 0}}},
+    ),
     "decoupled": ("null", {"objective": {"name": "decoupled", "objective": "diff_instruct"}}),
     "autoguided": (
         "edm",

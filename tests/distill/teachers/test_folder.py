@@ -33,6 +33,17 @@ def test_round_trip_is_bit_equal(settings: dict[str, object], tmp_path: Path) ->
     assert published.keys() == saved.network.state_dict().keys()
 
 
+@pytest.mark.parametrize("settings", [FOURIER, EDM2], ids=["edm", "edm2"])
+def test_null_condition(settings: dict[str, object], tmp_path: Path) -> None:
+    """The label after the classes, whose row is zeros."""
+    saved = build(settings)
+    saved.network.null = 3
+    save_denoiser(saved, tmp_path / "teacher")
+    loaded = load_denoiser(tmp_path / "teacher")
+    assert (loaded.null_cond, loaded.network.classes) == (3, 3)
+    assert torch.equal(loaded(x_t(), T, loaded.null(LABELS)), saved(x_t(), T, None))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_denoiser(build(EDM2), tmp_path / "teacher")
