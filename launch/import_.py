@@ -62,7 +62,8 @@ def _write(denoiser: Denoiser, out: Path) -> None:
     network, console = cast(Network, denoiser.network), plain()
     count = sum(parameter.numel() for parameter in denoiser.parameters())
     console.print(f"network     {type(network).__name__}, {count:,} parameters, shape {network.shape}")
-    console.print(f"            {network.classes} classes, {denoiser.prediction} on {denoiser.path!s:.120}")
+    null = "" if network.null is None else " and the null condition"
+    console.print(f"            {network.classes} classes{null}, {denoiser.prediction} on {denoiser.path!s:.120}")
     tried = _try(denoiser)
     sizes = ", ".join(f"{float(x0.square().mean().sqrt()):.3g} at {nsr:g}" for nsr, x0 in zip(NSR, tried, strict=True))
     console.print(f"forward     root mean square of the denoised by noise-to-signal ratio: {sizes}")

@@ -75,9 +75,11 @@ def _found(data: Any, kind: str) -> Found:
         raise Refused(f"sigma_data: must be positive, got {reprlib.repr(sigma_data)}")
     state = weights(data["ema"])
     network = build_network({"name": kind, **settings}, state)
+    if network.classes and arguments.get("label_dropout"):
+        network.null = network.classes  # a dropped label is a row of zeros
     encoder = _encoder(data.get("encoder"))
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Found(Denoiser(network, EDM(), "edm", sigma_data).eval(), settings, parameters, encoder)
+    denoiser = Denoiser(network, EDM(), "edm", sigma_data, latents=encoder is not None).eval()
+    return Found(denoiser, settings, sum(parameter.numel() for parameter in network.parameters()), encoder)
 
 
 def weights(module: Any) -> dict[str, Tensor]:

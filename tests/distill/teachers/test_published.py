@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from distill import UserError
-from distill.teachers import read_published
+from distill.teachers import load_denoiser, read_published, save_denoiser
 from tests.distill.teachers.test_edm import EDM2, FOURIER, LABELS, SONG, T, build, x_t
 from tests.published import Record, checkpoint, dump, record, write
 
@@ -45,10 +45,19 @@ def test_half_precision_and_the_encoder_of_edm2(tmp_path: Path) -> None:
     data = checkpoint(saved.network.half())  # type: ignore[arg-type]
     data["encoder"] = Record("StabilityVAEEncoder", raw_mean=np.zeros(4), vae_name="sd", _vae=None)
     found = read_published(write(data, tmp_path / "a.pkl"), "edm2")
-    assert found.encoder == "StabilityVAEEncoder"
+    assert (found.encoder, found.denoiser.latents) == ("StabilityVAEEncoder", True)
     assert torch.equal(found.denoiser(x_t(), T, LABELS), saved.float()(x_t(), T, LABELS))
     data["encoder"] = Record("StandardRGBEncoder")
-    assert read_published(write(data, tmp_path / "a.pkl"), "edm2").encoder is None
+    found = read_published(write(data, tmp_path / "a.pkl"), "edm2")
+    assert (found.encoder, found.denoiser.latents) == (None, False)
+
+
+def test_the_null_condition_is_that_of_dropped_labels(tmp_path: Path) -> None:
+    for dropout, null in ((0, None), (0.1, 3)):
+        found = read_published(write(song(label_dropout=dropout), tmp_path / "a.pkl"), "edm")
+        assert found.denoiser.null_cond == null
+        save_denoiser(found.denoiser, tmp_path / f"{dropout}")
+        assert load_denoiser(tmp_path / f"{dropout}").null_cond == null
 
 
 def test_views_of_one_storage(tmp_path: Path) -> None:
