@@ -15,7 +15,7 @@ from launch.recipes import find_recipe
 from trainers import checkpoint
 from trainers.config import load_yaml, override
 from trainers.console import plain
-from trainers.distillation import load_start, load_teacher, one_step_generator
+from trainers.distillation import check_objective, load_start, load_teacher, one_step_generator
 from trainers.evaluation import load_extractor
 from trainers.loop import build_experiment, fit, load_run
 from trainers.run import Run, TeacherRun
@@ -96,6 +96,7 @@ def check(run: Run | TeacherRun, processes: int, fresh: bool = False) -> None:
     load_extractor(dataset, run.evaluation)
     if isinstance(run, Run):
         teacher = load_teacher(run, dataset)
+        check_objective(run, dataset, teacher)
         if fresh and run.start is not None:
             load_start(run.start, run, one_step_generator(teacher, run))
     else:

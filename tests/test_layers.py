@@ -33,6 +33,7 @@ RANKS = {
     "errors": 0,
     "random": 0,
     "power_ema": 1,
+    "metrics": 1,
     "paths": 1,
     "networks": 1,
     "lora": 1,
@@ -45,9 +46,8 @@ RANKS = {
     "guidance": 5,
     "discriminator": 5,
     "teachers": 5,
+    "rewards": 5,
     "objectives": 6,
-    "metrics": 6,
-    "rewards": 7,
     "export": 7,
 }
 ONLY = {"metrics": {"errors"}}  # modules that may import even less than their rank allows

@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock
 
 from distill.denoiser import Denoiser
+from distill.metrics import Classifier
 from distill.paths import EDM, Flow
 from distill.teachers import build_unet, save_denoiser
 from trainers.loop import build_experiment
@@ -49,11 +50,13 @@ def tiny_denoiser(kind: str = "edm", null: int | None = None, **network: Any) ->
 
 
 def write_teachers(folder: Path) -> None:
-    """Teacher folders edm, null (with a null condition) and dropout (EDM as well), and flow."""
+    """Teacher folders edm, null (with a null condition) and dropout (EDM as well), and flow; a classifier's."""
     save_denoiser(tiny_denoiser(), folder / "edm")
     save_denoiser(tiny_denoiser(null=10, num_class_embeds=11), folder / "null")
     save_denoiser(tiny_denoiser(dropout=0.3), folder / "dropout")
     save_denoiser(tiny_denoiser("flow"), folder / "flow")
+    torch.manual_seed(1)
+    Classifier((1, 8, 8), 10, width=16, data="digits").save(folder / "classifier")
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +126,17 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "autoguided": (
         "edm",
         {"objective": {"name": "autoguided", "objective": "sid", "weak_teacher": "TEACHERS/dropout"}},
+    ),
+    "rewarded": (
+        "null",
+        {
+            "objective": {
+                "name": "rewarded",
+                "objective": {"name": "guided", "objective": "sid"},
+                "reward": {"name": "classifier", "classifier": "TEACHERS/classifier"},
+                "reward_scale": 10.0,
+            }
+        },
     ),
 }
 """Every objective in a recipe that uses all of it, (teacher, changes): resume and data parallelism run over them.

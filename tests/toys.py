@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
 from distill.discriminator import Want
-from distill.objectives import OBJECTIVES, Autoguided, Decoupled, DiffInstruct, Guided, Objective, SiD
+from distill.objectives import OBJECTIVES, Autoguided, Decoupled, DiffInstruct, Guided, Objective, Rewarded, SiD
 from distill.paths import PATHS, Flow, Path
 from distill.random import Random, expand
+from distill.rewards import Reward
 from distill.teachers import GaussianMixture
 from distill.times import Times
 
@@ -150,10 +151,26 @@ class ToyAutoguided(Autoguided):
         return {"weak_teacher": Denoiser(Tanh(18, 3), Flow(), "x0")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Nearness(Reward):
+    """-|x - 1/2|^2/2."""
+
+    name: ClassVar[str] = "nearness"
+
+    def load(self) -> nn.Module:
+        return _Nearness()
+
+
+class _Nearness(nn.Module):
+    def forward(self, x: Tensor, cond: Condition = None) -> Tensor:
+        return -((x - 0.5) ** 2).flatten(1).sum(1) / 2
+
+
 ALL_PATHS = {name: cls() for name, cls in PATHS.items()}
 EXAMPLES: dict[str, Objective] = {  # of those that cannot do with their defaults
     "guided": Guided(objective=SiD(), teacher_cfg=2.0, fake_cfg=-0.5, fake_training_cfg=1.5, condition_dropout=0.0),
     "decoupled": Decoupled(objective=DiffInstruct()),
     "autoguided": ToyAutoguided(objective=SiD()),
+    "rewarded": Rewarded(objective=DiffInstruct(), reward=Nearness(), reward_scale=3.0),
 }
 ALL_OBJECTIVES = {name: EXAMPLES.get(name) or cls() for name, cls in OBJECTIVES.items()}

@@ -34,6 +34,7 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
     """
     dataset = run.data.load()
     teacher = load_teacher(run, dataset)
+    check_objective(run, dataset, teacher)
     generator = one_step_generator(copy.deepcopy(teacher), run)
     if fresh and run.start is not None:
         load_start(run.start, run, generator)
@@ -87,12 +88,17 @@ def load_start(start: str, run: Run, generator: Generator) -> None:
 
 
 def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
-    """The teacher of `run` in its precision; raises UserError when it does not fit the data or the objective."""
+    """The teacher of `run` in its precision; raises UserError when it does not fit the data."""
     teacher = configure(load_denoiser(run.teacher), run)
     network = cast(Network, teacher.network)
     for what, theirs, ours in (("shape", dataset.shape, network.shape), ("classes", dataset.classes, network.classes)):
         if theirs != ours:
             raise UserError(f"data: {dataset.name} has {what} {theirs}, the teacher '{run.teacher}' {what} {ours}")
+    return teacher
+
+
+def check_objective(run: Run, dataset: Dataset, teacher: Denoiser) -> None:
+    """Raise UserError when the objective cannot train with this teacher, this data or what else it names."""
     run.objective.check(teacher)
     if dataset.read is None:
         if "real" in run.objective.needs:
@@ -101,7 +107,6 @@ def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
             )
         if run.evaluation.every:
             raise UserError(f"evaluation.every: needs real images, data: {dataset.name} has none; set it to 0")
-    return teacher
 
 
 def teacher_hash(folder: str) -> str:

@@ -16,6 +16,7 @@ from distill.objectives import DISTANCES, OBJECTIVES, Distance, Objective
 from distill.paths import EDM, PATHS, Path
 from distill.power_ema import PowerProfile
 from distill.prediction import Kind
+from distill.rewards import REWARDS, Reward
 from distill.times import TIMES, LogNormal, Times
 from distill.weights import Weight
 from trainers.config import family
@@ -25,6 +26,7 @@ family(Objective, OBJECTIVES)
 family(Distance, DISTANCES)
 family(Path, PATHS)
 family(Times, TIMES)
+family(Reward, REWARDS)
 family(Data, DATA)
 
 

@@ -19,6 +19,7 @@ from distill.objectives.objective import (
     per_sample,
 )
 from distill.objectives.realuid import RealUID, realuid_fake_loss, realuid_loss
+from distill.objectives.rewarded import Rewarded
 from distill.objectives.score_mismatching import ScoreMismatching, noise_loss
 from distill.objectives.sid import SiD, sid_loss
 from distill.objectives.sida import SiDA
@@ -40,6 +41,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "guided": Guided,
     "decoupled": Decoupled,
     "autoguided": Autoguided,
+    "rewarded": Rewarded,
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Objective",
     "Pairs",
     "RealUID",
+    "Rewarded",
     "ScoreMismatching",
     "Scores",
     "SiD",

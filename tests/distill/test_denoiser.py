@@ -68,7 +68,8 @@ def test_losses_do_not_depend_on_the_prediction_kind(objective: Objective, path:
         )
         return generator, fake, torch.autograd.grad(generator.sum(), x)[0]
 
-    teacher, fake, frozen = mixture(path, 0.0), mixture(path, 0.2), {"weak_teacher": mixture(path, -0.3)}
+    teacher, fake = mixture(path, 0.0), mixture(path, 0.2)
+    frozen = objective.load_frozen() | {"weak_teacher": mixture(path, -0.3)}
     exact = losses(Denoisers(path, teacher, Plain(fake), frozen, objective.new_memory()))
     for kind in KINDS:
         ours_t, ours_f = (Denoiser(Wrapped(net, kind), path, kind) for net in (teacher, fake))  # type: ignore[arg-type]

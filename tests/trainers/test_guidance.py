@@ -1,4 +1,4 @@
-"""Teachers learn a null condition where labels are dropped, and guidance is refused where there is none."""
+"""Teachers learn a null condition where labels are dropped; what guidance and rewards cannot use is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.teachers import load_denoiser
 from tests.tiny import distillation, experiment, placed, recipe, teacher_recipe
 from trainers.data import Dataset
-from trainers.distillation import load_teacher
+from trainers.distillation import check_objective, load_teacher
 from trainers.loop import build, fit
 from trainers.run import Run, TeacherRun
 from trainers.teacher import fresh_denoiser
@@ -52,7 +52,8 @@ def refusal(settings: dict[str, Any]) -> str | None:
     try:
         run = experiment(settings)
         assert isinstance(run, Run)
-        load_teacher(run, run.data.load())
+        dataset = run.data.load()
+        check_objective(run, dataset, load_teacher(run, dataset))
     except UserError as error:
         return str(error)
     return None
@@ -96,6 +97,21 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
         "null",
         {"name": "guided", "objective": {"name": "sid", "times": "uniform_steps"}},
         "times: uniform_steps needs a discrete_vp path, the teacher's is EDM()",
+    ),
+    "classifier": (
+        "edm",
+        {
+            "name": "rewarded",
+            "objective": "sid",
+            "reward": {"name": "classifier", "classifier": "TEACHERS/edm"},
+            "reward_scale": 1.0,
+        },
+        "classifier: cannot read 'TEACHERS/edm': ",
+    ),
+    "reward": (
+        "edm",
+        {"name": "rewarded", "objective": "sid", "reward": "clip", "reward_scale": 1.0},
+        "test: key 'objective.reward' must be one of classifier, clip_score, aesthetic or your own 'module:Class'",
     ),
     "no inner": (
         "null",

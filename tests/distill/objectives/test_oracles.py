@@ -26,6 +26,7 @@ from distill.objectives import (
     Distance,
     Objective,
     RealUID,
+    Rewarded,
     ScoreMismatching,
     SiD,
     diff_instruct_loss,
@@ -356,6 +357,8 @@ def test_the_teacher_itself_is_a_fixed_point(path: Path, objective: Objective) -
     """Generator law = teacher law and an exact fake, though the map from z is another square root of S."""
     if isinstance(objective, ScoreMismatching):
         pytest.skip("the teacher has no part in it")
+    if isinstance(objective, Rewarded):
+        pytest.skip("its reward pulls the law away from the teacher's")
     turn = torch.linalg.matrix_exp(torch.tensor([[0.0, 0.9], [-0.9, 0.0]], dtype=torch.float64))
     there = TWO | {"b": TWO["mu"], "m": torch.linalg.cholesky(TWO["s"]) @ turn}
     away = expected_gradients(path, objective, own, TWO)

@@ -1,0 +1,13 @@
+"""What a sample is worth. The names recipes use are the keys of REWARDS."""
+
+from distill.rewards.classifier import ClassifierReward
+from distill.rewards.clip import AestheticReward, ClipReward
+from distill.rewards.reward import Reward
+
+REWARDS: dict[str, type[Reward]] = {
+    "classifier": ClassifierReward,
+    "clip_score": ClipReward,
+    "aesthetic": AestheticReward,
+}
+
+__all__ = ["REWARDS", "AestheticReward", "ClassifierReward", "ClipReward", "Reward"]
