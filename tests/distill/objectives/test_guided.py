@@ -131,7 +131,7 @@ def test_a_guided_teacher(path: Path, ratio: float, scale: float) -> None:
 
 
 def test_decoupled_guidance_under_dmds_normaliser() -> None:
-    """Its own weight is 1/mean|x - T| of the guided teacher, and its own law and stream of times."""
+    """Its own weight is 1/mean|x - T| of the guided teacher, and its own law and stream of times; no graph in it."""
     random, x = Random.at(0, torch.arange(6)), Random.at(1, torch.arange(6)).normal(2, dtype=torch.float64)
     weak, strong = (Normal(EDM(), one["mu"], one["s"]) for one in (WEAK, TWO))
     nets = Denoisers(EDM(), Either(strong, weak), weak)
@@ -148,6 +148,11 @@ def test_decoupled_guidance_under_dmds_normaliser() -> None:
     assert torch.allclose(
         weighted.generator_loss(nets, x, batch)["guidance"], normaliser * terms["guidance"], rtol=1e-12
     )
+    seen: list[bool] = []
+    nets.teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].requires_grad))
+    x = x.requires_grad_()
+    Decoupled(objective=SiD()).generator_loss(nets, x, batch)
+    assert seen == [True, False, False]
     matching = DiffInstruct().generator_loss(nets, x, batch)
     assert torch.equal(terms["diff_instruct"], matching["diff_instruct"])
 
