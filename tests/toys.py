@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
 from distill.discriminator import Want
-from distill.objectives import OBJECTIVES, Autoguided, Decoupled, DiffInstruct, Guided, Objective, Rewarded, SiD
+from distill.objectives import DMD, OBJECTIVES, Autoguided, Decoupled, DiffInstruct, Guided, Objective, Rewarded, SiD
 from distill.paths import PATHS, Flow, Path
 from distill.random import Random, expand
 from distill.rewards import Reward
@@ -174,3 +174,5 @@ EXAMPLES: dict[str, Objective] = {  # of those that cannot do with their default
     "rewarded": Rewarded(objective=DiffInstruct(), reward=Nearness(), reward_scale=3.0),
 }
 ALL_OBJECTIVES = {name: EXAMPLES.get(name) or cls() for name, cls in OBJECTIVES.items()}
+PAIRLESS = {n: each for n, each in ALL_OBJECTIVES.items() if "pairs" not in each.needs} | {"dmd": DMD(regression=0.0)}
+ON_SAMPLES = {name: objective for name, objective in ALL_OBJECTIVES.items() if objective.uses_samples}

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 
 from distill.errors import UserError
+from distill.lora import Lora
 from distill.objectives import DISTANCES, OBJECTIVES, Distance, Objective
 from distill.paths import EDM, PATHS, Path
+from distill.perceptual import PERCEPTUALS, Perceptual
 from distill.power_ema import PowerProfile
 from distill.prediction import Kind
 from distill.rewards import REWARDS, Reward
@@ -25,6 +27,7 @@ from trainers.data import DATA, Data, Digits
 family(Objective, OBJECTIVES)
 family(Distance, DISTANCES)
 family(Path, PATHS)
+family(Perceptual, PERCEPTUALS)
 family(Times, TIMES)
 family(Reward, REWARDS)
 family(Data, DATA)
@@ -59,6 +62,13 @@ class Optimizer:
         _not_negative(self, "weight_decay", "warmup")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas: must be at least 0 and below 1, got {list(self.betas)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayerSettings(Optimizer):
+    """How a copy of the teacher trains: whole, or low-rank adapters on it alone."""
+
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +134,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OdePairs:
+    """What `distill pairs` wrote to `folder`; each batch takes `fraction` as many pairs as it has samples."""
+
+    folder: str
+    fraction: float = 1.0  # DMD on Stable Diffusion took 1/2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"fraction: must be in (0, 1], got {self.fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What every training run has."""
 
@@ -182,12 +204,12 @@ class Run(Experiment):
     trains: Literal["generator"] = "generator"
     teacher: str
     objective: Objective
+    pairs: OdePairs | None = None
     entry: Entry = Entry()
-    start: str | None = (
-        None  # a run folder, or its best/, whose averaged generator this one begins as; null: the teacher
-    )
-    generator: Optimizer = Optimizer()
-    fake: Optimizer = Optimizer()
+    # a run folder, or its best/, whose averaged generator this one begins as; null: the teacher
+    start: str | None = None
+    generator: PlayerSettings = PlayerSettings()
+    fake: PlayerSettings = PlayerSettings()
     fake_updates: int = 1  # per generator update
     reuse_samples: bool = False  # the generator's update reuses the samples of the last fake update (10/11 of the cost)
     # One denoiser's activations at a time instead of both, for one more forward; matters where gradients pass both.
@@ -198,6 +220,27 @@ class Run(Experiment):
         _positive(self, "fake_updates")
         if self.reuse_samples and self.micro_batches > 1:
             raise UserError("reuse_samples: needs micro_batches = 1, since it keeps the graph of the whole batch")
+        objective, needs_pairs = type(self.objective).__name__, "pairs" in self.objective.needs
+        if self.reuse_samples and not self.objective.trains_fake:
+            raise UserError(f"reuse_samples: {objective} trains no fake to share samples with")
+        if needs_pairs and self.pairs is None:
+            raise UserError(f"pairs: {objective} regresses on ODE pairs; name a folder that `distill pairs` wrote")
+        if not needs_pairs and self.pairs is not None:
+            raise UserError(f"pairs: {objective} has no use for ODE pairs; leave them out")
+
+    @property
+    def pairs_per_batch(self) -> int:
+        """ODE pairs in a global batch, rounded down."""
+        return 0 if self.pairs is None else int(self.pairs.fraction * self.batch_size + 1e-9)
+
+    def check_world(self, processes: int) -> None:
+        super().check_world(processes)
+        parts, pairs = processes * self.micro_batches, self.pairs_per_batch
+        if self.pairs is not None and (pairs % parts or not pairs):
+            raise UserError(
+                f"pairs.fraction: {self.pairs.fraction} of batch_size {self.batch_size} is {pairs} pairs, which are"
+                f" not divisible by processes x micro_batches = {processes} x {self.micro_batches}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,12 @@
 from distill.objectives.autoguided import Autoguided
 from distill.objectives.decoupled import Decoupled, guidance_loss
 from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
-from distill.objectives.dmd import dmd_loss
+from distill.objectives.dmd import DMD, dmd_loss
 from distill.objectives.dmd2 import DMD2
 from distill.objectives.f_distill import FDistill
 from distill.objectives.fgm import FGM, fgm_loss, velocity_weight
 from distill.objectives.guided import Guided
+from distill.objectives.hipa import HiPA, high_frequency_loss
 from distill.objectives.objective import (
     Batch,
     Denoisers,
@@ -32,12 +33,14 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sida": SiDA,
     "sim": SIM,
     "diff_instruct": DiffInstruct,
+    "dmd": DMD,
     "dmd2": DMD2,
     "f_distill": FDistill,
     "uni_instruct": UniInstruct,
     "fgm": FGM,
     "realuid": RealUID,
     "score_mismatching": ScoreMismatching,
+    "hipa": HiPA,
     "guided": Guided,
     "decoupled": Decoupled,
     "autoguided": Autoguided,
@@ -46,6 +49,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 __all__ = [
     "DISTANCES",
+    "DMD",
     "DMD2",
     "FGM",
     "OBJECTIVES",
@@ -58,6 +62,7 @@ __all__ = [
     "Distance",
     "FDistill",
     "Guided",
+    "HiPA",
     "Objective",
     "Pairs",
     "RealUID",
@@ -73,6 +78,7 @@ __all__ = [
     "dmd_loss",
     "fgm_loss",
     "guidance_loss",
+    "high_frequency_loss",
     "l1_normaliser",
     "noise_loss",
     "per_sample",

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
 
-from distill.objectives.objective import l1_normaliser, per_sample
+from torch import Tensor, nn
+
+from distill.denoiser import Denoiser
+from distill.errors import UserError
+from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
+from distill.perceptual import MSE, Perceptual
 from distill.random import expand
+from distill.times import Karras, Times
 
 
 def dmd_loss(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
@@ -16,3 +22,37 @@ def dmd_loss(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
     """
     step = expand(l1_normaliser(x, teacher), x) * (teacher - fake)
     return per_sample((x - (x + step).detach()) ** 2) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMD(Objective):
+    """No gradient passes through the denoisers. The regression on ODE pairs keeps the generator from dropping modes; at
+    regression = 0 it needs no pairs."""
+
+    # t ~ U(0.02, 0.98) T: 20 to 980 of the 1000 points of EDM's ramp; Stable Diffusion: {name: uniform_steps}
+    times: Times = Karras(0.0032316, 72.054)
+    fake_times: Times = Karras()  # the whole range
+    regression: float = 0.25  # 0.5 for CIFAR-10 without labels
+    perceptual: Perceptual = MSE()  # the paper's is LPIPS, for which its weight of 0.25 was found
+
+    def __post_init__(self) -> None:
+        if not self.regression >= 0:
+            raise UserError(f"regression: must be at least 0, got {self.regression}")
+        object.__setattr__(self, "needs", frozenset({"pairs"}) if self.regression else frozenset())
+
+    def check(self, teacher: Denoiser) -> None:
+        super().check(teacher)
+        self.perceptual.check(teacher)
+
+    def load_frozen(self) -> dict[str, nn.Module]:
+        return {"perceptual": self.perceptual.network()} if self.regression else {}
+
+    def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        s = self.scores(nets, x, batch, self.times)
+        batch.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
+        terms = {"dmd": dmd_loss(x, s.teacher, s.fake)}
+        if self.regression:
+            assert batch.pairs is not None and batch.pairs.made is not None
+            distance = self.perceptual.distance(batch.pairs.made, batch.pairs.target, nets.frozen["perceptual"])
+            terms["regression"] = self.regression * x[0].numel() * distance  # as the other: N times the paper's mean
+        return terms

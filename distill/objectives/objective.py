@@ -127,6 +127,8 @@ class Objective:
     """Whether the generator's gradient passes through teacher and fake into x."""
     trains_fake: ClassVar[bool] = True
     """Whether there is a fake at all."""
+    uses_samples: ClassVar[bool] = True
+    """Whether the generator's loss looks at x; else x is empty, [0, ...], and ODE pairs are all it trains on."""
 
     def check(self, teacher: Denoiser) -> None:
         """Raise UserError, naming the field, when the objective means nothing with this teacher or on its path."""
@@ -151,7 +153,8 @@ class Objective:
         return True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Terms [B] whose gradient in `x` [B, ...], carrying the generator's graph, moves the generator."""
+        """Terms [B] whose gradient in `x` [B, ...], carrying the generator's graph, moves the generator; [P] where a
+        term is of `batch.pairs`."""
         raise NotImplementedError
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:

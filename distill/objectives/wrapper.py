@@ -21,7 +21,7 @@ class Wrapper(Objective):
     fake_weight: Weight = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("fake_times", "fake_weight", "needs", "through_scores", "trains_fake"):
+        for name in ("fake_times", "fake_weight", "needs", "through_scores", "trains_fake", "uses_samples"):
             object.__setattr__(self, name, getattr(self.objective, name))
 
     def check(self, teacher: Denoiser) -> None:

@@ -12,6 +12,7 @@ from distill import EDM, VP, Flow, Path, Random
 from distill.denoiser import Condition
 from distill.discriminator import Want
 from distill.objectives import (
+    DMD,
     DMD2,
     FGM,
     SIM,
@@ -50,6 +51,7 @@ OBJECTIVES = {
     "dmd2": DMD2(),
     "f_distill": FDistill(),
     "uni_instruct": UniInstruct(),
+    "dmd": DMD(regression=0.0),
 }
 
 

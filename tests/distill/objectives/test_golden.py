@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distill import EDM, Denoiser, Flow
 from distill.discriminator import ChannelMean, deceive_loss, judge_loss
 from distill.objectives import (
+    DMD,
     DMD2,
     FGM,
     Batch,
@@ -159,6 +160,15 @@ def test_dmd2() -> None:
     loss = objective.fake_loss(with_critic(objective, nets), x, at)["denoising"]
     assert_same(loss.sum()[None] / x.numel(), golden["loss"])
     assert_same(torch.autograd.grad(loss.sum(), network.weight)[0] / x.numel(), golden["grad_fake_weight"])
+
+
+def test_dmd_draws_its_times() -> None:
+    """From 20 to 980 of the 1000 points of EDM's ramp."""
+    golden, nets, _, x = load("dmd_generator_dmd2")
+    u = (golden["timestep"].double() - 20) / 960
+    term = DMD(regression=0.0).generator_loss(nets, x, batch(golden, u))["dmd"]
+    assert_same(term.sum()[None] / x.numel(), golden["loss"])
+    assert_same(torch.autograd.grad(term.sum(), x)[0] / x.numel(), golden["grad_x0"])
 
 
 def test_fake() -> None:
