@@ -34,7 +34,7 @@ def ema(
     if not found:
         raise UserError(f"'{folder}' has no snapshots yet: the first comes after {run.power_ema.snapshot_every} images")
     synthesis = plan(found, std, found[-1].images if images is None else images)
-    model = load_product(folder).model
+    model = load_product(folder, merged=False).model
     with plain(stderr=True).status(f"{len(synthesis.parts)} snapshots"):
         synthesise(model, synthesis)
     which = f"posthoc/{std}" if images is None else f"posthoc/{std}@{images}"

@@ -15,7 +15,7 @@ from launch.recipes import find_recipe
 from trainers import checkpoint
 from trainers.config import load_yaml, override
 from trainers.console import plain
-from trainers.distillation import check_objective, load_start, load_teacher, one_step_generator
+from trainers.distillation import check_objective, load_pairs, load_start, load_teacher, one_step_generator
 from trainers.evaluation import load_extractor
 from trainers.loop import build_experiment, fit, load_run
 from trainers.run import Run, TeacherRun
@@ -79,10 +79,11 @@ def resolve(recipe: str, overrides: list[str]) -> Run | TeacherRun:
     if classifier := run.evaluation.classifier:
         evaluation = dataclasses.replace(run.evaluation, classifier=str(Path(classifier).resolve()))
         run = dataclasses.replace(run, evaluation=evaluation)
-    if isinstance(run, Run):
-        start = None if run.start is None else str(Path(run.start).resolve())
-        return dataclasses.replace(run, teacher=str(Path(run.teacher).resolve()), start=start)
-    return run
+    if not isinstance(run, Run):
+        return run
+    start = None if run.start is None else str(Path(run.start).resolve())
+    pairs = run.pairs and dataclasses.replace(run.pairs, folder=str(Path(run.pairs.folder).resolve()))
+    return dataclasses.replace(run, teacher=str(Path(run.teacher).resolve()), start=start, pairs=pairs)
 
 
 def check(run: Run | TeacherRun, processes: int, fresh: bool = False) -> None:
@@ -99,6 +100,7 @@ def check(run: Run | TeacherRun, processes: int, fresh: bool = False) -> None:
         check_objective(run, dataset, teacher)
         if fresh and run.start is not None:
             load_start(run.start, run, one_step_generator(teacher, run))
+        load_pairs(run, dataset)
     else:
         fresh_denoiser(run, dataset)
 

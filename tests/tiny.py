@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from distill.denoiser import Denoiser
 from distill.metrics import Classifier
 from distill.paths import EDM, Flow
 from distill.teachers import build_unet, save_denoiser
+from trainers import pairs
+from trainers.data import Digits
 from trainers.loop import build_experiment
 from trainers.run import Run, TeacherRun
 
@@ -50,13 +52,22 @@ def tiny_denoiser(kind: str = "edm", null: int | None = None, **network: Any) ->
 
 
 def write_teachers(folder: Path) -> None:
-    """Teacher folders edm, null (with a null condition) and dropout (EDM as well), and flow; a classifier's."""
+    """Teacher folders edm, null (with a null condition) and dropout (EDM as well), and flow; a classifier; pairs of edm."""
     save_denoiser(tiny_denoiser(), folder / "edm")
     save_denoiser(tiny_denoiser(null=10, num_class_embeds=11), folder / "null")
     save_denoiser(tiny_denoiser(dropout=0.3), folder / "dropout")
     save_denoiser(tiny_denoiser("flow"), folder / "flow")
     torch.manual_seed(1)
     Classifier((1, 8, 8), 10, width=16, data="digits").save(folder / "classifier")
+    list(write_pairs(folder / "edm", folder / "pairs"))
+
+
+def write_pairs(teacher: Path, folder: Path, count: int = 20, **changes: Any) -> Iterator[int]:
+    """ODE pairs of 3 evaluations: write 8 more, say how many there are."""
+    settings = pairs.PairSettings(**{"evaluations": 3, **changes})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "SHARD", 8)
+        yield from pairs.make_pairs(str(teacher), Digits().load(), folder, count, settings, 5, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +114,7 @@ def recipe(teacher: Path | str, /, **changes: Any) -> dict[str, Any]:
     }
 
 
+ADAPTERS = {"lr": 1e-2, "lora": {"rank": 2}}
 DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "sid": ("edm", {"objective": "sid"}),
     "diff_instruct": ("edm", {"objective": "diff_instruct"}),
@@ -138,6 +150,9 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
+    "dmd": ("edm", {"objective": "dmd", "pairs": {"folder": "TEACHERS/pairs", "fraction": 0.5}}),
+    "hipa": ("edm", {"objective": "hipa", "pairs": {"folder": "TEACHERS/pairs"}, "generator": ADAPTERS}),
+    "sid_lora": ("edm", {"objective": "sid", "generator": ADAPTERS, "fake": ADAPTERS}),
 }
 """Every objective in a recipe that uses all of it, (teacher, changes): resume and data parallelism run over them.
 

@@ -1,8 +1,8 @@
 """Checkpoints that cannot be half: staged in a temporary folder, hashed, manifest last, renamed into place.
 
-checkpoints/IMAGES/ holds, as safetensors, the weights of every player and every average, the optimizers' state, the
-objective's memory and the meter; `state.json` the counters; `manifest.json` size and SHA-256 of each file. Loading runs
-no code. The frozen teacher is never saved, its identity always.
+checkpoints/IMAGES/ holds, as safetensors, the weights that the players train, those of every average, the optimizers'
+state, the objective's memory and the meter; `state.json` the counters; `manifest.json` size and SHA-256 of each file.
+Loading runs no code. The frozen teacher is never saved, its identity always.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def save(session: Session, root: Path, keep: int) -> None:
 def _write(session: Session, meter: dict[str, Tensor], folder: Path) -> None:
     state = session.state
     for name, player in state.players.items():
-        save_module(player.bare, folder / f"{name}.safetensors")
+        save_file(_contiguous(player.weights()), folder / f"{name}.safetensors")
         save_file(_contiguous(dict(_optimizer_tensors(player))), folder / f"{name}.optimizer.safetensors")
     save_average(session, folder)
     for std, average in state.power_ema.items():
@@ -126,7 +126,7 @@ def restore(session: Session, folder: Path) -> None:
     state = session.state
     device = session.accelerator.device
     for name, player in state.players.items():
-        load_module(player.bare, folder / f"{name}.safetensors")
+        player.bare.load_state_dict(player.weights(trained=False) | _tensors(folder / f"{name}.safetensors"))
         _load_optimizer(player, _tensors(folder / f"{name}.optimizer.safetensors"))
         counters = description["counters"][name]
         for counter, value in counters.items():

@@ -40,3 +40,13 @@ def replaced(folder: Path) -> Iterator[Path]:
         os.rename(folder, old)
     os.rename(staging, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `file` as a whole."""
+    staging = file.with_name(f".{file.name}.staging")
+    yield staging
+    sync(staging)
+    os.replace(staging, file)
+    sync(file.parent)

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from distill import lora
 from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
 from trainers import checkpoint
 from trainers.console import plain
 from trainers.data import Dataset
-from trainers.distillation import load_teacher, one_step_generator, teacher_hash
+from trainers.distillation import attach_adapters, load_teacher, one_step_generator, teacher_hash
 from trainers.loop import load_run
 from trainers.run import Run, TeacherRun
 from trainers.session import Sampler, configure, sampler_of
@@ -43,10 +44,10 @@ class Product:
         return None if self.teacher is None else sampler_of(self.teacher, self.run)
 
 
-def load_product(folder: Path, which: str = "last") -> Product:
+def load_product(folder: Path, which: str = "last", merged: bool = True) -> Product:
     """The newest valid checkpoint's average ("last"), the "best"'s, or one that `distill ema` has made ("posthoc/0.1").
 
-    Raises UserError when there is none.
+    Adapters are `merged` into their weights, or kept as in the file. Raises UserError when there is none.
     """
     run = load_run(folder)
     source, description = _source(folder, which)
@@ -55,11 +56,14 @@ def load_product(folder: Path, which: str = "last") -> Product:
     dataset = run.data.load()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(run, Run):
-        teacher = load_teacher(run, dataset)
-        model: Generator | Denoiser = one_step_generator(load_teacher(run, dataset), run)
+        teacher, denoiser = load_teacher(run, dataset), load_teacher(run, dataset)
+        attach_adapters(denoiser, run.generator)
+        model: Generator | Denoiser = one_step_generator(denoiser, run)
     else:
         teacher, model = None, configure(fresh_denoiser(run, dataset), run)
     checkpoint.load_average(source, model)
+    if merged and isinstance(run, Run) and run.generator.lora is not None:
+        lora.merge(model)
     for module in (model, teacher):
         if module is not None:
             module.to(device).requires_grad_(False).eval()

@@ -16,6 +16,7 @@ from distill.generator import Generator
 from distill.sampling import sample
 from trainers.data import Dataset
 from trainers.data.batches import Batches
+from trainers.data.pairs import PairSet
 from trainers.run import Experiment
 from trainers.state import TrainState
 
@@ -39,9 +40,12 @@ class Session:
     teacher_hash: str | None = None
 
 
-def make_batches(run: Experiment, dataset: Dataset, real: bool, accelerator: Accelerator) -> Batches:
+def make_batches(
+    run: Experiment, dataset: Dataset, real: bool, accelerator: Accelerator, pairs: PairSet | None = None
+) -> Batches:
     """The batches of this process."""
-    return Batches(run, dataset, real, accelerator.process_index, accelerator.num_processes, accelerator.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return Batches(run, dataset, real, rank, world, accelerator.device, pairs)
 
 
 def configure(denoiser: Denoiser, run: Experiment) -> Denoiser:

@@ -21,24 +21,24 @@ class Player:
     """A trained network.
 
     `bare` is the network itself, for every frozen or graphless use; `module` is the same network behind its own DDP
-    reducer, for its update alone. Between updates its parameters require no gradient.
+    reducer, for its update alone. It trains the parameters that require gradients when it gets them (all, or adapters);
+    between updates none does.
     """
 
     def __init__(self, name: str, network: nn.Module, settings: Optimizer, accelerator: Accelerator) -> None:
         self.name, self.settings = name, settings
-        self.bare = network.to(accelerator.device).requires_grad_(True)
+        self.bare = network.to(accelerator.device)
+        trained = {name: parameter for name, parameter in self.bare.named_parameters() if parameter.requires_grad}
+        self.parameters = list(trained.values())
+        self.kept = {name for name, _ in self.bare.named_parameters()} - set(trained)
         self._constrain()
         self.module = wrap(self.bare, accelerator)  # hooks go to the parameters that require gradients here
-        self.optimizer = build_optimizer(list(self.bare.named_parameters()), settings)
+        self.optimizer = build_optimizer(list(trained.items()), settings)
         device = accelerator.device
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # non-finite updates, all and in a row
         self.streak = torch.zeros((), dtype=torch.int64, device=device)
         self.longest = torch.zeros((), dtype=torch.int64, device=device)
         self.rest()
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.bare.parameters())
 
     def rest(self) -> None:
         """Frozen: a function of its input only."""
@@ -47,11 +47,17 @@ class Player:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Trainable, with dropout, for one update."""
-        self.bare.requires_grad_(True).train()
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.bare.train()
         try:
             yield
         finally:
             self.rest()
+
+    def weights(self, trained: bool = True) -> dict[str, Tensor]:
+        """Parameters that it trains, with the buffers; or those that stay as they are."""
+        return {name: value for name, value in self.bare.state_dict().items() if (name in self.kept) != trained}
 
     def learning_rate(self, images: int, total: int) -> float:
         """lr of the update after `images` of `total` images."""

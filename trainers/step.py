@@ -51,7 +51,7 @@ def distillation_step(run: Run, state: TrainState, nets: Denoisers, batches: Bat
             batch = draw("generator", state.images, 0)
             seed_dropout("generator", run, state, acc)
             with generator.training():
-                reused = [(batch, generate(generator.module, batch))]
+                reused = [(batch, generate(generator.module, batch, run))]
         first = state.images * run.fake_updates + k * run.batch_size
         update(state.players["fake"], partial(fake_loss, first), f"fake {k}", run, state, acc)
 
@@ -61,10 +61,11 @@ def distillation_step(run: Run, state: TrainState, nets: Denoisers, batches: Bat
             batch, made = reused[0]
         else:
             batch = draw("generator", state.images, micro)
-            made = generate(generator.module, batch)
+            made = generate(generator.module, batch, run)
         x = graph.cut(made)
         if batch.pairs is not None:
-            x, ends = x.split([len(batch.noise), len(batch.pairs.noise)])
+            pairs = len(batch.pairs.noise)
+            x, ends = x.split([len(x) - pairs, pairs])
             batch = replace(batch, pairs=replace(batch.pairs, made=ends))
         terms = run.objective.generator_loss(graph.through(nets), x, batch)
         if len(terms) > 1 and run.logs_after(state.images):  # which term leads, seldom: it costs a backward for each
@@ -76,10 +77,13 @@ def distillation_step(run: Run, state: TrainState, nets: Denoisers, batches: Bat
         update(generator, generator_loss, "generator", run, state, acc, graph)
 
 
-def generate(generator: nn.Module, batch: Batch) -> Tensor:
-    """Samples [B, ...] for the batch, then those for the noise of its ODE pairs [P, ...]: one forward for both."""
+def generate(generator: nn.Module, batch: Batch, run: Run) -> Tensor:
+    """Samples [B, ...] for the batch, unless the objective looks at none, then those for the noise of its ODE pairs
+    [P, ...]: one forward for both."""
     if batch.pairs is None:
         return cast(Tensor, generator(batch.noise, batch.cond))
+    if not run.objective.uses_samples:
+        return cast(Tensor, generator(batch.pairs.noise, batch.pairs.cond))
     noise = torch.cat([batch.noise, batch.pairs.noise])
     labels = [batch.cond, batch.pairs.cond]
     cond = torch.cat(cast(list[Tensor], labels)) if isinstance(batch.cond, Tensor) else None

@@ -1,4 +1,4 @@
-"""A folder is replaced as a whole or not at all."""
+"""A folder or a file is replaced as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.files import replaced, sha256
+from trainers.files import replaced, sha256, whole
 
 
 def write(folder: Path, text: str) -> None:
@@ -36,3 +36,15 @@ def test_sha256_is_the_hash_of_all_blocks(tmp_path: Path) -> None:
     content = bytes(range(256)) * 9000  # more than two blocks
     (tmp_path / "x").write_bytes(content)
     assert sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("old")
+    with pytest.raises(KeyError), whole(file) as staging:
+        staging.write_text("half")
+        raise KeyError
+    assert file.read_text() == "old"
+    with whole(file) as staging:
+        staging.write_text("new")
+    assert file.read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill.objectives import Batch, Denoisers, Objective
 from tests.tiny import DISTILLATIONS, distillation, experiment, recipe, teacher_recipe
 from trainers.loop import build
 from trainers.run import Optimizer
@@ -149,6 +150,40 @@ def test_reused_samples_save_a_forward(objective: str, teachers: Path, monkeypat
     settings["fake_updates"] = 2
     first = ("fake", {("G", False): 1, ("F", True): 1})
     assert Calls(session_of(settings), monkeypatch).of_one_step() == [first, last, generator]
+
+
+def test_pairs_ride_along(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One forward makes the samples and those of the pairs' noise; where only pairs are looked at, only theirs."""
+    for name, total in (("dmd", 12), ("hipa", 8)):
+        session = session_of(distillation(name, teachers))
+        made: list[tuple[Tensor, Tensor, Tensor]] = []
+        generator = session.state.players["generator"].bare
+        generator.register_forward_hook(lambda module, inputs, output, made=made: made.append((*inputs, output)))
+        seen: list[tuple[Tensor, Batch]] = []
+        generator_loss = type(session.run.objective).generator_loss  # type: ignore[attr-defined]
+
+        def look(self: Objective, nets: Denoisers, x: Tensor, batch: Batch, loss: Any = generator_loss) -> Any:
+            seen.append((x, batch))  # noqa: B023
+            return loss(self, nets, x, batch)
+
+        monkeypatch.setattr(type(session.run.objective), "generator_loss", look)  # type: ignore[attr-defined]
+        expected = session.batches.micro("generator", 0, 0)
+        advance(session)
+        noise, cond, samples = made[-1]
+        ((x, batch),) = seen
+        assert expected.pairs is not None and batch.pairs is not None and batch.pairs.made is not None
+        assert len(noise) == len(cond) == total and len(x) == total - len(expected.pairs.noise)
+        assert torch.equal(noise, torch.cat([expected.noise[: len(x)], expected.pairs.noise]))
+        assert torch.equal(torch.cat([x, batch.pairs.made]), samples)
+        assert torch.equal(batch.pairs.target, expected.pairs.target)
+
+
+def test_without_a_fake_the_generator_alone_plays(teachers: Path) -> None:
+    session = session_of(distillation("hipa", teachers))
+    assert list(session.state.players) == ["generator"]
+    advance(session)
+    names = session.state.meter.read(session.accelerator)
+    assert not any("fake" in name for name in names) and {"generator/perceptual", "generator/grad_norm"} <= set(names)
 
 
 def test_fake_updates_draw_fresh_samples(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +347,8 @@ def test_a_step_needs_nothing_back_from_the_device(
     """On the CPU a copy to the host goes unseen; on this device it is refused."""
     monkeypatch.setattr(Accelerator, "device", META)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # which meta has not
+    if objective == "hipa":  # has no fake to share samples with
+        changes = {**changes, "reuse_samples": False}
     session = session_of(distillation(objective, teachers, **changes))
     for player in session.state.players.values():
         monkeypatch.setattr(player.optimizer, "step", lambda: None)  # nor fused optimizers

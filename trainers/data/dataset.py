@@ -32,12 +32,8 @@ class Dataset:
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     def order(self, seed: int, index: Tensor) -> Tensor:
-        """Positions [B] of the samples `index` [B] in an endless stream of epochs, each its own permutation."""
-        positions = torch.empty_like(index)
-        for epoch in torch.unique(index // self.count).tolist():
-            here = index // self.count == epoch
-            positions[here] = _permutation(self.count, seed, epoch)[index[here] % self.count]
-        return positions
+        """See `order`."""
+        return order(self.count, seed, index)
 
     def images(self, positions: Tensor) -> Tensor:
         """The images at `positions` [B], float32 [B, C, H, W] in [-1, 1]; raises UserError where there are none."""
@@ -46,6 +42,15 @@ class Dataset:
         return self.read(positions)
 
 
-@lru_cache(maxsize=2)  # a batch touches at most two neighbouring epochs
+def order(count: int, seed: int, index: Tensor) -> Tensor:
+    """Positions [B] of the items `index` [B] in an endless stream of epochs of `count`, each its own permutation."""
+    positions = torch.empty_like(index)
+    for epoch in torch.unique(index // count).tolist():
+        here = index // count == epoch
+        positions[here] = _permutation(count, seed, epoch)[index[here] % count]
+    return positions
+
+
+@lru_cache(maxsize=4)  # a batch touches at most two neighbouring epochs, of images and of pairs
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

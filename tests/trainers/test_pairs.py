@@ -1,0 +1,262 @@
+"""ODE pairs: the teacher's own samples, the same bits however often making them was cut, and drawn by epochs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import Random, UserError
+from distill.guidance import classifier_free
+from distill.sampling import sample
+from distill.teachers import load_denoiser
+from tests.tiny import experiment, recipe, write_pairs
+from trainers import files
+from trainers.data import Dataset, Digits
+from trainers.data.batches import Batches, inputs
+from trainers.data.pairs import PairSet, open_pairs
+from trainers.distillation import load_pairs, teacher_hash
+from trainers.run import Run
+
+CPU = torch.device("cpu")
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def opened(folder: Path, teacher: Path, **changes: Any) -> PairSet:
+    form: dict[str, Any] = {"shape": (1, 8, 8), "classes": 10, **changes}
+    return open_pairs(folder, 4, teacher_hash(str(teacher)), **form)
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_pair_is_noise_and_what_the_teacher_makes_of_it(teachers: Path) -> None:
+    pairs = opened(teachers / "pairs", teachers / "edm")
+    assert (pairs.count, [len(shard["noise"]) for shard in pairs.shards]) == (20, [8, 8, 4])
+    rows = pairs.rows(torch.tensor([17, 3, 8]))
+    noise, label = inputs(Digits().load(), Random.at(0, torch.tensor([17, 3, 8])).stream("pairs"))
+    assert label is not None
+    assert torch.equal(rows["noise"], noise) and torch.equal(rows["label"], label)
+    target = sample(load_denoiser(teachers / "edm"), noise, label, evaluations=3)
+    assert float((rows["target"] - target).abs().max()) < 1e-4 * float(target.abs().max())
+    assert float((target - noise).abs().mean()) > 0.1
+    description = json.loads((teachers / "pairs/pairs.json").read_text())
+    assert {key: description[key] for key in ("data", "shape", "classes", "evaluations", "seed", "count")} == {
+        "data": "digits",
+        "shape": [1, 8, 8],
+        "classes": 10,
+        "evaluations": 3,
+        "seed": 0,
+        "count": 20,
+    }
+
+
+def test_guided_pairs(teachers: Path, tmp_path: Path) -> None:
+    list(write_pairs(teachers / "null", tmp_path / "p", count=4, teacher_cfg=3.0))
+    rows = opened(tmp_path / "p", teachers / "null").rows(torch.arange(4))
+    teacher = load_denoiser(teachers / "null")
+    guided: Any = classifier_free(teacher, 3.0, teacher.null)
+    target, plain = (sample(d, rows["noise"], rows["label"], evaluations=3) for d in (guided, teacher))
+    assert float((rows["target"] - target).abs().max()) < 1e-4 * float(target.abs().max())
+    assert float((target - plain).abs().mean()) > 0.1
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_kill_at_any_moment_costs_nothing_but_time(
+    at: int, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every write of a file and every renaming into place, of 3 shards and their description."""
+    calls = 0
+
+    def kill(call: Callable[..., Any]) -> Callable[..., Any]:
+        def killing(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at + 1:
+                raise Killed
+            return call(*arguments)
+
+        return killing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", kill(files.sync))
+        patch.setattr(files.os, "replace", kill(files.os.replace))
+        with pytest.raises(Killed):
+            list(write_pairs(teachers / "edm", tmp_path / "cut"))
+    assert list(write_pairs(teachers / "edm", tmp_path / "cut")) == [8, 16, 20]
+    assert everything(tmp_path / "cut") == everything(teachers / "pairs")
+
+
+def test_what_is_whole_is_kept_and_what_is_damaged_made_again(
+    teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = everything(teachers / "pairs")
+    list(write_pairs(teachers / "edm", tmp_path / "p", count=12))
+    first = (tmp_path / "p/pairs-00000.safetensors").stat().st_mtime_ns
+    list(write_pairs(teachers / "edm", tmp_path / "p"))  # more of the same
+    assert everything(tmp_path / "p") == whole
+    assert (tmp_path / "p/pairs-00000.safetensors").stat().st_mtime_ns == first
+    damaged = bytearray(whole["pairs-00001.safetensors"])
+    damaged[-1] ^= 1
+    (tmp_path / "p/pairs-00001.safetensors").write_bytes(damaged)
+    list(write_pairs(teachers / "edm", tmp_path / "p"))
+    assert everything(tmp_path / "p") == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "pairs: '{}' is of seed 0, not 1; name another folder"),
+        ({"evaluations": 5}, "pairs: '{}' is of evaluations 3, not 5; name another folder"),
+        ({"teacher_cfg": 2.0}, "teacher_cfg: the teacher '{}/edm' states no null condition"),
+        ({"count": 12}, "pairs: '{}' is of count 20, not 12; name another folder"),
+        ({"teacher": "dropout"}, "pairs: '{}' is of teacher "),
+        ({"teacher": "nowhere"}, "teacher: no folder "),
+        ({"evaluations": 4}, "evaluations: Heun's method takes an odd number of at least 3, got 4"),
+    ],
+)
+def test_other_pairs_are_not_mixed_in(changes: dict[str, Any], message: str, teachers: Path) -> None:
+    before = everything(teachers / "pairs")
+    teacher = changes.pop("teacher", "edm")
+    line = refusal(lambda: list(write_pairs(teachers / teacher, teachers / "pairs", **changes)))
+    assert line.startswith(message.format(teachers if "/edm" in message else teachers / "pairs"))
+    assert everything(teachers / "pairs") == before
+
+
+def test_a_folder_of_something_else_is_left_alone(teachers: Path) -> None:
+    line = refusal(lambda: list(write_pairs(teachers / "edm", teachers / "edm")))
+    assert line == f"pairs: '{teachers / 'edm'}' holds something else; name another folder"
+
+
+def test_pairs_that_do_not_fit_are_refused(teachers: Path, tmp_path: Path) -> None:
+    folder, edm = teachers / "pairs", teachers / "edm"
+    assert refusal(lambda: opened(folder, teachers / "flow")) == f"pairs: '{folder}' holds pairs of another teacher"
+    assert refusal(lambda: opened(folder, edm, shape=(3, 8, 8))) == (
+        f"pairs: '{folder}' has shape (1, 8, 8), the teacher (3, 8, 8)"
+    )
+    assert refusal(lambda: opened(folder, edm, classes=0)) == f"pairs: '{folder}' has classes 10, the teacher 0"
+    assert (
+        refusal(lambda: opened(edm, edm)) == f"pairs: '{edm}' has no pairs.json; `distill pairs TEACHER {edm}` makes it"
+    )
+    making = write_pairs(edm, tmp_path / "p")
+    next(making)
+    making.close()
+    assert refusal(lambda: opened(tmp_path / "p", edm)).startswith(f"pairs: '{tmp_path / 'p'}' holds 8 of 20 pairs; ")
+    list(write_pairs(edm, tmp_path / "p"))
+    shard = tmp_path / "p/pairs-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    assert refusal(lambda: opened(tmp_path / "p", edm)).startswith(f"pairs: '{shard}' has ")
+    shard.unlink()
+    assert refusal(lambda: opened(tmp_path / "p", edm)).startswith(f"pairs: cannot read '{shard}' (FileNotFoundError)")
+    (tmp_path / "p/pairs.json").write_text("{")
+    assert refusal(lambda: opened(tmp_path / "p", edm)).startswith(f"pairs: '{tmp_path / 'p/pairs.json'}' is damaged")
+
+
+# Drawing from them
+
+
+def counted(count: int, per_batch: int) -> PairSet:
+    """Pairs whose noise shows their position, in shards of 7."""
+    at = torch.arange(count)
+    noise = at.float()[:, None, None, None].expand(-1, 1, 2, 2)
+    shards = [{"noise": n, "target": -n, "label": at} for n, at in zip(noise.split(7), at.split(7), strict=True)]
+    return PairSet(count, per_batch, tuple(shards))
+
+
+def drawn(pairs: PairSet, first: int, world: int = 1, micro: int = 1, stream: str = "generator") -> Tensor:
+    """Positions of the pairs of the global batch of 24 from sample `first`, put together from its parts."""
+    dataset = Dataset("labels", 100, (1, 2, 2), torch.arange(100) % 10, None)
+    run = experiment(recipe("unused", batch_size=24, images=240, micro_batches=micro))
+    found = []
+    for index in range(micro):
+        for rank in range(world):
+            batch = Batches(run, dataset, False, rank, world, CPU, pairs).micro(stream, first, index)
+            assert batch.pairs is not None and isinstance(batch.pairs.cond, Tensor) and batch.pairs.made is None
+            assert torch.equal(batch.pairs.target, -batch.pairs.noise)
+            assert torch.equal(batch.pairs.noise[:, 0, 0, 0].long(), batch.pairs.cond)
+            assert len(batch.pairs.cond) == pairs.per_batch // (world * micro)
+            found.append(batch.pairs.cond)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 2), (2, 1), (3, 2), (1, 12)])
+def test_any_partition_takes_the_same_pairs(world: int, micro: int) -> None:
+    pairs = counted(50, 12)
+    assert torch.equal(drawn(pairs, 96, world, micro), drawn(pairs, 96))
+
+
+def test_an_epoch_takes_every_pair_once() -> None:
+    pairs = counted(36, 12)
+    epochs = torch.stack([torch.cat([drawn(pairs, 24 * (3 * epoch + i)) for i in range(3)]) for epoch in range(3)])
+    assert all(torch.equal(epoch.sort().values, torch.arange(36)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 3
+
+
+def test_the_generator_alone_gets_pairs() -> None:
+    run = experiment(recipe("unused", batch_size=24, images=240))
+    batches = Batches(run, Dataset("none", 1, (1, 2, 2), None, None), False, 0, 1, CPU, counted(50, 12))
+    assert batches.micro("fake", 0, 0).pairs is None
+    assert batches.micro("generator", 0, 0).pairs is not None
+
+
+# In a run
+
+
+def dmd(teachers: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe of DMD; `pairs` changes how it takes them."""
+    pairs = {"folder": str(teachers / "pairs"), **changes.pop("pairs", {})}
+    return recipe(teachers / "edm", **{"objective": "dmd", "pairs": pairs, **changes})
+
+
+def test_a_run_opens_its_pairs(teachers: Path) -> None:
+    run = experiment(dmd(teachers, pairs={"fraction": 0.5}))
+    assert isinstance(run, Run)
+    dataset = Digits().load()
+    pairs = load_pairs(run, dataset)
+    assert pairs is not None and (pairs.count, pairs.per_batch) == (20, 4)
+    other = replace(run, teacher=str(teachers / "flow"))
+    assert (
+        refusal(lambda: load_pairs(other, dataset)) == f"pairs: '{teachers / 'pairs'}' holds pairs of another teacher"
+    )
+
+
+def test_mistakes_in_a_recipe(teachers: Path) -> None:
+    needed = {key: value for key, value in dmd(teachers).items() if key != "pairs"}
+    assert refusal(lambda: experiment(needed)) == (
+        "test: pairs: DMD regresses on ODE pairs; name a folder that `distill pairs` wrote"
+    )
+    experiment({**needed, "objective": {"name": "dmd", "regression": 0}})
+    assert refusal(lambda: experiment(dmd(teachers, objective={"name": "dmd", "regression": 0}))) == (
+        "test: pairs: DMD has no use for ODE pairs; leave them out"
+    )
+    assert refusal(lambda: experiment(dmd(teachers, pairs={"fraction": 1.5}))) == (
+        "test: key 'pairs': fraction: must be in (0, 1], got 1.5"
+    )
+    assert refusal(lambda: experiment(dmd(teachers, objective="hipa", reuse_samples=True))) == (
+        "test: reuse_samples: HiPA trains no fake to share samples with"
+    )
+    assert refusal(lambda: experiment(dmd(teachers, fake_updates=0))) == "test: fake_updates: must be positive, got 0"
+    thirds = experiment(dmd(teachers, pairs={"fraction": 0.4}))  # 3 of 8
+    thirds.check_world(1)
+    assert refusal(lambda: thirds.check_world(2)) == (
+        "pairs.fraction: 0.4 of batch_size 8 is 3 pairs, which are not divisible by processes x micro_batches = 2 x 1"
+    )
+    none = experiment(dmd(teachers, pairs={"fraction": 0.1}))
+    assert refusal(lambda: none.check_world(1)).startswith("pairs.fraction: 0.1 of batch_size 8 is 0 pairs")
