@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from PIL import Image, ImageDraw
 
 from launch.evaluate import measure
+from launch.pairs import pairs
 from launch.quickstart import finish
 from launch.recipes import shipped
 from launch.sample import draw
@@ -33,6 +34,7 @@ from trainers.session import Session
 BASE = "sid"
 CLASSES = 10
 TURNS = 7
+PAIRS = 20_000
 
 
 def main(
@@ -51,6 +53,8 @@ def main(
     for name, run in distillations.items():
         title = name.removeprefix(f"{data}_")
         console.rule(name, align="left")
+        if run.pairs is not None:  # made once, checked after that
+            pairs(Path(run.teacher), Path(run.pairs.folder), PAIRS)
         product = load_product(finish(_evaluated(run), runs, console))
         seconds = _relative_seconds(run, distillations[f"{data}_{BASE}"])
         rows.append(_row(title, product, runs / run.name, measure(product), seconds))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.launch.conftest import Command
-from tests.tiny import ROOT
+from tests.tiny import ROOT, recipe
 from trainers.data import Images
 
 
@@ -37,6 +40,30 @@ def test_an_objective_of_ones_own(distill: Command, teachers: Path) -> None:
     assert [record["images"] for record in log] == [32, 64]
     assert log[0]["generator/grad_norm"] > 0 and log[-1]["health/gap"] > 0
     assert json.loads(Path("runs/my_fisher/evaluation.json").read_text())["student"]["frechet"] > 0
+
+
+def test_lpips_as_a_distance(distill: Command, teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """objectives/dmd.md's distance of the user's own, with a stand-in for the package that it downloads."""
+
+    class Stub(torch.nn.Module):
+        def __init__(self, net: str) -> None:
+            super().__init__()
+            assert net == "vgg"
+
+        def forward(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            assert made.shape == target.shape == (2, 3, 224, 224)
+            return (made - target).abs().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Stub))
+    Path("my_lpips.py").write_text(block("objectives/dmd.md", "python"))
+    perceptual = "{name: dmd, perceptual: 'my_lpips.py:LPIPS'}"
+    settings = recipe(
+        teachers / "edm", images=4, batch_size=2, objective="dmd", pairs={"folder": str(teachers / "pairs")}
+    )
+    Path("mine.yaml").write_text(yaml.safe_dump(settings))
+    result = distill("train", "mine.yaml", f"objective={perceptual}", "--folder", "run")
+    assert result.code == 0, result.err
+    assert "my_lpips.py:LPIPS" in Path("run/run.yaml").read_text()
 
 
 def test_fashion_mnist_from_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
