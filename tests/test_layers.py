@@ -37,7 +37,6 @@ RANKS = {
     "paths": 1,
     "networks": 1,
     "lora": 1,
-    "metrics": 1,
     "times": 2,
     "weights": 2,
     "prediction": 3,

@@ -52,7 +52,7 @@ def tiny_denoiser(kind: str = "edm", null: int | None = None, **network: Any) ->
 
 
 def write_teachers(folder: Path) -> None:
-    """Teacher folders edm, null (with a null condition) and dropout (EDM as well), and flow; a classifier; pairs of edm."""
+    """Teacher folders edm, null (with a null condition) and dropout (EDM as well), and flow; a classifier; pairs."""
     save_denoiser(tiny_denoiser(), folder / "edm")
     save_denoiser(tiny_denoiser(null=10, num_class_embeds=11), folder / "null")
     save_denoiser(tiny_denoiser(dropout=0.3), folder / "dropout")

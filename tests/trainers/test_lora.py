@@ -19,7 +19,7 @@ from tests.tiny import ADAPTERS, distillation, experiment, recipe
 from trainers import checkpoint
 from trainers.data import Digits
 from trainers.data.batches import inputs
-from trainers.distillation import load_teacher
+from trainers.distillation import check_objective, load_teacher
 from trainers.loop import build, fit
 from trainers.products import load_product
 from trainers.run import Run
@@ -114,7 +114,7 @@ def test_unknown_targets_are_refused_before_training(teachers: Path) -> None:
         run = experiment(recipe(teachers / "edm", **{player: lora}))
         assert isinstance(run, Run)
         with pytest.raises(UserError, match=r"^lora.targets: no convolution or linear layer is called 'to_q'; it has "):
-            load_teacher(run, Digits().load())
+            check_objective(run, Digits().load(), load_teacher(run, Digits().load()))
 
 
 def test_a_teacher_has_no_adapters() -> None:
