@@ -207,10 +207,11 @@ def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         assert split(config.build(ClassifierRun, settings), config.build(ClassifierRun, settings).data.load())
         return
     run = resolve(name, [])
-    if run.evaluation.classifier is not None:  # what `distill classifier` of a shipped recipe writes
-        dataset, source = run.data.load(), Path(run.evaluation.classifier)
+    reward = settings.get("objective", {}).get("reward", {})
+    for classifier in filter(None, (run.evaluation.classifier, reward.get("classifier"))):
+        dataset, source = run.data.load(), Path(classifier)  # what `distill classifier` of a shipped recipe writes
         assert source.parent.name == "runs" and source.name in shipped()
-        Classifier(dataset.shape, dataset.classes).save(source)
+        Classifier(dataset.shape, dataset.classes, data=dataset.name).save(source)
     if isinstance(run, Run):
         source = Path(run.teacher)
         assert source.name == "teacher" and source.parent.name in shipped()  # what `distill teacher` of it writes
