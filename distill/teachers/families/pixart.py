@@ -1,0 +1,65 @@
+"""PixArt-alpha and -Sigma (arXiv:2310.00426, 2403.04692): a transformer of latents under T5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from distill.denoiser import Condition
+from distill.teachers.families.family import Conditions, Family
+
+
+class PixArt(Family):
+    """Conditioned on the index of the step, on `prompt` [B, L, D] under `mask` [B, L], and at 1024 pixels on the size.
+
+    Predicts noise, then variances, which are left.
+    """
+
+    pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+
+    @property
+    def conditions(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt": (120, self.config["caption_channels"]), "mask": (120,)}
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        given = self.given(x, cond)
+        size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+        if self.config["sample_size"] == 128:  # the networks of 1024 pixels alone know their size
+            size = {"resolution": x.new_full((len(x), 2), self.pixels), "aspect_ratio": x.new_ones(len(x), 1)}
+        output: Tensor = self.model(
+            x,
+            encoder_hidden_states=given["prompt"],
+            encoder_attention_mask=given["mask"],
+            timestep=time,
+            added_cond_kwargs=size,
+            return_dict=False,
+        )[0]
+        return output[:, : x.shape[1]]
+
+    @classmethod
+    def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
+        encoded = pipe.encode_prompt(
+            prompts, do_classifier_free_guidance=False, device=pipe.text_encoder.device, **cls.lengths(pipe)
+        )
+        return {"prompt": encoded[0], "mask": encoded[1]}
+
+    @staticmethod
+    def lengths(pipe: Any) -> dict[str, int]:
+        """Tokens of a prompt: 120 in alpha, 300 in Sigma, unless the tokenizer knows less."""
+        usual = 300 if type(pipe).__name__ == "PixArtSigmaPipeline" else 120
+        return {"max_sequence_length": min(usual, pipe.tokenizer.model_max_length)}
+
+    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
+        given = self.given(z, cond)
+        return {
+            "latents": z,
+            "prompt_embeds": given["prompt"],
+            "prompt_attention_mask": given["mask"],
+            "negative_prompt": None,
+            "guidance_scale": self.unguided,
+            "height": self.pixels,
+            "width": self.pixels,
+            "use_resolution_binning": False,
+            "clean_caption": False,
+        }

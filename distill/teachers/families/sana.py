@@ -1,0 +1,56 @@
+"""Sana (arXiv:2410.10629): a rectified flow of a deep-compression autoencoder's latents, under Gemma."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from distill.denoiser import Condition
+from distill.teachers.families.family import Conditions
+from distill.teachers.families.pixart import PixArt
+
+
+class Sana(PixArt):
+    """Conditioned on 1000 t times the network's `timestep_scale`, and on `prompt` [B, L, D] under `mask` [B, L].
+
+    Predicts the velocity noise - x0.
+    """
+
+    pipelines = ("SanaPipeline",)
+
+    @property
+    def conditions(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt": (300, self.config["caption_channels"]), "mask": (300,)}
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        given = self.given(x, cond)
+        output: Tensor = self.model(
+            x,
+            encoder_hidden_states=given["prompt"],
+            encoder_attention_mask=given["mask"],
+            timestep=time * self.config["timestep_scale"],
+            return_dict=False,
+        )[0]
+        return output
+
+    @classmethod
+    def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
+        """With the instruction that the pipeline puts before prompts by default."""
+        instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
+        return cls._encode(pipe, prompts, instruction)
+
+    @classmethod
+    def encode_null(cls, pipe: Any) -> Conditions:
+        return cls._encode(pipe, [""], None)
+
+    @classmethod
+    def _encode(cls, pipe: Any, prompts: list[str], instruction: list[str] | None) -> Conditions:
+        encoded = pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            device=pipe.text_encoder.device,
+            complex_human_instruction=instruction,
+        )
+        return {"prompt": encoded[0], "mask": encoded[1]}

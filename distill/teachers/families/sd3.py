@@ -1,0 +1,54 @@
+"""Stable Diffusion 3 and 3.5 (arXiv:2403.03206): a rectified flow of latents under two CLIP encoders and T5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from distill.denoiser import Condition
+from distill.teachers.families.family import Conditions, Family
+
+
+class SD3(Family):
+    """Conditioned on 1000 t, `prompt` [B, L, D] and `pooled` [B, P]. Predicts the velocity noise - x0.
+
+    The scheduler's `shift` says which times a sampler visits; the path is the same for all of them.
+    """
+
+    pipelines = ("StableDiffusion3Pipeline",)
+    unguided = 0.0
+
+    @property
+    def conditions(self) -> dict[str, tuple[int, ...]]:
+        prompt = (77 + 256, self.config["joint_attention_dim"])  # CLIP's tokens, then T5's
+        return {"prompt": prompt, "pooled": (self.config["pooled_projection_dim"],)}
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        given = self.given(x, cond)
+        output: Tensor = self.model(
+            hidden_states=x,
+            timestep=time,
+            encoder_hidden_states=given["prompt"],
+            pooled_projections=given["pooled"],
+            return_dict=False,
+        )[0]
+        return output
+
+    @classmethod
+    def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
+        encoded = pipe.encode_prompt(
+            prompts, prompts, prompts, device=pipe.text_encoder.device, do_classifier_free_guidance=False
+        )
+        return {"prompt": encoded[0], "pooled": encoded[2]}
+
+    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
+        given = self.given(z, cond)
+        return {
+            "latents": z,
+            "prompt_embeds": given["prompt"],
+            "pooled_prompt_embeds": given["pooled"],
+            "guidance_scale": self.unguided,
+            "height": self.pixels,
+            "width": self.pixels,
+        }

@@ -1,0 +1,46 @@
+"""Stable Diffusion XL (arXiv:2307.01952): a U-Net of latents under two CLIP encoders, told an image's size and crop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from distill.denoiser import Condition
+from distill.teachers.families.family import Conditions
+from distill.teachers.families.stable_diffusion import LENGTH, StableDiffusion
+
+
+class SDXL(StableDiffusion):
+    """Conditioned on `prompt` [B, 77, D], `pooled` [B, P] and an uncropped image of the size that is made."""
+
+    pipelines = ("StableDiffusionXLPipeline",)
+
+    @property
+    def conditions(self) -> dict[str, tuple[int, ...]]:
+        sizes = 6 * self.config["addition_time_embed_dim"]
+        pooled = self.config["projection_class_embeddings_input_dim"] - sizes
+        return {"prompt": (LENGTH, self.config["cross_attention_dim"]), "pooled": (pooled,)}
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        given = self.given(x, cond)
+        sizes = x.new_tensor([self.pixels, self.pixels, 0, 0, self.pixels, self.pixels]).expand(len(x), 6)
+        added = {"text_embeds": given["pooled"], "time_ids": sizes}  # original size, crop's corner, target size
+        output: Tensor = self.model(
+            x, time, encoder_hidden_states=given["prompt"], added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output
+
+    @classmethod
+    def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
+        encoded = pipe.encode_prompt(prompts, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False)
+        return {"prompt": encoded[0], "pooled": encoded[2]}
+
+    @classmethod
+    def encode_null(cls, pipe: Any) -> Conditions:
+        """Zeros where the checkpoint says so (`force_zeros_for_empty_prompt`), as SDXL's base does."""
+        encoded = pipe.encode_prompt("", device=pipe.text_encoder_2.device, do_classifier_free_guidance=True)
+        return {"prompt": encoded[1], "pooled": encoded[3]}
+
+    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
+        return {**super().call(z, cond), "pooled_prompt_embeds": self.given(z, cond)["pooled"]}

@@ -1,0 +1,38 @@
+"""Stable Diffusion 1.x and 2.x (arXiv:2112.10752): a U-Net of latents under CLIP's text embeddings. Predicts noise
+(1.x, 2.x base) or v (2.x at 768 pixels), as its scheduler says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from distill.denoiser import Condition
+from distill.teachers.families.family import Conditions, UNetFamily
+
+LENGTH = 77  # tokens of a prompt under CLIP
+
+
+class StableDiffusion(UNetFamily):
+    """Conditioned on the index of the step and on `prompt` [B, 77, D]."""
+
+    pipelines = ("StableDiffusionPipeline",)
+    unguided = 0.0
+
+    @property
+    def conditions(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt": (LENGTH, self.config["cross_attention_dim"])}
+
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        prompt = self.given(x, cond)["prompt"]
+        output: Tensor = self.model(x, time, encoder_hidden_states=prompt, return_dict=False)[0]
+        return output
+
+    @classmethod
+    def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
+        return {"prompt": pipe.encode_prompt(prompts, pipe.text_encoder.device, 1, False)[0]}
+
+    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
+        given = self.given(z, cond)
+        size = {"height": self.pixels, "width": self.pixels}
+        return {"latents": z, "prompt_embeds": given["prompt"], "guidance_scale": self.unguided, **size}
