@@ -65,8 +65,9 @@ class Denoiser(nn.Module):
     def with_features(self, x_t: Tensor, t: Tensor, cond: Condition, tap: str) -> tuple[Tensor, Tensor]:
         """(x0, features): in one pass, also what the submodule at `tap` gives, [B, C, ...] in the dtype of x0.
 
-        `tap` is a submodule's name, or one of the short names in the network's mapping `taps`. Where the submodule
-        gives a tuple, its first entry counts. Raises UserError for a name that is neither.
+        `tap` is a submodule's name, or one of the short names in the network's mapping `taps`. What the
+        submodule gives is made features by the network's method `tapped`, if it has one; else of a tuple its first
+        entry counts. Raises UserError for a name that is neither.
         """
         seen: list[Tensor] = []
         with _watching(self.network, tap, seen):
@@ -98,20 +99,24 @@ def _like(one: int | Tensor, many: Tensor) -> Tensor:
     return one.to(many.device, many.dtype).expand_as(many)
 
 
+def _first(output: Any) -> Tensor:
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+
 class _Enough(Exception):
     """Ends a network's forward at the tap."""
 
 
 @contextmanager
 def _watching(network: nn.Module, tap: str, seen: list[Tensor], enough: bool = False) -> Iterator[None]:
-    taps = getattr(network, "taps", {})
+    taps, tapped = getattr(network, "taps", {}), getattr(network, "tapped", _first)
     try:
         module = network.get_submodule(taps.get(tap, tap))
     except AttributeError:
         raise UserError(f"tap: {type(network).__name__} has no submodule '{tap}'; short names: {list(taps)}") from None
 
-    def look(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
+    def look(module: nn.Module, inputs: object, output: Any) -> None:
+        seen.append(tapped(output))
         if enough:
             raise _Enough
 

@@ -10,8 +10,10 @@ import typer
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
-from distill.teachers import Network, load_denoiser, read_ddpm, read_published, save_denoiser
+from distill.teachers import Network, copy_pipeline, download, load_denoiser, read_published, save_denoiser
+from distill.teachers.families import Family
 from trainers.console import plain
+from trainers.distillation import teacher_hash
 from trainers.files import replaced, sha256
 
 NSR = (0.02, 1.0, 80.0)  # noise-to-signal ratios at which the network is tried
@@ -36,13 +38,24 @@ def edm2(file: File, out: Out) -> None:
 
 @app.command()
 def diffusers(
-    source: Annotated[str, typer.Argument(help="folder of a DDPM or DDIM pipeline, or its id on the hub")], out: Out
+    source: Annotated[str, typer.Argument(help="folder of a pipeline, or its id on the hub")],
+    out: Out,
+    resolution: Annotated[
+        int | None, typer.Option(help="pixels to a side; the pipeline's default when left out")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="what FLUX.1-dev is told; 3.5 when left out")] = None,
 ) -> None:
-    """A DDPMPipeline or DDIMPipeline with a UNet2DModel."""
+    """A diffusers pipeline: DDPM, DiT, Stable Diffusion 1.x, 2.x, XL, 3, PixArt, FLUX.1 or Sana."""
     _refuse_filled(out)
-    denoiser = read_ddpm(source)
-    plain().print(f"pipeline    {source}")
-    _write(denoiser, out)
+    folder = Path(source) if Path(source).is_dir() else download(source)
+    console = plain()
+    console.print(f"pipeline    {source}")
+    with replaced(out) as staging:
+        copy_pipeline(folder, staging, resolution=resolution, guidance=guidance)
+        denoiser = load_denoiser(staging)
+        _report(denoiser)
+    console.print(f"sha256      {teacher_hash(str(out))} of network and scheduler")
+    console.print(f"written to  {out}")
 
 
 def _import_published(file: Path, out: Path, kind: str) -> None:
@@ -59,32 +72,41 @@ def _import_published(file: Path, out: Path, kind: str) -> None:
 
 def _write(denoiser: Denoiser, out: Path) -> None:
     """Try the network, write it, read it back and compare."""
+    tried = _report(denoiser)
+    with replaced(out) as staging:
+        save_denoiser(denoiser, staging)
+        if not torch.equal(_try(load_denoiser(staging)), tried):
+            raise UserError(f"import: the network read back from '{out}' differs")
+    plain().print(f"written to  {out}")
+
+
+def _report(denoiser: Denoiser) -> torch.Tensor:
+    """Say what the network is and what it makes of noise, and return that; raises UserError if it is not finite."""
     network, console = cast(Network, denoiser.network), plain()
     count = sum(parameter.numel() for parameter in denoiser.parameters())
-    console.print(f"network     {type(network).__name__}, {count:,} parameters, shape {network.shape}")
+    conditions = getattr(network, "conditions", {})
     null = "" if network.null is None else " and the null condition"
-    console.print(f"            {network.classes} classes{null}, {denoiser.prediction} on {denoiser.path!s:.120}")
+    asked = f"conditions {', '.join(conditions)}" if conditions else f"{network.classes} classes{null}"
+    console.print(f"network     {type(network).__name__}, {count:,} parameters, shape {network.shape}")
+    console.print(f"            {asked}, {denoiser.prediction} on {denoiser.path!s:.120}")
     tried = _try(denoiser)
     sizes = ", ".join(f"{float(x0.square().mean().sqrt()):.3g} at {nsr:g}" for nsr, x0 in zip(NSR, tried, strict=True))
     console.print(f"forward     root mean square of the denoised by noise-to-signal ratio: {sizes}")
     if not bool(tried.isfinite().all()):
         raise UserError("import: the network's output is not finite; nothing was written")
-    with replaced(out) as staging:
-        save_denoiser(denoiser, staging)
-        if not torch.equal(_try(load_denoiser(staging)), tried):
-            raise UserError(f"import: the network read back from '{out}' differs")
-    console.print(f"written to  {out}")
+    return tried
 
 
 @torch.no_grad()
 def _try(denoiser: Denoiser) -> torch.Tensor:
-    """x0 [3, C, H, W] for pure noise at the ratios NSR, with as many different labels as there are."""
+    """x0 [3, C, H, W] for pure noise at the ratios NSR, under as many different conditions as there are."""
     network, path = cast(Network, denoiser.network), denoiser.path
     t = path.time(torch.tensor(NSR, dtype=torch.float64))
     noise = torch.randn(3, *network.shape, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(3) % network.classes if network.classes else None
+    cond = network.example(3) if isinstance(network, Family) else labels
     power = (path.alpha(t) * denoiser.sigma_data) ** 2 + path.sigma(t) ** 2
-    x0: torch.Tensor = denoiser(power.sqrt().float()[:, None, None, None] * noise, t, labels)
+    x0: torch.Tensor = denoiser(power.sqrt().float()[:, None, None, None] * noise, t, cond)
     return x0
 
 

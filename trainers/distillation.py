@@ -17,7 +17,7 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
 from distill.objectives import Denoisers
-from distill.teachers import DESCRIPTION, Network, load_denoiser
+from distill.teachers import DESCRIPTION, Network, denoiser_files, load_denoiser
 from trainers import checkpoint
 from trainers.config import dump, load_yaml
 from trainers.data import Dataset
@@ -148,5 +148,7 @@ def teacher_hash(folder: str) -> str:
     root = Path(folder)
     weights = [*root.glob("*.safetensors"), *(root / "unet").rglob("*")]
     files = [root / DESCRIPTION, *sorted(file for file in weights if file.is_file())]
+    if not files[0].exists():
+        files = denoiser_files(root)
     lines = [f"{file.relative_to(root)} {sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

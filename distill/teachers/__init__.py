@@ -1,23 +1,29 @@
 """A pretrained thing -> Denoiser."""
 
 from distill.teachers.analytic import GaussianMixture
-from distill.teachers.ddpm import read_ddpm
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.folder import DESCRIPTION, Network, load_denoiser, save_denoiser
+from distill.teachers.parts import Codec, TextEncoder
+from distill.teachers.pipeline import copy_pipeline, denoiser_files, download, load_pipeline
 from distill.teachers.published import Found, read_published
 from distill.teachers.unet import UNet, build_unet
 
 __all__ = [
     "DESCRIPTION",
+    "Codec",
     "EDM2Net",
     "EDMNet",
     "Found",
     "GaussianMixture",
     "Network",
+    "TextEncoder",
     "UNet",
     "build_unet",
+    "copy_pipeline",
+    "denoiser_files",
+    "download",
     "load_denoiser",
-    "read_ddpm",
+    "load_pipeline",
     "read_published",
     "save_denoiser",
 ]

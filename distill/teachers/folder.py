@@ -24,6 +24,7 @@ from distill.errors import UserError, one_line
 from distill.paths import PATHS, Path
 from distill.prediction import KINDS
 from distill.teachers.edm import EDM2Net, EDMNet
+from distill.teachers.pipeline import INDEX, load_pipeline
 from distill.teachers.unet import UNet, load_unet
 
 DESCRIPTION, WEIGHTS = "denoiser.json", "network.safetensors"
@@ -76,11 +77,16 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
 
 
 def load_denoiser(folder: str | FilePath) -> Denoiser:
-    """Read a denoiser, in eval mode, from `folder`; raises UserError when it is missing, damaged or unknown."""
+    """Read a denoiser, in eval mode, from `folder`, ours or a diffusers pipeline's.
+
+    Raises UserError when it is missing, damaged or unknown.
+    """
     folder = FilePath(folder)
     if not folder.is_dir():
-        raise UserError(f"teacher: no folder '{folder}'; `distill teacher RECIPE` trains one")
+        raise UserError(f"teacher: no folder '{folder}'; `distill teacher` trains one, `distill import` fetches one")
     file = folder / DESCRIPTION
+    if not file.exists() and (folder / INDEX).is_file():
+        return load_pipeline(folder)
     settings, null, path, arguments = _read_description(file)
     network: Any = load_unet(folder / "unet") if settings is None else _load_network(settings, folder)
     network.null = null

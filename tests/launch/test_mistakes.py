@@ -113,7 +113,9 @@ def test_a_recipe_for_the_other_command(distill: Command, recipe_file: Write, tm
 
 def test_no_teacher(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
     file = recipe_file(teacher="../nowhere")
-    expected = f"teacher: no folder '{tmp_path / 'nowhere'}'; `distill teacher RECIPE` trains one"
+    expected = (
+        f"teacher: no folder '{tmp_path / 'nowhere'}'; `distill teacher` trains one, `distill import` fetches one"
+    )
     assert mistake(distill("train", file, "--folder", tmp_path / "run")) == expected
     assert untouched(tmp_path / "run")
 

@@ -91,7 +91,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "weak teacher": (
         "edm",
         {"name": "autoguided", "objective": "sid", "weak_teacher": "TEACHERS/nowhere"},
-        "teacher: no folder 'TEACHERS/nowhere'; `distill teacher RECIPE` trains one",
+        "teacher: no folder 'TEACHERS/nowhere'; `distill teacher` trains one, `distill import` fetches one",
     ),
     "inner": (
         "null",

@@ -13,6 +13,7 @@ class DDPM(UNet):
     """Conditioned on the index of the step and on labels."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("DDPMPipeline", "DDIMPipeline")
+    network: ClassVar[str] = "UNet2DModel"
     part: ClassVar[str] = "unet"
     text: ClassVar[bool] = False
 

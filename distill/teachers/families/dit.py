@@ -1,4 +1,4 @@
-"""DiT (arXiv:2212.09748): a transformer of latents on ImageNet's classes; the class after them is the null condition."""
+"""DiT (arXiv:2212.09748): a transformer of latents with classes; the one after them is the null condition."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class DiT(Family):
     """Conditioned on the index of the step and on labels. Predicts noise, then variances, which are left."""
 
     pipelines = ("DiTPipeline",)
+    network = "DiTTransformer2DModel"
     text = False
 
     def __init__(self, model: Any, *args: Any, **settings: Any) -> None:
@@ -27,6 +28,8 @@ class DiT(Family):
         output: Tensor = self.model(x, timestep=time, class_labels=cond, return_dict=False)[0]
         return output[:, : x.shape[1]]
 
-    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
-        assert isinstance(cond, Tensor)
-        return {"class_labels": cond.tolist(), "guidance_scale": self.unguided}
+    def call(self) -> dict[str, Any]:
+        return {"num_inference_steps": 1, "guidance_scale": self.unguided}
+
+    def latents(self, z: Tensor) -> dict[str, Tensor]:
+        return {}  # the pipeline draws them alone

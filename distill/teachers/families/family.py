@@ -18,22 +18,23 @@ Conditions = dict[str, Tensor]
 class Family(nn.Module):
     """A pipeline's denoising network behind the denoiser's interface: (x [B, C, H, W], time [B], cond) -> [B, C, H, W].
 
-    `side` is the height and width of a sample, in pixels or latents (None: what the pipeline makes by default),
-    `pixels` that of an image, `guidance` what a network with guidance embedded is told. A text condition is a mapping
-    of the names in `conditions`; `null` is that of one sample, known when the null prompt has been encoded. Classes of
-    families are what their docstrings say; everything that depends on a checkpoint is read from its own files.
+    `side` is the height and width of a latent (None: what the pipeline makes by default), one of which stands for a
+    square of `factor` pixels; `guidance` is what a network with guidance embedded is told. A text condition is a
+    mapping of the names in `conditions`; `null` is that of one sample, known when the null prompt has been encoded.
+    A family's class says what all its checkpoints share; the rest is read from the checkpoint's own files.
     """
 
     pipelines: ClassVar[tuple[str, ...]]  # class names in model_index.json
+    network: ClassVar[str]  # class name of the network in diffusers
     part: ClassVar[str] = "transformer"  # the component that is the network
     text: ClassVar[bool] = True  # whether prompts are its condition
     unguided: ClassVar[float] = 1.0  # the pipeline's guidance_scale that means one evaluation, without guidance
 
-    def __init__(self, model: Any, side: int | None = None, pixels: int | None = None, guidance: float = 3.5) -> None:
+    def __init__(self, model: Any, side: int | None = None, factor: int = 8, guidance: float = 3.5) -> None:
         super().__init__()
         self.model = model
         self.side = self.default_side() if side is None else side
-        self.pixels = self.side if pixels is None else pixels
+        self.pixels = self.side * factor  # height and width of an image
         self.guidance = guidance
         self.classes = 0
         self.null: Any = None
@@ -66,7 +67,8 @@ class Family(nn.Module):
         """What a tap has seen, as features [B, C, H, W]: a block's image tokens come last and row by row."""
         tokens: Tensor = output[-1] if isinstance(output, tuple) else output
         side = self.side // self.patch
-        return tokens[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+        features: Tensor = tokens[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+        return features
 
     @property
     def patch(self) -> int:
@@ -111,13 +113,14 @@ class Family(nn.Module):
         """What stands for no prompt in the pipeline's own guidance."""
         return cls.encode(pipe, [""])
 
-    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
-        """Arguments of the stock pipeline that make of `z` [B, C, H, W], in one unguided evaluation, its sample."""
-        raise NotImplementedError
+    def call(self) -> dict[str, Any]:
+        """Arguments of the stock pipeline, beside prompts, for one unguided evaluation at the size of the network."""
+        size = {"height": self.pixels, "width": self.pixels}
+        return {"num_inference_steps": 1, "guidance_scale": self.unguided, **size}
 
-    def samples(self, output: Tensor) -> Tensor:
-        """The samples [B, C, H, W] in a pipeline's "latent" output."""
-        return output
+    def latents(self, z: Tensor) -> dict[str, Tensor]:
+        """The argument that hands unit normal `z` [B, C, H, W] to the stock pipeline."""
+        return {"latents": z}
 
 
 class UNetFamily(Family):

@@ -21,6 +21,7 @@ class Flux(Family):
     """
 
     pipelines = ("FluxPipeline",)
+    network = "FluxTransformer2DModel"
     patch = 2
 
     @property
@@ -58,13 +59,15 @@ class Flux(Family):
     def packed(self, x: Tensor) -> Tensor:
         """[B, C, H, W] as patches [B, H/2 W/2, 4 C]."""
         patches = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [B, C, H/2, 2, W/2, 2]
-        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        packed: Tensor = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return packed
 
     def samples(self, output: Tensor) -> Tensor:
         """The inverse of `packed`."""
         half, channels = self.side // 2, self.shape[0]
         patches = output.unflatten(1, (half, half)).unflatten(3, (channels, 2, 2))  # [B, H/2, W/2, C, 2, 2]
-        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        samples: Tensor = patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        return samples
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
@@ -72,13 +75,8 @@ class Flux(Family):
         encoded = pipe.encode_prompt(prompts, device=pipe.text_encoder.device, max_sequence_length=length)
         return {"prompt": encoded[0], "pooled": encoded[1]}
 
-    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
-        given = self.given(z, cond)
-        return {
-            "latents": self.packed(z),
-            "prompt_embeds": given["prompt"],
-            "pooled_prompt_embeds": given["pooled"],
-            "guidance_scale": self.guidance,
-            "height": self.pixels,
-            "width": self.pixels,
-        }
+    def call(self) -> dict[str, Any]:
+        return super().call() | {"guidance_scale": self.guidance}
+
+    def latents(self, z: Tensor) -> dict[str, Tensor]:
+        return {"latents": self.packed(z)}

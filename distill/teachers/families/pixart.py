@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,8 @@ class PixArt(Family):
     Predicts noise, then variances, which are left.
     """
 
-    pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    pipelines: ClassVar[tuple[str, ...]] = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    network = "PixArtTransformer2DModel"
 
     @property
     def conditions(self) -> dict[str, tuple[int, ...]]:
@@ -50,16 +51,5 @@ class PixArt(Family):
         usual = 300 if type(pipe).__name__ == "PixArtSigmaPipeline" else 120
         return {"max_sequence_length": min(usual, pipe.tokenizer.model_max_length)}
 
-    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
-        given = self.given(z, cond)
-        return {
-            "latents": z,
-            "prompt_embeds": given["prompt"],
-            "prompt_attention_mask": given["mask"],
-            "negative_prompt": None,
-            "guidance_scale": self.unguided,
-            "height": self.pixels,
-            "width": self.pixels,
-            "use_resolution_binning": False,
-            "clean_caption": False,
-        }
+    def call(self) -> dict[str, Any]:
+        return super().call() | {"use_resolution_binning": False, "clean_caption": False}

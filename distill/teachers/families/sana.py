@@ -19,6 +19,7 @@ class Sana(PixArt):
     """
 
     pipelines = ("SanaPipeline",)
+    network = "SanaTransformer2DModel"
 
     @property
     def conditions(self) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ class SD3(Family):
     """
 
     pipelines = ("StableDiffusion3Pipeline",)
+    network = "SD3Transformer2DModel"
     unguided = 0.0
 
     @property
@@ -41,14 +42,3 @@ class SD3(Family):
             prompts, prompts, prompts, device=pipe.text_encoder.device, do_classifier_free_guidance=False
         )
         return {"prompt": encoded[0], "pooled": encoded[2]}
-
-    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
-        given = self.given(z, cond)
-        return {
-            "latents": z,
-            "prompt_embeds": given["prompt"],
-            "pooled_prompt_embeds": given["pooled"],
-            "guidance_scale": self.unguided,
-            "height": self.pixels,
-            "width": self.pixels,
-        }

@@ -41,6 +41,3 @@ class SDXL(StableDiffusion):
         """Zeros where the checkpoint says so (`force_zeros_for_empty_prompt`), as SDXL's base does."""
         encoded = pipe.encode_prompt("", device=pipe.text_encoder_2.device, do_classifier_free_guidance=True)
         return {"prompt": encoded[1], "pooled": encoded[3]}
-
-    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
-        return {**super().call(z, cond), "pooled_prompt_embeds": self.given(z, cond)["pooled"]}

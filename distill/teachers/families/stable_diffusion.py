@@ -17,6 +17,7 @@ class StableDiffusion(UNetFamily):
     """Conditioned on the index of the step and on `prompt` [B, 77, D]."""
 
     pipelines = ("StableDiffusionPipeline",)
+    network = "UNet2DConditionModel"
     unguided = 0.0
 
     @property
@@ -31,8 +32,3 @@ class StableDiffusion(UNetFamily):
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
         return {"prompt": pipe.encode_prompt(prompts, pipe.text_encoder.device, 1, False)[0]}
-
-    def call(self, z: Tensor, cond: Condition) -> dict[str, Any]:
-        given = self.given(z, cond)
-        size = {"height": self.pixels, "width": self.pixels}
-        return {"latents": z, "prompt_embeds": given["prompt"], "guidance_scale": self.unguided, **size}

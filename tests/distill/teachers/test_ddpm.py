@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distill import UserError
-from distill.teachers import load_denoiser, read_ddpm, save_denoiser
+from distill.teachers import copy_pipeline, download, load_denoiser, load_pipeline, save_denoiser
 from tests.distill.teachers.test_unet import CONFIG, LABELLED, LABELS, X
 
 
@@ -39,7 +39,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_x0_is_the_schedulers(name: str, tmp_path: Path) -> None:
     scheduler = save_pipeline(tmp_path / "pipeline", LABELLED, **SCHEDULERS[name])
-    denoiser = read_ddpm(str(tmp_path / "pipeline"))
+    denoiser = load_pipeline(tmp_path / "pipeline")
     save_denoiser(denoiser, tmp_path / "teacher")
     loaded = load_denoiser(tmp_path / "teacher")
     last = scheduler.config.num_train_timesteps - 1
@@ -53,25 +53,25 @@ def test_x0_is_the_schedulers(name: str, tmp_path: Path) -> None:
 
 
 def test_all_parts_in_one_folder_and_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
     save_pipeline(tmp_path / "new", CONFIG)
-    exact = read_ddpm(str(tmp_path / "new"))
+    exact = load_pipeline(tmp_path / "new")
     old = tmp_path / "old"
     old.mkdir()
     for file in (tmp_path / "new").rglob("*.*"):
         (old / file.name).write_bytes(file.read_bytes())
-    asked = []
+    (old / "run.py").write_text("")
+    asked: list[tuple[str, dict[str, bool]]] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.append(name)
-        assert allow_patterns == ["*.json", "*.safetensors"]
+    def fetch(name: str, **settings: bool) -> str:
+        asked.append((name, settings))
         return str(old)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    found = read_ddpm("google/ddpm-cifar10-32")
-    assert asked == ["google/ddpm-cifar10-32"]
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", fetch)
+    copy_pipeline(download("google/ddpm-cifar10-32"), tmp_path / "copy")
+    assert asked == [("google/ddpm-cifar10-32", {"use_safetensors": True})]
+    found = load_denoiser(tmp_path / "copy")
     assert torch.equal(found(X, torch.full((3,), 9.0)), exact(X, torch.full((3,), 9.0)))
+    assert not (tmp_path / "copy" / "run.py").exists()
 
 
 def edit(file: str, **changes: Any) -> Callable[[Path], Any]:
@@ -85,20 +85,24 @@ def edit(file: str, **changes: Any) -> Callable[[Path], Any]:
 MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pipeline": (
         edit("model_index.json", _class_name="StableDiffusionPipeline"),
-        "pipeline must be DDPMPipeline or DDIMPipeline, got 'StableDiffusionPipeline'",
+        "unet must be UNet2DConditionModel, got 'UNet2DModel'",
     ),
+    "no family": (edit("model_index.json", _class_name="os.system"), "pipeline must be one of DDPMPipeline, DDIMPipe"),
     "network": (
         edit("model_index.json", unet=["diffusers", "UNet1DModel"]),
         "unet must be UNet2DModel, got 'UNet1DModel'",
     ),
     "scheduler": (
         edit("model_index.json", scheduler=["diffusers", "ScoreSdeVeScheduler"]),
-        "scheduler must be DDPMScheduler or DDIMScheduler, got 'ScoreSdeVeScheduler'",
+        "sample, flow_prediction under betas, got None of Sco",
     ),
     "index": (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json': Expecting property"),
     "no index": (lambda folder: (folder / "model_index.json").unlink(), "model_index.json': [Errno 2] No such file"),
-    "prediction": (edit("scheduler/scheduler_config.json", prediction_type="score"), "KeyError: 'score'"),
-    "schedule": (edit("scheduler/scheduler_config.json", beta_schedule="cubic"), "NotImplementedError: cubic is not"),
+    "prediction": (
+        edit("scheduler/scheduler_config.json", prediction_type="score"),
+        "sample, flow_prediction under betas, got 'score'",
+    ),
+    "schedule": (edit("scheduler/scheduler_config.json", beta_schedule="cubic"), "DDPMScheduler: cubic is not"),
     "eps at no signal": (
         edit("scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
         "noise cannot be predicted where no signal is left",
@@ -120,17 +124,17 @@ def test_mistakes(how: str, tmp_path: Path) -> None:
     change, message = MISTAKES[how]
     change(tmp_path / "pipeline")
     with pytest.raises(UserError) as error:
-        read_ddpm(str(tmp_path / "pipeline"))
+        load_pipeline(tmp_path / "pipeline")
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_variances_and_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_pipeline(tmp_path / "pipeline", CONFIG | {"out_channels": 4})
     with pytest.raises(UserError, match=r"as many channels as it takes, no variances$"):
-        read_ddpm(str(tmp_path / "pipeline"))
+        load_pipeline(tmp_path / "pipeline")
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for name in ("no/such-model", "/no/such/folder"):
         with pytest.raises(UserError, match=rf"^import: '{name}' is no folder, nor a model of the hub: [^\n]+$"):
-            read_ddpm(name)
+            download(name)

@@ -123,7 +123,7 @@ def test_a_config_diffusers_refuses() -> None:
 
 
 def test_missing_folder(tmp_path: FilePath) -> None:
-    message = f"teacher: no folder '{tmp_path / 'none'}'; `distill teacher RECIPE` trains one"
+    message = f"teacher: no folder '{tmp_path / 'none'}'; `distill teacher` trains one, `distill import` fetches one"
     assert refusal(tmp_path / "none") == message
 
 

@@ -1,0 +1,45 @@
+"""The scheduler of a one-step generator: its single step is x0 = from_x_t x_t + from_output output, x_t = scale noise.
+
+This file travels with the exported weights and needs only torch and diffusers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+
+class OneStepScheduler(SchedulerMixin, ConfigMixin):
+    """One evaluation at `timestep` of unit normal noise times `scale`; `numbers` are fixed by the training."""
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self, timestep: float = 999.0, scale: float = 1.0, from_x_t: float = 0.0, from_output: float = 1.0
+    ) -> None:
+        self.timesteps = torch.tensor([timestep])
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Raises ValueError for more than one step."""
+        if num_inference_steps != 1:
+            raise ValueError(f"num_inference_steps: must be 1 for a one-step generator, got {num_inference_steps}")
+        self.timesteps = torch.tensor([self.config.timestep], device=device)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """x_t."""
+        x_t: torch.Tensor = self.config.scale * sample
+        return x_t
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True, **_: Any
+    ) -> Any:
+        """x0, in float32."""
+        x_t = self.config.scale * sample.float()
+        x0 = (self.config.from_x_t * x_t + self.config.from_output * model_output.float()).to(sample.dtype)
+        return SchedulerOutput(prev_sample=x0) if return_dict else (x0, x0)

@@ -1,0 +1,173 @@
+"""A pipeline's folder is the teacher that the pipeline itself samples: asked the same, and read to the same x0."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import Denoiser, UserError
+from distill.paths import DiscreteVP
+from distill.teachers import Codec, TextEncoder, load_denoiser
+from distill.teachers.families import Family
+from distill.teachers.parts import load_stock
+from tests.pipelines import PIPELINES
+
+Folder = Callable[[str], Path]
+PROMPT = "a red cat"
+TEXT = [name for name in PIPELINES if not name.startswith(("ddpm", "dit"))]
+LATENT = [name for name in PIPELINES if not name.startswith("ddpm")]
+
+
+def condition(name: str, folder: Path, count: int = 2) -> Any:
+    """Of one prompt, or of class 3, for `count` samples."""
+    if name not in TEXT:
+        return torch.full((count,), 3) if name == "dit" else None
+    made = TextEncoder(folder).encode([PROMPT])
+    return {key: value.expand(count, *value.shape[1:]) for key, value in made.items()}
+
+
+def recorded(name: str, folder: Path) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(x, what the network was told of the time, output) at each step of the stock pipeline, called as users do but
+    for the guidance."""
+    pipe, seen = load_stock(folder), []
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+    def look(module: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+        x = given["hidden_states"] if "hidden_states" in given else args[0]
+        seen.append((x, given["timestep"] if "timestep" in given else args[1], output[0]))
+
+    network.register_forward_hook(look, with_kwargs=True)
+    common = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(5)}
+    if name == "dit":
+        pipe(class_labels=[3], guidance_scale=1.0, output_type="np", **common)
+    elif name in TEXT:
+        sizes = {"use_resolution_binning": False} if name.startswith(("pixart", "sana")) else {}
+        network_family = load_denoiser(folder).network
+        guidance = network_family.guidance if name.startswith("flux") else network_family.unguided
+        side = network_family.pixels
+        pipe(PROMPT, height=side, width=side, guidance_scale=guidance, output_type="latent", **sizes, **common)
+    else:
+        pipe(output_type="np", **common)
+    return seen
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_network_is_asked_as_by_its_pipeline(name: str, pipelines: Folder) -> None:
+    folder = pipelines(name)
+    denoiser = load_denoiser(folder)
+    network: Any = denoiser.network
+    cond = condition(name, folder, 1)
+    calls = recorded(name, folder)
+    assert len(calls) >= 3
+    for x, told, output in calls:
+        if name.startswith("flux"):
+            x, output, told = network.samples(x), network.samples(output), 1000 * told
+        if name.startswith("sana"):
+            told = told / network.config["timestep_scale"]
+        ours = network(x, torch.as_tensor(told, dtype=torch.float32).reshape(-1).expand(len(x)), cond)
+        assert float((ours - output[:, : ours.shape[1]]).abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_x0_is_the_schedulers(name: str, pipelines: Folder) -> None:
+    folder = pipelines(name)
+    denoiser = load_denoiser(folder)
+    cond = condition(name, folder)
+    x = torch.randn(2, *denoiser.network.shape, generator=torch.Generator().manual_seed(1))  # type: ignore[misc]
+    for t in times(denoiser):
+        at = torch.full((2,), t, dtype=torch.float64)
+        output = denoiser.network(x, denoiser.path.network_time(at).float(), cond)
+        theirs = schedulers_x0(folder, output, t, x)
+        ours = denoiser(x, at, cond)
+        assert float((ours - theirs).detach().abs().max() / theirs.detach().abs().max()) < 1e-5
+
+
+def times(denoiser: Denoiser) -> list[float]:
+    if isinstance(denoiser.path, DiscreteVP):
+        last = len(denoiser.path.alphas_cumprod) - 1
+        return [0, 1, last // 2, last - 1, last]
+    return [1e-3, 0.25, 0.5, 0.999, 1.0]
+
+
+def schedulers_x0(folder: Path, output: Tensor, t: float, x: Tensor) -> Tensor:
+    """diffusers' own arithmetic, under the pipeline's config."""
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    if "shift" in config or config["prediction_type"] == "flow_prediction":
+        scheduler: Any = FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(sigmas=[t], device="cpu")  # one step from sigma = t to 0 ends at x0
+        return scheduler.step(output, scheduler.timesteps[0], x).prev_sample
+    scheduler = DDIMScheduler.from_config({**config, "clip_sample": False, "thresholding": False})
+    scheduler.set_timesteps(scheduler.config.num_train_timesteps)
+    return scheduler.step(output, int(t), x).pred_original_sample
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_conditions_and_null(name: str, pipelines: Folder) -> None:
+    """Conditions have the names that the network takes, every one changes its output, and null is none of a prompt."""
+    folder = pipelines(name)
+    network: Any = load_denoiser(folder).network
+    encoder = TextEncoder(folder)
+    cond, other, null = encoder.encode([PROMPT]), encoder.encode(["a blue hat"]), encoder.encode_null()
+    assert cond.keys() == other.keys() == null.keys() == network.conditions.keys()
+    assert {key: len(value.shape) for key, value in cond.items()} == {
+        key: 1 + len(shape) for key, shape in network.conditions.items()
+    }
+    assert cond["prompt"].shape[1:] == null["prompt"].shape[1:]
+    x, time = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(2)), torch.tensor([500.0])
+    base = network(x, time, cond)
+    for key in cond.keys() - {"mask"}:
+        assert not torch.equal(network(x, time, cond | {key: other[key]}), base)
+    with pytest.raises(UserError, match=r"^condition: \w+ takes \['.*prompt'\], got \['pooled'\]$|NoneType$"):
+        network(x, time, None)
+
+
+def test_sdxls_null_is_zeros_where_the_checkpoint_says_so(pipelines: Folder) -> None:
+    null = TextEncoder(pipelines("sdxl")).encode_null()
+    assert all(not value.any() for value in null.values())
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_taps_give_grids(name: str, pipelines: Folder) -> None:
+    denoiser = load_denoiser(pipelines(name))
+    network: Any = denoiser.network
+    assert isinstance(network, Family) and denoiser.latents
+    x = torch.randn(2, *network.shape, generator=torch.Generator().manual_seed(3))
+    t = denoiser.path.time(torch.ones(2, dtype=torch.float64))
+    cond = network.example(2)
+    features = denoiser.features(x, t, cond, "middle")
+    assert features.ndim == 4 and features.shape[0] == 2 and features.shape[2] == features.shape[3]
+    x0, seen = denoiser.with_features(x, t, cond, "middle")
+    assert torch.equal(seen, features) and torch.equal(x0, denoiser(x, t, cond))
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_the_codec_is_the_pipelines(name: str, pipelines: Folder) -> None:
+    """Decoding is what the pipeline does with its latents; encoding is its inverse in shape and scale."""
+    folder = pipelines(name)
+    network: Any = load_denoiser(folder).network
+    codec, pipe = Codec(folder), load_stock(folder)
+    latents = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(4))
+    shift = pipe.vae.config.get("shift_factor") or 0.0
+    with torch.no_grad():
+        theirs = pipe.vae.decode(latents / pipe.vae.config.scaling_factor + shift).sample
+    ours = codec.decode(latents)
+    assert torch.equal(ours, theirs) and ours.shape == (1, 3, network.pixels, network.pixels)
+    mean, std = codec.encode(ours)
+    assert mean.shape == std.shape == latents.shape and bool((std >= 0).all())
+
+
+def test_identities_tell_encoders_apart(pipelines: Folder) -> None:
+    names = ("sd15", "sdxl", "sd3")
+    encoders = {TextEncoder(pipelines(name)).identity for name in names}
+    codecs = {Codec(pipelines(name)).identity for name in names}
+    assert len(encoders) == 3 and len(codecs) >= 2
+    with pytest.raises(UserError, match=r": a DDPM takes no prompts$"):
+        TextEncoder(pipelines("ddpm"))
