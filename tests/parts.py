@@ -9,6 +9,7 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 LENGTH = 32  # tokens of CLIP: a prompt has one for each letter, and two more
+ASCII = [chr(code) for code in range(33, 127)]
 
 
 def text_unet(down: tuple[str, str], **network: Any) -> diffusers.UNet2DConditionModel:
@@ -58,21 +59,21 @@ def deep_autoencoder() -> diffusers.AutoencoderDC:
     return diffusers.AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41407, **sides)
 
 
-def clip_tokenizer(**settings: Any) -> transformers.CLIPTokenizer:
-    """A token for each byte, within a word and at its end."""
+def texts(*encoders: tuple[Any, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline for its (tokenizer, text encoder) pairs: tokenizer, text_encoder, tokenizer_2..."""
+    arguments = {}
+    for suffix, (tokenizer, encoder) in zip(("", "_2", "_3"), encoders, strict=False):
+        arguments |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
+    return arguments
+
+
+def clip(width: int, projection: bool = False, pad: str = "<|endoftext|>") -> tuple[Any, Any]:
+    """CLIP, features [B, LENGTH, width]; a token is a byte within a word or at its end."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=LENGTH, **settings)
-
-
-def clip(tokenizer: Any, width: int, projection: bool = False) -> Any:
-    """A CLIP text encoder of two layers, features [B, LENGTH, width]."""
+    tokenizer = transformers.CLIPTokenizer(vocab=numbered(tokens), merges=[], model_max_length=LENGTH, pad_token=pad)
     config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special(tokenizer),
         max_position_embeddings=LENGTH,
         hidden_size=width,
         intermediate_size=2 * width,
@@ -80,18 +81,13 @@ def clip(tokenizer: Any, width: int, projection: bool = False) -> Any:
         num_attention_heads=2,
         projection_dim=width,
     )
-    return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
+    return tokenizer, (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
 
 
-def t5_tokenizer() -> transformers.T5Tokenizer:
-    """A token for each ASCII letter."""
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    letters = [(chr(code), -3.0) for code in range(33, 127)]
-    return transformers.T5Tokenizer(vocab=special + letters, extra_ids=0, model_max_length=LENGTH)
-
-
-def t5(tokenizer: Any) -> transformers.T5EncoderModel:
-    """A T5 encoder of two layers, features [B, L, 32]."""
+def t5() -> tuple[Any, Any]:
+    """The encoder of T5, features [B, L, 32]; a token is an ASCII letter."""
+    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in ASCII)]
+    tokenizer = transformers.T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=LENGTH)
     config = transformers.T5Config(
         vocab_size=len(tokenizer),
         d_model=32,
@@ -101,28 +97,31 @@ def t5(tokenizer: Any) -> transformers.T5EncoderModel:
         num_heads=2,
         feed_forward_proj="gated-gelu",
     )
-    return transformers.T5EncoderModel(config)
+    return tokenizer, transformers.T5EncoderModel(config)
 
 
-def gemma_tokenizer() -> transformers.GemmaTokenizer:
-    """A token for each ASCII letter and for each other byte."""
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *(chr(code) for code in range(33, 127))]
-    tokens += [f"<0x{byte:02X}>" for byte in range(256)]
-    return transformers.GemmaTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
-
-
-def gemma(tokenizer: Any) -> transformers.Gemma2Model:
-    """A Gemma 2 of two layers, features [B, L, 24]."""
+def gemma() -> tuple[Any, Any]:
+    """Gemma 2, features [B, L, 24]; a token is an ASCII letter or another byte."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *ASCII, *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = transformers.GemmaTokenizer(vocab=numbered(tokens), merges=[], add_bos_token=True)
     config = transformers.Gemma2Config(
-        vocab_size=len(tokenizer),
+        **special(tokenizer),
         hidden_size=24,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
     )
-    return transformers.Gemma2Model(config)
+    return tokenizer, transformers.Gemma2Model(config)
+
+
+def numbered(tokens: list[str]) -> dict[str, int]:
+    """A vocabulary."""
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def special(tokenizer: Any) -> dict[str, int]:
+    """What the configuration of a text encoder says of its tokens."""
+    ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+    return {"vocab_size": len(tokenizer), **ends}

@@ -15,18 +15,7 @@ import diffusers  # lazy: a class is imported when it is first used
 import pytest
 import torch
 
-from tests.parts import (
-    autoencoder,
-    clip,
-    clip_tokenizer,
-    deep_autoencoder,
-    flow_autoencoder,
-    gemma,
-    gemma_tokenizer,
-    t5,
-    t5_tokenizer,
-    text_unet,
-)
+from tests.parts import autoencoder, clip, deep_autoencoder, flow_autoencoder, gemma, t5, text_unet, texts
 from tests.tiny import once
 
 STABLE_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -103,11 +92,9 @@ def sd21() -> diffusers.StableDiffusionPipeline:
 
 def stable_diffusion(scheduler: Any, **network: Any) -> diffusers.StableDiffusionPipeline:
     """Stable Diffusion, of whatever version."""
-    tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
+        **texts(clip(16)),
         vae=autoencoder(4, scaling_factor=0.18215),
-        text_encoder=clip(tokenizer, 16),
-        tokenizer=tokenizer,
         unet=text_unet(("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=16, **network),
         scheduler=scheduler,
         safety_checker=None,
@@ -118,7 +105,6 @@ def stable_diffusion(scheduler: Any, **network: Any) -> diffusers.StableDiffusio
 
 def sdxl() -> diffusers.StableDiffusionXLPipeline:
     """Stable Diffusion XL 1.0: two text encoders, sizes and crops as conditions, Euler."""
-    tokenizers = clip_tokenizer(), clip_tokenizer(pad_token="!")
     unet = text_unet(
         ("DownBlock2D", "CrossAttnDownBlock2D"),
         cross_attention_dim=8 + 16,  # of the two text encoders
@@ -130,11 +116,8 @@ def sdxl() -> diffusers.StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=6 * 8 + 16,  # six sizes, the pooled prompt
     )
     return diffusers.StableDiffusionXLPipeline(
+        **texts(clip(8), clip(16, projection=True, pad="!")),
         vae=autoencoder(4, scaling_factor=0.13025, force_upcast=True),
-        text_encoder=clip(tokenizers[0], 8),
-        text_encoder_2=clip(tokenizers[1], 16, projection=True),
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
         unet=unet,
         scheduler=diffusers.EulerDiscreteScheduler(**STABLE_BETAS, steps_offset=1, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=True,
@@ -144,7 +127,6 @@ def sdxl() -> diffusers.StableDiffusionXLPipeline:
 
 def sd3() -> diffusers.StableDiffusion3Pipeline:
     """Stable Diffusion 3: two CLIPs side by side, padded to the width of T5; a flow shifted by 3."""
-    tokenizers = clip_tokenizer(), clip_tokenizer(pad_token="!"), t5_tokenizer()
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -159,13 +141,8 @@ def sd3() -> diffusers.StableDiffusion3Pipeline:
         pos_embed_max_size=8,
     )
     return diffusers.StableDiffusion3Pipeline(
+        **texts(clip(8, projection=True), clip(16, projection=True, pad="!"), t5()),
         vae=flow_autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=clip(tokenizers[0], 8, projection=True),
-        text_encoder_2=clip(tokenizers[1], 16, projection=True),
-        text_encoder_3=t5(tokenizers[2]),
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
-        tokenizer_3=tokenizers[2],
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
@@ -188,10 +165,8 @@ def pixart(kind: type[diffusers.DiffusionPipeline], scaling: float, size: int = 
     transformer = diffusers.PixArtTransformer2DModel(
         **{**TRANSFORMER, "sample_size": size}, out_channels=8, cross_attention_dim=24, caption_channels=32
     )
-    tokenizer = t5_tokenizer()
     return kind(
-        tokenizer=tokenizer,
-        text_encoder=t5(tokenizer),
+        **texts(t5()),
         vae=autoencoder(4, scaling_factor=scaling),
         transformer=transformer,
         scheduler=diffusers.DPMSolverMultistepScheduler(**LINEAR_BETAS),
@@ -200,7 +175,6 @@ def pixart(kind: type[diffusers.DiffusionPipeline], scaling: float, size: int = 
 
 def flux(guidance: bool) -> diffusers.FluxPipeline:
     """FLUX.1, dev (with guidance as a condition; the flow is shifted more the larger the image) or schnell."""
-    tokenizers = clip_tokenizer(), t5_tokenizer()
     transformer = diffusers.FluxTransformer2DModel(
         in_channels=4 * 16,  # 2x2 latents are one token
         num_layers=1,
@@ -213,11 +187,8 @@ def flux(guidance: bool) -> diffusers.FluxPipeline:
         axes_dims_rope=(2, 2, 4),
     )
     return diffusers.FluxPipeline(
+        **texts(clip(16), t5()),
         vae=flow_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=clip(tokenizers[0], 16),
-        text_encoder_2=t5(tokenizers[1]),
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
             base_image_seq_len=256,
@@ -232,7 +203,6 @@ def flux(guidance: bool) -> diffusers.FluxPipeline:
 
 def sana(scheduler: Any, **network: Any) -> diffusers.SanaPipeline:
     """Sana: a flow shifted by 3 on latents [4, 8, 8] of images [3, 32, 32], text from a Gemma 2."""
-    tokenizer = gemma_tokenizer()
     transformer = diffusers.SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -246,7 +216,9 @@ def sana(scheduler: Any, **network: Any) -> diffusers.SanaPipeline:
         sample_size=8,
         **network,
     )
-    return diffusers.SanaPipeline(tokenizer, gemma(tokenizer), deep_autoencoder(), transformer, scheduler)
+    return diffusers.SanaPipeline(
+        **texts(gemma()), vae=deep_autoencoder(), transformer=transformer, scheduler=scheduler
+    )
 
 
 def sana_dpm() -> diffusers.SanaPipeline:
