@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers  # lazy, as transformers: a class is imported when it is first used
+import diffusers  # lazy: a class is imported when it is first used
 import pytest
 import torch
-import transformers
-from tokenizers.pre_tokenizers import ByteLevel
 
+from tests.parts import autoencoder, clip, deep_autoencoder, flow_autoencoder, gemma, t5, text_unet, texts
 from tests.tiny import once
 
-LENGTH = 32  # tokens of CLIP: a prompt has one for each letter, and two more
 STABLE_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LINEAR_BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+
+TRANSFORMER = {"sample_size": 8, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 3}
 
 
 def build(name: str) -> diffusers.DiffusionPipeline:
@@ -47,13 +47,18 @@ def call(name: str, **changes: Any) -> dict[str, Any]:
     common = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(7), "output_type": "np"}
     if name.startswith("ddpm"):
         return {**common, **changes}
+    common["guidance_scale"] = 2.0
     if name == "dit":
-        return {**common, "class_labels": [3], "guidance_scale": 2.0, **changes}
-    common |= {"prompt": "a red cat", "guidance_scale": 2.0}
-    if name.startswith("flux"):
-        common |= {"height": 16, "width": 16, "max_sequence_length": 16}
-    if name == "sd3":
-        common |= {"max_sequence_length": 16}
+        return {**common, "class_labels": [3], **changes}
+    common["prompt"] = "a red cat"
+    if not name.startswith("sd") or name == "sd3":
+        common["max_sequence_length"] = 16
+    if name.startswith(("pixart", "sana")):  # neither sizes nor words are turned into others
+        common |= {"use_resolution_binning": False, "clean_caption": False}
+    if name.startswith("sana"):
+        common |= {"height": 32, "width": 32, "complex_human_instruction": None}
+    if name.startswith("flux") or name == "pixart_alpha_1024":
+        common |= {"height": 16, "width": 16}
     return {**common, **changes}
 
 
@@ -87,11 +92,9 @@ def sd21() -> diffusers.StableDiffusionPipeline:
 
 def stable_diffusion(scheduler: Any, **network: Any) -> diffusers.StableDiffusionPipeline:
     """Stable Diffusion, of whatever version."""
-    tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
+        **texts(clip(16)),
         vae=autoencoder(4, scaling_factor=0.18215),
-        text_encoder=clip(tokenizer, 16),
-        tokenizer=tokenizer,
         unet=text_unet(("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=16, **network),
         scheduler=scheduler,
         safety_checker=None,
@@ -102,7 +105,6 @@ def stable_diffusion(scheduler: Any, **network: Any) -> diffusers.StableDiffusio
 
 def sdxl() -> diffusers.StableDiffusionXLPipeline:
     """Stable Diffusion XL 1.0: two text encoders, sizes and crops as conditions, Euler."""
-    tokenizers = clip_tokenizer(), clip_tokenizer(pad_token="!")
     unet = text_unet(
         ("DownBlock2D", "CrossAttnDownBlock2D"),
         cross_attention_dim=8 + 16,  # of the two text encoders
@@ -114,11 +116,8 @@ def sdxl() -> diffusers.StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=6 * 8 + 16,  # six sizes, the pooled prompt
     )
     return diffusers.StableDiffusionXLPipeline(
+        **texts(clip(8), clip(16, projection=True, pad="!")),
         vae=autoencoder(4, scaling_factor=0.13025, force_upcast=True),
-        text_encoder=clip(tokenizers[0], 8),
-        text_encoder_2=clip(tokenizers[1], 16, projection=True),
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
         unet=unet,
         scheduler=diffusers.EulerDiscreteScheduler(**STABLE_BETAS, steps_offset=1, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=True,
@@ -128,7 +127,6 @@ def sdxl() -> diffusers.StableDiffusionXLPipeline:
 
 def sd3() -> diffusers.StableDiffusion3Pipeline:
     """Stable Diffusion 3: two CLIPs side by side, padded to the width of T5; a flow shifted by 3."""
-    tokenizers = clip_tokenizer(), clip_tokenizer(pad_token="!"), t5_tokenizer()
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -143,93 +141,96 @@ def sd3() -> diffusers.StableDiffusion3Pipeline:
         pos_embed_max_size=8,
     )
     return diffusers.StableDiffusion3Pipeline(
+        **texts(clip(8, projection=True), clip(16, projection=True, pad="!"), t5()),
         vae=flow_autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=clip(tokenizers[0], 8, projection=True),
-        text_encoder_2=clip(tokenizers[1], 16, projection=True),
-        text_encoder_3=t5(tokenizers[2]),
-        tokenizer=tokenizers[0],
-        tokenizer_2=tokenizers[1],
-        tokenizer_3=tokenizers[2],
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
 
 
-def text_unet(down: tuple[str, str], **network: Any) -> diffusers.UNet2DConditionModel:
-    """The UNet of Stable Diffusion, two levels of which `down` says where attention is."""
-    return diffusers.UNet2DConditionModel(
+def dit() -> diffusers.DiTPipeline:
+    """DiT: classes (its pipeline fixes their number, 1000), a learned variance beside eps."""
+    transformer = diffusers.DiTTransformer2DModel(
+        **TRANSFORMER, out_channels=8, num_embeds_ada_norm=1000, norm_type="ada_norm_zero"
+    )
+    scheduler = diffusers.DDIMScheduler(**LINEAR_BETAS, clip_sample=False)
+    return diffusers.DiTPipeline(transformer, autoencoder(4, scaling_factor=0.18215), scheduler)
+
+
+def pixart(kind: type[diffusers.DiffusionPipeline], scaling: float, size: int = 8) -> diffusers.DiffusionPipeline:
+    """PixArt-alpha and PixArt-Sigma: T5, a learned variance beside eps, DPM-Solver.
+
+    At size 128 the pipeline of PixArt-alpha gives the network sizes and aspect ratios too, as in its 1024 px models.
+    """
+    transformer = diffusers.PixArtTransformer2DModel(
+        **{**TRANSFORMER, "sample_size": size}, out_channels=8, cross_attention_dim=24, caption_channels=32
+    )
+    return kind(
+        **texts(t5()),
+        vae=autoencoder(4, scaling_factor=scaling),
+        transformer=transformer,
+        scheduler=diffusers.DPMSolverMultistepScheduler(**LINEAR_BETAS),
+    )
+
+
+def flux(guidance: bool) -> diffusers.FluxPipeline:
+    """FLUX.1, dev (with guidance as a condition; the flow is shifted more the larger the image) or schnell."""
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=4 * 16,  # 2x2 latents are one token
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance,
+        axes_dims_rope=(2, 2, 4),
+    )
+    return diffusers.FluxPipeline(
+        **texts(clip(16), t5()),
+        vae=flow_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            base_image_seq_len=256,
+            max_image_seq_len=4096,
+            base_shift=0.5,
+            max_shift=1.15,
+            shift=3.0 if guidance else 1.0,
+            use_dynamic_shifting=guidance,
+        ),
+    )
+
+
+def sana(scheduler: Any, **network: Any) -> diffusers.SanaPipeline:
+    """Sana: a flow shifted by 3 on latents [4, 8, 8] of images [3, 32, 32], text from a Gemma 2."""
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=24,
         sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=down,
-        up_block_types=tuple(block.replace("Down", "Up") for block in reversed(down)),
         **network,
     )
-
-
-def autoencoder(channels: int, **settings: Any) -> diffusers.AutoencoderKL:
-    """Images [3, 16, 16] to latents [channels, 8, 8]."""
-    return diffusers.AutoencoderKL(
-        latent_channels=channels,
-        sample_size=16,
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
-        **settings,
+    return diffusers.SanaPipeline(
+        **texts(gemma()), vae=deep_autoencoder(), transformer=transformer, scheduler=scheduler
     )
 
 
-def flow_autoencoder(**settings: Any) -> diffusers.AutoencoderKL:
-    """The autoencoder of Stable Diffusion 3 and FLUX.1: 16 channels, no convolutions around the latents."""
-    return autoencoder(16, use_quant_conv=False, use_post_quant_conv=False, **settings)
+def sana_dpm() -> diffusers.SanaPipeline:
+    """Sana as its makers convert it."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    return sana(diffusers.DPMSolverMultistepScheduler(**flow))
 
 
-def clip_tokenizer(**settings: Any) -> transformers.CLIPTokenizer:
-    """A token for each byte, within a word and at its end."""
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=LENGTH, **settings)
-
-
-def clip(tokenizer: Any, width: int, projection: bool = False) -> Any:
-    """A CLIP text encoder of two layers, features [B, LENGTH, width]."""
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        max_position_embeddings=LENGTH,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=width,
-    )
-    return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
-
-
-def t5_tokenizer() -> transformers.T5Tokenizer:
-    """A token for each ASCII letter."""
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    letters = [(chr(code), -3.0) for code in range(33, 127)]
-    return transformers.T5Tokenizer(vocab=special + letters, extra_ids=0, model_max_length=LENGTH)
-
-
-def t5(tokenizer: Any) -> transformers.T5EncoderModel:
-    """A T5 encoder of two layers, features [B, L, 32]."""
-    config = transformers.T5Config(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-    )
-    return transformers.T5EncoderModel(config)
+def sana_euler() -> diffusers.SanaPipeline:
+    """Sana with the other scheduler of that conversion, normed queries and keys (as Sana 1.5), times in [0, 1]."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return sana(scheduler, qk_norm="rms_norm_across_heads", timestep_scale=0.001)
 
 
 BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
@@ -240,6 +241,14 @@ BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "sd21": sd21,
     "sdxl": sdxl,
     "sd3": sd3,
+    "dit": dit,
+    "pixart_alpha": lambda: pixart(diffusers.PixArtAlphaPipeline, 0.18215),
+    "pixart_alpha_1024": lambda: pixart(diffusers.PixArtAlphaPipeline, 0.18215, size=128),
+    "pixart_sigma": lambda: pixart(diffusers.PixArtSigmaPipeline, 0.13025),
+    "flux": partial(flux, guidance=True),
+    "flux_schnell": partial(flux, guidance=False),
+    "sana": sana_dpm,
+    "sana_euler": sana_euler,
 }
 
 

@@ -54,3 +54,11 @@ def test_small(name: str) -> None:
     assert all(parameter.count_nonzero() == parameter.numel() for parameter in parameters)
     assert all(parameter.dtype == torch.float32 for parameter in parameters)
     assert not any(module.training for part in parts for module in part.modules())
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if not name.startswith(("ddpm", "dit"))])
+def test_prompt(name: str) -> None:
+    """Prompts of the same length that differ in one letter give different images: every letter is read."""
+    pipeline = build(name)
+    images = [pipeline(**call(name, prompt=prompt)).images for prompt in ("a red cat", "a red car")]
+    assert np.abs(images[0] - images[1]).max() > 1e-4

@@ -1,0 +1,127 @@
+"""Tiny autoencoders, text encoders and tokenizers: the parts of tests.pipelines that several families share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers  # lazy, as transformers: a class is imported when it is first used
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+
+LENGTH = 32  # tokens of CLIP: a prompt has one for each letter, and two more
+ASCII = [chr(code) for code in range(33, 127)]
+
+
+def text_unet(down: tuple[str, str], **network: Any) -> diffusers.UNet2DConditionModel:
+    """The UNet of Stable Diffusion, two levels of which `down` says where attention is."""
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=down,
+        up_block_types=tuple(block.replace("Down", "Up") for block in reversed(down)),
+        **network,
+    )
+
+
+def autoencoder(channels: int, **settings: Any) -> diffusers.AutoencoderKL:
+    """Images [3, 16, 16] to latents [channels, 8, 8]."""
+    return diffusers.AutoencoderKL(
+        latent_channels=channels,
+        sample_size=16,
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        **settings,
+    )
+
+
+def flow_autoencoder(**settings: Any) -> diffusers.AutoencoderKL:
+    """The autoencoder of Stable Diffusion 3 and FLUX.1: 16 channels, no convolutions around the latents."""
+    return autoencoder(16, use_quant_conv=False, use_post_quant_conv=False, **settings)
+
+
+def deep_autoencoder() -> diffusers.AutoencoderDC:
+    """Images [3, 32, 32] to latents [4, 8, 8], each part in a second kind of block."""
+    blocks = ("ResBlock", "ResBlock", "EfficientViTBlock")
+    sides = {
+        f"{side}_{key}": value
+        for side in ("encoder", "decoder")
+        for key, value in {
+            "block_types": blocks,
+            "block_out_channels": (4, 4, 8),
+            "layers_per_block": (1, 1, 1),
+            "qkv_multiscales": ((), (), (5,)),
+        }.items()
+    }
+    return diffusers.AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41407, **sides)
+
+
+def texts(*encoders: tuple[Any, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline for its (tokenizer, text encoder) pairs: tokenizer, text_encoder, tokenizer_2..."""
+    arguments = {}
+    for suffix, (tokenizer, encoder) in zip(("", "_2", "_3"), encoders, strict=False):
+        arguments |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
+    return arguments
+
+
+def clip(width: int, projection: bool = False, pad: str = "<|endoftext|>") -> tuple[Any, Any]:
+    """CLIP, features [B, LENGTH, width]; a token is a byte within a word or at its end."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = transformers.CLIPTokenizer(vocab=numbered(tokens), merges=[], model_max_length=LENGTH, pad_token=pad)
+    config = transformers.CLIPTextConfig(
+        **special(tokenizer),
+        max_position_embeddings=LENGTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=width,
+    )
+    return tokenizer, (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
+
+
+def t5() -> tuple[Any, Any]:
+    """The encoder of T5, features [B, L, 32]; a token is an ASCII letter."""
+    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in ASCII)]
+    tokenizer = transformers.T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=LENGTH)
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return tokenizer, transformers.T5EncoderModel(config)
+
+
+def gemma() -> tuple[Any, Any]:
+    """Gemma 2, features [B, L, 24]; a token is an ASCII letter or another byte."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *ASCII, *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = transformers.GemmaTokenizer(vocab=numbered(tokens), merges=[], add_bos_token=True)
+    config = transformers.Gemma2Config(
+        **special(tokenizer),
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    return tokenizer, transformers.Gemma2Model(config)
+
+
+def numbered(tokens: list[str]) -> dict[str, int]:
+    """A vocabulary."""
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def special(tokenizer: Any) -> dict[str, int]:
+    """What the configuration of a text encoder says of its tokens."""
+    ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+    return {"vocab_size": len(tokenizer), **ends}
