@@ -1,4 +1,6 @@
-"""The scheduler of a one-step generator: its single step is x0 = from_x_t x_t + from_output output, x_t = scale noise.
+"""The scheduler of a one-step generator: its single step is x0 = from_x_t x_t + from_output output.
+
+x_t is noise times a scale: `init_noise_sigma` where a pipeline multiplies its noise by that, else `input_scale`.
 
 This file travels with the exported weights and needs only torch and diffusers.
 """
@@ -14,15 +16,20 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 
 class OneStepScheduler(SchedulerMixin, ConfigMixin):
-    """One evaluation at `timestep` of unit normal noise times `scale`; `numbers` are fixed by the training."""
+    """One evaluation at `timestep`; the numbers are fixed by the training."""
 
     order = 1
-    init_noise_sigma = 1.0
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
-        self, timestep: float = 999.0, scale: float = 1.0, from_x_t: float = 0.0, from_output: float = 1.0
+        self,
+        timestep: float = 999.0,
+        init_noise_sigma: float = 1.0,
+        input_scale: float = 1.0,
+        from_x_t: float = 0.0,
+        from_output: float = 1.0,
     ) -> None:
+        self.init_noise_sigma = init_noise_sigma
         self.timesteps = torch.tensor([timestep])
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
@@ -33,13 +40,13 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """x_t."""
-        x_t: torch.Tensor = self.config.scale * sample
+        x_t: torch.Tensor = self.config.input_scale * sample
         return x_t
 
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True, **_: Any
     ) -> Any:
-        """x0, in float32."""
-        x_t = self.config.scale * sample.float()
-        x0 = (self.config.from_x_t * x_t + self.config.from_output * model_output.float()).to(sample.dtype)
+        """x0 from x_t = `sample`, in float32."""
+        x0 = self.config.from_x_t * sample.float() + self.config.from_output * model_output.float()
+        x0 = x0.to(sample.dtype)
         return SchedulerOutput(prev_sample=x0) if return_dict else (x0, x0)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
 from distill.paths import DiscreteVP, Flow
@@ -67,10 +68,14 @@ def stock_scheduler(generator: Generator) -> Any:
     }
     if scale == 1:
         return diffusers.DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True)
-    draws_scaled = cast(Family, generator.denoiser.network).text  # DiT's pipeline starts from unit noise whatever
-    if draws_scaled and scale == float(path.sigma(last)) and float(path.alpha(last)) > 0:
+    if _multiplies(generator.denoiser) and scale == float(path.sigma(last)) and float(path.alpha(last)) > 0:
         return diffusers.EulerDiscreteScheduler(**settings)
     return None
+
+
+def _multiplies(denoiser: Denoiser) -> bool:
+    """Whether the pipeline multiplies its noise by the scheduler's init_noise_sigma; DiT's does not."""
+    return cast(Family, denoiser.network).text
 
 
 def _betas(path: DiscreteVP) -> list[float]:
@@ -83,9 +88,10 @@ def _write_custom_scheduler(generator: Generator, folder: Path) -> None:
     """scheduler/onestep.py in place of the scheduler."""
     denoiser, t = generator.denoiser, torch.tensor([generator.t], dtype=torch.float64)
     c = coefficients(denoiser.prediction, denoiser.path, t, t, denoiser.sigma_data)
+    scaled = "init_noise_sigma" if _multiplies(denoiser) else "input_scale"
     numbers = {
         "timestep": float(denoiser.path.network_time(t)),
-        "scale": float(generator.scale),
+        scaled: float(generator.scale),
         "from_x_t": float(c.from_x_t),
         "from_output": float(c.from_output),
     }

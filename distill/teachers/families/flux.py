@@ -71,8 +71,7 @@ class Flux(Family):
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
-        length = min(512, pipe.tokenizer_2.model_max_length)
-        encoded = pipe.encode_prompt(prompts, device=pipe.text_encoder.device, max_sequence_length=length)
+        encoded = pipe.encode_prompt(prompts, device=pipe.text_encoder.device)
         return {"prompt": encoded[0], "pooled": encoded[1]}
 
     def call(self) -> dict[str, Any]:

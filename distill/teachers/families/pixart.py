@@ -40,16 +40,8 @@ class PixArt(Family):
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
-        encoded = pipe.encode_prompt(
-            prompts, do_classifier_free_guidance=False, device=pipe.text_encoder.device, **cls.lengths(pipe)
-        )
+        encoded = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=pipe.text_encoder.device)
         return {"prompt": encoded[0], "mask": encoded[1]}
-
-    @staticmethod
-    def lengths(pipe: Any) -> dict[str, int]:
-        """Tokens of a prompt: 120 in alpha, 300 in Sigma, unless the tokenizer knows less."""
-        usual = 300 if type(pipe).__name__ == "PixArtSigmaPipeline" else 120
-        return {"max_sequence_length": min(usual, pipe.tokenizer.model_max_length)}
 
     def call(self) -> dict[str, Any]:
         return super().call() | {"use_resolution_binning": False, "clean_caption": False}
