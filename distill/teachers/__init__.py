@@ -3,6 +3,7 @@
 from distill.teachers.analytic import GaussianMixture
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.folder import DESCRIPTION, Network, load_denoiser, save_denoiser
+from distill.teachers.own import OwnNet
 from distill.teachers.parts import Codec, TextEncoder
 from distill.teachers.pipeline import copy_pipeline, denoiser_files, download, load_pipeline
 from distill.teachers.published import Found, read_published
@@ -16,6 +17,7 @@ __all__ = [
     "Found",
     "GaussianMixture",
     "Network",
+    "OwnNet",
     "TextEncoder",
     "UNet",
     "build_unet",

@@ -1,18 +1,20 @@
 """A teacher's folder: `denoiser.json` and the network's weights as safetensors.
 
 The JSON states the path, the prediction kind, sigma_data, and what kind of network it is: without `network` a
-UNet2DModel, which diffusers reads from `unet/`; with it the name and the settings of EDM's or EDM2's, whose weights are
-`network.safetensors` under their published names. `null` is the label of the null condition, where the network was
-trained with one, and `latents` true where its samples are no pixels. `shape` and `classes` are for readers.
+UNet2DModel, which diffusers reads from `unet/`; with it the name and the settings of EDM's or EDM2's, or of the user's
+own class ("my_package.my_module:MyNet"), whose weights are `network.safetensors` under their own names. `null` is the
+label of the null condition, where the network was trained with one, and `latents` true where its samples are no pixels.
+`shape` and `classes` say what a class of the user's own cannot; for the others they are for readers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path as FilePath
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +26,7 @@ from distill.errors import UserError, one_line
 from distill.paths import PATHS, Path
 from distill.prediction import KINDS
 from distill.teachers.edm import EDM2Net, EDMNet
+from distill.teachers.own import OwnNet, try_out
 from distill.teachers.pipeline import INDEX, load_pipeline
 from distill.teachers.unet import UNet, load_unet
 
@@ -48,11 +51,13 @@ class Network(Protocol):
 
 
 def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
-    """Write `denoiser` to `folder`; raises UserError for a path or network that a folder cannot name."""
+    """Write `denoiser` to `folder`; raises UserError for a path, network or settings that a folder cannot name."""
     network, folder = denoiser.network, FilePath(folder)
     name = next((name for name, kind in PATHS.items() if type(denoiser.path) is kind), None)
     if name is None:
         raise UserError(f"teacher: a path of your own, {denoiser.path}, has no name for {DESCRIPTION}")
+    if not isinstance(network, UNet | OwnNet | EDMNet | EDM2Net):
+        raise UserError(f"teacher: a folder does not know {type(network).__name__}; put your own network into OwnNet")
     fields = {f.name: getattr(denoiser.path, f.name) for f in dataclasses.fields(denoiser.path) if f.init}
     description: dict[str, Any] = {
         "path": {"name": name, **fields},
@@ -65,21 +70,26 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
         description["null"] = network.null
     if denoiser.latents:
         description["latents"] = True
+    if not isinstance(network, UNet):
+        description["network"] = {"name": _name(network), **network.settings}
+    try:
+        text = json.dumps(description, indent=2)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"teacher: settings must be plain values for {DESCRIPTION}: {one_line(error)}") from error
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(network, UNet):
         network.unet.save_pretrained(folder / "unet")
     else:
-        name = next(name for name, kind in NETWORKS.items() if isinstance(network, kind))
-        description["network"] = {"name": name, **cast("EDMNet | EDM2Net", network).settings}
-        state = {key: value.detach().float().contiguous() for key, value in network.state_dict().items()}
-        save_file(state, folder / WEIGHTS)
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        bare = network.module if isinstance(network, OwnNet) else network
+        save_file({key: _stored(value) for key, value in bare.state_dict().items()}, folder / WEIGHTS)
+    (folder / DESCRIPTION).write_text(text + "\n")
 
 
 def load_denoiser(folder: str | FilePath) -> Denoiser:
     """Read a denoiser, in eval mode, from `folder`, ours or a diffusers pipeline's.
 
-    Raises UserError when it is missing, damaged or unknown.
+    A network of the user's own class is imported, never from `folder` itself, and called once on zeros. Raises
+    UserError when it is missing, damaged or unknown.
     """
     folder = FilePath(folder)
     if not folder.is_dir():
@@ -87,12 +97,17 @@ def load_denoiser(folder: str | FilePath) -> Denoiser:
     file = folder / DESCRIPTION
     if not file.exists() and (folder / INDEX).is_file():
         return load_pipeline(folder)
-    settings, null, path, arguments = _read_description(file)
-    network: Any = load_unet(folder / "unet") if settings is None else _load_network(settings, folder)
+    description, path, arguments = _read_description(file)
+    null, settings = description.get("null"), description.get("network")
+    network: Any = load_unet(folder / "unet") if settings is None else _load_network(description, folder)
     network.null = null
     if null is not None and not (isinstance(null, int) and null == network.classes > 0):
         raise UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
-    return Denoiser(network, path, **arguments).eval()
+    denoiser = Denoiser(network, path, **arguments).eval()
+    if isinstance(network, OwnNet):
+        with _naming(folder):
+            try_out(denoiser)
+    return denoiser
 
 
 def build_network(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> EDMNet | EDM2Net:
@@ -103,32 +118,67 @@ def build_network(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> E
     arguments = dict(settings)
     name = arguments.pop("name", None)
     if name not in NETWORKS:
-        raise UserError(f"network: name must be one of {', '.join(NETWORKS)}, got {name!r}")
+        raise UserError(f"network: name must be one of {', '.join(NETWORKS)} or your own 'module:Class', got {name!r}")
     with torch.device("meta"):
         network = NETWORKS[name](**arguments)
+    _check_weights(network, state)
+    copies = {key: value.to(torch.float32, copy=True) for key, value in state.items()}  # a file read is a map of it
+    network.load_state_dict(copies, assign=True)
+    return network.eval()
+
+
+def _check_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     wanted = {key: value.shape for key, value in network.state_dict().items()}
     for key in sorted(wanted.keys() ^ state.keys()):
         raise UserError(f"weights: '{key}' is {'missing' if key in wanted else 'no weight of this network'}")
     for key, shape in wanted.items():
         if state[key].shape != shape:
             raise UserError(f"weights: '{key}' has shape {tuple(state[key].shape)}, the network {tuple(shape)}")
-    copies = {key: value.to(torch.float32, copy=True) for key, value in state.items()}  # a file read is a map of it
-    network.load_state_dict(copies, assign=True)
-    return network.eval()
 
 
-def _load_network(settings: Mapping[str, Any], folder: FilePath) -> nn.Module:
-    file = folder / WEIGHTS
+def _is_own(settings: Mapping[str, Any]) -> bool:
+    return ":" in str(settings.get("name"))
+
+
+def _build_own(description: Mapping[str, Any], state: Mapping[str, Tensor], folder: FilePath) -> OwnNet:
+    """Constructed with memory of its own: unlike those of NETWORKS it may keep tensors that are no weights."""
+    settings, shape, classes = dict(description["network"]), description.get("shape", ()), description.get("classes", 0)
+    network = OwnNet(settings.pop("name"), settings, shape, classes, foreign=folder)
+    _check_weights(network.module, state)
+    network.module.load_state_dict(state)
+    return network
+
+
+def _name(network: OwnNet | EDMNet | EDM2Net) -> str:
+    if isinstance(network, OwnNet):
+        return network.name
+    return next(name for name, kind in NETWORKS.items() if type(network) is kind)
+
+
+def _stored(value: Tensor) -> Tensor:
+    return (value.detach().float() if value.is_floating_point() else value.detach()).contiguous()
+
+
+@contextmanager
+def _naming(folder: FilePath) -> Iterator[None]:
     try:
-        return build_network(settings, load_file(file))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
+        yield
     except UserError as error:
         raise UserError(f"teacher: '{folder}': {error}") from error
 
 
-def _read_description(file: FilePath) -> tuple[dict[str, Any] | None, Any, Path, dict[str, Any]]:
-    """The network's settings, the null condition, the path, and the further arguments of Denoiser."""
+def _load_network(description: Mapping[str, Any], folder: FilePath) -> nn.Module:
+    file, settings = folder / WEIGHTS, description["network"]
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
+    with _naming(folder):
+        return _build_own(description, state, folder) if _is_own(settings) else build_network(settings, state)
+
+
+def _read_description(file: FilePath) -> tuple[dict[str, Any], Path, dict[str, Any]]:
+    """The description, the path in it, and the further arguments of Denoiser."""
     try:
         description = json.loads(file.read_text())
         fields, prediction = dict(description["path"]), description["prediction"]
@@ -142,9 +192,10 @@ def _read_description(file: FilePath) -> tuple[dict[str, Any] | None, Any, Path,
                 raise UserError(f"{what}: must be one of {', '.join(allowed)}, got {given!r}")
         path = PATHS[name](**fields)
         path.time(torch.ones(1))  # a field of a wrong type fails here
-        network = dict(description["network"]) if "network" in description else None
+        if "network" in description:
+            description["network"] = dict(description["network"])
         arguments = {"prediction": prediction, "sigma_data": float(description["sigma_data"]), "latents": latents}
-        return network, description.get("null"), path, arguments
+        return description, path, arguments
     except FileNotFoundError as error:
         raise UserError(f"teacher: '{file}' is missing; it states path and prediction kind of the network") from error
     except UserError as error:

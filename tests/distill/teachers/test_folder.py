@@ -61,8 +61,11 @@ def refusal(folder: Path) -> str:
 
 
 SETTINGS: dict[str, tuple[Change, str]] = {
-    "name": (lambda n: n.update(name="edm3"), "network: name must be one of edm, edm2, got 'edm3'"),
-    "no name": (lambda n: n.pop("name"), "network: name must be one of edm, edm2, got None"),
+    "name": (
+        lambda n: n.update(name="edm3"),
+        "network: name must be one of edm, edm2 or your own 'module:Class', got 'edm3'",
+    ),
+    "no name": (lambda n: n.pop("name"), "network: name must be one of edm, edm2 or your own 'module:Class', got None"),
     "missing": (lambda n: n.pop("img_channels"), "img_channels: is missing"),
     "unknown": (
         lambda n: n.update(filter=[1]),

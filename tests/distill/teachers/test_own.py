@@ -1,0 +1,225 @@
+"""Teachers whose network is a class of the user's own, named in denoiser.json."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from distill import EDM, Denoiser, DiscreteVP, UserError
+from distill.paths import Path as GaussianPath
+from distill.teachers import GaussianMixture, OwnNet, load_denoiser, save_denoiser
+from tests.distill.teachers import own_networks
+from tests.distill.teachers.own_networks import SHAPE
+
+OWN = "tests.distill.teachers.own_networks"
+X, T = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 1.0, 30.0])
+Change = Callable[[dict[str, Any]], Any]
+
+
+def small(name: str = "Small", classes: int = 3, **changes: Any) -> Denoiser:
+    torch.manual_seed(0)
+    network = OwnNet(f"{OWN}:{name}", {"width": 4, "classes": 3}, SHAPE, classes, **changes)
+    return Denoiser(network, EDM(), "edm", sigma_data=0.37)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_denoiser(small(), tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def test_round_trip_is_bit_equal(folder: Path) -> None:
+    saved, loaded = small(), load_denoiser(folder)
+    labels = torch.tensor([2, 0, 1])
+    assert (loaded.path, loaded.prediction, loaded.sigma_data, loaded.training) == (EDM(), "edm", 0.37, False)
+    network = loaded.network
+    assert isinstance(network, OwnNet) and isinstance(network.module, own_networks.Small)
+    assert (network.shape, network.classes, network.null) == (SHAPE, 3, None)
+    assert torch.equal(loaded(X, T, labels), saved(X, T, labels))
+    assert torch.equal(loaded(X, T, None), saved(X, T, None)) and not torch.equal(loaded(X, T), loaded(X, T, labels))
+    assert network.module.seen.item() == 2**24 + 1 and network.module.plain.item() == 2
+    published = load((folder / "network.safetensors").read_bytes())
+    assert published.keys() == own_networks.Small().state_dict().keys()  # the class's own names
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    (folder / "network.safetensors").write_bytes(b"")  # a teacher replaced while a run is using it
+    assert torch.equal(loaded(X, T, labels), saved(X, T, labels))
+
+
+def test_null_condition_and_taps(tmp_path: Path) -> None:
+    save_denoiser(small(classes=2, null=2), tmp_path / "teacher")
+    loaded = load_denoiser(tmp_path / "teacher")
+    assert (loaded.null_cond, loaded.network.classes) == (2, 2)
+    labels = torch.tensor([1, 0, 1])
+    assert torch.equal(loaded(X, T, loaded.null(labels)), loaded(X, T, torch.full((3,), 2)))
+    assert torch.equal(loaded.features(X, T, labels, "enter"), loaded.features(X, T, labels, "module.enter"))
+    with pytest.raises(
+        UserError, match=r"^tap: OwnNet has no submodule 'encoder'; short names: \['enter', 'leave', 'cl"
+    ):
+        loaded.features(X, T, labels, "encoder")
+
+
+CONVENTIONS: dict[str, tuple[str, GaussianPath, Any]] = {
+    "noise by level": ("LevelOfSamples", EDM(), "eps"),
+    "velocity by a time that runs to the data": ("TimeOfSamples", EDM(), "x0"),
+    "noise by step": ("StepOfSamples", own_networks.halved(DiscreteVP()), "eps"),
+}
+
+
+@pytest.mark.parametrize("how", CONVENTIONS)
+def test_another_range_and_time_are_exact(how: str, tmp_path: Path) -> None:
+    """A network of pixels in [0, 1] is the exact denoiser of the same data in [-1, 1], whatever its own convention."""
+    name, path, prediction = CONVENTIONS[how]
+    means, stds = ((torch.arange(12) - 6) / 8).reshape(3, *SHAPE), torch.tensor([0.125, 0.25, 0.5])  # halved exactly
+    network = OwnNet(f"{OWN}:{name}", {}, SHAPE, classes=3)
+    network.module.load_state_dict({"means": (means + 1) / 2, "stds": stds / 2})
+    save_denoiser(Denoiser(network, path, prediction), tmp_path / "teacher")
+    loaded = load_denoiser(tmp_path / "teacher")
+    assert loaded.path == path
+    exact = GaussianMixture(path, means.double(), stds.double())
+    nsr = torch.logspace(-1.3, 1.4, 12, dtype=torch.float64)
+    t, labels = path.time(nsr), torch.arange(12) % 4  # 3 is the mixture
+    noise = torch.randn(12, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x_t = path.diffuse(means[labels % 3].double(), t, noise)
+    expected = exact(x_t, t, labels)
+    assert float((loaded.double()(x_t, t, labels) - expected).abs().max()) < 1e-12
+    single = loaded.float()(x_t.float(), t, labels)
+    assert single.dtype == torch.float32
+    assert float((single - expected).abs().max()) < (1e-6 if prediction == "x0" else 4e-6)  # eps: nsr times rounding
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        load_denoiser(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "module": (
+        lambda d: d["network"].update(name="no_such_module:Net"),
+        "network: cannot import 'no_such_module:Net': ModuleNotFoundError: No module named 'no_such_module'",
+    ),
+    "class": (
+        lambda d: d["network"].update(name=f"{OWN}:Smal"),
+        f"network: cannot import '{OWN}:Smal': AttributeError",
+    ),
+    "function": (
+        lambda d: d["network"].update(name=f"{OWN}:function"),
+        f"network: '{OWN}:function' must be a class of torch.nn.Module, got <function",
+    ),
+    "program": (
+        lambda d: d.update(network={"name": "subprocess:Popen", "args": ["touch", "PWNED"]}),
+        "network: 'subprocess:Popen' must be a class of torch.nn.Module, got <class 'subprocess.Popen'>",
+    ),
+    "setting": (
+        lambda d: d["network"].update(depth=3),
+        f"network: {OWN}:Small cannot be made of {{'width': 4, 'classes': 3, 'depth': 3}}: TypeError: ",
+    ),
+    "value": (
+        lambda d: d["network"].update(width="wide"),
+        f"network: {OWN}:Small cannot be made of {{'width': 'wide', 'classes': 3}}: ",
+    ),
+    "width": (
+        lambda d: d["network"].update(width=5),
+        "weights: 'enter.weight' has shape (4, 1, 3, 3), the network (5, 1, 3, 3)",
+    ),
+    "no shape": (lambda d: d.pop("shape"), "shape: must be three positive integers, got ()"),
+    "shape": (lambda d: d.update(shape=[1, 2, 0]), "shape: must be three positive integers, got [1, 2, 0]"),
+    "shape of two": (lambda d: d.update(shape=[2, 2]), "shape: must be three positive integers, got [2, 2]"),
+    "shape of truths": (lambda d: d.update(shape=[True, 2, 2]), "shape: must be three positive integers, got [True, 2"),
+    "classes": (lambda d: d.update(classes=-1), "classes: must be an integer of at least 0, got -1"),
+    "more classes": (
+        lambda d: d.update(classes=4),
+        f"network: {OWN}:Small fails when called with (x, time, labels): IndexError: index out of range",
+    ),
+    "more channels": (
+        lambda d: d.update(shape=[2, 2, 2]),
+        f"network: {OWN}:Small fails when called with (x, time, labels): RuntimeError: Given groups=1",
+    ),
+    "output": (
+        lambda d: d["network"].update(name=f"{OWN}:Wide"),
+        f"network: {OWN}:Wide gives [2, 2, 2, 2] for x of [2, 1, 2, 2]",
+    ),
+    "labels": (
+        lambda d: d["network"].update(name=f"{OWN}:Unlabelled"),
+        f"network: {OWN}:Unlabelled fails when called with (x, time, labels): TypeError: ",
+    ),
+    "forward": (
+        lambda d: d["network"].update(name=f"{OWN}:Broken"),
+        f"network: {OWN}:Broken fails when called with (x, time, labels): RuntimeError: one two",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_descriptions_that_do_not_fit(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    change, message = REFUSED[how]
+    description = json.loads((folder / "denoiser.json").read_text())
+    change(description)
+    (folder / "denoiser.json").write_text(json.dumps(description))
+    assert refusal(folder).startswith(f"teacher: '{folder}': {message}")
+    assert sorted(file.name for file in folder.iterdir()) == ["denoiser.json", "network.safetensors"]
+
+
+def test_without_classes_it_is_called_without_labels(tmp_path: Path) -> None:
+    save_denoiser(small("Unlabelled", classes=0), tmp_path / "teacher")
+    loaded = load_denoiser(tmp_path / "teacher")
+    assert loaded.network.classes == 0 and loaded(X, T).shape == X.shape
+
+
+def test_weights_that_do_not_fit(folder: Path) -> None:
+    file = folder / "network.safetensors"
+    state = load(file.read_bytes())
+    save_file({key: value for key, value in state.items() if key != "leave.bias"}, file)
+    assert refusal(folder) == f"teacher: '{folder}': weights: 'leave.bias' is missing"
+    save_file({**state, "frequency": torch.ones(())}, file)
+    assert refusal(folder) == f"teacher: '{folder}': weights: 'frequency' is no weight of this network"
+    file.unlink()
+    assert refusal(folder).startswith(f"teacher: cannot read '{file}': ")
+
+
+@pytest.mark.parametrize("module", ["here_only", "here_only.inner"])
+def test_code_inside_the_teachers_folder_is_never_run(
+    module: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where that folder is the working directory, as it is of one who looks around in a download."""
+    code = folder / f"{module.replace('.', '/')}.py"
+    code.parent.mkdir(exist_ok=True)
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom {OWN} import Small\n")
+    description = json.loads((folder / "denoiser.json").read_text())
+    description["network"]["name"] = f"{module}:Small"
+    (folder / "denoiser.json").write_text(json.dumps(description))
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    assert refusal(folder) == (
+        f"teacher: '{folder}': network: '{module}:Small' lies inside the teacher's folder, whose code is never run;"
+        " move it out"
+    )
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "elsewhere").mkdir()
+    for file in folder.glob("here_only*"):
+        file.rename(tmp_path / "elsewhere" / file.name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "elsewhere"), *sys.path])
+    assert isinstance(load_denoiser(folder).network, OwnNet) and (tmp_path / "ran").exists()
+    for name in ("here_only", "here_only.inner"):
+        sys.modules.pop(name, None)
+
+
+def test_what_no_folder_can_hold(tmp_path: Path) -> None:
+    bare = Denoiser(own_networks.Small(), EDM(), "edm")
+    with pytest.raises(UserError, match=r"^teacher: a folder does not know Small; put your own network into OwnNet$"):
+        save_denoiser(bare, tmp_path / "teacher")
+    denoiser = small()
+    denoiser.network.settings["width"] = Tensor([4])
+    with pytest.raises(UserError, match=re.escape("teacher: settings must be plain values for denoiser.json: ")):
+        save_denoiser(denoiser, tmp_path / "teacher")
+    assert not (tmp_path / "teacher").exists()
