@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
 from distill.errors import UserError
+from distill.paths import EDM, DiscreteVP, Flow, Path
+
+
+class Preset(NamedTuple):
+    """A published entry: the time `t` on a path of the class `path`, the `scale` of the noise (None: sigma(t))."""
+
+    path: type[Path]
+    t: float
+    scale: float | None = None
+
+
+PRESETS = {
+    "sid_edm": Preset(EDM, 2.5),  # SiD, SiDA (arXiv:2404.04057, 2410.14919); SIM's, as far as known
+    "diff_instruct_edm": Preset(EDM, 1.0),  # the authors' code (arXiv:2305.18455)
+    "dmd2_edm": Preset(EDM, 80.0),  # pure noise (arXiv:2405.14867), as DMD
+    "sid_lsg_sd": Preset(DiscreteVP, 625.0),  # sigma(625) = 0.928, nsr 2.5 (arXiv:2406.01561)
+    "dmd2_sd": Preset(DiscreteVP, 999.0, 1.0),
+    "dmd2_sdxl": Preset(DiscreteVP, 399.0, 1.0),  # unit noise, at a time where sigma is 0.758; DI* starts from it
+    "noise_flow": Preset(Flow, 1.0),  # SiD-DiT's first step (arXiv:2509.25127); FGM's t* of SD3 is close (unverified)
+}
 
 
 class Generator(nn.Module):
     """Maps unit normal noise to samples with one evaluation of `denoiser`.
 
     `t` (the time it is conditioned on, on the denoiser's path) and `scale` (the factor on unit noise) are separate
-    settings, because published generators differ in both: EDM (2.5, 2.5) in SiD and (80, 80) in DMD2, SD (625,
-    sigma(625)) in SiD-LSG and (999, 1) in DMD2, SDXL (399, 1). `scale=None` means sigma(t): pure noise of that time.
+    settings, because published generators differ in both: see PRESETS. `scale=None` means sigma(t): pure noise of that
+    time. Raises UserError for a time without noise or off the path, such as between the steps of a grid.
     """
 
     def __init__(self, denoiser: Denoiser, t: float, scale: float | None = None) -> None:
         super().__init__()
         at = torch.tensor([t], dtype=torch.float64)
-        sigma = float(denoiser.path.sigma(at))
-        if not sigma > 0 or not float(denoiser.path.alpha(at)) >= 0:
-            raise UserError(f"generator: t = {t} is not a noisy time of the path {denoiser.path}")
+        path, sigma = denoiser.path, float(denoiser.path.sigma(at))
+        noisy = sigma > 0 and float(path.alpha(at)) >= 0
+        if not (noisy and math.isclose(float(path.time(path.nsr(at))), t, rel_tol=1e-6)):
+            raise UserError(f"generator: t = {t:g} is not a noisy time of the path {path!s:.120}")
         self.denoiser = denoiser
         self.t = t
         self.scale = sigma if scale is None else scale

@@ -98,8 +98,9 @@ def check(run: Run | TeacherRun, processes: int, fresh: bool = False) -> None:
     if isinstance(run, Run):
         teacher = load_teacher(run, dataset)
         check_objective(run, dataset, teacher)
+        generator = one_step_generator(teacher, run)
         if fresh and run.start is not None:
-            load_start(run.start, run, one_step_generator(teacher, run))
+            load_start(run.start, run, generator)
         load_pairs(run, dataset)
     else:
         fresh_denoiser(run, dataset)

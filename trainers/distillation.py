@@ -19,12 +19,12 @@ from distill.generator import Generator
 from distill.objectives import Denoisers
 from distill.teachers import DESCRIPTION, Network, denoiser_files, load_denoiser
 from trainers import checkpoint
-from trainers.config import dump, load_yaml
+from trainers.config import build, dump, load_yaml
 from trainers.data import Dataset
 from trainers.data.pairs import PairSet, open_pairs
 from trainers.ema import EMA, power_averages
 from trainers.files import sha256
-from trainers.run import PlayerSettings, Run
+from trainers.run import Entry, PlayerSettings, Run
 from trainers.session import Session, configure, make_batches, sampler_of
 from trainers.state import Player, TrainState
 from trainers.step import distillation_step
@@ -70,9 +70,8 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
 
 
 def one_step_generator(denoiser: Denoiser, run: Run) -> Generator:
-    """The generator of `run` around `denoiser`."""
-    t = float(denoiser.path.time(torch.tensor([run.entry.nsr], dtype=torch.float64)))
-    return Generator(denoiser, t, run.entry.scale)
+    """The generator of `run` around `denoiser`; raises UserError when its entry is no time of the path."""
+    return Generator(denoiser, *run.entry.at(denoiser.path))
 
 
 def attach_adapters(denoiser: Denoiser, settings: PlayerSettings) -> None:
@@ -95,9 +94,9 @@ def load_start(start: str, run: Run, generator: Generator) -> None:
     root = folder.parent if folder.name == "best" else folder
     if not (root / "run.yaml").is_file():
         raise UserError(f"start: '{root}' is not a run folder: it has no run.yaml")
-    theirs, ours = load_yaml(root / "run.yaml").get("entry"), dump(run.entry)
-    if theirs != ours:
-        raise UserError(f"start: the generator of '{root}' has entry {theirs}, this recipe has {ours}")
+    theirs = load_yaml(root / "run.yaml").get("entry")
+    if theirs is None or build(Entry, theirs, str(root)) != run.entry:
+        raise UserError(f"start: the generator of '{root}' has entry {theirs}, this recipe has {dump(run.entry)}")
     source = folder if folder.name == "best" else checkpoint.newest(root / "checkpoints")[0]
     try:
         checkpoint.load_average(source, generator)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from distill.errors import UserError
+from distill.generator import PRESETS
 from distill.lora import Lora
 from distill.objectives import DISTANCES, OBJECTIVES, Distance, Objective
 from distill.paths import EDM, PATHS, Path
@@ -105,16 +106,39 @@ class PowerEMA:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """How the one-step generator asks its denoiser: `nsr` is the noise-to-signal ratio of the time it is conditioned
-    on, `scale` the factor on its unit normal input (null: pure noise of that time)."""
+    """How the one-step generator asks its denoiser: the time it is conditioned on, and `scale`, the factor on its unit
+    normal input (null: pure noise of that time). The time is a noise-to-signal ratio `nsr`, or `t` on the teacher's
+    path (sigma, a step, a flow time); or a `preset` is both."""
 
-    nsr: float = 2.5  # SiD's sigma_init, the middle of EDM's ramp
+    nsr: float | None = None  # 2.5 where no time is given: SiD's sigma_init, the middle of EDM's ramp
+    t: float | None = None
     scale: float | None = None
+    preset: str | None = None  # of distill.generator.PRESETS
 
     def __post_init__(self) -> None:
-        _positive(self, "nsr")
-        if self.scale is not None:
-            _positive(self, "scale")
+        given = [name for name in ("nsr", "t", "preset") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"one of nsr, t and preset says the time, got {' and '.join(given)}")
+        if not given:
+            object.__setattr__(self, "nsr", 2.5)
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UserError(f"preset: must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if self.preset is not None and self.scale is not None:
+            raise UserError(f"scale: the preset {self.preset!r} has its own; give t and scale instead")
+        _positive(self, *(name for name in ("nsr", "scale") if getattr(self, name) is not None))
+
+    def at(self, path: Path) -> tuple[float, float | None]:
+        """(t, scale) on `path`; raises UserError where the preset is of another kind of path."""
+        if self.preset is not None:
+            kind, t, scale = PRESETS[self.preset]
+            if not isinstance(path, kind):
+                raise UserError(
+                    f"entry.preset: {self.preset!r} is t = {t:g} on {kind.__name__}, the teacher's path is {path!s:.80}"
+                )
+            return t, scale
+        if self.t is not None:
+            return self.t, self.scale
+        return float(path.time(torch.tensor([self.nsr], dtype=torch.float64))), self.scale
 
 
 @dataclass(frozen=True, kw_only=True)

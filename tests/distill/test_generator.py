@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill import EDM, VP, Denoiser, DiscreteVP, Flow, Generator, Path, UserError
 from distill.denoiser import Condition
+from distill.generator import PRESETS
 from tests.toys import ALL_PATHS, Tanh
 
 Z = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -48,11 +49,26 @@ def test_one_call_with_the_time_and_condition_given() -> None:
     assert torch.allclose(x, (1 - 0.758) / 0.653 * Z, rtol=4e-3)
 
 
-def test_published_entries() -> None:
-    assert Generator(Denoiser(Echo(), EDM(), "edm"), 2.5).scale == 2.5
-    assert Generator(Denoiser(Echo(), EDM(), "edm"), 80.0).scale == 80.0
-    assert Generator(Denoiser(Echo(), DiscreteVP(), "eps"), 625.0).scale == pytest.approx(0.928, abs=1e-3)
-    assert Generator(Denoiser(Echo(), Flow(), "velocity"), 1.0).scale == 1.0
+ENTRIES = {  # nsr of the time, and the input's scale
+    "sid_edm": (2.5, 2.5),
+    "diff_instruct_edm": (1.0, 1.0),
+    "dmd2_edm": (80.0, 80.0),
+    "sid_lsg_sd": (2.50, 0.928),
+    "dmd2_sd": (14.6, 1.0),
+    "dmd2_sdxl": (1.161, 1.0),
+    "noise_flow": (math.inf, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_entries(name: str) -> None:
+    path, t, scale = PRESETS[name]
+    generator = Generator(Denoiser(Echo(), path(), "eps"), t, scale)
+    at = torch.tensor([t], dtype=torch.float64)
+    assert (float(path().nsr(at)), generator.scale) == pytest.approx(ENTRIES[name], rel=2e-3)
+
+
+def test_a_flow_from_pure_noise() -> None:
     flow = Generator(Denoiser(Echo(), Flow(), "velocity"), 1.0)
     assert torch.equal(flow(Z), torch.zeros_like(Z))  # x - u, finite where alpha = 0
 
@@ -64,9 +80,20 @@ def test_gradient_reaches_the_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "t"), [(EDM(), 0.0), (EDM(), -1.0), (VP(), 0.0), (Flow(), 0.0), (Flow(), 1.5), (EDM(), math.nan)]
+    ("path", "t"),
+    [
+        *((EDM(), 0.0), (EDM(), -1.0), (VP(), 0.0), (Flow(), 0.0), (Flow(), 1.5), (EDM(), math.nan)),
+        *((DiscreteVP(), 1000.0), (DiscreteVP(), 624.5), (DiscreteVP(), -1.0), (DiscreteVP(betas=(0.1,) * 400), 625.0)),
+    ],
 )
-def test_times_without_noise_are_refused(path: Path, t: float) -> None:
+def test_times_off_the_path_or_without_noise_are_refused(path: Path, t: float) -> None:
     with pytest.raises(UserError) as error:
         Generator(Denoiser(Echo(), path, "edm"), t)
-    assert str(error.value) == f"generator: t = {t} is not a noisy time of the path {path}"
+    assert str(error.value) == f"generator: t = {t:g} is not a noisy time of the path {path!s:.120}"
+
+
+@pytest.mark.parametrize("steps", [1, 5, 1000])
+def test_every_step_of_a_grid_is_a_time(steps: int) -> None:
+    for path in (DiscreteVP(steps=steps), DiscreteVP(betas=(*[0.02] * (steps - 1), 1.0))):  # to zero terminal SNR
+        for t in {0, steps // 2, steps - 1}:
+            assert Generator(Denoiser(Echo(), path, "v"), float(t)).scale > 0

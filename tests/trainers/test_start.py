@@ -67,13 +67,14 @@ def test_a_start_that_cannot_be(teachers: Path, sid: Path, tmp_path: Path) -> No
     fit(teacher_recipe(images=8), tmp_path / "teacher")
     save_denoiser(tiny_denoiser(norm_num_groups=2, block_out_channels=[4]), tmp_path / "small")
     newest = sid / "checkpoints" / f"{32:012d}"
-    entry = "start: the generator of '{}' has entry {}, this recipe has {{'nsr': {}, 'scale': None}}"
+    spelled = "{{'nsr': {}, 't': None, 'scale': None, 'preset': None}}"
+    entry = f"start: the generator of '{{}}' has entry {{}}, this recipe has {spelled}"
     settings = recipe(teachers / "edm", start=str(sid))
     (sid / "best/ema.safetensors").unlink()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"start": "nowhere"}, "start: 'nowhere' is not a run folder: it has no run.yaml"),
         ({"start": str(tmp_path / "teacher")}, entry.format(tmp_path / "teacher", None, 2.5)),
-        ({"entry": {"nsr": 1.0}}, entry.format(sid, "{'nsr': 2.5, 'scale': None}", 1.0)),
+        ({"entry": {"nsr": 1.0}}, entry.format(sid, spelled.format(2.5), 1.0)),
         (
             {"teacher": str(tmp_path / "small")},
             f"start: the generator in '{newest}' is not of the teacher's architecture",
