@@ -28,7 +28,7 @@ def export(
     out: Annotated[Path | None, typer.Argument(help="export folder; FOLDER/export when left out")] = None,
     which: WhichOption = "last",
     state_dict: Annotated[
-        bool, typer.Option("--state-dict", help="of EDM's and EDM2's networks: their weights")
+        bool, typer.Option("--state-dict", help="of networks that diffusers lacks: their weights")
     ] = False,
 ) -> None:
     """Write the averaged generator as a diffusers pipeline, checked against the trainer's own samples."""

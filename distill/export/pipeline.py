@@ -39,7 +39,7 @@ def export_pipeline(generator: Generator, folder: Path, card: CardFacts) -> floa
     refuse_foreign(folder)
     if not isinstance(generator.denoiser.network, UNet):
         kind = type(generator.denoiser.network).__name__
-        raise UserError(f"export: the network must be a UNet2DModel, got {kind} (--state-dict writes EDM's)")
+        raise UserError(f"export: the network must be a UNet2DModel, got {kind} (--state-dict writes others)")
     generator = float32(generator)
     network = _network(generator)
     stock = _is_stock(generator)
