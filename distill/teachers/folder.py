@@ -57,7 +57,9 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
     if name is None:
         raise UserError(f"teacher: a path of your own, {denoiser.path}, has no name for {DESCRIPTION}")
     if not isinstance(network, UNet | OwnNet | EDMNet | EDM2Net):
-        raise UserError(f"teacher: a folder does not know {type(network).__name__}; put your own network into OwnNet")
+        raise UserError(
+            f"teacher: {DESCRIPTION} cannot name a {type(network).__name__}; a network of your own goes into OwnNet"
+        )
     fields = {f.name: getattr(denoiser.path, f.name) for f in dataclasses.fields(denoiser.path) if f.init}
     description: dict[str, Any] = {
         "path": {"name": name, **fields},

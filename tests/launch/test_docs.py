@@ -5,16 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
+from distill import EDM, Denoiser
+from distill.teachers import OwnNet, save_denoiser
 from tests.launch.conftest import Command
 from tests.tiny import ROOT, recipe
 from trainers.data import Images
@@ -40,6 +45,50 @@ def test_an_objective_of_ones_own(distill: Command, teachers: Path) -> None:
     assert [record["images"] for record in log] == [32, 64]
     assert log[0]["generator/grad_norm"] > 0 and log[-1]["health/gap"] > 0
     assert json.loads(Path("runs/my_fisher/evaluation.json").read_text())["student"]["frechet"] > 0
+
+
+def write_files(page: str) -> None:
+    """The files that a page of docs/ shows: each begins a paragraph by its name, and is the next block of code."""
+    text = (ROOT / "docs" / page).read_text()
+    for name, content in re.findall(r"^`([\w/]+\.\w+)`.*?```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content)
+
+
+def test_a_teacher_of_ones_own(distill: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """add_a_teacher.md in a folder of the user's: its files and its commands, shorter; and its way from Python."""
+    write_files("add_a_teacher.md")
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.delitem(sys.modules, "my_teacher", raising=False)
+    training = Path("my_training.py")
+    training.write_text(training.read_text().replace("updates = 4_000", "updates = 20"))
+    shorter = ["images=64", "batch_size=32", "log_every=32", "evaluation.samples=64"]
+    python, *commands = block("add_a_teacher.md", "sh").splitlines()
+    assert python == "python my_training.py"
+    runpy.run_path("my_training.py")
+    for command in commands:
+        name, *arguments = command.removeprefix("distill ").split()
+        result = distill(name, *arguments, *(shorter if name == "train" else []))
+        assert result.code == 0, result.err
+    teacher, export = Path("teachers/mine"), Path("runs/mine/export")
+    trained, made = (load_file(folder / "network.safetensors") for folder in (teacher, export))
+    assert trained.keys() == made.keys() and not torch.equal(trained["out.weight"], made["out.weight"])
+    assert json.loads((export / "denoiser.json").read_text()) == json.loads((teacher / "denoiser.json").read_text())
+    card = re.search(r"```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)
+    assert card is not None
+    scope: dict[str, Any] = {}
+    monkeypatch.chdir(export)
+    exec(card[1], scope)
+    assert scope["x"].shape == (8, 1, 8, 8) and scope["x"].isfinite().all()
+    monkeypatch.chdir("../../..")
+    Path("my_weights.safetensors").write_bytes((teacher / "network.safetensors").read_bytes())
+    description = json.loads((teacher / "denoiser.json").read_text())
+    names = {"load_file": load_file, "save_denoiser": save_denoiser, "OwnNet": OwnNet, "Denoiser": Denoiser, "EDM": EDM}
+    exec(block("add_a_teacher.md", "py"), names)
+    assert json.loads((teacher / "denoiser.json").read_text()) == description
+    again = load_file(teacher / "network.safetensors")
+    assert again.keys() == trained.keys() and all(torch.equal(again[key], trained[key]) for key in again)
+    sys.modules.pop("my_teacher", None)
 
 
 def test_lpips_as_a_distance(distill: Command, teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

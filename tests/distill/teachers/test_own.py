@@ -216,7 +216,9 @@ def test_code_inside_the_teachers_folder_is_never_run(
 
 def test_what_no_folder_can_hold(tmp_path: Path) -> None:
     bare = Denoiser(own_networks.Small(), EDM(), "edm")
-    with pytest.raises(UserError, match=r"^teacher: a folder does not know Small; put your own network into OwnNet$"):
+    with pytest.raises(
+        UserError, match=r"^teacher: denoiser.json cannot name a Small; a network of your own goes into OwnNet$"
+    ):
         save_denoiser(bare, tmp_path / "teacher")
     denoiser = small()
     denoiser.network.settings["width"] = Tensor([4])
