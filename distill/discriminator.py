@@ -7,7 +7,7 @@ parameters at most, and one pass gives denoising and judgement together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
@@ -60,11 +60,15 @@ class ConvHead(nn.Module):
 
 @torch.no_grad()
 def feature_shape(denoiser: Denoiser, tap: str) -> tuple[int, ...]:
-    """(C, h, w) of the features at `tap`, measured on one sample of the network's own `shape` and `classes`."""
+    """(C, h, w) of the features at `tap`, measured on one sample of the network's own `shape`, `classes`
+    and null condition."""
     network: Any = denoiser.network
     x_t = torch.zeros(1, *network.shape, dtype=next(network.parameters()).dtype)
     t = denoiser.path.time(torch.ones(1, dtype=torch.float64))
-    cond = torch.zeros(1, dtype=torch.int64) if network.classes else None
+    cond: Condition = torch.zeros(1, dtype=torch.int64) if network.classes else None
+    if isinstance(null := denoiser.null_cond, Mapping):
+        dtypes = {name: x_t.dtype if one.is_floating_point() else one.dtype for name, one in null.items()}
+        cond = {name: torch.ones(1, *one.shape, dtype=dtypes[name]) for name, one in null.items()}
     return tuple(denoiser.features(x_t, t, cond, tap).shape[1:])
 
 

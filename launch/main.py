@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from distill.errors import UserError
-from launch import classifier, ema, evaluate, export, import_, pairs, quickstart, recipes, sample, train
+from launch import cache, classifier, ema, evaluate, export, import_, pairs, quickstart, recipes, sample, train
 
 EXIT_USER_ERROR = 2
 
@@ -25,6 +25,7 @@ app.command()(recipes.recipes)
 app.command()(classifier.classifier)
 app.command()(train.teacher)
 app.command()(pairs.pairs)
+app.command()(cache.cache)
 app.command()(train.train)
 app.command()(train.resume)
 app.command()(ema.ema)

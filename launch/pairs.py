@@ -11,6 +11,7 @@ from rich.progress import track
 
 from distill.errors import UserError
 from distill.teachers import DESCRIPTION, Network, load_denoiser
+from launch.train import cache_folder
 from trainers.config import build, override
 from trainers.console import plain
 from trainers.data import Data, DataFree, Dataset
@@ -38,7 +39,7 @@ def pairs(
     dataset = _dataset(folder, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     console = plain(stderr=True)
-    making = make_pairs(str(folder), dataset, out, count, settings, batch, device)
+    making = make_pairs(str(folder), dataset, out, count, settings, batch, device, cache_folder())
     done = track(making, "pairs", -(-count // SHARD), console=console, disable=not console.is_terminal)
     for number in done:
         if not console.is_terminal:

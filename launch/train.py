@@ -15,6 +15,7 @@ from launch.recipes import find_recipe
 from trainers import checkpoint
 from trainers.config import load_yaml, override
 from trainers.console import plain
+from trainers.data.cache import HOME
 from trainers.distillation import check_objective, load_pairs, load_start, load_teacher, one_step_generator
 from trainers.evaluation import load_extractor
 from trainers.loop import build_experiment, fit, load_run
@@ -83,7 +84,14 @@ def resolve(recipe: str, overrides: list[str]) -> Run | TeacherRun:
         return run
     start = None if run.start is None else str(Path(run.start).resolve())
     pairs = run.pairs and dataclasses.replace(run.pairs, folder=str(Path(run.pairs.folder).resolve()))
-    return dataclasses.replace(run, teacher=str(Path(run.teacher).resolve()), start=start, pairs=pairs)
+    teacher, cache = str(Path(run.teacher).resolve()), cache_folder(run.cache)
+    return dataclasses.replace(run, teacher=teacher, start=start, pairs=pairs, cache=cache)
+
+
+def cache_folder(given: str = HOME) -> str:
+    """The folder of embeddings and latents: as given, or in place of the default what DISTILL_CACHE says."""
+    cache = os.environ.get("DISTILL_CACHE", HOME) if given == HOME else given
+    return cache if cache.startswith("~") else str(Path(cache).resolve())
 
 
 def check(run: Run | TeacherRun, processes: int, fresh: bool = False) -> None:
@@ -101,7 +109,7 @@ def check(run: Run | TeacherRun, processes: int, fresh: bool = False) -> None:
         generator = one_step_generator(teacher, run)
         if fresh and run.start is not None:
             load_start(run.start, run, generator)
-        load_pairs(run, dataset)
+        load_pairs(run, teacher)
     else:
         fresh_denoiser(run, dataset)
 

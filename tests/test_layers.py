@@ -43,6 +43,7 @@ RANKS = {
     "denoiser": 4,
     "generator": 5,
     "sampling": 5,
+    "encoders": 5,
     "guidance": 5,
     "discriminator": 5,
     "teachers": 5,

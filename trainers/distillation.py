@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from distill import lora
 from distill.denoiser import Denoiser
+from distill.encoders import text_encoder
 from distill.errors import UserError
 from distill.generator import Generator
 from distill.objectives import Denoisers
@@ -21,9 +22,11 @@ from distill.teachers import DESCRIPTION, Network, denoiser_files, load_denoiser
 from trainers import checkpoint
 from trainers.config import build, dump, load_yaml
 from trainers.data import Dataset
+from trainers.data.dataset import UNKNOWN
 from trainers.data.pairs import PairSet, open_pairs
 from trainers.ema import EMA, power_averages
 from trainers.files import sha256
+from trainers.prepare import prepared
 from trainers.run import Entry, PlayerSettings, Run
 from trainers.session import Session, configure, make_batches, sampler_of
 from trainers.state import Player, TrainState
@@ -38,6 +41,8 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
     dataset = run.data.load()
     teacher = load_teacher(run, dataset)
     check_objective(run, dataset, teacher)
+    real = "real" in run.objective.needs
+    dataset = prepared(run, dataset, teacher, accelerator.device, real, quiet=not accelerator.is_main_process)
     generator = one_step_generator(copy.deepcopy(teacher), run)
     if fresh and run.start is not None:
         load_start(run.start, run, generator)
@@ -58,7 +63,7 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
     for network in frozen.values():
         network.to(accelerator.device, run.dtype).requires_grad_(False).eval()
     memory = {name: value.to(accelerator.device) for name, value in run.objective.new_memory().items()}
-    batches = make_batches(run, dataset, "real" in run.objective.needs, accelerator, load_pairs(run, dataset))
+    batches = make_batches(run, dataset, real, accelerator, load_pairs(run, teacher))
     state = TrainState(players, EMA(generator, run.ema), power_averages(generator, run.power_ema), memory=memory)
     nets = Denoisers(teacher.path, teacher, fake, frozen, memory)
     step = partial(distillation_step, run, state, nets, batches, accelerator)
@@ -108,6 +113,8 @@ def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
     """The teacher of `run` in its precision; raises UserError when it does not fit the data."""
     teacher = configure(load_denoiser(run.teacher), run)
     check_fit(teacher, run.teacher, dataset)
+    if dataset.prompts is not None:
+        teacher.network.null = {}  # type: ignore[assignment]  # there is one: `prepared` embeds it
     return teacher
 
 
@@ -117,6 +124,8 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser) -> None:
     for settings in (run.generator, run.fake):
         if settings.lora is not None:
             lora.targets(teacher.network, settings.lora)
+    if run.negative_prompt is not None and dataset.prompts is None:
+        raise UserError(f"negative_prompt: {dataset.name} has no prompts; leave it out")
     if dataset.read is None:
         if "real" in run.objective.needs:
             raise UserError(
@@ -124,22 +133,30 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser) -> None:
             )
         if run.evaluation.every:
             raise UserError(f"evaluation.every: needs real images, data: {dataset.name} has none; set it to 0")
+    elif teacher.latents and run.evaluation.every:
+        raise UserError("evaluation.every: judges pixels, the teacher's samples are latents; set it to 0")
 
 
 def check_fit(teacher: Denoiser, folder: str, dataset: Dataset) -> None:
-    """Raise UserError when the teacher from `folder` makes other samples than the data set has."""
-    network = cast(Network, teacher.network)
-    for what, theirs, ours in (("shape", dataset.shape, network.shape), ("classes", dataset.classes, network.classes)):
+    """Raise UserError when the teacher from `folder` makes other samples than the data set has, or under others."""
+    network, takes_prompts = cast(Network, teacher.network), text_encoder(teacher) is not None
+    if takes_prompts and dataset.prompts is None:
+        raise UserError(f"data: {dataset.name} has no prompts, the teacher '{folder}' takes them")
+    if dataset.prompts is not None and not takes_prompts:
+        raise UserError(f"data: {dataset.name} has prompts, the teacher '{folder}' takes none")
+    encoded = dataset.shape == UNKNOWN or (teacher.latents and dataset.read is not None)
+    shape = network.shape if encoded else dataset.shape
+    for what, theirs, ours in (("shape", shape, network.shape), ("classes", dataset.classes, network.classes)):
         if theirs != ours:
             raise UserError(f"data: {dataset.name} has {what} {theirs}, the teacher '{folder}' {what} {ours}")
 
 
-def load_pairs(run: Run, dataset: Dataset) -> PairSet | None:
+def load_pairs(run: Run, teacher: Denoiser) -> PairSet | None:
     """The ODE pairs of `run`; raises UserError when they are incomplete or not of its teacher."""
     if run.pairs is None:
         return None
-    shape, classes = dataset.shape, dataset.classes  # the teacher's, as check_fit says
-    return open_pairs(Path(run.pairs.folder), run.pairs_per_batch, teacher_hash(run.teacher), shape, classes)
+    folder, network = Path(run.pairs.folder), cast(Network, teacher.network)
+    return open_pairs(folder, run.pairs_per_batch, teacher_hash(run.teacher), network.shape, network.classes)
 
 
 def teacher_hash(folder: str) -> str:

@@ -59,7 +59,7 @@ def draw_samples(
         index = torch.arange(start, min(start + CHUNK, last), device=device)
         noise, cond = inputs(dataset, Random.at(seed, index).stream(stream))
         images.append(sampler(noise, cond).float().cpu())
-        if cond is not None:
+        if isinstance(cond, torch.Tensor):
             labels.append(cond.cpu())
     if not images:  # more ranks than samples
         return torch.empty(0, *dataset.shape), None if dataset.labels is None else dataset.labels[:0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,9 +21,11 @@ from distill.sampling import heun_steps, sample
 from distill.teachers import load_denoiser
 from trainers.data import Dataset
 from trainers.data.batches import inputs
-from trainers.data.pairs import DESCRIPTION, describe
+from trainers.data.cache import HOME
+from trainers.data.pairs import DESCRIPTION, describe, spelled
 from trainers.distillation import check_fit, teacher_hash
 from trainers.files import sha256, whole
+from trainers.prepare import Preparation
 
 SHARD = 1000  # pairs
 
@@ -40,19 +43,29 @@ class PairSettings:
 
 
 def make_pairs(
-    teacher: str, dataset: Dataset, folder: Path, count: int, settings: PairSettings, batch: int, device: torch.device
+    teacher: str,
+    dataset: Dataset,
+    folder: Path,
+    count: int,
+    settings: PairSettings,
+    batch: int,
+    device: torch.device,
+    cache: str = HOME,
 ) -> Iterator[int]:
-    """Write to `folder` what the teacher makes of `count` noises, with labels by their frequency in `dataset`, `batch`
-    at once; yields how many pairs there are.
+    """Write to `folder` what the teacher makes of `count` noises, with conditions by their frequency in `dataset`,
+    `batch` at once; yields how many pairs there are.
 
     What is there and whole is kept, so a larger `count` extends a folder. Raises UserError, before it computes, when
     the teacher does not fit data or settings, or `folder` holds something else: other pairs, or no pairs at all.
     """
     denoiser = load_denoiser(teacher).to(device).requires_grad_(False)
     check_fit(denoiser, teacher, dataset)
+    dataset = Preparation(cache, device).of(dataset, denoiser, real=False)
     if settings.teacher_cfg != 1 and denoiser.null_cond is None:
         raise UserError(f"teacher_cfg: the teacher '{teacher}' states no null condition")
-    form = {"data": dataset.name, "shape": list(dataset.shape), "classes": dataset.classes}
+    form: dict[str, Any] = {"data": dataset.name, "shape": list(dataset.shape), "classes": dataset.classes}
+    if dataset.prompts is not None:
+        form["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()
     description = {"teacher": teacher_hash(teacher), **form, **asdict(settings)}
     shards = _kept(folder, description, count)
     for first in range(0, count, SHARD):
@@ -92,4 +105,4 @@ def _solve(denoiser: Denoiser, settings: PairSettings, dataset: Dataset, index: 
     noise, cond = inputs(dataset, Random.at(settings.seed, index).stream("pairs"))
     guided: Any = classifier_free(denoiser, settings.teacher_cfg, denoiser.null)
     pair = {"noise": noise, "target": sample(guided, noise, cond, settings.evaluations)}
-    return pair if cond is None else {**pair, "label": cond}
+    return {**pair, **spelled(cond)}

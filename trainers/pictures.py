@@ -7,8 +7,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from distill.denoiser import Denoiser
+from distill.encoders import codec
+from distill.generator import Generator
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+DECODED = 4  # latents at once
+
+
+def visible(samples: Tensor, model: Generator | Denoiser) -> Tensor:
+    """The samples [N, C, H, W] of `model` as images: latents decoded, or their first three channels without a codec."""
+    denoiser = model.denoiser if isinstance(model, Generator) else model
+    if not denoiser.latents:
+        return samples
+    decoder = codec(denoiser)
+    if decoder is None:
+        return samples[:, :3]
+    decoder.device = samples.device
+    images = torch.cat([decoder.decode(part) for part in samples.float().split(DECODED)])
+    decoder.free()
+    return images
 
 
 def grid(images: Tensor, columns: int, least: int = 64) -> Image:

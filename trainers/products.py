@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainers.console import plain
 from trainers.data import Dataset
 from trainers.distillation import attach_adapters, load_teacher, one_step_generator, teacher_hash
 from trainers.loop import load_run
+from trainers.prepare import prepared
 from trainers.run import Run, TeacherRun
 from trainers.session import Sampler, configure, sampler_of
 from trainers.teacher import fresh_denoiser
@@ -56,7 +58,9 @@ def load_product(folder: Path, which: str = "last", merged: bool = True) -> Prod
     dataset = run.data.load()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(run, Run):
-        teacher, denoiser = load_teacher(run, dataset), load_teacher(run, dataset)
+        teacher = load_teacher(run, dataset)
+        dataset = prepared(run, dataset, teacher, device, real=False)
+        denoiser = copy.deepcopy(teacher)
         attach_adapters(denoiser, run.generator)
         model: Generator | Denoiser = one_step_generator(denoiser, run)
     else:

@@ -24,6 +24,7 @@ from distill.times import TIMES, LogNormal, Times
 from distill.weights import Weight
 from trainers.config import family
 from trainers.data import DATA, Data, Digits
+from trainers.data.cache import HOME
 
 family(Objective, OBJECTIVES)
 family(Distance, DISTANCES)
@@ -228,6 +229,8 @@ class Run(Experiment):
     trains: Literal["generator"] = "generator"
     teacher: str
     objective: Objective
+    negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: its pipeline's own
+    cache: str = HOME  # of embeddings of prompts and latents of images; runs share it
     pairs: OdePairs | None = None
     entry: Entry = Entry()
     # a run folder, or its best/, whose averaged generator this one begins as; null: the teacher

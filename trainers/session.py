@@ -15,7 +15,7 @@ from distill.denoiser import Condition, Denoiser
 from distill.generator import Generator
 from distill.sampling import sample
 from trainers.data import Dataset
-from trainers.data.batches import Batches
+from trainers.data.batches import Batches, placed
 from trainers.data.pairs import PairSet
 from trainers.run import Experiment
 from trainers.state import TrainState
@@ -62,6 +62,6 @@ def sampler_of(model: nn.Module, run: Experiment) -> Sampler:
 
     @torch.no_grad()
     def sampler(z: Tensor, cond: Condition) -> Tensor:
-        return draw(z.to(run.dtype), cond)
+        return draw(z.to(run.dtype), placed(cond, z.device, run.dtype))
 
     return sampler

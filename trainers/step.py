@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distill.denoiser import Condition
 from distill.objectives import Batch, Denoisers
 from trainers.backprop import BACKPROP, Joint
 from trainers.data.batches import Batches
@@ -85,9 +86,14 @@ def generate(generator: nn.Module, batch: Batch, run: Run) -> Tensor:
     if not run.objective.uses_samples:
         return cast(Tensor, generator(batch.pairs.noise, batch.pairs.cond))
     noise = torch.cat([batch.noise, batch.pairs.noise])
-    labels = [batch.cond, batch.pairs.cond]
-    cond = torch.cat(cast(list[Tensor], labels)) if isinstance(batch.cond, Tensor) else None
-    return cast(Tensor, generator(noise, cond))
+    return cast(Tensor, generator(noise, joined(batch.cond, batch.pairs.cond)))
+
+
+def joined(one: Condition, other: Condition) -> Condition:
+    """Two conditions of one kind, [A, ...] and [B, ...], as one [A + B, ...]."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return {name: torch.cat([one[name], other[name]]) for name in one}
+    return torch.cat([one, other]) if isinstance(one, Tensor) and isinstance(other, Tensor) else None
 
 
 @torch.no_grad()

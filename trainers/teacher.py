@@ -51,6 +51,8 @@ def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:
     """A UNet2DModel from `run.network`, with shape and classes from the data, under the run's path and prediction."""
     if dataset.read is None:
         raise UserError(f"data: a teacher is trained on real images, {dataset.name} has none")
+    if dataset.prompts is not None:
+        raise UserError(f"data: a teacher is trained on labels or none, {dataset.name} has prompts")
     channels, height, width = dataset.shape
     size = height if height == width else (height, width)
     shape = {"sample_size": size, "in_channels": channels, "out_channels": channels}

@@ -27,6 +27,7 @@ from distill.paths import PATHS, Path
 from distill.prediction import KINDS
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.own import OwnNet, try_out
+from distill.teachers.parts import with_parts
 from distill.teachers.pipeline import INDEX, load_pipeline
 from distill.teachers.unet import UNet, load_unet
 
@@ -98,7 +99,7 @@ def load_denoiser(folder: str | FilePath) -> Denoiser:
         raise UserError(f"teacher: no folder '{folder}'; `distill teacher` trains one, `distill import` fetches one")
     file = folder / DESCRIPTION
     if not file.exists() and (folder / INDEX).is_file():
-        return load_pipeline(folder)
+        return with_parts(load_pipeline(folder), folder)
     description, path, arguments = _read_description(file)
     null, settings = description.get("null"), description.get("network")
     network: Any = load_unet(folder / "unet") if settings is None else _load_network(description, folder)

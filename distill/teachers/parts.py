@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
 from distill.teachers.families import Conditions, Family
 from distill.teachers.pipeline import INDEX, family_of, load_part, part, read_json
@@ -107,6 +108,15 @@ class Codec:
         if self._vae is None:
             self._vae = load_part(self.folder, "vae", AUTOENCODERS).to(self.device).requires_grad_(False)
         return self._vae
+
+
+def with_parts(denoiser: Denoiser, folder: Path) -> Denoiser:
+    """A denoiser of the pipeline in `folder` whose network knows its text encoder and its codec, where it has them."""
+    network = denoiser.network
+    if isinstance(network, Family):
+        network.codec = Codec(folder)
+        network.text_encoder = TextEncoder(folder) if network.text else None
+    return denoiser
 
 
 def load_stock(folder: Path, **arguments: Any) -> Any:

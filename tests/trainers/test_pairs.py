@@ -228,12 +228,12 @@ def dmd(teachers: Path, **changes: Any) -> dict[str, Any]:
 def test_a_run_opens_its_pairs(teachers: Path) -> None:
     run = experiment(dmd(teachers, pairs={"fraction": 0.5}))
     assert isinstance(run, Run)
-    dataset = Digits().load()
-    pairs = load_pairs(run, dataset)
+    teacher = load_denoiser(teachers / "edm")
+    pairs = load_pairs(run, teacher)
     assert pairs is not None and (pairs.count, pairs.per_batch) == (20, 4)
     other = replace(run, teacher=str(teachers / "flow"))
     assert (
-        refusal(lambda: load_pairs(other, dataset)) == f"pairs: '{teachers / 'pairs'}' holds pairs of another teacher"
+        refusal(lambda: load_pairs(other, teacher)) == f"pairs: '{teachers / 'pairs'}' holds pairs of another teacher"
     )
 
 

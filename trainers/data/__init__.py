@@ -1,6 +1,8 @@
-"""Where images and labels come from, and the batches a rank draws from them."""
+"""Where images, labels and prompts come from, and the batches a rank draws from them."""
 
 from trainers.data.dataset import Dataset
-from trainers.data.sources import DATA, Data, DataFree, Digits, Images
+from trainers.data.prompts import Prompts
+from trainers.data.source import Data
+from trainers.data.sources import DATA, DataFree, Digits, Images
 
-__all__ = ["DATA", "Data", "DataFree", "Dataset", "Digits", "Images"]
+__all__ = ["DATA", "Data", "DataFree", "Dataset", "Digits", "Images", "Prompts"]

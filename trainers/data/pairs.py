@@ -1,7 +1,8 @@
 """A folder of ODE pairs: what the multi-step teacher makes of noise, as `distill pairs` writes it.
 
 `pairs.json` says of which teacher, data and setting they are, and lists the shards, safetensors files of `noise` and
-`target` [N, C, H, W] and, under a teacher of classes, `label` [N]; shards are mapped into memory, not read.
+`target` [N, C, H, W] and, under a teacher of classes, `label` [N], of prompts `cond.NAME` [N, ...] for each tensor of
+their embeddings; shards are mapped into memory, not read.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distill.denoiser import Condition
 from distill.errors import UserError
+from trainers.data.shards import rows
 
 DESCRIPTION = "pairs.json"
 
@@ -31,10 +33,21 @@ class PairSet:
     shards: tuple[Mapping[str, Tensor], ...]
 
     def rows(self, positions: Tensor) -> dict[str, Tensor]:
-        """`noise` and `target` [P, C, H, W] and perhaps `label` [P] at int64 positions [P]."""
-        length = len(self.shards[0]["noise"])
-        found = [(self.shards[position // length], position % length) for position in positions.tolist()]
-        return {name: torch.stack([shard[name][row] for shard, row in found]) for name in self.shards[0]}
+        """`noise` and `target` [P, C, H, W] and the condition, if any, at int64 positions [P]: see `condition`."""
+        return rows(self.shards, positions)
+
+
+def spelled(cond: Condition) -> dict[str, Tensor]:
+    """A condition as columns of a shard: `label`, or `cond.NAME` for each tensor of a mapping."""
+    if isinstance(cond, Mapping):
+        return {f"cond.{name}": value for name, value in cond.items()}
+    return {} if cond is None else {"label": cond}
+
+
+def condition(columns: Mapping[str, Tensor]) -> Condition:
+    """The inverse."""
+    mapping = {name.removeprefix("cond."): value for name, value in columns.items() if name.startswith("cond.")}
+    return mapping or columns.get("label")
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +16,10 @@ from torch import Tensor
 
 from distill.errors import UserError
 from trainers.data.dataset import Dataset
+from trainers.data.prompts import Prompts, open_rows, strings
+from trainers.data.source import Data
 
 KEPT = 2**30  # bytes of a decoded data set that a process keeps in memory: CIFAR-10 is 0.15 GiB, 64x64 RGB up to 87,381
-
-
-@dataclass(frozen=True)
-class Data:
-    """A source of images in [-1, 1] and labels."""
-
-    def load(self) -> Dataset:
-        """Open the data set; raises UserError when it cannot be had."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,7 @@ class Images(Data):
     config: str | None = None
     image_column: str = "image"
     label_column: str | None = "label"  # null: unconditional
+    prompt_column: str | None = None  # prompts instead of labels
 
     def __post_init__(self) -> None:
         if self.resolution < 1:
@@ -64,14 +59,18 @@ class Images(Data):
     def load(self) -> Dataset:
         from datasets import Image
 
-        rows = self._open()
+        rows = open_rows(self.path, self.split, self.config, folder="imagefolder")
         if self.image_column not in rows.column_names:
             raise UserError(
                 f"data.image_column: no column {self.image_column!r} in {self.path}; it has {rows.column_names}"
             )
         if not isinstance(rows.features[self.image_column], Image):
             raise UserError(f"data.image_column: {self.image_column!r} in {self.path} holds no images")
-        labels = None if self.label_column is None else self._labels(rows, self.label_column)
+        prompts, labels = None, None
+        if self.prompt_column is not None:
+            prompts = strings(rows, self.prompt_column, self.path, "data.prompt_column")
+        elif self.label_column is not None:
+            labels = self._labels(rows, self.label_column)
         pictures = rows.select_columns([self.image_column])
 
         def decode(positions: Tensor) -> Tensor:
@@ -80,7 +79,20 @@ class Images(Data):
 
         shape = (1 if self.mode == "L" else 3, self.resolution, self.resolution)
         read = _kept(decode, len(rows), shape) if len(rows) * math.prod(shape) <= KEPT else decode
-        return Dataset(Path(self.path).name, len(rows), shape, labels, lambda at: read(at).float() / 127.5 - 1)
+        name, content = Path(self.path).name, partial(self._content, pictures)
+        return Dataset(
+            name, len(rows), shape, labels, lambda at: read(at).float() / 127.5 - 1, prompts, content=content
+        )
+
+    def _content(self, pictures: Any) -> str:
+        """A hash of the files and of how they become pixels."""
+        from datasets import Image
+
+        digest = hashlib.sha256(f"square, lanczos, {self.resolution}, {self.mode}".encode())
+        for picture in pictures.cast_column(self.image_column, Image(decode=False)):
+            file = picture[self.image_column]
+            digest.update(hashlib.sha256(file["bytes"] or Path(file["path"]).read_bytes()).digest())
+        return digest.hexdigest()
 
     def _labels(self, rows: Any, column: str) -> Tensor:
         if column not in rows.column_names:
@@ -94,18 +106,6 @@ class Images(Data):
                 f"data.label_column: {column!r} in {self.path} must hold an integer of at least 0 for every image"
             )
         return torch.tensor(values, dtype=torch.int64)
-
-    def _open(self) -> Any:
-        from datasets import load_dataset
-
-        try:
-            if self.path.endswith(".parquet"):
-                return load_dataset("parquet", data_files={self.split: self.path}, split=self.split)
-            if os.path.isdir(self.path) and not any(Path(self.path).glob("*.parquet")):
-                return load_dataset("imagefolder", data_dir=self.path, split=self.split)
-            return load_dataset(self.path, self.config, split=self.split)
-        except Exception as error:  # datasets raises a dozen kinds; the user needs the line, not the kind
-            raise UserError(f"data: cannot load '{self.path}': {' '.join(str(error).split())[:300]}") from error
 
     def _pixels(self, picture: Any) -> Tensor:
         """Uint8 [C, H, W]."""
@@ -149,4 +149,4 @@ class DataFree(Data):
         return Dataset("data_free", max(self.classes, 1), self.shape, labels, None)
 
 
-DATA: dict[str, type[Data]] = {"digits": Digits, "images": Images, "data_free": DataFree}
+DATA: dict[str, type[Data]] = {"digits": Digits, "images": Images, "prompts": Prompts, "data_free": DataFree}

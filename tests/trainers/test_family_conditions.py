@@ -1,0 +1,112 @@
+"""The pipelines' own encoders through the cache: every family's conditions; a second run loads no encoder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from distill.encoders import codec
+from distill.teachers import TextEncoder, load_denoiser, parts
+from tests.tiny import ROOT, experiment, recipe
+from trainers.data import Dataset
+from trainers.data.dataset import UNKNOWN
+from trainers.loop import fit
+from trainers.prepare import Preparation
+from trainers.products import load_product
+
+CPU = torch.device("cpu")
+EMOJI = ROOT / "tests" / "golden" / "emoji.parquet"
+PROMPTS = ["a cat", "dogs", "a cat"]
+FAMILIES = ["sd15", "sdxl", "pixart_alpha", "sd3", "flux", "sana"]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written outside of tmp_path, nothing is asked of the network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def unused(*arguments: Any, **named: Any) -> Any:
+    raise AssertionError("an encoder is loaded")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_conditions_are_those_of_the_pipeline(
+    name: str, pipelines: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, dataset = pipelines(name), Dataset("words", 3, UNKNOWN, None, None, prompts=PROMPTS)
+
+    def prepared(negative: str | None = None) -> tuple[Any, Any]:
+        teacher = load_denoiser(folder)
+        ready = Preparation(str(tmp_path / "cache"), CPU, negative).of(dataset, teacher, real=False)
+        assert ready.shape == teacher.network.shape
+        return ready.cond(torch.tensor([1, 2])), teacher
+
+    cond, teacher = prepared()
+    direct = TextEncoder(folder)
+    expected, null, negative = direct.encode(["dogs", "a cat"]), direct.encode_null(), direct.encode(["blurry"])
+    assert cond.keys() == teacher.null_cond.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.allclose(cond[key], value, atol=1e-5) and cond[key].dtype == value.dtype
+        assert torch.equal(teacher.null_cond[key], null[key][0])
+        assert teacher.null(cond)[key].shape == value.shape
+    prepared("blurry")
+    monkeypatch.setattr(parts, "load_stock", unused)
+    again, teacher = prepared("blurry")
+    for key in expected:
+        assert torch.equal(again[key], cond[key]) and torch.equal(teacher.null_cond[key], negative[key][0])
+    x0 = teacher(torch.randn(2, *teacher.network.shape), torch.full((2,), 0.5), again)
+    assert x0.isfinite().all()
+
+
+def test_a_run_on_prompts_and_latents(
+    pipelines: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stable Diffusion under DMD2, on real images: trained, resumed and sampled; the second time from the cache."""
+    data = {"name": "images", "path": str(EMOJI), "resolution": 16, "prompt_column": "text"}
+    run = experiment(
+        recipe(
+            pipelines("sd15"),
+            data=data,
+            objective={"name": "guided", "teacher_cfg": 2.0, "objective": {"name": "dmd2", "tap": "middle"}},
+            cache=str(tmp_path / "cache"),
+            images=4,
+            batch_size=2,
+            checkpoint_every=2,
+        )
+    )
+    session = fit(run, tmp_path / "run", Accelerator(cpu=True))
+    assert all(player.counters()["skipped"] == 0 for player in session.state.players.values())
+    real = session.batches.micro("generator", 0, 0).real
+    decoder = codec(session.teacher) if session.teacher is not None else None
+    assert real is not None and real.shape == (2, 4, 8, 8) and decoder is not None
+    picture = Image.open(tmp_path / "run/samples" / f"{4:012d}.png")
+    assert picture.mode == "RGB" and picture.size == (10 * (64 + 2), 6 * (64 + 2))  # 16 pixels, 4 times as large
+    shutil.rmtree(tmp_path / "run/checkpoints" / f"{4:012d}")
+    monkeypatch.setattr(parts, "load_stock", unused)
+    monkeypatch.setattr(parts.Codec, "encode", unused)
+    resumed = fit(run, tmp_path / "run", Accelerator(cpu=True), resume=True)
+    for name, value in session.state.ema.module.state_dict().items():
+        assert torch.equal(value, resumed.state.ema.module.state_dict()[name])
+    assert load_product(tmp_path / "run").dataset.shape == (4, 8, 8)
+
+
+def test_latents_are_the_autoencoders(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    pixels = torch.rand(5, 3, 16, 16) * 2 - 1
+    dataset = Dataset("noise", 5, (3, 16, 16), None, lambda at: pixels[at], prompts=["x"] * 5)
+    teacher = load_denoiser(pipelines("sd15"))
+    ready = Preparation(str(tmp_path / "cache"), CPU).of(dataset, teacher, real=True)
+    coder, at = codec(teacher), torch.tensor([3, 0])
+    assert coder is not None and ready.spread is not None
+    mean, std = coder.encode(pixels[at])
+    assert torch.allclose(ready.images(at), mean, atol=1e-5) and torch.allclose(ready.spread(at), std, atol=1e-5)
+    assert float(std.min()) > 0

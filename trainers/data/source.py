@@ -1,0 +1,16 @@
+"""What every data source is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainers.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source of images in [-1, 1], labels and prompts, or of some of them."""
+
+    def load(self) -> Dataset:
+        """Open the data set; raises UserError when it cannot be had."""
+        raise NotImplementedError
