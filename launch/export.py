@@ -1,4 +1,4 @@
-"""distill export: a folder that stock diffusers loads."""
+"""distill export: a run's generator in a format that others load."""
 
 from __future__ import annotations
 
@@ -25,33 +25,47 @@ if TYPE_CHECKING:
 
 def export(
     folder: Annotated[Path, typer.Argument(help="run folder")],
-    out: Annotated[Path | None, typer.Argument(help="export folder; FOLDER/export when left out")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(help="export folder; FOLDER/export, or FOLDER/export-FORMAT, when left out")
+    ] = None,
+    format: Annotated[str, typer.Option(help="diffusers, safetensors, onnx or torch-export")] = "diffusers",
     which: WhichOption = "last",
-    state_dict: Annotated[
-        bool, typer.Option("--state-dict", help="of networks that diffusers lacks: their weights")
-    ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="then upload it to the Hugging Face hub as this model")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="the model on the hub is only for you")] = False,
 ) -> None:
-    """Write the averaged generator as a diffusers pipeline, checked against the trainer's own samples."""
-    out = out or folder / "export"
+    """Write the averaged generator for others to load, checked against the trainer's own samples."""
+    from distill.export import check_format, check_push, push
+
+    check_format(format)
+    if push_to_hub is not None:
+        check_push(push_to_hub)
+    elif private:
+        raise UserError("--private: is about a model on the hub; give --push-to-hub REPO_ID too")
+    out = out or folder / ("export" if format == "diffusers" else f"export-{format}")
     product = load_product(folder, which)
-    difference = export_product(product, folder, out, state_dict)
+    difference = export_product(product, folder, out, format, push_to_hub)
     plain().print(
         f"exported to {out} after {product.images:,} images; largest difference to the trainer's: {difference:.1e}"
     )
+    if push_to_hub is not None:
+        plain().print(f"pushed to {push(out, push_to_hub, private)}")
 
 
-def export_product(product: Product, folder: Path, out: Path, state_dict: bool = False) -> float:
-    """Export; returns the largest absolute difference between both sides' images on the same noise."""
+def export_product(
+    product: Product, folder: Path, out: Path, format: str = "diffusers", hub: str | None = None
+) -> float:
+    """Export; returns the largest absolute difference between both sides' samples on the same noise."""
     if not isinstance(product.model, Generator) or not isinstance(product.run, Run):
         raise UserError(
             f"'{folder}' trains a teacher: its teacher/ is a diffusers folder already; export takes distillations"
         )
-    from distill.export import export_pipeline, export_state_dict  # diffusers' pipelines take seconds to import
+    from distill.export import export_generator
 
     if product.images == 0:
         raise UserError(f"'{folder}' has not trained yet: its checkpoint is the teacher's, at 0 images")
-    write = export_state_dict if state_dict else export_pipeline
-    return write(product.model, out, _facts(product, product.run, folder))
+    return export_generator(product.model, out, _facts(product, product.run, folder), format, hub=hub)
 
 
 def _facts(product: Product, run: Run, folder: Path) -> CardFacts:

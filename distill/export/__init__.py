@@ -1,7 +1,8 @@
-"""One-step generators as folders that ordinary diffusers loads; each is compared with its generator first."""
+"""One-step generators as folders in the formats that others load; each is compared with its generator first."""
 
 from distill.export.card import CardFacts
-from distill.export.pipeline import export_pipeline
-from distill.export.state_dict import export_state_dict
+from distill.export.export import FORMATS, check_format, export_generator
+from distill.export.hub import check_push, push
+from distill.export.weights import load_generator
 
-__all__ = ["CardFacts", "export_pipeline", "export_state_dict"]
+__all__ = ["FORMATS", "CardFacts", "check_format", "check_push", "export_generator", "load_generator", "push"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-BATCH = 8
+from distill.denoiser import Condition
+from distill.export.format import Format, Source, network_of
+from distill.generator import Generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,68 +28,51 @@ class CardFacts:
     recipe: str  # YAML
 
 
-def cycle(classes: int) -> list[int] | None:
-    """BATCH labels that go round the classes; None for an unconditional model."""
-    return [i % classes for i in range(BATCH)] if classes else None
-
-
-def snippet(folder: str, classes: int, stock: bool) -> str:
-    """Three lines of Python that load the folder of this name and draw BATCH images."""
-    trust = "" if stock else ", trust_remote_code=True"
-    labels = f", class_labels={cycle(classes)}" if classes else ""
-    return (
-        "from diffusers import DiffusionPipeline\n"
-        f"pipe = DiffusionPipeline.from_pretrained({json.dumps(folder, ensure_ascii=False)}{trust})\n"
-        f"images = pipe(batch_size={BATCH}{labels}, num_inference_steps=1).images\n"
-    )
-
-
-def render(facts: CardFacts, folder: str, shape: tuple[int, int, int], classes: int, stock: bool) -> str:
-    """The text of README.md for images of `shape` (C, H, W); `stock`: diffusers needs no code from the folder."""
-    channels, height, width = shape
-    kind = f"conditional on {classes} classes" if classes else "unconditional"
+def render(facts: CardFacts, source: Source, generator: Generator, form: Format, cond: Condition) -> str:
+    """The text of README.md for `generator` in this format."""
+    prompts = isinstance(cond, Mapping)
     front = {
-        "library_name": "diffusers",
-        "pipeline_tag": "unconditional-image-generation",
+        **({"library_name": form.library} if form.library else {}),
+        "pipeline_tag": "text-to-image" if prompts else "unconditional-image-generation",
         "tags": ["one-step-generation", "diffusion-distillation", str(facts.objective.get("name", "distilled"))],
     }
+    where = "" if source.hub else f"In the folder that holds `{source.name}`:\n\n"
+    limits = (
+        *form.limits,
+        "The samples were compared with the training generator's in float32 on the CPU (`export_check.json`); other"
+        " precisions and devices round differently.",
+    )
     return "\n".join(
         [
             f"---\n{_yaml(front)}---\n",
             f"# {facts.name}\n",
-            "A one-step image generator, distilled from a multi-step diffusion or flow model: one evaluation of its"
-            f" network turns noise into an image of {channels} x {height} x {width} (channels, height, width), {kind}.",
-            f"\n## Use\n\nIn the folder that holds `{folder}`:\n\n```python\n{snippet(folder, classes, stock)}```\n",
-            _loading(stock),
-            *(["Say which classes you want: without `class_labels` they are random."] if classes else []),
+            _what(generator, cond),
+            f"\n## Use\n\n{where}```python\n{form.snippet(source)}```\n",
+            form.loading,
             f"\n## Training\n\nTeacher: `{facts.teacher}`, SHA-256 `{facts.teacher_sha256}`.",
             f"Trained on {facts.images:,} generated images (samples of the global batch) with the objective\n",
             f"```yaml\n{_yaml(dict(facts.objective))}```\n",
             f"The weights are an average over the training: {facts.average}.\n",
             f"## Metrics\n\n{_metrics(facts.metrics)}",
-            f"\n## Limits\n\n{_limits(stock)}",
+            "\n## Limits\n",
+            *(f"- {limit}" for limit in limits),
             f"\n## Versions\n\n{', '.join(f'{name} {version}' for name, version in facts.versions.items())}",
             f"\n## Recipe\n\n````yaml\n{facts.recipe.strip()}\n````\n",
         ]
     )
 
 
-def _loading(stock: bool) -> str:
-    if stock:
-        return "This is a stock diffusers pipeline: no code comes with the weights."
+def _what(generator: Generator, cond: Condition) -> str:
+    channels, height, width = network_of(generator).shape
+    classes = network_of(generator).classes
+    made = "a latent, which the teacher's decoder makes an image of," if generator.denoiser.latents else "an image"
+    kind = f"conditional on {classes} classes" if classes else "unconditional"
+    if isinstance(cond, Mapping):
+        shapes = ", ".join(f"`{name}` {list(value.shape[1:])}" for name, value in cond.items())
+        kind = f"conditional on the text encoders' {shapes}"
     return (
-        "No stock diffusers pipeline computes this generator, so `pipeline.py` comes with the weights and"
-        " `trust_remote_code=True` allows diffusers to run it. It is short and needs only torch and diffusers:"
-        " read it first."
-    )
-
-
-def _limits(stock: bool) -> str:
-    more = "The pipeline accepts a larger `num_inference_steps`, and its images are then wrong." if stock else ""
-    return (
-        f"- One step only: `num_inference_steps=1`. {more}".rstrip() + "\n"
-        "- The images were compared with the training generator's in float32 on the CPU (`export_check.json`); other"
-        " precisions and devices round differently."
+        "A one-step image generator, distilled from a multi-step diffusion or flow model: one evaluation of its"
+        f" network turns noise into {made} of {channels} x {height} x {width} (channels, height, width), {kind}."
     )
 
 

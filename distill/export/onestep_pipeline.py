@@ -1,7 +1,8 @@
 """A one-step generator: x0 = from_x_t x_t + from_output unet(input_scale x_t, timestep), x_t = scale noise.
 
 This file travels with the exported weights and needs only torch and diffusers. The five numbers stand in
-model_index.json; they are fixed, because the network was trained for this one step.
+model_index.json; they are fixed, because the network was trained for this one step. So does `makes_latents`: whether x0
+are latents, which another model's decoder makes images of.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 Labels = torch.Tensor | list[int] | int | None
@@ -25,17 +26,23 @@ class OneStepPipeline(DiffusionPipeline):
     # The numbers have defaults because diffusers takes an argument without one for a module.
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: ModelMixin,
         scale: float = 1.0,
         timestep: float = 0.0,
         input_scale: float = 1.0,
         from_x_t: float = 0.0,
         from_output: float = 1.0,
+        makes_latents: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
         self.register_to_config(
-            scale=scale, timestep=timestep, input_scale=input_scale, from_x_t=from_x_t, from_output=from_output
+            scale=scale,
+            timestep=timestep,
+            input_scale=input_scale,
+            from_x_t=from_x_t,
+            from_output=from_output,
+            makes_latents=makes_latents,
         )
 
     @torch.no_grad()
@@ -46,10 +53,11 @@ class OneStepPipeline(DiffusionPipeline):
         num_inference_steps: int = 1,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """`batch_size` images as PIL ("pil"), numpy [B, H, W, C] ("np") or torch [B, C, H, W] ("pt") in [0, 1].
+        """`batch_size` images as PIL ("pil", the default), numpy [B, H, W, C] ("np") or torch [B, C, H, W] ("pt") in
+        [0, 1]; or x0 itself, torch [B, C, H, W] ("latent"), which is all there is where the network makes latents.
 
         `class_labels`: one label an image; drawn from `generator` when the network has classes and none are given.
         `latents`: unit normal noise [B, C, H, W] in place of what `generator` draws. Raises ValueError for more than
@@ -57,16 +65,18 @@ class OneStepPipeline(DiffusionPipeline):
         """
         if num_inference_steps != 1:
             raise ValueError(f"num_inference_steps: must be 1 for a one-step generator, got {num_inference_steps}")
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type: must be 'pil', 'np' or 'pt', got {output_type!r}")
         c, device = self.config, self._execution_device
+        allowed = ("latent",) if c.makes_latents else ("pil", "np", "pt", "latent")
+        output_type = output_type or allowed[0]
+        if output_type not in allowed:
+            raise ValueError(f"output_type: must be one of {', '.join(allowed)}, got {output_type!r}")
         x_t = c.scale * self._noise(batch_size, generator, latents, device)
         labels = self._labels(batch_size, generator, class_labels, device)
         timestep = torch.full((batch_size,), c.timestep, dtype=torch.float32, device=device)
         x_in = (c.input_scale * x_t).to(self.unet.dtype)
         output = self.unet(x_in, timestep, class_labels=labels, return_dict=False)[0]
         x0 = c.from_x_t * x_t + c.from_output * output.float()
-        images = self._images(x0, output_type)
+        images = x0 if output_type == "latent" else self._images(x0, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

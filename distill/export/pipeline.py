@@ -1,91 +1,77 @@
-"""A one-step generator as a diffusers folder: the stock pipeline where it is exact, our one file beside the weights
-where it is not. The folder counts only after its own images were compared with the generator's.
+"""A one-step generator as a diffusers folder: the stock pipeline where it is exact, our files beside the weights where
+it is not.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.resources import files
+from inspect import signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
+from distill.denoiser import Condition
 from distill.errors import UserError
-from distill.export.card import BATCH, CardFacts, cycle, render
+from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants, network_of
 from distill.generator import Generator
 from distill.paths import EDM
-from distill.prediction import coefficients
-from distill.teachers import UNet
+from distill.teachers import EDM2Net, EDMNet, UNet
 
-CHECK = "export_check.json"
-TOLERANCE = 1e-4  # on images in [-1, 1]
-SEED = 0
-
-
-def export_pipeline(generator: Generator, folder: Path, card: CardFacts) -> float:
-    """Write `generator` to `folder` for `DiffusionPipeline.from_pretrained`; float32, safetensors.
-
-    Returns the largest absolute difference between the reloaded pipeline's images and the generator's, in [-1, 1],
-    over 8 images in float32 on the CPU. Raises UserError, leaving `folder` as it was, when it exceeds 1e-4, when the
-    network is not a UNet2DModel, and when `folder` holds something else than an export, which it would replace.
-    """
-    folder = Path(folder).resolve()
-    refuse_foreign(folder)
-    if not isinstance(generator.denoiser.network, UNet):
-        kind = type(generator.denoiser.network).__name__
-        raise UserError(f"export: the network must be a UNet2DModel, got {kind} (--state-dict writes others)")
-    generator = float32(generator)
-    network = _network(generator)
-    stock = _is_stock(generator)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
-        staged = Path(work) / folder.name
-        (_write_stock if stock else _write_custom)(generator, staged)
-        (staged / "README.md").write_text(render(card, folder.name, network.shape, network.classes, stock), "utf-8")
-        difference = _difference(generator, staged, stock)
-        if not difference <= TOLERANCE:  # nor when it is not a number
-            raise UserError(
-                f"export: the pipeline's images differ from the generator's by {difference:.3g}, more than"
-                f" {TOLERANCE:g}; '{folder}' was not written"
-            )
-        write_check(staged, difference)
-        replace(folder, staged, Path(work) / "old")
-    return difference
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
+HERE = Path(__file__).parent
+FUTURE = "from __future__ import annotations\n"
+IMPORT = "from distill.networks.edm import SongUNet as Network\n"  # in onestep_network.py
 
 
-def refuse_foreign(folder: Path) -> None:
-    if folder.exists() and not (folder / CHECK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"export: '{folder}' exists and is not an export (it has no {CHECK}); name another folder")
+def pipeline(generator: Generator, cond: Condition) -> Format:
+    """The folder for `DiffusionPipeline.from_pretrained`; raises UserError for networks that have none."""
+    network = generator.denoiser.network
+    if isinstance(network, UNet) and _is_stock(generator):
+        return _format(generator, partial(_write_stock, generator), stock=True)
+    if isinstance(network, UNet | EDMNet | EDM2Net):
+        return _format(generator, partial(_write_custom, generator), stock=False)
+    kind = type(network).__name__
+    raise UserError(f"export: no diffusers pipeline takes a network of type {kind}; give another --format")
 
 
-def float32(generator: Generator) -> Generator:
-    """A copy in eval mode on the CPU that computes in float32: what the folder is to reproduce."""
-    generator = copy.deepcopy(generator).to("cpu", torch.float32).requires_grad_(False).eval()
-    generator.denoiser.autocast_dtype = None
-    return generator
-
-
-def _network(generator: Generator) -> UNet:
-    return cast(UNet, generator.denoiser.network)
+def _format(generator: Generator, write: Callable[[Path], None], stock: bool) -> Format:
+    return Format(
+        write=write,
+        read=partial(_read, trust=not stock),
+        snippet=partial(_snippet, generator, stock),
+        loading=_loading(generator, stock),
+        limits=(
+            "One step only: `num_inference_steps=1`."
+            + (" The pipeline accepts a larger `num_inference_steps`, and its images are then wrong." if stock else ""),
+        ),
+        library="diffusers",
+        clamped=not generator.denoiser.latents,
+    )
 
 
 def _is_stock(generator: Generator) -> bool:
     """Whether ConsistencyModelPipeline computes this generator: EDM preconditioning on pure noise, square images."""
     denoiser = generator.denoiser
-    square = isinstance(_network(generator).unet.config["sample_size"], int)
+    square = isinstance(_unet(generator).config["sample_size"], int) and not denoiser.latents
     return type(denoiser.path) is EDM and denoiser.prediction == "edm" and generator.scale == generator.t and square
+
+
+def _unet(generator: Generator) -> Any:
+    return cast(UNet, generator.denoiser.network).unet
 
 
 def _write_stock(generator: Generator, folder: Path) -> None:
     from diffusers import ConsistencyModelPipeline
 
-    ConsistencyModelPipeline(_network(generator).unet, _scheduler(generator)).save_pretrained(folder)
+    ConsistencyModelPipeline(_unet(generator), _scheduler(generator)).save_pretrained(folder)
 
 
 def _scheduler(generator: Generator) -> Any:
@@ -100,54 +86,104 @@ def _scheduler(generator: Generator) -> Any:
 def _write_custom(generator: Generator, folder: Path) -> None:
     import diffusers
 
-    _network(generator).unet.save_pretrained(folder / "unet")
-    shutil.copyfile(Path(__file__).with_name("onestep_pipeline.py"), folder / "pipeline.py")
+    if isinstance(generator.denoiser.network, UNet):
+        _unet(generator).save_pretrained(folder / "unet")
+        unet = ["diffusers", "UNet2DModel"]
+    else:
+        unet = _write_network(generator, folder / "unet")
+    shutil.copyfile(HERE / "onestep_pipeline.py", folder / "pipeline.py")
     index = {
         "_class_name": ["pipeline", "OneStepPipeline"],
         "_diffusers_version": diffusers.__version__,
-        "unet": ["diffusers", "UNet2DModel"],
-        **_settings(generator),
+        "unet": unet,
+        **constants(generator),
+        "makes_latents": generator.denoiser.latents,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _settings(generator: Generator) -> dict[str, float]:
-    """The five numbers of OneStepPipeline."""
-    denoiser = generator.denoiser
-    t = torch.tensor([generator.t], dtype=torch.float64)
-    c = coefficients(denoiser.prediction, denoiser.path, t, t, denoiser.sigma_data)
-    return {
-        "scale": float(generator.scale),
-        "timestep": float(denoiser.path.network_time(t)),
-        "input_scale": 1.0 if c.input_scale is None else float(c.input_scale),
-        "from_x_t": float(c.from_x_t),
-        "from_output": float(c.from_output),
+def _write_network(generator: Generator, folder: Path) -> list[str]:
+    """EDM's or EDM2's network, code included; returns its entry in model_index.json."""
+    network = cast("EDMNet | EDM2Net", generator.denoiser.network)
+    module, body = ("edm", network.model) if isinstance(network, EDMNet) else ("edm2", network.unet)
+    config = {
+        "_class_name": "OneStepNetwork",
+        "settings": {
+            name: network.settings[name] for name in signature(type(body)).parameters if name in network.settings
+        },
+        "sample_size": network.shape[1],
+        "in_channels": network.shape[0],
+        "num_class_embeds": network.classes or None,
     }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    state = {f"network.{name}": value.contiguous() for name, value in body.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / f"{module}.py").write_text(_source(module, type(body).__name__), "utf-8")
+    return [module, "OneStepNetwork"]
 
 
-def _difference(generator: Generator, folder: Path, stock: bool) -> float:
-    """The largest absolute difference between images of the reloaded `folder` and of `generator`, from equal noise."""
-    network = _network(generator)
-    labels = cycle(network.classes)
-    z = torch.randn(BATCH, *network.shape, generator=torch.Generator().manual_seed(SEED))
-    with torch.no_grad():
-        ours = generator(z, None if labels is None else torch.tensor(labels)).clamp(-1, 1)
-    noise = torch.Generator().manual_seed(SEED)
-    try:
-        pipe = _reload(folder, stock)
-        images = pipe(BATCH, class_labels=labels, num_inference_steps=1, generator=noise, output_type="pt").images
-    except Exception as error:  # the reader of the folder is diffusers, with exceptions of its own for each flaw
-        raise UserError(f"export: diffusers cannot use the exported folder: {' '.join(str(error).split())}") from error
-    return float((2 * images - 1 - ours).abs().max())
+def _source(module: str, name: str) -> str:
+    """One file, as diffusers fetches no more for a part of a pipeline: the network's, then what makes a part of it."""
+    network = (files("distill.networks") / f"{module}.py").read_text("utf-8")
+    part = (HERE / "onestep_network.py").read_text("utf-8")
+    lines = f"{network.replace(FUTURE, '')}\n\nNetwork = {name}\n"
+    assert part.count(IMPORT) == 1
+    return part.replace(IMPORT, lines)
 
 
-def _reload(folder: Path, stock: bool) -> Any:
+def _snippet(generator: Generator, stock: bool, source: Source) -> str:
+    classes = network_of(generator).classes
+    trust = "" if stock else ", trust_remote_code=True"
+    labels = f", class_labels={[i % classes for i in range(BATCH)]}" if classes else ""
+    kind = "latents" if generator.denoiser.latents else "images"
+    return (
+        "from diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({source.quoted}{trust})\n"
+        f"{kind} = pipe(batch_size={BATCH}{labels}, num_inference_steps=1).images\n"
+    )
+
+
+def _loading(generator: Generator, stock: bool) -> str:
+    classes = (
+        "\nSay which classes you want: without `class_labels` they are random." if network_of(generator).classes else ""
+    )
+    if stock:
+        return "This is a stock diffusers pipeline: no code comes with the weights." + classes
+    code = (
+        "`pipeline.py` comes"
+        if isinstance(generator.denoiser.network, UNet)
+        else "`pipeline.py` and the network's own file in `unet/` come"
+    )
+    return (
+        f"No stock diffusers pipeline computes this generator, so {code} with the weights and"
+        " `trust_remote_code=True` allows diffusers to run that code. It needs only torch and diffusers: read it first."
+        + classes
+    )
+
+
+def _read(folder: Path, trust: bool) -> Reader:
+    """Noise comes from the seed, because the stock pipeline takes `latents` for 3 channels only."""
     from diffusers import DiffusionPipeline
 
     with _without_bars():
-        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=not stock, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    latents = pipe.config.get("makes_latents", False)
+
+    def sample(given: Inputs) -> Tensor:
+        labels = cast("Tensor | None", given.cond)
+        drawn = pipe(
+            len(given.noise),
+            class_labels=None if labels is None else labels.tolist(),
+            num_inference_steps=1,
+            generator=torch.Generator().manual_seed(given.seed),
+            output_type="latent" if latents else "pt",
+        ).images
+        x: Tensor = drawn if latents else 2 * drawn - 1
+        return x
+
+    return sample
 
 
 @contextmanager
@@ -161,20 +197,3 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def write_check(folder: Path, difference: float) -> None:
-    check = {"largest_absolute_difference": difference, "tolerance": TOLERANCE, "images": BATCH, "seed": SEED}
-    (folder / CHECK).write_text(json.dumps(check, indent=2) + "\n")
-
-
-def replace(folder: Path, staged: Path, old: Path) -> None:
-    """Put `staged` at `folder`, moving what is there to `old`; an interruption puts it back."""
-    try:
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(staged, folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        raise

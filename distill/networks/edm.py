@@ -5,6 +5,9 @@ Both map (x [B, C, H, W], noise [B], labels [B, label_dim], augment [B, augment_
 preconditioning: x is scaled by c_in, noise is c_noise = ln(sigma)/4, labels are one-hot (a row of zeros is no label),
 augment says how a training image was augmented (zeros: not at all). Keyword arguments and parameters are named as in
 the published checkpoints, defaults included. Fresh weights are torch's, not the paper's: these networks are loaded.
+
+This file travels with exported weights: it needs torch alone, and no function looks up a class of it when it runs
+(a second load of the file makes new classes).
 """
 
 from __future__ import annotations
@@ -18,8 +21,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, scaled_dot_product_attention, silu
-
-from distill.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -230,19 +231,16 @@ class _UNet(nn.Module):
             if name.endswith("_aux_residual"):
                 x = skips[-1] = residual = (x + module(residual)) / math.sqrt(2)
                 continue
-            x = module(x, emb) if isinstance(module, Block) else module(x)
+            x = module(x) if name.endswith("_conv") else module(x, emb)
             skips.append(x)
         for name, module in self.dec.items():
-            if isinstance(module, Block):
+            if "_aux_" not in name:
                 x = module(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
         return x
 
 
 class SongUNet(_UNet):
-    """DDPM++ (`embedding_type` "positional", `encoder_type` "standard") and NCSN++ ("fourier", "residual").
-
-    Raises UserError for the variants that no published checkpoint uses.
-    """
+    """DDPM++ (`embedding_type` "positional", `encoder_type` "standard") and NCSN++ ("fourier", "residual")."""
 
     def __init__(
         self,
@@ -262,13 +260,6 @@ class SongUNet(_UNet):
         decoder_type: str = "standard",
         resample_filter: Sequence[float] = (1, 1),
     ) -> None:
-        for what, given, allowed in (
-            ("embedding_type", embedding_type, ("positional", "fourier")),
-            ("encoder_type", encoder_type, ("standard", "residual")),
-            ("decoder_type", decoder_type, ("standard",)),
-        ):
-            if given not in allowed:
-                raise UserError(f"{what}: must be one of {', '.join(allowed)}, got {given!r}")
         emb, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         widths = [model_channels * mult for mult in channel_mult]
         super().__init__(
@@ -291,8 +282,8 @@ class SongUNet(_UNet):
         self.dec[f"{name}_norm"] = norm(widths[0], SONG.eps)
         self.dec[f"{name}_conv"] = conv(widths[0], img_channels, 3)
 
-    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        cos, sin = self.map_noise(noise).chunk(2, dim=1)
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        cos, sin = self.map_noise(noise).to(x.dtype).chunk(2, dim=1)
         emb = torch.cat([sin, cos], dim=1)
         if self.map_label is not None and labels is not None:
             emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
@@ -339,8 +330,8 @@ class DhariwalUNet(_UNet):
         self.out_norm = norm(widths[0], ADM.eps)
         self.out_conv = conv(widths[0], img_channels, 3)
 
-    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
-        emb = self.map_noise(noise)
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        emb = self.map_noise(noise).to(x.dtype)
         if self.map_augment is not None and augment is not None:
             emb = emb + self.map_augment(augment)
         emb = self.map_layer1(silu(self.map_layer0(emb)))

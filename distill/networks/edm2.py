@@ -3,6 +3,9 @@
 Activations keep unit magnitude by construction: every weight is normalised where it is used; sums, concatenations and
 non-linearities are rescaled. Keyword arguments and parameters are named as in the published checkpoints, defaults
 included.
+
+This file travels with exported weights: it needs torch alone, and no function of the forward pass looks up a class of
+it (a second load of the file makes new classes).
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ def normalize(x: Tensor, dim: tuple[int, ...]) -> Tensor:
     """x at unit root mean square over `dim`, kept from dividing by zero by 1e-4; float32 or better."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
-    return cast(Tensor, wide / (1e-4 + norm * math.sqrt(norm.numel() / x.numel())))
+    count = math.prod(x.shape[i] for i in dim)
+    return cast(Tensor, wide / (1e-4 + norm * math.sqrt(1 / count)))
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -203,14 +207,14 @@ class UNet(nn.Module):
         self.out_conv = MPConv(channels, img_channels, 3, 3)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        emb = self.emb_noise(self.emb_fourier(noise))
+        emb = self.emb_noise(self.emb_fourier(noise).to(x.dtype))
         if self.emb_label is not None and labels is not None:
             emb = mp_sum(emb, self.emb_label(labels * math.sqrt(labels.shape[1])), self.label_balance)
         emb = mp_silu(emb)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # takes the place of biases
         skips = []
-        for module in self.enc.values():
-            x = module(x, emb) if isinstance(module, Block) else module(x)
+        for name, module in self.enc.items():
+            x = module(x) if name.endswith("_conv") else module(x, emb)
             skips.append(x)
         for name, module in self.dec.items():
             x = module(mp_cat(x, skips.pop(), self.concat_balance) if "_block" in name else x, emb)

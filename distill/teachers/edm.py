@@ -21,6 +21,12 @@ from distill.networks.edm import DhariwalUNet, SongUNet
 from distill.networks.edm2 import MPConv, MPFourier, UNet
 
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+VARIANTS = {  # those of the published checkpoints
+    "model_type": tuple(BODIES),
+    "embedding_type": ("positional", "fourier"),
+    "encoder_type": ("standard", "residual"),
+    "decoder_type": ("standard",),
+}
 
 
 class EDMNet(nn.Module):
@@ -32,9 +38,10 @@ class EDMNet(nn.Module):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
+        for name, allowed in VARIANTS.items():
+            if name in settings and settings[name] not in allowed:
+                raise UserError(f"{name}: must be one of {', '.join(allowed)}, got {settings[name]!r}")
         model_type = settings.get("model_type", "DhariwalUNet")
-        if model_type not in BODIES:
-            raise UserError(f"model_type: must be one of {', '.join(BODIES)}, got {model_type!r}")
         _check(settings, BODIES[model_type], {"model_type": model_type})
         self.settings = settings
         self.model = BODIES[model_type](**{name: value for name, value in settings.items() if name != "model_type"})
@@ -48,7 +55,7 @@ class EDMNet(nn.Module):
         given = cond if isinstance(cond, Mapping) else {"labels": cond}
         augment = given.get("augment")
         if augment is None:  # zeros still reach the weights: under DDP all parameters want a gradient
-            augment = x.new_zeros(len(x), self.augment_dim)
+            augment = x.new_zeros(x.shape[0], self.augment_dim)
         return cast(Tensor, self.model(x, time / 1000, _one_hot(given.get("labels"), x, self.classes), augment))
 
 
@@ -93,7 +100,7 @@ class EDM2Net(nn.Module):
 def _one_hot(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
     """One-hot rows [B, classes] in the dtype of x; zeros without labels."""
     if labels is None:
-        return x.new_zeros(len(x), classes)
+        return x.new_zeros(x.shape[0], classes)
     return (labels[:, None] == torch.arange(classes, device=x.device)).to(x.dtype)
 
 

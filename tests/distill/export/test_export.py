@@ -1,12 +1,11 @@
-"""Exports: a fresh process that cannot import our packages runs the card's own snippet and gets our images."""
+"""Exports for diffusers: a process that cannot import our packages runs the card's own snippet and gets our images."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,59 +16,32 @@ import yaml
 from diffusers import CMStochasticIterativeScheduler, DiffusionPipeline
 from diffusers.utils import logging
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.denoiser import Denoiser
 from distill.errors import UserError
-from distill.export import CardFacts, export_pipeline, pipeline
+from distill.export import export_generator, pipeline
 from distill.generator import Generator
 from distill.paths import EDM, VP, DiscreteVP, Flow
-from distill.paths import Path as NoisePath
-from distill.prediction import Kind
-from distill.teachers import build_unet
+from tests.exports import (
+    ADM,
+    DDPMPP,
+    EDM2,
+    FACTS,
+    NCSNPP,
+    OURS,
+    TOLERANCE,
+    content,
+    make,
+    make_edm,
+    make_prompted,
+    normal,
+    samples,
+    snippet,
+    strangers,
+)
 
 Exports = dict[str, tuple[Generator, Path, float]]
 """Case -> (generator, its export, what the self check found)."""
-
-ROOT = Path(__file__).resolve().parents[3]
-TOLERANCE = 1e-4
-NETWORK = {
-    "sample_size": 8,
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "attention_head_dim": 8,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "dropout": 0.3,  # must be off in an export
-}
-FACTS = CardFacts(
-    name="Tiny generator",
-    objective={"name": "sid", "alpha": 1.0, "times": {"name": "uniform", "range": (0.1, 0.9)}},
-    teacher="teachers/tiny",
-    teacher_sha256="0123456789abcdef" * 4,
-    images=60_000,
-    average="ema of the recipe",
-    metrics={"frechet": 1.23456789, "label_agreement": 0.875, "protocol": "pca48(digits, 1797 real)", "samples": 4000},
-    versions={"torch": torch.__version__},
-    recipe="name: tiny\nobjective: {name: sid}\n",
-)
-
-
-def make(
-    path: NoisePath, kind: Kind, t: float, scale: float | None = None, classes: int = 0, **network: Any
-) -> Generator:
-    """A tiny generator whose every weight is random, so that no zero-initialised layer hides a difference."""
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        channels = network.pop("channels", 3)
-        config = {"in_channels": channels, "out_channels": channels, "num_class_embeds": classes or None}
-        unet = build_unet({**NETWORK, **config, **network})
-        with torch.no_grad():
-            for weight in unet.parameters():
-                weight += 0.05 * torch.randn_like(weight)
-    return Generator(Denoiser(unet, path, kind), t, scale)
-
 
 CASES: dict[str, Callable[[], Generator]] = {
     "edm conditional": lambda: make(EDM(), "edm", 2.5, classes=3),
@@ -78,7 +50,14 @@ CASES: dict[str, Callable[[], Generator]] = {
     "flow t=1": lambda: make(Flow(), "velocity", 1.0),
     "vp eps": lambda: make(VP(), "eps", 0.25, classes=10, channels=1),
     "discrete vp v": lambda: make(DiscreteVP(), "v", 625.0),
+    "unet of latents": lambda: make(EDM(), "edm", 2.5, latents=True),
+    "ddpm++": lambda: make_edm(DDPMPP),
+    "ncsn++": lambda: make_edm(NCSNPP, t=80.0),
+    "adm": lambda: make_edm(ADM),
+    "edm2 of latents": lambda: make_edm(EDM2, latents=True),
 }
+NETWORKS = {"ddpm++": "edm", "ncsn++": "edm", "adm": "edm", "edm2 of latents": "edm2"}
+LATENTS = {"unet of latents", "edm2 of latents"}
 STOCK = {"edm conditional", "edm unconditional"}
 CHECKED_ONLY: dict[str, Callable[[], Generator]] = {
     "edm with its own scale": lambda: make(EDM(), "edm", 2.5, scale=2.0),
@@ -87,28 +66,6 @@ CHECKED_ONLY: dict[str, Callable[[], Generator]] = {
     "vp score": lambda: make(VP(), "score", 0.25, scale=1.0),
     "flow edm": lambda: make(Flow(), "edm", 0.7, classes=2),
 }
-
-
-def images(generator: Generator, noise: Tensor) -> Tensor:
-    """The generator's images [B, C, H, W] in [-1, 1], labels going round the classes."""
-    classes = generator.denoiser.network.classes
-    labels = torch.arange(len(noise)) % classes if classes else None
-    with torch.no_grad():
-        return generator.eval()(noise, labels).clamp(-1, 1)
-
-
-def normal(generator: Generator, seed: int = 0) -> Tensor:
-    return torch.randn(8, *generator.denoiser.network.shape, generator=torch.Generator().manual_seed(seed))
-
-
-def snippet(folder: Path) -> str:
-    """The only Python in the card."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
-    return code
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,63 +83,33 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     done = {}
     for case, build in CASES.items():
         generator = build()
-        done[case] = (generator, root / case, export_pipeline(generator, root / case, FACTS))
+        done[case] = (generator, root / case, export_generator(generator, root / case, FACTS))
     return done
 
 
-STRANGER = """
-import json, os, sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("distill", "trainers", "launch"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Block())
-for name in ("distill", "trainers", "launch"):
-    try:
-        __import__(name)
-    except ModuleNotFoundError:
-        continue
-    sys.exit(f"{name} can be imported")
-import numpy, torch
-from safetensors.torch import save_file
-found = {}
-for case, (folder, code) in json.load(open("cases.json")).items():
-    os.chdir(os.path.dirname(folder))
-    for kind in ("pil", "pt"):
-        torch.manual_seed(0)
-        names = {}
-        exec(code if kind == "pil" else code.replace("steps=1", "steps=1, output_type='pt'"), names)
-        drawn = names["images"]
-        found[f"{case} {kind}"] = drawn if kind == "pt" else torch.from_numpy(numpy.stack(drawn))
-save_file(found, sys.argv[1])
-"""
-
-
 @pytest.fixture(scope="module")
-def strangers(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """What the cards' snippets, seeded with 0, give in a process of their own."""
-    work = tmp_path_factory.mktemp("stranger")
-    assert ROOT not in work.parents
-    cases = {case: (str(folder), snippet(folder)) for case, (_, folder, _) in exports.items()}
-    (work / "cases.json").write_text(json.dumps(cases))
-    (work / "stranger.py").write_text(STRANGER)
-    found = work / "found.safetensors"
-    environment = {"HOME": str(work), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-I", "stranger.py", str(found)]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return load_file(found)
+def drawn(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """What the cards' snippets give in a process of their own, as pictures and as tensors."""
+    cases = {}
+    for case, (_, folder, _) in exports.items():
+        code = snippet(folder)
+        cases[f"{case} pil"] = folder, code
+        cases[f"{case} pt"] = folder, code if case in LATENTS else code.replace("steps=1", "steps=1, output_type='pt'")
+    return strangers(tmp_path_factory.mktemp("stranger"), cases, OURS)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_cards_snippet_gives_our_images_without_our_packages(
-    case: str, exports: Exports, strangers: dict[str, Tensor]
+    case: str, exports: Exports, drawn: dict[str, Tensor]
 ) -> None:
     generator, _, _ = exports[case]
-    ours = images(generator, normal(generator))
-    assert float((2 * strangers[f"{case} pt"] - 1 - ours).abs().max()) < TOLERANCE
+    ours = samples(generator, normal(generator))
+    if case in LATENTS:
+        assert float((drawn[f"{case} pt"] - ours).abs().max()) < TOLERANCE
+        return
+    assert float((2 * drawn[f"{case} pt"] - 1 - ours).abs().max()) < TOLERANCE
     levels = ((ours / 2 + 0.5) * 255).permute(0, 2, 3, 1)
-    pictures = strangers[f"{case} pil"].reshape(levels.shape)  # PIL has no channel axis for grey
+    pictures = drawn[f"{case} pil"].reshape(levels.shape)  # PIL has no channel axis for grey
     assert float((pictures - levels).abs().max()) < 0.51
 
 
@@ -191,11 +118,11 @@ def test_the_cases_could_show_a_difference(case: str, exports: Exports) -> None:
     """Not saturated, and different with other noise and other labels."""
     generator, _, _ = exports[case]
     noise = normal(generator)
-    ours = images(generator, noise)
+    ours = samples(generator, noise)
     assert float((ours.abs() == 1).float().mean()) < 0.5
-    assert float((ours - images(generator, normal(generator, seed=1))).abs().max()) > 0.1
+    assert float((ours - samples(generator, normal(generator, seed=1))).abs().max()) > 0.1
     if generator.denoiser.network.classes:
-        same = images(generator, noise[:1].expand_as(noise))
+        same = samples(generator, noise[:1].expand_as(noise))
         assert float((same[0] - same[1]).abs().max()) > 0.01
 
 
@@ -204,7 +131,8 @@ def test_the_difference_found_is_returned_and_stored(case: str, exports: Exports
     _, folder, difference = exports[case]
     assert 0 <= difference < 2e-6
     check = json.loads((folder / "export_check.json").read_text())
-    assert check == {"largest_absolute_difference": difference, "tolerance": TOLERANCE, "images": 8, "seed": 0}
+    found = {"largest_absolute_difference": difference, "tolerance": TOLERANCE}
+    assert check == {"format": "diffusers", **found, "batches": [8], "seed": 0}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -212,6 +140,7 @@ def test_code_travels_only_where_no_stock_pipeline_is_exact(case: str, exports: 
     _, folder, _ = exports[case]
     files = {"README.md", "export_check.json", "model_index.json"}
     files |= {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    files |= {f"unet/{NETWORKS[case]}.py"} if case in NETWORKS else set()
     assert set(content(folder)) == files | ({"scheduler/scheduler_config.json"} if case in STOCK else {"pipeline.py"})
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
@@ -222,7 +151,7 @@ def test_code_travels_only_where_no_stock_pipeline_is_exact(case: str, exports: 
 
 @pytest.mark.parametrize("case", CHECKED_ONLY)
 def test_other_generators_export_too(case: str, tmp_path: Path) -> None:
-    assert export_pipeline(CHECKED_ONLY[case](), tmp_path / "export", FACTS) < 2e-6
+    assert export_generator(CHECKED_ONLY[case](), tmp_path / "export", FACTS) < 2e-6
     assert (tmp_path / "export" / "pipeline.py").is_file()
 
 
@@ -230,7 +159,7 @@ def test_a_bfloat16_training_exports_its_float32_weights_and_stays_as_it_is(tmp_
     generator = make(EDM(), "edm", 2.5)
     generator.denoiser.autocast_dtype = torch.bfloat16
     generator.train()
-    assert export_pipeline(generator, tmp_path / "export", FACTS) < 2e-6
+    assert export_generator(generator, tmp_path / "export", FACTS) < 2e-6
     assert generator.denoiser.autocast_dtype == torch.bfloat16
     assert all(module.training for module in generator.modules())
     assert all(weight.requires_grad for weight in generator.parameters())
@@ -238,7 +167,7 @@ def test_a_bfloat16_training_exports_its_float32_weights_and_stays_as_it_is(tmp_
 
 def test_float64_weights_are_stored_in_float32(tmp_path: Path) -> None:
     generator = make(Flow(), "velocity", 0.714).double()
-    assert export_pipeline(generator, tmp_path / "export", FACTS) < 2e-6
+    assert export_generator(generator, tmp_path / "export", FACTS) < 2e-6
     weights = load_file(tmp_path / "export" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert {weight.dtype for weight in generator.parameters()} == {torch.float64}
@@ -255,7 +184,7 @@ def tamper_scheduler(key: str, factor: float) -> Callable[[Generator], Any]:
 
 
 def tamper_settings(key: str, factor: float) -> Callable[[Generator], dict[str, float]]:
-    right = pipeline._settings
+    right = pipeline.constants
     return lambda generator: {**right(generator), key: factor * right(generator)[key]}
 
 
@@ -264,7 +193,7 @@ TAMPERED = [
     ("edm conditional", "_scheduler", tamper_scheduler("sigma_data", 1.001)),
     ("edm conditional", "_scheduler", tamper_scheduler("sigma_min", 0)),  # 0.002, the default
     *(
-        ("flow t=0.714", "_settings", tamper_settings(key, 1.001))
+        ("flow t=0.714", "constants", tamper_settings(key, 1.001))
         for key in ("scale", "timestep", "input_scale", "from_x_t", "from_output")
     ),
 ]
@@ -277,13 +206,40 @@ def test_a_wrong_export_is_refused_and_changes_nothing(
 ) -> None:
     folder, generator = tmp_path / "export", CASES[case]()
     if before == "an export":
-        export_pipeline(generator, folder, FACTS)
+        export_generator(generator, folder, FACTS)
     old = content(tmp_path)
     monkeypatch.setattr(pipeline, name, wrong)
     with pytest.raises(UserError, match=r"differ from the generator's by [\d.e-]+, more than 0.0001"):
-        export_pipeline(generator, folder, FACTS)
+        export_generator(generator, folder, FACTS)
     assert content(tmp_path) == old
     assert list(tmp_path.iterdir()) == ([folder] if before == "an export" else [])
+
+
+@pytest.mark.parametrize(("first", "second"), [(DDPMPP, ADM), (EDM2, EDM2)], ids=["edm", "edm2"])
+def test_a_network_runs_after_another_of_its_file_was_loaded(
+    first: dict[str, Any], second: dict[str, Any], tmp_path: Path
+) -> None:
+    """diffusers executes the file again, in the same module: its classes are new ones then."""
+    drawn = []
+    for name, settings in (("first", first), ("second", second)):
+        export_generator(make_edm(settings), tmp_path / name, FACTS)
+    for name in ("first", "second"):
+        pipe = DiffusionPipeline.from_pretrained(tmp_path / name, trust_remote_code=True)
+        noise = torch.ones(2, first["img_channels"], 8, 8)
+        drawn.append((pipe, pipe(2, [0, 1], latents=noise, output_type="pt").images))
+    pipe, before = drawn[0]
+    assert torch.equal(pipe(2, [0, 1], latents=noise, output_type="pt").images, before)
+
+
+@pytest.mark.parametrize("case", ["ddpm++", "ncsn++", "edm2 of latents"])
+def test_half_precision_runs(case: str, exports: Exports) -> None:
+    generator, folder, _ = exports[case]
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.bfloat16)
+    assert pipe.unet.dtype == torch.bfloat16
+    labels = [i % generator.denoiser.network.classes for i in range(8)] if generator.denoiser.network.classes else None
+    rough = pipe(8, labels, latents=normal(generator), output_type="latent").images
+    exact = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    assert float((rough - exact(8, labels, latents=normal(generator), output_type="latent").images).abs().max()) < 0.1
 
 
 def test_images_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
@@ -291,7 +247,7 @@ def test_images_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         generator.denoiser.network.unet.conv_in.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(UserError, match="by nan"):
-        export_pipeline(generator, tmp_path / "export", FACTS)
+        export_generator(generator, tmp_path / "export", FACTS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,54 +259,55 @@ def test_a_folder_that_diffusers_cannot_read_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "_write_custom", lambda generator, folder: folder.mkdir())
-    with pytest.raises(UserError, match=r"diffusers cannot use the exported folder: .*model_index.json"):
-        export_pipeline(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
-    monkeypatch.setattr(pipeline, "_reload", two_lines)
-    with pytest.raises(UserError, match="diffusers cannot use the exported folder: two lines"):
-        export_pipeline(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
+    with pytest.raises(UserError, match=r"^export: diffusers: OSError: .*model_index.json"):
+        export_generator(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
+    monkeypatch.setattr(pipeline, "_read", lambda folder, trust: two_lines)
+    with pytest.raises(UserError, match=r"^export: diffusers: OSError: two lines$"):
+        export_generator(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "export"
-    export_pipeline(make(EDM(), "edm", 2.5), folder, FACTS)
-    export_pipeline(make(Flow(), "velocity", 1.0), folder, FACTS)
+    export_generator(make(EDM(), "edm", 2.5), folder, FACTS)
+    export_generator(make(Flow(), "velocity", 1.0), folder, FACTS)
     assert not (folder / "scheduler").exists() and (folder / "pipeline.py").is_file()
     assert list(folder.parent.iterdir()) == [folder]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("years of work")
     for mine in (tmp_path / "thesis", tmp_path / "thesis" / "chapter"):
         with pytest.raises(UserError, match="exists and is not an export"):
-            export_pipeline(make(EDM(), "edm", 2.5), mine, FACTS)
+            export_generator(make(EDM(), "edm", 2.5), mine, FACTS)
     assert content(tmp_path / "thesis") == {"chapter": b"years of work"}
 
 
 def test_an_interrupted_replacement_puts_the_old_export_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, generator = tmp_path / "export", make(EDM(), "edm", 2.5)
-    export_pipeline(generator, folder, FACTS)
-    old, rename = content(folder), pipeline.os.rename
+    export_generator(generator, folder, FACTS)
+    old, rename = content(folder), os.rename
 
     def interrupted(source: Path, target: Path) -> None:
         if target == folder and source.parent.parent == tmp_path and source.name == "export":
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(pipeline.os, "rename", interrupted)
+    monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_pipeline(generator, folder, dataclasses.replace(FACTS, name="Later"))
+        export_generator(generator, folder, dataclasses.replace(FACTS, name="Later"))
     assert content(folder) == old and list(tmp_path.iterdir()) == [folder]
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be a UNet2DModel, got Identity"):
-        export_pipeline(Generator(Denoiser(nn.Identity(), EDM(), "edm"), 2.5), tmp_path / "export", FACTS)
+    refusal = r"^export: no diffusers pipeline takes a network of type Prompted; give another --format$"
+    with pytest.raises(UserError, match=refusal):
+        export_generator(make_prompted(), tmp_path / "export", FACTS)
 
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_diffusers_progress_bars_are_left_as_they_were(shown: bool, tmp_path: Path) -> None:
     (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
     try:
-        export_pipeline(make(EDM(), "edm", 2.5), tmp_path / "export", FACTS)
+        export_generator(make(EDM(), "edm", 2.5), tmp_path / "export", FACTS)
         assert logging.is_progress_bar_enabled() == shown
     finally:
         logging.enable_progress_bar()
@@ -366,9 +323,10 @@ def test_the_cards_snippet_is_three_lines_that_name_what_is_needed(case: str, ex
     code = snippet(folder)
     assert len(code.splitlines()) == 3
     assert ("trust_remote_code=True" in code) == (case not in STOCK)
-    assert ("`pipeline.py` comes with the weights" in card(folder)) == (case not in STOCK)
+    assert ("`pipeline.py` comes with the weights" in card(folder)) == (case not in {*STOCK, *NETWORKS})
+    assert ("the network's own file in `unet/` come with" in card(folder)) == (case in NETWORKS)
     assert ("its images are then wrong" in card(folder)) == (case in STOCK)  # of more steps
-    assert ("class_labels" in card(folder)) == (generator.denoiser.network.classes > 0)
+    assert ("class_labels" in code) == (generator.denoiser.network.classes > 0)
 
 
 def test_the_card_states_the_facts(exports: Exports) -> None:
@@ -396,5 +354,5 @@ def test_the_card_states_the_facts(exports: Exports) -> None:
 
 
 def test_a_card_without_metrics_says_so(tmp_path: Path) -> None:
-    export_pipeline(make(EDM(), "edm", 2.5), tmp_path / "export", dataclasses.replace(FACTS, metrics=None))
+    export_generator(make(EDM(), "edm", 2.5), tmp_path / "export", dataclasses.replace(FACTS, metrics=None))
     assert "## Metrics\n\nNone were measured." in card(tmp_path / "export")

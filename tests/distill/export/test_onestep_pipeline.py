@@ -65,11 +65,22 @@ def test_every_way_of_asking_gives_the_formula() -> None:
     assert [image.size for image in pipe(2).images] == [(4, 8)] * 2
 
 
+def test_latents_are_the_formula_itself() -> None:
+    pipe = make()
+    x0 = pipe(6, LABELS, latents=NOISE, output_type="latent").images
+    assert float(x0.abs().max()) > 1
+    close((x0 / 2 + 0.5).clamp(0, 1), expected(pipe))
+    pipe.register_to_config(makes_latents=True)
+    assert torch.equal(pipe(6, LABELS, latents=NOISE).images, x0)
+    with pytest.raises(ValueError, match="output_type: must be one of latent, got 'pil'"):
+        pipe(6, LABELS, latents=NOISE, output_type="pil")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"num_inference_steps": 2}, "num_inference_steps: must be 1 for a one-step generator, got 2"),
-        ({"output_type": "latent"}, "output_type: must be 'pil', 'np' or 'pt', got 'latent'"),
+        ({"output_type": "jpg"}, "output_type: must be one of pil, np, pt, latent, got 'jpg'"),
         ({"class_labels": [0, 1]}, r"class_labels: must be 1 of 0 ... 2, got \[0, 1\]"),
         ({"class_labels": 3}, r"class_labels: must be 1 of 0 ... 2, got \[3\]"),
         ({"class_labels": -1}, r"class_labels: must be 1 of 0 ... 2, got \[-1\]"),

@@ -1,0 +1,111 @@
+"""A generator as a folder, in one of the formats. It counts only after it was read back and gave the same samples."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from distill.denoiser import Condition
+from distill.errors import UserError, one_line
+from distill.export.card import CardFacts, render
+from distill.export.format import Format, Source, condition, float32, inputs
+from distill.export.graph import onnx, torch_export
+from distill.export.pipeline import pipeline
+from distill.export.weights import weights
+from distill.generator import Generator
+
+CHECK = "export_check.json"
+TOLERANCE = 1e-4  # on samples whose scale is that of images in [-1, 1]
+SEED = 0
+FORMATS: dict[str, Callable[[Generator, Condition], Format]] = {
+    "diffusers": pipeline,
+    "safetensors": weights,
+    "onnx": onnx,
+    "torch-export": torch_export,
+}
+"""Name -> the format of a generator that takes conditions like these; raises UserError where it has none."""
+
+
+def export_generator(
+    generator: Generator,
+    folder: Path,
+    card: CardFacts,
+    format: str = "diffusers",
+    cond: Condition = None,
+    hub: str | None = None,
+) -> float:
+    """Write `generator` to `folder`, weights in float32, with a README.md that says how to load it.
+
+    Returns the largest absolute difference between the samples of the folder, read back, and the generator's, in
+    float32 on the CPU, from equal noise and the condition `cond` ([8, ...]; made up where None). The README names the
+    model `hub` of the Hugging Face hub in place of the folder, where given. Raises UserError, leaving `folder` as it
+    was, when the difference exceeds 1e-4, when the format has no place for this generator, and when `folder` holds
+    something else than an export, which it would replace.
+    """
+    folder = Path(folder).resolve()
+    check_format(format)
+    _refuse_foreign(folder)
+    generator = float32(generator)
+    cond = condition(generator) if cond is None else cond
+    form = FORMATS[format](generator, cond)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
+        staged = Path(work) / folder.name
+        try:
+            form.write(staged)
+            difference = _difference(generator, form, staged, cond)
+        except UserError:
+            raise
+        except Exception as error:  # writers and readers are other libraries, with exceptions of their own
+            raise UserError(f"export: {format}: {type(error).__name__}: {one_line(error)}") from error
+        if not difference <= TOLERANCE:  # nor when it is not a number
+            raise UserError(
+                f"export: the samples of the {format} export differ from the generator's by {difference:.3g}, more than"
+                f" {TOLERANCE:g}; '{folder}' was not written"
+            )
+        source = Source(hub, hub=True) if hub else Source(folder.name)
+        (staged / "README.md").write_text(render(card, source, generator, form, cond), "utf-8")
+        check: dict[str, Any] = {"format": format, "largest_absolute_difference": difference, "tolerance": TOLERANCE}
+        check |= {"batches": form.batches, "seed": SEED}
+        (staged / CHECK).write_text(json.dumps(check, indent=2) + "\n")
+        _replace(folder, staged, Path(work) / "old")
+    return difference
+
+
+def check_format(format: str) -> None:
+    """Raise UserError for a name that is none of FORMATS."""
+    if format not in FORMATS:
+        raise UserError(f"--format: must be one of {', '.join(FORMATS)}, got {format!r}")
+
+
+@torch.no_grad()
+def _difference(generator: Generator, form: Format, folder: Path, cond: Condition) -> float:
+    read, found = form.read(folder), []
+    for batch in form.batches:
+        given = inputs(generator, cond, batch, SEED)
+        ours, theirs = generator(given.noise, given.cond), read(given)
+        found.append((theirs - (ours.clamp(-1, 1) if form.clamped else ours)).abs().max())
+    return float(torch.stack(found).max())  # which keeps a NaN
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not (folder / CHECK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"export: '{folder}' exists and is not an export (it has no {CHECK}); name another folder")
+
+
+def _replace(folder: Path, staged: Path, old: Path) -> None:
+    """Put `staged` at `folder`, moving what is there to `old`; an interruption puts it back."""
+    try:
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(staged, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise

@@ -1,0 +1,127 @@
+"""What an export format is: a writer, a reader of what it wrote, and how its user loads it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from distill.denoiser import Condition
+from distill.generator import Generator
+from distill.prediction import coefficients
+from distill.teachers import Network
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`noise` [B, ...], unit normal, which is what a torch.Generator of `seed` draws first; `cond` [B, ...]."""
+
+    noise: Tensor
+    seed: int
+    cond: Condition
+
+
+Reader: TypeAlias = Callable[[Inputs], Tensor]
+"""inputs -> samples [B, ...], float32 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a card's snippet finds the export: the folder of this name, or with `hub` the model of this id."""
+
+    name: str
+    hub: bool = False
+
+    @property
+    def quoted(self) -> str:
+        return json.dumps(self.name, ensure_ascii=False)
+
+    @property
+    def folder(self) -> str:
+        """Python that names the folder."""
+        if self.hub:
+            return f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({self.quoted})\n"
+        return f"\nfolder = {self.quoted}\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How one generator is exported in one format.
+
+    `write(folder)` fills a folder that does not exist yet, and `read(folder)` draws from it as its users will, with
+    nothing but what is in it; both may raise anything. The samples of both sides are compared at each batch size of
+    `batches`; with `clamped` those read end at -1 and 1. `snippet(source)` is Python that loads the export and draws
+    BATCH `images`, in [0, 1] or as pictures, or `latents`; the rest is for the card.
+    """
+
+    write: Callable[[Path], None]
+    read: Callable[[Path], Reader]
+    snippet: Callable[[Source], str]
+    loading: str
+    limits: tuple[str, ...] = ()
+    library: str | None = None
+    clamped: bool = False
+    batches: tuple[int, ...] = (BATCH,)
+
+
+def constants(generator: Generator) -> dict[str, float]:
+    """The five numbers that are left of a generator around its network, because t is fixed:
+
+    x_t = scale noise, x0 = from_x_t x_t + from_output network(input_scale x_t, timestep, cond).
+    """
+    denoiser = generator.denoiser
+    t = torch.tensor([generator.t], dtype=torch.float64)
+    c = coefficients(denoiser.prediction, denoiser.path, t, t, denoiser.sigma_data)
+    return {
+        "scale": float(generator.scale),
+        "timestep": float(denoiser.path.network_time(t)),
+        "input_scale": 1.0 if c.input_scale is None else float(c.input_scale),
+        "from_x_t": float(c.from_x_t),
+        "from_output": float(c.from_output),
+    }
+
+
+def float32(generator: Generator) -> Generator:
+    """A copy in eval mode on the CPU that computes in float32: what an export is to reproduce."""
+    generator = copy.deepcopy(generator).to("cpu", torch.float32).requires_grad_(False).eval()
+    generator.denoiser.autocast_dtype = None
+    return generator
+
+
+def network_of(generator: Generator) -> Network:
+    return cast(Network, generator.denoiser.network)
+
+
+def condition(generator: Generator) -> Condition:
+    """What BATCH samples are conditioned on in a check: labels that go round the classes; where the null condition is
+    a mapping of tensors, random ones like them (and whole numbers, such as masks, as they are)."""
+    null, classes = generator.denoiser.null_cond, network_of(generator).classes
+    if isinstance(null, Mapping):
+        random = torch.Generator().manual_seed(1)
+        many = {name: one.cpu().expand(BATCH, *one.shape) for name, one in null.items()}
+        return {
+            name: torch.randn(value.shape, generator=random) if value.is_floating_point() else value.clone()
+            for name, value in many.items()
+        }
+    return torch.arange(BATCH) % classes if classes else None
+
+
+def inputs(generator: Generator, cond: Condition, batch: int, seed: int = 0) -> Inputs:
+    """Noise of `seed`, and the first `batch` of `cond`."""
+    noise = torch.randn(batch, *network_of(generator).shape, generator=torch.Generator().manual_seed(seed))
+    return Inputs(noise, seed, each(cond, lambda value: value[:batch]))
+
+
+def each(cond: Condition, function: Callable[[Tensor], Any]) -> Any:
+    """`function` of every tensor of `cond`, in its form."""
+    if isinstance(cond, Mapping):
+        return {name: function(value) for name, value in cond.items()}
+    return None if cond is None else function(cond)

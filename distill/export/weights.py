@@ -1,0 +1,88 @@
+"""safetensors: the weights and all that makes a generator of them, for this package.
+
+The folder is a teacher's (distill/teachers/folder.py) with `generator.json` beside: time and input scale. The weights
+of EDM's and EDM2's networks have their published names, so that the authors' own classes load them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from distill.denoiser import Condition
+from distill.errors import UserError, one_line
+from distill.export.format import Format, Inputs, Reader, Source
+from distill.export.snippets import call
+from distill.generator import Generator
+from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
+
+SETTINGS = "generator.json"
+
+
+def weights(generator: Generator, cond: Condition) -> Format:
+    """For every generator whose denoiser can be saved."""
+
+    def write(folder: Path) -> None:
+        save_denoiser(generator.denoiser, folder)
+        settings = {"t": generator.t, "scale": generator.scale}
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+    def snippet(source: Source) -> str:
+        load = f"import torch\nfrom distill import load_generator\n{source.folder}generator = load_generator(folder)\n"
+        return load + call(generator, cond)
+
+    loading = "It needs the package `distill-onestep`. The folder is also a teacher for it (`denoiser.json`)."
+    return Format(write=write, read=_read, snippet=snippet, loading=loading + _authors(generator))
+
+
+def load_generator(folder: str | Path) -> Generator:
+    """The generator of `distill export --format safetensors`, float32, in eval mode.
+
+    Raises UserError when the folder is missing, damaged, or something else.
+    """
+    file = Path(folder) / SETTINGS
+    denoiser = load_denoiser(folder)
+    try:
+        settings = json.loads(file.read_text())
+        return Generator(denoiser, float(settings["t"]), float(settings["scale"])).eval()
+    except FileNotFoundError as error:
+        raise UserError(f"'{folder}' is no generator's: it has no {SETTINGS}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{file}' is damaged: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _read(folder: Path) -> Reader:
+    generator = load_generator(folder)
+
+    def sample(given: Inputs) -> Tensor:
+        x: Tensor = generator(given.noise, given.cond)
+        return x
+
+    return sample
+
+
+def _authors(generator: Generator) -> str:
+    """How the authors' code loads their networks."""
+    network = generator.denoiser.network
+    if not isinstance(network, EDMNet | EDM2Net):
+        return ""
+    name = "EDMPrecond" if isinstance(network, EDMNet) else "Precond"
+    labels = f"torch.eye({network.classes})[labels]" if network.classes else "None"
+    arguments = json.dumps({**network.settings, "sigma_data": generator.denoiser.sigma_data})
+    return f"""
+
+`network.safetensors` is also the state dict of `{name}` of the authors' code, constructed with
+
+```json
+{arguments}
+```
+
+and one call of it makes samples:
+
+```py
+network.load_state_dict(safetensors.torch.load_file("network.safetensors"))
+x = network({generator.scale:g} * torch.randn(8, *{network.shape}), torch.tensor({generator.t:g}), {labels})
+```
+"""
