@@ -84,6 +84,7 @@ def onnx(generator: Generator, cond: Condition) -> Format:
                 opset_version=OPSET,
                 input_names=names,
                 output_names=["sample"],
+                dynamic_shapes=_sizes(cond, "batch"),  # the program has them; here for the name
                 verbose=False,
             )
             assert program is not None
@@ -112,12 +113,16 @@ def _trace(generator: Generator, cond: Condition) -> torch.export.ExportedProgra
     given = inputs(generator, cond, batch=2)
     batch = torch.export.Dim("batch", min=1, max=MOST)
     arguments = (given.noise,) if cond is None else (given.noise, given.cond)
-    sizes = ({0: batch},) if cond is None else ({0: batch}, each(cond, lambda value: {0: batch}))
-    program = torch.export.export(OneStep(generator), arguments, dynamic_shapes=sizes)
+    program = torch.export.export(OneStep(generator), arguments, dynamic_shapes=_sizes(cond, batch))
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # names files of this machine
     return program
+
+
+def _sizes(cond: Condition, batch: Any) -> tuple[Any, ...]:
+    """That the first dimension of noise and condition is `batch`, in the form of the arguments."""
+    return ({0: batch},) if cond is None else ({0: batch}, each(cond, lambda value: {0: batch}))
 
 
 def _read_program(folder: Path) -> Reader:

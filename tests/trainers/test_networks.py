@@ -10,11 +10,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from distill import EDM, Denoiser, Generator, UserError
-from distill.export import CardFacts, export_state_dict
+from distill import EDM, Denoiser, UserError
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
 from launch.export import export_product
-from tests.tiny import experiment, recipe, tiny_denoiser
+from tests.tiny import experiment, recipe
 from trainers.distillation import teacher_hash
 from trainers.loop import build, fit
 from trainers.products import load_product
@@ -66,25 +65,13 @@ def test_a_run_from_start_to_export(tmp_path: Path) -> None:
     product = load_product(tmp_path / "run")
     x = product.sampler(torch.randn(2, 1, 8, 8), torch.tensor([3, 7]))
     assert x.shape == (2, 1, 8, 8) and bool(x.isfinite().all())
-    refusal = r"^export: the network must be a UNet2DModel, got EDMNet \(--state-dict writes others\)$"
-    with pytest.raises(UserError, match=refusal):
-        export_product(product, tmp_path / "run", tmp_path / "export")
-    assert not (tmp_path / "export").exists()
-    assert export_product(product, tmp_path / "run", tmp_path / "export", state_dict=True) == 0
+    assert export_product(product, tmp_path / "run", tmp_path / "pipeline") < 1e-4
+    assert (tmp_path / "pipeline" / "unet" / "edm.py").is_file()
+    assert export_product(product, tmp_path / "run", tmp_path / "export", "safetensors") == 0
     weights, network = load_file(tmp_path / "export" / "network.safetensors"), product.model.denoiser.network  # type: ignore[union-attr]
     assert {key.split(".")[0] for key in weights} == {"model"}
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
-    card = (tmp_path / "export" / "README.md").read_text()
-    assert "x = network(2.5 * torch.randn(8, *(1, 8, 8)), torch.tensor(2.5), torch.eye(10)[labels])" in card
     assert type(load_denoiser(tmp_path / "export").network) is EDMNet
-
-
-def test_state_dicts_are_of_edms_networks(tmp_path: Path) -> None:
-    nothing = dict.fromkeys(("name", "teacher", "teacher_sha256", "average", "recipe"), "")
-    card = CardFacts(objective={}, images=0, metrics=None, versions={}, **nothing)
-    with pytest.raises(UserError, match=r"^export: --state-dict is for networks that diffusers lacks, got UNet; leave"):
-        export_state_dict(Generator(tiny_denoiser(), 2.5), tmp_path / "export", card)
-    assert not (tmp_path / "export").exists()
 
 
 def test_a_teacher_that_does_not_fit_the_data(tmp_path: Path) -> None:

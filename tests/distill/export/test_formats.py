@@ -1,4 +1,4 @@
-"""Exports for others than diffusers: each card's snippet, where only what it needs can be imported, gives our samples."""
+"""Exports for others than diffusers: each card's snippet, where only what it needs can be imported, has our samples."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from distill.generator import Generator
 from distill.paths import Flow
 from distill.teachers import load_denoiser
 from tests.exports import (
+    ADM,
     DDPMPP,
     EDM2,
     FACTS,
@@ -40,13 +41,12 @@ from tests.exports import (
 Exports = dict[tuple[str, str], tuple[Generator, Path, float]]
 """(format, case) -> (generator, its export, what the self check found)."""
 
-TINY_EDM2 = EDM2 | {"channel_mult": [1], "attn_resolutions": []}
+TINY_EDM2 = EDM2 | {"channel_mult": [1], "attn_resolutions": [], "label_dim": 0}
 TINY_UNET = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 CASES: dict[str, Callable[[], Generator]] = {
     "unet": lambda: make(Flow(), "velocity", 0.714, classes=3, norm_num_groups=4, add_attention=False, **TINY_UNET),
-    "ddpm++": lambda: make_edm(DDPMPP),
-    "ncsn++": lambda: make_edm(NCSNPP | {"channel_mult": [1, 1]}, t=80.0),
-    "edm2 of latents": lambda: make_edm(TINY_EDM2, latents=True),
+    "ddpm++": lambda: make_edm(DDPMPP | {"channel_mult": [1], "attn_resolutions": []}),
+    "edm2 of latents": lambda: make_edm(TINY_EDM2, t=80.0, latents=True),
     "prompted": make_prompted,
 }
 BLOCKED = {
@@ -133,13 +133,20 @@ def test_batches_of_any_size(exports: Exports) -> None:
             assert float((sample(given) - generator(given.noise, given.cond).detach()).abs().max()) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [DDPMPP, NCSNPP, ADM, EDM2], ids=["ddpm++", "ncsn++", "adm", "edm2"])
+@pytest.mark.parametrize("name", ["onnx", "torch-export"])
+def test_all_published_kinds_of_network(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    assert export_generator(make_edm(settings), tmp_path / "export", FACTS, name) < 5e-6
+
+
 def test_conditions_keep_their_names(exports: Exports) -> None:
     import onnxruntime
 
     for case, names in (
         ("prompted", ["noise", "prompt", "mask", "pooled"]),
         ("ddpm++", ["noise", "labels"]),
-        ("ncsn++", ["noise"]),
+        ("edm2 of latents", ["noise"]),
     ):
         session = onnxruntime.InferenceSession(exports["onnx", case][1] / "model.onnx")
         assert [one.name for one in session.get_inputs()] == names

@@ -1,0 +1,115 @@
+"""distill export: formats, defaults, and the hub, which is a server of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill import load_generator
+from distill.export import export_generator
+from tests.exports import (
+    DDPMPP,
+    FACTS,
+    OURS,
+    TOLERANCE,
+    content,
+    make_edm,
+    normal,
+    samples,
+    snippet,
+    strangers,
+)
+from tests.hub import TOKEN, Hub, serve
+from tests.launch.conftest import Command
+from tests.tiny import distill as start
+from trainers.products import load_product
+
+HIDDEN_TOKEN = "huggingface_hub.constants.HF_TOKEN_PATH"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """Where this process's client and those of its children go, logged in."""
+    with serve() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", server.url, raising=False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+def test_each_format_has_its_folder(student: Path, distill: Command) -> None:
+    for name, folder in (
+        ("diffusers", "export"),
+        ("safetensors", "export-safetensors"),
+        ("torch-export", "export-torch-export"),
+    ):
+        result = distill("export", student, "--format", name)
+        assert result.code == 0, result.err
+        assert f"exported to {student / folder} after 16 images" in " ".join(result.out.split())
+        assert (student / folder / "export_check.json").is_file()
+    generator, noise = load_generator(student / "export-safetensors"), torch.randn(2, 1, 8, 8)
+    labels = torch.tensor([3, 7])
+    assert torch.equal(generator(noise, labels), load_product(student).sampler(noise, labels))
+
+
+def test_pushed_and_loaded_from_the_hub(student: Path, hub: Hub, tmp_path: Path) -> None:
+    """In processes of their own: upload, then the card's snippet, which finds the model by its id."""
+    more = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": TOKEN}
+    job = start(["export", str(student), "--push-to-hub", "me/tiny", "--private"], tmp_path / "log", **more)
+    assert job.finish() == 0, job.text
+    assert f"pushed to {hub.url}/me/tiny" in job.text
+    assert hub.models["me/tiny"]["private"] and hub.models["me/tiny"]["files"] == content(student / "export")
+    code = snippet(student / "export")
+    assert 'from_pretrained("me/tiny")' in code
+    edm = make_edm(DDPMPP)
+    export_generator(edm, tmp_path / "edm", FACTS, hub="me/edm")
+    hub.models["me/edm"] = {"private": False, "files": content(tmp_path / "edm")}
+    (tmp_path / "stranger").mkdir()
+    cases = {"hub": (tmp_path / "nowhere", code), "folder": (student / "export", code.replace("me/tiny", "export"))}
+    cases["code"] = tmp_path / "nowhere", snippet(tmp_path / "edm").replace("steps=1", "steps=1, output_type='pt'")
+    drawn = strangers(tmp_path / "stranger", cases, OURS, **more)
+    assert torch.equal(drawn["hub"], drawn["folder"])
+    assert float((2 * drawn["code"] - 1 - samples(edm, normal(edm))).abs().max()) < TOLERANCE
+
+
+def mistake(distill: Command, *arguments: object) -> str:
+    """The one line on stderr."""
+    result = distill(*arguments)
+    assert result.code == 2
+    (line,) = [line for line in result.err.splitlines() if line.startswith("distill: ")]
+    return line.removeprefix("distill: ")
+
+
+def test_what_cannot_be_pushed(student: Path, distill: Command, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    push = ("export", student, "--push-to-hub")
+    assert mistake(distill, *push, "tiny") == "--push-to-hub: must be USER/NAME or ORGANISATION/NAME, got 'tiny'"
+    assert mistake(distill, "export", student, "--private").startswith("--private: is about a model on the hub")
+    assert mistake(distill, "export", student, "--format", "gguf").startswith("--format: must be one of diffusers, ")
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr(HIDDEN_TOKEN, "nowhere")
+    assert mistake(distill, *push, "me/tiny") == (
+        "--push-to-hub: no token of the hub: run `hf auth login`, or set HF_TOKEN"
+    )
+    assert not (student / "export").exists()
+
+
+def test_what_the_hub_refuses_stays_here(
+    student: Path, distill: Command, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push, complete = ("export", student, "--push-to-hub"), f" ('{student / 'export'}' is complete, and not on the hub)"
+    line = mistake(distill, *push, "others/tiny")
+    assert line.startswith("--push-to-hub: ") and "403" in line and line.endswith(complete)
+    assert (student / "export" / "model_index.json").is_file() and hub.models == {}
+    hub.models["me/open"] = {"private": False, "files": {}}
+    assert mistake(distill, *push, "me/open", "--private") == f"--push-to-hub: 'me/open' exists and is public{complete}"
+    assert hub.models["me/open"]["files"] == {}
+    monkeypatch.setenv("HF_TOKEN", "hf_stolen")
+    line = mistake(distill, *push, "me/tiny")
+    assert "401" in line and line.endswith(complete) and hub.models.keys() == {"me/open"}
+    hub.server_close()
+    line = mistake(distill, *push, "me/tiny")
+    assert line.startswith("--push-to-hub: ") and line.endswith(complete)
+    assert (student / "export" / "model_index.json").is_file()
