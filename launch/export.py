@@ -65,7 +65,8 @@ def export_product(
 
     if product.images == 0:
         raise UserError(f"'{folder}' has not trained yet: its checkpoint is the teacher's, at 0 images")
-    return export_generator(product.model, out, _facts(product, product.run, folder), format, hub=hub)
+    card, teacher = _facts(product, product.run, folder), Path(product.run.teacher)
+    return export_generator(product.model, out, card, format, teacher=teacher, hub=hub)
 
 
 def _facts(product: Product, run: Run, folder: Path) -> CardFacts:

@@ -69,7 +69,15 @@ class Prompted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.prompt, self.pooled = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(5, 2), nn.Linear(6, 2)
-        self.null = {"prompt": torch.zeros(4, 5), "mask": torch.tensor([1, 1, 1, 0]), "pooled": torch.zeros(6)}
+        self.null = None
+
+    def example(self, count: int) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(2)
+        embeddings = {
+            "prompt": torch.randn(count, 4, 5, generator=draw),
+            "pooled": torch.randn(count, 6, generator=draw),
+        }
+        return {**embeddings, "mask": torch.tensor([[1, 1, 1, 0]] * count)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Any) -> Tensor:
         words = (self.prompt(cond["prompt"]) * cond["mask"][..., None]).mean(1) + self.pooled(cond["pooled"])

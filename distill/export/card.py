@@ -28,9 +28,9 @@ class CardFacts:
     recipe: str  # YAML
 
 
-def render(facts: CardFacts, source: Source, generator: Generator, form: Format, cond: Condition) -> str:
+def render(facts: CardFacts, source: Source, generator: Generator, form: Format) -> str:
     """The text of README.md for `generator` in this format."""
-    prompts = isinstance(cond, Mapping)
+    prompts = isinstance(form.cond, Mapping)
     front = {
         **({"library_name": form.library} if form.library else {}),
         "pipeline_tag": "text-to-image" if prompts else "unconditional-image-generation",
@@ -46,7 +46,7 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format,
         [
             f"---\n{_yaml(front)}---\n",
             f"# {facts.name}\n",
-            _what(generator, cond),
+            _what(generator, form.cond),
             f"\n## Use\n\n{where}```python\n{form.snippet(source)}```\n",
             form.loading,
             f"\n## Training\n\nTeacher: `{facts.teacher}`, SHA-256 `{facts.teacher_sha256}`.",

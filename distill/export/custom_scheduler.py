@@ -20,7 +20,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     order = 1
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config
     def __init__(
         self,
         timestep: float = 999.0,

@@ -23,13 +23,14 @@ from distill.generator import Generator
 CHECK = "export_check.json"
 TOLERANCE = 1e-4  # on samples whose scale is that of images in [-1, 1]
 SEED = 0
-FORMATS: dict[str, Callable[[Generator, Condition], Format]] = {
+FORMATS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
     "diffusers": pipeline,
     "safetensors": weights,
     "onnx": onnx,
     "torch-export": torch_export,
 }
-"""Name -> the format of a generator that takes conditions like these; raises UserError where it has none."""
+"""Name -> (generator, conditions [8, ...] like those it takes, its teacher's folder) -> its format; raises UserError
+where it has none."""
 
 
 def export_generator(
@@ -38,13 +39,15 @@ def export_generator(
     card: CardFacts,
     format: str = "diffusers",
     cond: Condition = None,
+    teacher: Path | None = None,
     hub: str | None = None,
 ) -> float:
     """Write `generator` to `folder`, weights in float32, with a README.md that says how to load it.
 
     Returns the largest absolute difference between the samples of the folder, read back, and the generator's, in
-    float32 on the CPU, from equal noise and the condition `cond` ([8, ...]; made up where None). The README names the
-    model `hub` of the Hugging Face hub in place of the folder, where given. Raises UserError, leaving `folder` as it
+    float32 on the CPU, from equal noise and the condition `cond` ([8, ...]; made up where None). What a pipeline has
+    beside its network comes from the folder `teacher`. The README names the model `hub` of the Hugging Face hub in
+    place of the folder, where given. Raises UserError, leaving `folder` as it
     was, when the difference exceeds 1e-4, when the format has no place for this generator, and when `folder` holds
     something else than an export, which it would replace.
     """
@@ -52,14 +55,13 @@ def export_generator(
     check_format(format)
     _refuse_foreign(folder)
     generator = float32(generator)
-    cond = condition(generator) if cond is None else cond
-    form = FORMATS[format](generator, cond)
+    form = FORMATS[format](generator, condition(generator) if cond is None else cond, teacher)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
         staged = Path(work) / folder.name
         try:
             form.write(staged)
-            difference = _difference(generator, form, staged, cond)
+            difference = largest_difference(generator, form, staged)
         except UserError:
             raise
         except Exception as error:  # writers and readers are other libraries, with exceptions of their own
@@ -70,7 +72,7 @@ def export_generator(
                 f" {TOLERANCE:g}; '{folder}' was not written"
             )
         source = Source(hub, hub=True) if hub else Source(folder.name)
-        (staged / "README.md").write_text(render(card, source, generator, form, cond), "utf-8")
+        (staged / "README.md").write_text(render(card, source, generator, form), "utf-8")
         check: dict[str, Any] = {"format": format, "largest_absolute_difference": difference, "tolerance": TOLERANCE}
         check |= {"batches": form.batches, "seed": SEED}
         (staged / CHECK).write_text(json.dumps(check, indent=2) + "\n")
@@ -85,13 +87,13 @@ def check_format(format: str) -> None:
 
 
 @torch.no_grad()
-def _difference(generator: Generator, form: Format, folder: Path, cond: Condition) -> float:
+def largest_difference(generator: Generator, form: Format, folder: Path) -> float:
+    """Between what `folder` gives, read back, and what `generator` makes, absolute; NaN where there is one."""
     read, found = form.read(folder), []
     for batch in form.batches:
-        given = inputs(generator, cond, batch, SEED)
-        ours, theirs = generator(given.noise, given.cond), read(given)
-        found.append((theirs - (ours.clamp(-1, 1) if form.clamped else ours)).abs().max())
-    return float(torch.stack(found).max())  # which keeps a NaN
+        given = inputs(generator, form.cond, batch, SEED)
+        found.append((read(given) - form.shown(generator(given.noise, given.cond))).abs().max())
+    return float(torch.stack(found).max())
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -9,13 +9,16 @@ stock where it starts, at t = 1. Anything else takes the few lines of `custom_sc
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
+from distill.export.format import Format, Inputs, Reader, Source
 from distill.generator import Generator
 from distill.paths import DiscreteVP, Flow
 from distill.prediction import coefficients
@@ -24,28 +27,53 @@ from distill.teachers.families import Family
 from distill.teachers.parts import load_stock
 
 PROMPTS = ["a photograph of a red cat", ""]
+CUSTOM = (
+    "No stock scheduler or pipeline takes this one step, so a short file comes with the weights and"
+    " `trust_remote_code=True` allows diffusers to run it. It needs only torch and diffusers: read it first."
+)
 KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
-def write_family(generator: Generator, source: Path, folder: Path) -> bool:
-    """Write `generator`, float32, with the other parts of the pipeline in `source`; returns whether it is all stock.
+def family(generator: Generator, teacher: Path | None) -> Format:
+    """The folder of the pipeline's own class, with all its parts; it is asked as users do, by prompts or labels, and
+    gives images, as the teacher's own autoencoder makes of the generator's samples."""
+    network = cast(Family, generator.denoiser.network)
+    if teacher is None:
+        raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for the other parts")
+    codec, stock = Codec(teacher), is_stock(generator)
+    labels = torch.tensor([0, network.classes - 1])
+    return Format(
+        cond=TextEncoder(teacher).encode(PROMPTS) if network.text else labels,
+        write=partial(write_family, generator, teacher),
+        read=partial(_read, network, stock),
+        snippet=partial(_snippet, network, stock),
+        loading="This is a stock diffusers pipeline: no code comes with the weights." if stock else CUSTOM,
+        limits=(f"One step without guidance: call the pipeline with the arguments above ({_arguments(network)}).",),
+        library="diffusers",
+        batches=(2,),
+        shown=lambda samples: codec.decode(samples).clamp(-1, 1),
+    )
 
-    Raises UserError for an entry that the pipeline cannot be made to compute.
-    """
+
+def is_stock(generator: Generator) -> bool:
+    """Whether stock diffusers computes this generator."""
+    if isinstance(generator.denoiser.path, Flow):
+        return generator.t == generator.scale == 1
+    return stock_scheduler(generator) is not None
+
+
+def write_family(generator: Generator, source: Path, folder: Path) -> None:
+    """Write `generator`, float32, with the other parts of the pipeline in `source`."""
     network = cast(Family, generator.denoiser.network)
     pipe = load_stock(source, **{network.part: network.model, "dtype": torch.float32})
     scheduler = stock_scheduler(generator)
     if scheduler is not None:
         pipe.register_modules(scheduler=scheduler)
     pipe.save_pretrained(folder)
-    flow = isinstance(generator.denoiser.path, Flow)
-    if flow and not generator.t == generator.scale == 1:
-        _write_custom_flow(generator, type(pipe).__name__, folder)
-    elif scheduler is None:
+    if scheduler is None:
         _write_custom_scheduler(generator, folder)
-    else:
-        return True
-    return False
+    elif not is_stock(generator):
+        _write_custom_flow(generator, type(pipe).__name__, folder)
 
 
 def stock_scheduler(generator: Generator) -> Any:
@@ -119,19 +147,31 @@ def _edit_index(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2) + "\n")
 
 
-@torch.no_grad()
-def family_difference(generator: Generator, source: Path, folder: Path, stock: bool, seed: int = 0) -> float:
-    """The largest absolute difference in [-1, 1] between images of the reloaded `folder`, called with prompts or labels
-    as users do, and those that the teacher's own autoencoder makes of `generator`'s samples, from equal noise."""
-    network = cast(Family, generator.denoiser.network)
-    asked: dict[str, Any] = {"prompt": PROMPTS} if network.text else {"class_labels": [0, network.classes - 1]}
-    cond = TextEncoder(source).encode(PROMPTS) if network.text else torch.tensor(asked["class_labels"])
-    z = torch.randn(2, *network.shape, generator=torch.Generator().manual_seed(seed))
-    ours = Codec(source).decode(generator(z, cond)).clamp(-1, 1)
+def _asked(network: Family) -> str:
+    return f"prompt={PROMPTS}" if network.text else f"class_labels=[0, {network.classes - 1}]"
+
+
+def _arguments(network: Family) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in network.call().items())
+
+
+def _snippet(network: Family, stock: bool, source: Source) -> str:
+    trust = "" if stock else ", trust_remote_code=True"
+    return (
+        "from diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({source.quoted}{trust})\n"
+        f"images = pipe({_asked(network)}, {_arguments(network)}).images\n"
+    )
+
+
+def _read(network: Family, stock: bool, folder: Path) -> Reader:
     pipe = load_stock(folder, trust_remote_code=not stock)
-    noise = torch.Generator().manual_seed(seed)
-    try:
-        images = pipe(**asked, **network.call(), **network.latents(z), generator=noise, output_type="np").images
-    except Exception as error:  # the reader of the folder is diffusers, with exceptions of its own for each flaw
-        raise UserError(f"export: diffusers cannot use the exported folder: {' '.join(str(error).split())}") from error
-    return float((2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1 - ours).abs().max())
+
+    def sample(given: Inputs) -> Tensor:
+        labels = given.cond.tolist() if isinstance(given.cond, Tensor) else None
+        asked: dict[str, Any] = {"class_labels": labels} if labels else {"prompt": PROMPTS[: len(given.noise)]}
+        noise = {**network.latents(given.noise), "generator": torch.Generator().manual_seed(given.seed)}
+        images = pipe(**asked, **network.call(), **noise, output_type="np").images
+        return 2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1
+
+    return sample

@@ -30,7 +30,7 @@ class Inputs:
 
 
 Reader: TypeAlias = Callable[[Inputs], Tensor]
-"""inputs -> samples [B, ...], float32 on the CPU."""
+"""inputs -> samples or images in [-1, 1], [B, ...], float32 on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,20 @@ class Format:
     """How one generator is exported in one format.
 
     `write(folder)` fills a folder that does not exist yet, and `read(folder)` draws from it as its users will, with
-    nothing but what is in it; both may raise anything. The samples of both sides are compared at each batch size of
-    `batches`; with `clamped` those read end at -1 and 1. `snippet(source)` is Python that loads the export and draws
-    BATCH `images`, in [0, 1] or as pictures, or `latents`; the rest is for the card.
+    nothing but what is in it; both may raise anything. What both sides make under `cond` [B, ...] is compared at each
+    batch size of `batches`; `shown` makes of the generator's samples what the folder gives. `snippet(source)` is Python
+    that loads the export and draws `images`, in [0, 1] or as pictures, or `latents`; the rest is for the card.
     """
 
+    cond: Condition
     write: Callable[[Path], None]
     read: Callable[[Path], Reader]
     snippet: Callable[[Source], str]
     loading: str
     limits: tuple[str, ...] = ()
     library: str | None = None
-    clamped: bool = False
     batches: tuple[int, ...] = (BATCH,)
+    shown: Callable[[Tensor], Tensor] = lambda samples: samples
 
 
 def constants(generator: Generator) -> dict[str, float]:
@@ -101,17 +102,11 @@ def network_of(generator: Generator) -> Network:
 
 
 def condition(generator: Generator) -> Condition:
-    """What BATCH samples are conditioned on in a check: labels that go round the classes; where the null condition is
-    a mapping of tensors, random ones like them (and whole numbers, such as masks, as they are)."""
-    null, classes = generator.denoiser.null_cond, network_of(generator).classes
-    if isinstance(null, Mapping):
-        random = torch.Generator().manual_seed(1)
-        many = {name: one.cpu().expand(BATCH, *one.shape) for name, one in null.items()}
-        return {
-            name: torch.randn(value.shape, generator=random) if value.is_floating_point() else value.clone()
-            for name, value in many.items()
-        }
-    return torch.arange(BATCH) % classes if classes else None
+    """What BATCH samples are conditioned on in a check: the network's own `example`, or its classes in turn."""
+    network = network_of(generator)
+    if hasattr(network, "example"):
+        return cast(Condition, network.example(BATCH))
+    return torch.arange(BATCH) % network.classes if network.classes else None
 
 
 def inputs(generator: Generator, cond: Condition, batch: int, seed: int = 0) -> Inputs:

@@ -46,7 +46,7 @@ class OneStep(nn.Module):
         return c["from_x_t"] * x_t + c["from_output"] * output
 
 
-def torch_export(generator: Generator, cond: Condition) -> Format:
+def torch_export(generator: Generator, cond: Condition, _: Path | None = None) -> Format:
     """A program of torch.export, which is called as the generator is: (noise, cond)."""
 
     def write(folder: Path) -> None:
@@ -59,6 +59,7 @@ def torch_export(generator: Generator, cond: Condition) -> Format:
         return load + call(generator, cond)
 
     return Format(
+        cond=cond,
         write=write,
         read=_read_program,
         snippet=snippet,
@@ -68,7 +69,7 @@ def torch_export(generator: Generator, cond: Condition) -> Format:
     )
 
 
-def onnx(generator: Generator, cond: Condition) -> Format:
+def onnx(generator: Generator, cond: Condition, _: Path | None = None) -> Format:
     """A model for onnxruntime; its inputs are `noise`, and `labels` or the names of the conditions."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
@@ -100,6 +101,7 @@ def onnx(generator: Generator, cond: Condition) -> Format:
         )
 
     return Format(
+        cond=cond,
         write=write,
         read=_read_model,
         snippet=snippet,

@@ -20,40 +20,43 @@ from torch import Tensor
 
 from distill.denoiser import Condition
 from distill.errors import UserError
+from distill.export.family import family
 from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants, network_of
 from distill.generator import Generator
 from distill.paths import EDM
 from distill.teachers import EDM2Net, EDMNet, UNet
+from distill.teachers.families import Family
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
+MORE_STEPS = " The pipeline accepts a larger `num_inference_steps`, and its images are then wrong."
 HERE = Path(__file__).parent
 FUTURE = "from __future__ import annotations\n"
 IMPORT = "from distill.networks.edm import SongUNet as Network\n"  # in onestep_network.py
 
 
-def pipeline(generator: Generator, cond: Condition) -> Format:
+def pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
     """The folder for `DiffusionPipeline.from_pretrained`; raises UserError for networks that have none."""
     network = generator.denoiser.network
+    if isinstance(network, Family):
+        return family(generator, teacher)
     if isinstance(network, UNet) and _is_stock(generator):
-        return _format(generator, partial(_write_stock, generator), stock=True)
+        return _format(generator, cond, partial(_write_stock, generator), stock=True)
     if isinstance(network, UNet | EDMNet | EDM2Net):
-        return _format(generator, partial(_write_custom, generator), stock=False)
+        return _format(generator, cond, partial(_write_custom, generator), stock=False)
     kind = type(network).__name__
     raise UserError(f"export: no diffusers pipeline takes a network of type {kind}; give another --format")
 
 
-def _format(generator: Generator, write: Callable[[Path], None], stock: bool) -> Format:
+def _format(generator: Generator, cond: Condition, write: Callable[[Path], None], stock: bool) -> Format:
     return Format(
+        cond=cond,
         write=write,
         read=partial(_read, trust=not stock),
         snippet=partial(_snippet, generator, stock),
         loading=_loading(generator, stock),
-        limits=(
-            "One step only: `num_inference_steps=1`."
-            + (" The pipeline accepts a larger `num_inference_steps`, and its images are then wrong." if stock else ""),
-        ),
+        limits=("One step only: `num_inference_steps=1`." + (MORE_STEPS if stock else ""),),
         library="diffusers",
-        clamped=not generator.denoiser.latents,
+        shown=(lambda x: x) if generator.denoiser.latents else (lambda x: x.clamp(-1, 1)),
     )
 
 

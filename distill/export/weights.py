@@ -7,6 +7,7 @@ of EDM's and EDM2's networks have their published names, so that the authors' ow
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -16,16 +17,20 @@ from distill.errors import UserError, one_line
 from distill.export.format import Format, Inputs, Reader, Source
 from distill.export.snippets import call
 from distill.generator import Generator
-from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
+from distill.teachers import EDM2Net, EDMNet, denoiser_files, load_denoiser, save_denoiser
+from distill.teachers.families import Family
 
 SETTINGS = "generator.json"
 
 
-def weights(generator: Generator, cond: Condition) -> Format:
-    """For every generator whose denoiser can be saved."""
+def weights(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
+    """For every generator whose denoiser can be saved; a family's with the configs of its pipeline, of `teacher`."""
 
     def write(folder: Path) -> None:
-        save_denoiser(generator.denoiser, folder)
+        if isinstance(generator.denoiser.network, Family):
+            _save_family(generator.denoiser.network, teacher, folder)
+        else:
+            save_denoiser(generator.denoiser, folder)
         settings = {"t": generator.t, "scale": generator.scale}
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -33,8 +38,8 @@ def weights(generator: Generator, cond: Condition) -> Format:
         load = f"import torch\nfrom distill import load_generator\n{source.folder}generator = load_generator(folder)\n"
         return load + call(generator, cond)
 
-    loading = "It needs the package `distill-onestep`. The folder is also a teacher for it (`denoiser.json`)."
-    return Format(write=write, read=_read, snippet=snippet, loading=loading + _authors(generator))
+    loading = "It needs the package `distill-onestep`. The folder is also a teacher for it."
+    return Format(cond=cond, write=write, read=_read, snippet=snippet, loading=loading + _authors(generator))
 
 
 def load_generator(folder: str | Path) -> Generator:
@@ -51,6 +56,18 @@ def load_generator(folder: str | Path) -> Generator:
         raise UserError(f"'{folder}' is no generator's: it has no {SETTINGS}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{file}' is damaged: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _save_family(network: Family, teacher: Path | None, folder: Path) -> None:
+    """The network and what else load_pipeline reads: no text encoder, no autoencoder."""
+    if teacher is None:
+        raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for its configs")
+    files = [*denoiser_files(teacher), teacher / "vae" / "config.json"]
+    for file in (file for file in files if file.suffix == ".json"):
+        copy = folder / file.relative_to(teacher)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    network.model.save_pretrained(folder / network.part)
 
 
 def _read(folder: Path) -> Reader:

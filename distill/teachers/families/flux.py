@@ -43,7 +43,7 @@ class Flux(Family):
         half = self.side // 2
         rows, columns = torch.meshgrid(*2 * (torch.arange(half, device=x.device),), indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(half * half, 3).to(x.dtype)
-        guidance = x.new_full((len(x),), self.guidance) if self.config["guidance_embeds"] else None
+        guidance = x.new_full((x.shape[0],), self.guidance) if self.config["guidance_embeds"] else None
         output: Tensor = self.model(
             hidden_states=self.packed(x),
             timestep=time / 1000,

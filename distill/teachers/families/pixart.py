@@ -27,7 +27,7 @@ class PixArt(Family):
         given = self.given(x, cond)
         size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.config["sample_size"] == 128:  # the networks of 1024 pixels alone know their size
-            size = {"resolution": x.new_full((len(x), 2), self.pixels), "aspect_ratio": x.new_ones(len(x), 1)}
+            size = {"resolution": x.new_full((x.shape[0], 2), self.pixels), "aspect_ratio": x.new_ones(x.shape[0], 1)}
         output: Tensor = self.model(
             x,
             encoder_hidden_states=given["prompt"],

@@ -24,7 +24,7 @@ class SDXL(StableDiffusion):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.given(x, cond)
-        sizes = x.new_tensor([self.pixels, self.pixels, 0, 0, self.pixels, self.pixels]).expand(len(x), 6)
+        sizes = x.new_tensor([self.pixels, self.pixels, 0, 0, self.pixels, self.pixels]).expand(x.shape[0], 6)
         added = {"text_embeds": given["pooled"], "time_ids": sizes}  # original size, crop's corner, target size
         output: Tensor = self.model(
             x, time, encoder_hidden_states=given["prompt"], added_cond_kwargs=added, return_dict=False

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill import Generator
-from distill.export.family import family_difference, stock_scheduler, write_family
+from distill import Generator, UserError, load_generator
+from distill.export import export_generator
+from distill.export.export import largest_difference
+from distill.export.family import family, is_stock, stock_scheduler
+from distill.export.format import condition, inputs
 from distill.teachers import load_denoiser
 from distill.teachers.families import Family
+from tests.exports import FACTS, OURS, snippet, strangers
 from tests.pipelines import PIPELINES
 
 LATENT = [name for name in PIPELINES if not name.startswith("ddpm")]
@@ -47,11 +51,61 @@ def test_the_pipeline_makes_the_generators_images(
     flow = name.startswith(FLOWS)
     source = pipelines(name)
     generator = make(source, ((t + 1) / 1000 if flow else t, scale))
-    stock = write_family(generator, source, tmp_path / "out")
-    assert stock == (on_flow if flow else on_grid)
-    assert family_difference(generator, source, tmp_path / "out", stock) < 1e-4
+    form = family(generator, source)
+    form.write(tmp_path / "out")
+    assert is_stock(generator) == (on_flow if flow else on_grid)
+    assert largest_difference(generator, form, tmp_path / "out") < 1e-4
     other = Generator(generator.denoiser, generator.t, 1.1 * generator.scale)
-    assert family_difference(other, source, tmp_path / "out", stock) > 1e-3
+    assert largest_difference(other, form, tmp_path / "out") > 1e-3
+
+
+SHOWN = [(name, "unit") for name in LATENT] + [("sd15", "scaled"), ("sd3", "scaled"), ("flux", "unit inside")]
+
+
+def test_the_cards_snippet_gives_our_images_without_our_packages(
+    pipelines: Callable[[str], Path], tmp_path: Path
+) -> None:
+    cases, ours = {}, {}
+    for name, entry in SHOWN:
+        case, folder, source = f"{name} {entry}", tmp_path / f"{name} {entry}", pipelines(name)
+        t, scale = ENTRIES[entry][0]
+        generator = make(source, ((t + 1) / 1000 if name.startswith(FLOWS) else t, scale))
+        assert export_generator(generator, folder, FACTS, teacher=source) < 1e-4
+        code = snippet(folder)
+        assert len(code.splitlines()) == 3 and ("trust_remote_code" in code) == (entry != "unit")
+        cases[case] = folder, code.replace("num_inference_steps=1", "num_inference_steps=1, output_type='np'")
+        form = family(generator, source)
+        given = inputs(generator, form.cond, batch=2)
+        with torch.no_grad():
+            ours[case] = form.shown(generator(given.noise, given.cond))
+    (tmp_path / "stranger").mkdir()
+    drawn = strangers(tmp_path / "stranger", cases, OURS)
+    for case, images in ours.items():
+        assert float((2 * drawn[case].permute(0, 3, 1, 2) - 1 - images).abs().max()) < 1e-4, case
+        assert float(images.std()) > 0.01, case
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_weights_alone_are_read_back(name: str, pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    source = pipelines(name)
+    generator = make(source, (1.0, 1.0) if name == "sd3" else (625, None))
+    assert export_generator(generator, tmp_path / "out", FACTS, "safetensors", teacher=source) == 0
+    loaded = load_generator(tmp_path / "out")
+    given = inputs(generator, condition(generator), batch=2)
+    assert torch.equal(loaded(given.noise, given.cond), generator(given.noise, given.cond))
+    assert not list((tmp_path / "out").glob("*/*.txt")) and not (tmp_path / "out" / "text_encoder").exists()
+    for name in ("diffusers", "safetensors"):
+        with pytest.raises(UserError, match=r"^export: a .* needs its teacher's folder for "):
+            export_generator(generator, tmp_path / "other", FACTS, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LATENT)
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+def test_graphs(format: str, name: str, pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    source = pipelines(name)
+    generator = make(source, (1.0, 1.0) if name.startswith(FLOWS) else (625, None))
+    assert export_generator(generator, tmp_path / "out", FACTS, format) < 2e-5
 
 
 def test_schedulers_keep_the_pipelines_betas(pipelines: Callable[[str], Path]) -> None:

@@ -98,8 +98,7 @@ def test_the_cards_snippet_gives_our_samples(
     generator = exports[name, case][0]
     noise = numpys_noise(generator) if name == "onnx" else normal(generator)
     if case == "prompted":
-        null = generator.denoiser.null_cond
-        ones = {key: torch.ones(8, *value.shape, dtype=value.dtype) for key, value in null.items()}
+        ones = {key: torch.ones_like(value) for key, value in generator.denoiser.network.example(8).items()}
         ours = generator(noise, ones).detach().clamp(-1, 1)
     else:
         ours = samples(generator, noise)
@@ -144,7 +143,7 @@ def test_conditions_keep_their_names(exports: Exports) -> None:
     import onnxruntime
 
     for case, names in (
-        ("prompted", ["noise", "prompt", "mask", "pooled"]),
+        ("prompted", ["noise", "prompt", "pooled", "mask"]),
         ("ddpm++", ["noise", "labels"]),
         ("edm2 of latents", ["noise"]),
     ):
