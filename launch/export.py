@@ -56,7 +56,7 @@ def export(
 def export_product(
     product: Product, folder: Path, out: Path, format: str = "diffusers", hub: str | None = None
 ) -> float:
-    """Export; returns the largest absolute difference between both sides' samples on the same noise."""
+    """Export; returns the largest difference between both sides' samples on the same noise."""
     if not isinstance(product.model, Generator) or not isinstance(product.run, Run):
         raise UserError(
             f"'{folder}' trains a teacher: its teacher/ is a diffusers folder already; export takes distillations"

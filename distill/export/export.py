@@ -21,7 +21,7 @@ from distill.export.weights import weights
 from distill.generator import Generator
 
 CHECK = "export_check.json"
-TOLERANCE = 1e-4  # on samples whose scale is that of images in [-1, 1]
+TOLERANCE = 1e-4
 SEED = 0
 FORMATS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
     "diffusers": pipeline,
@@ -44,12 +44,11 @@ def export_generator(
 ) -> float:
     """Write `generator` to `folder`, weights in float32, with a README.md that says how to load it.
 
-    Returns the largest absolute difference between the samples of the folder, read back, and the generator's, in
-    float32 on the CPU, from equal noise and the condition `cond` ([8, ...]; made up where None). What a pipeline has
-    beside its network comes from the folder `teacher`. The README names the model `hub` of the Hugging Face hub in
-    place of the folder, where given. Raises UserError, leaving `folder` as it
-    was, when the difference exceeds 1e-4, when the format has no place for this generator, and when `folder` holds
-    something else than an export, which it would replace.
+    Returns the largest difference between the samples of the folder, read back, and the generator's, in float32 on the
+    CPU, from equal noise and the condition `cond` ([8, ...]; made up where None). What a pipeline has beside its
+    network comes from the folder `teacher`. The README names the model `hub` of the Hugging Face hub in place of the
+    folder, where given. Raises UserError, leaving `folder` as it was, when the difference exceeds 1e-4, when the format
+    has no place for this generator, and when `folder` holds something else than an export, which it would replace.
     """
     folder = Path(folder).resolve()
     check_format(format)
@@ -73,7 +72,7 @@ def export_generator(
             )
         source = Source(hub, hub=True) if hub else Source(folder.name)
         (staged / "README.md").write_text(render(card, source, generator, form), "utf-8")
-        check: dict[str, Any] = {"format": format, "largest_absolute_difference": difference, "tolerance": TOLERANCE}
+        check: dict[str, Any] = {"format": format, "largest_difference": difference, "tolerance": TOLERANCE}
         check |= {"batches": form.batches, "seed": SEED}
         (staged / CHECK).write_text(json.dumps(check, indent=2) + "\n")
         _replace(folder, staged, Path(work) / "old")
@@ -88,11 +87,13 @@ def check_format(format: str) -> None:
 
 @torch.no_grad()
 def largest_difference(generator: Generator, form: Format, folder: Path) -> float:
-    """Between what `folder` gives, read back, and what `generator` makes, absolute; NaN where there is one."""
+    """Between what `folder` gives, read back, and what `generator` makes, in units of the largest of it, or of 1 where
+    that is less, as with images; NaN where there is one."""
     read, found = form.read(folder), []
     for batch in form.batches:
         given = inputs(generator, form.cond, batch, SEED)
-        found.append((read(given) - form.shown(generator(given.noise, given.cond))).abs().max())
+        ours = form.shown(generator(given.noise, given.cond))
+        found.append((read(given) - ours).abs().max() / ours.abs().max().clamp(min=1))
     return float(torch.stack(found).max())
 
 

@@ -116,9 +116,11 @@ def _trace(generator: Generator, cond: Condition) -> torch.export.ExportedProgra
     batch = torch.export.Dim("batch", min=1, max=MOST)
     arguments = (given.noise,) if cond is None else (given.noise, given.cond)
     program = torch.export.export(OneStep(generator), arguments, dynamic_shapes=_sizes(cond, batch))
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # names files of this machine
+    for node in list(program.graph.nodes):
+        node.meta.pop("stack_trace", None)  # names files of this machine
+        if node.target is torch.ops.aten.squeeze.dim and node.args[0].meta["val"].shape[node.args[1]] != 1:
+            node.replace_all_uses_with(node.args[0])  # PixArt's changes nothing, and ONNX's refuses that
+            program.graph.erase_node(node)
     return program
 
 
