@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
 from distill.denoiser import Condition
 from distill.errors import UserError, one_line
-from distill.export.format import Format, Inputs, Reader, Source
-from distill.export.snippets import call
+from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants
+from distill.export.snippets import call, conditions, finish, noise
 from distill.generator import Generator
-from distill.teachers import EDM2Net, EDMNet, denoiser_files, load_denoiser, save_denoiser
+from distill.teachers import EDM2Net, EDMNet, OwnNet, denoiser_files, load_denoiser, save_denoiser
 from distill.teachers.families import Family
 
 SETTINGS = "generator.json"
@@ -35,11 +36,15 @@ def weights(generator: Generator, cond: Condition, teacher: Path | None) -> Form
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     def snippet(source: Source) -> str:
+        if isinstance(generator.denoiser.network, OwnNet):
+            return _own_snippet(generator, cond, source)
         load = f"import torch\nfrom distill import load_generator\n{source.folder}generator = load_generator(folder)\n"
         return load + call(generator, cond)
 
-    loading = "It needs the package `distill-onestep`. The folder is also a teacher for it."
-    return Format(cond=cond, write=write, read=_read, snippet=snippet, loading=loading + _authors(generator))
+    own = isinstance(generator.denoiser.network, OwnNet)
+    needs = "torch, safetensors and the file of the network's class" if own else "the package `distill-onestep`"
+    loading = f"It needs {needs}. For distill-onestep the folder is a teacher too.{_authors(generator)}"
+    return Format(cond=cond, write=write, read=_read, snippet=snippet, loading=loading)
 
 
 def load_generator(folder: str | Path) -> Generator:
@@ -78,6 +83,22 @@ def _read(folder: Path) -> Reader:
         return x
 
     return sample
+
+
+def _own_snippet(generator: Generator, cond: Condition, source: Source) -> str:
+    """A network of the user's own is called by its own class."""
+    network = cast(OwnNet, generator.denoiser.network)
+    module, _, name = network.name.partition(":")
+    c, labels = constants(generator), "" if cond is None else ", labels"
+    return (
+        f"import torch\nfrom safetensors.torch import load_file\nfrom {module} import {name}\n{source.folder}"
+        f"network = {name}(**{network.settings}).eval()\n"
+        f'network.load_state_dict(load_file(f"{{folder}}/network.safetensors"))\n'
+        f"{noise(generator, 'torch')}{''.join(f'{k} = {v}' for k, v in conditions(generator, cond, 'torch').items())}\n"
+        f"x_t, time = {c['scale']} * noise, torch.full(({BATCH},), {c['timestep']})\n"
+        f"with torch.no_grad():\n    output = network({c['input_scale']} * x_t, time{labels})\n"
+        f"samples = {c['from_x_t']} * x_t + {c['from_output']} * output\n{finish(generator, 'clamp')}"
+    )
 
 
 def _authors(generator: Generator) -> str:

@@ -70,17 +70,17 @@ def test_a_teacher_of_ones_own(distill: Command, monkeypatch: pytest.MonkeyPatch
         name, *arguments = command.removeprefix("distill ").split()
         result = distill(name, *arguments, *(shorter if name == "train" else []))
         assert result.code == 0, result.err
-    teacher, export = Path("teachers/mine"), Path("runs/mine/export")
+    teacher, export = Path("teachers/mine"), Path("runs/mine/export-safetensors")
     trained, made = (load_file(folder / "network.safetensors") for folder in (teacher, export))
     assert trained.keys() == made.keys() and not torch.equal(trained["out.weight"], made["out.weight"])
     assert json.loads((export / "denoiser.json").read_text()) == json.loads((teacher / "denoiser.json").read_text())
     card = re.search(r"```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)
     assert card is not None
     scope: dict[str, Any] = {}
-    monkeypatch.chdir(export)
+    monkeypatch.chdir(export.parent)
     exec(card[1], scope)
-    assert scope["x"].shape == (8, 1, 8, 8) and scope["x"].isfinite().all()
-    monkeypatch.chdir("../../..")
+    assert scope["images"].shape == (8, 1, 8, 8) and scope["images"].isfinite().all()
+    monkeypatch.chdir("../..")
     Path("my_weights.safetensors").write_bytes((teacher / "network.safetensors").read_bytes())
     description = json.loads((teacher / "denoiser.json").read_text())
     names = {"load_file": load_file, "save_denoiser": save_denoiser, "OwnNet": OwnNet, "Denoiser": Denoiser, "EDM": EDM}

@@ -52,7 +52,7 @@ def test_from_start_to_export(teacher: Path, tmp_path: Path, monkeypatch: pytest
     product = load_product(run)
     assert isinstance(product.model, Generator)
     product.model.denoiser.autocast_dtype = None
-    difference = export_product(product, run, tmp_path / "export", state_dict=True)
+    difference = export_product(product, run, tmp_path / "export", "safetensors")
     assert difference == 0
     weights, network = load_file(tmp_path / "export/network.safetensors"), product.model.denoiser.network
     assert isinstance(network, OwnNet) and not torch.equal(
@@ -62,12 +62,12 @@ def test_from_start_to_export(teacher: Path, tmp_path: Path, monkeypatch: pytest
     assert load_denoiser(tmp_path / "export").null_cond == 10
     found = re.search(r"```python\n(.*?)```", (tmp_path / "export/README.md").read_text(), re.DOTALL)
     assert found is not None and "distill" not in found[1].replace("tests.distill", "")
-    monkeypatch.chdir(tmp_path / "export")
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     exec(found[1], scope)
     with torch.no_grad():
-        expected = product.model(scope["x_t"] / product.model.scale, torch.arange(8))
-    assert float((scope["x"] - expected).abs().max()) < 1e-5
+        expected = product.model(scope["noise"], torch.arange(8))
+    assert float((scope["samples"] - expected).abs().max()) < 1e-5
 
 
 def test_the_hash_sees_weights_and_settings(teacher: Path) -> None:
