@@ -76,6 +76,8 @@ def onnx(generator: Generator, cond: Condition, _: Path | None = None) -> Format
         raise UserError(f"--format onnx: needs {', '.join(missing)}; pip install 'distill-onestep[onnx]'")
 
     def write(folder: Path) -> None:
+        from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
         folder.mkdir()
         names = ["noise", *conditions(generator, cond, "np")]
         with _quietly():
@@ -86,9 +88,12 @@ def onnx(generator: Generator, cond: Condition, _: Path | None = None) -> Format
                 input_names=names,
                 output_names=["sample"],
                 dynamic_shapes=_sizes(cond, "batch"),  # the program has them; here for the name
+                optimize=False,  # its rewriting drops the 1e-15 of Sana's attention, and divides 0 by 0
                 verbose=False,
             )
             assert program is not None
+            fold_constants(program.model)
+            remove_unused_nodes(program.model)
             program.save(folder / MODEL)  # weights beyond protobuf's 2 GB go to a file beside it
 
     def snippet(source: Source) -> str:

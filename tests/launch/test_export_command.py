@@ -35,7 +35,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """Where this process's client and those of its children go, logged in."""
     with serve() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", server.url, raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
@@ -55,8 +54,11 @@ def test_each_format_has_its_folder(student: Path, distill: Command) -> None:
     assert torch.equal(generator(noise, labels), load_product(student).sampler(noise, labels))
 
 
-def test_pushed_and_loaded_from_the_hub(student: Path, hub: Hub, tmp_path: Path) -> None:
+def test_pushed_and_loaded_from_the_hub(
+    student: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In processes of their own: upload, then the card's snippet, which finds the model by its id."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     more = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": TOKEN}
     job = start(["export", str(student), "--push-to-hub", "me/tiny", "--private"], tmp_path / "log", **more)
     assert job.finish() == 0, job.text

@@ -57,7 +57,8 @@ def test_weights_of_edm2_are_normalised_after_each_update_of_their_player(edm2: 
         assert len(moved) > 20
 
 
-def test_a_run_from_start_to_export(tmp_path: Path) -> None:
+def test_a_run_from_start_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     torch.manual_seed(0)
     save_denoiser(Denoiser(EDMNet(**NCSNPP), EDM(), "edm"), tmp_path / "teacher")
     settings = recipe(tmp_path / "teacher", images=16, checkpoint_every=16, samples_every=16)
