@@ -234,7 +234,7 @@ def test_a_network_runs_after_another_of_its_file_was_loaded(
 @pytest.mark.parametrize("case", ["ddpm++", "ncsn++", "edm2 of latents"])
 def test_half_precision_runs(case: str, exports: Exports) -> None:
     generator, folder, _ = exports[case]
-    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.bfloat16)
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
     assert pipe.unet.dtype == torch.bfloat16
     labels = [i % generator.denoiser.network.classes for i in range(8)] if generator.denoiser.network.classes else None
     rough = pipe(8, labels, latents=normal(generator), output_type="latent").images
