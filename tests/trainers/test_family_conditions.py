@@ -15,6 +15,7 @@ from PIL import Image
 
 from distill.encoders import codec
 from distill.teachers import TextEncoder, load_denoiser, parts
+from launch.export import export_product
 from tests.tiny import ROOT, experiment, recipe
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
@@ -71,7 +72,7 @@ def test_conditions_are_those_of_the_pipeline(
 def test_a_run_on_prompts_and_latents(
     pipelines: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stable Diffusion under DMD2, on real images: trained, resumed and sampled; the second time from the cache."""
+    """Stable Diffusion under DMD2, on real images: trained, exported, resumed and sampled; then from the cache."""
     data = {"name": "images", "path": str(EMOJI), "resolution": 16, "prompt_column": "text"}
     run = experiment(
         recipe(
@@ -91,6 +92,9 @@ def test_a_run_on_prompts_and_latents(
     assert real is not None and real.shape == (2, 4, 8, 8) and decoder is not None
     picture = Image.open(tmp_path / "run/samples" / f"{4:012d}.png")
     assert picture.mode == "RGB" and picture.size == (10 * (64 + 2), 6 * (64 + 2))  # 16 pixels, 4 times as large
+    product = load_product(tmp_path / "run")
+    for name in ("diffusers", "safetensors", "torch-export"):
+        assert export_product(product, tmp_path / "run", tmp_path / name, name) < 1e-4
     shutil.rmtree(tmp_path / "run/checkpoints" / f"{4:012d}")
     monkeypatch.setattr(parts, "load_stock", unused)
     monkeypatch.setattr(parts.Codec, "encode", unused)
