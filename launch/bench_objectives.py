@@ -64,7 +64,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     _picture(pictures, out / f"{data}.png")
     command = "make bench-objectives" if data == "digits" else f"python -m launch.bench_objectives {data}"
-    (out / f"{data}.md").write_text(_page(data, command, rows))
+    notes = out / f"{data}_notes.md"  # written by hand: what the numbers do not say
+    (out / f"{data}.md").write_text(_page(data, command, rows) + (notes.read_text() if notes.exists() else ""))
     console.print(f"{out / data}.md")
 
 
