@@ -51,7 +51,7 @@ KEYS: list[tuple[list[str], str]] = [
         f"key 'objective' must be one of {', '.join(OBJECTIVES)} or your own 'module:Class', alone or as",
     ),
     (["objective=no.such:Thing"], "key 'objective': cannot import 'no.such:Thing': ModuleNotFoundError: No module"),
-    (["data=digit"], "key 'data' must be one of digits, images, data_free or your own 'module:Class', alone or as the"),
+    (["data=digit"], "key 'data' must be one of digits, images, prompts, data_free or your own 'module:Class', alone"),
     (["micro_batches=3"], "micro_batches: 3 must divide batch_size 8"),
     (["teacher=null"], "key 'teacher' must be a string, got None"),
 ]

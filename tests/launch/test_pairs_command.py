@@ -75,7 +75,11 @@ def test_mistakes(distill: Command, teachers: Path, tmp_path: Path) -> None:
     other = "{name: data_free, shape: [1, 8, 9], classes: 10}"
     for teacher, data, message in (
         (tmp_path, "digits", f"teacher: '{tmp_path}' holds no teacher: neither denoiser.json nor a folder teacher/"),
-        (teachers / "edm", "digit", "--data: must be one of digits, images, data_free or your own 'module:Class', "),
+        (
+            teachers / "edm",
+            "digit",
+            "--data: must be one of digits, images, prompts, data_free or your own 'module:Class', ",
+        ),
         (teachers / "edm", other, "data: data_free has shape (1, 8, 9), the teacher "),
     ):
         assert mistake(distill("pairs", teacher, "p", *SHORT, "--data", data)).startswith(message)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ from distill.errors import UserError
 from distill.random import Random
 from launch.cache import cache
 from launch.sample import draw
-from tests.clip_texts import Clip, write_clip
 from tests.texts import Halves, Words, embedding, install, load_any, write_text_teacher
-from tests.tiny import ROOT, environment, experiment, launch, recipe
+from tests.tiny import ROOT, experiment, launch, recipe
 from trainers.data import Dataset, Digits
 from trainers.data.batches import Batches, inputs, placed
 from trainers.data.dataset import UNKNOWN
@@ -372,51 +369,3 @@ def test_two_processes_of_a_command_encode_once(
     monkeypatch.setenv("DISTILL_CACHE", str(here))
     cache(str(file))
     assert capsys.readouterr().out == f"24 prompts and 0 latents in {here}\n" and not log.exists()
-
-
-# A text encoder of transformers
-
-CLIP = """
-import json, sys, torch
-from pathlib import Path
-from tests.clip_texts import Clip
-from tests.clip_texts import Clip, write_clip
-from tests.texts import TextNet
-from trainers.data import Dataset
-from trainers.data.dataset import UNKNOWN
-from trainers.prepare import Preparation
-from distill.denoiser import Denoiser
-from distill.paths import EDM
-
-prompts = ["a cat", "a photo of a dog", "a cat"]
-encoder = Clip(Path(sys.argv[1]))
-teacher = Denoiser(TextNet((1, 8, 8), encoder), EDM(), "edm")
-dataset = Dataset("words", 3, UNKNOWN, None, None, prompts=prompts)
-ready = Preparation(sys.argv[2], torch.device("cpu")).of(dataset, teacher, real=False)
-rows = ready.cond(torch.arange(3))
-own = {"prompt": torch.stack([rows["prompt"][n] for n in range(3)]), "null": teacher.null_cond["prompt"]}
-modules = [name for name in ("transformers", "diffusers", "tokenizers") if name in sys.modules]
-torch.save(own, sys.argv[3])
-print(json.dumps({"modules": modules, "loaded": encoder.loaded}))
-"""
-
-
-@torch.no_grad()
-def test_a_second_run_loads_no_encoder(tmp_path: Path) -> None:
-    """CLIP's text model: what is cached is what it gives; then the cache is read without importing transformers."""
-    write_clip(tmp_path / "clip")
-    reports, rows = [], []
-    for number in range(2):
-        out = tmp_path / f"rows{number}.pt"
-        command = [sys.executable, "-c", CLIP, str(tmp_path / "clip"), str(tmp_path / "cache"), str(out)]
-        done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True)
-        reports.append(json.loads(done.stdout))
-        rows.append(torch.load(out, weights_only=True))
-    assert reports[0]["modules"] == ["transformers", "tokenizers"] and not reports[0]["loaded"]
-    assert reports[1] == {"modules": [], "loaded": False}
-    assert all(torch.equal(rows[0][name], rows[1][name]) for name in rows[0])
-    encoder = Clip(tmp_path / "clip")
-    direct = encoder.encode(["a cat", "a photo of a dog"])["prompt"]
-    assert torch.allclose(rows[0]["prompt"], direct[[0, 1, 0]], atol=1e-6)
-    assert torch.equal(rows[0]["null"], encoder.encode([""])["prompt"][0])
-    assert float((direct[0] - direct[1]).abs().max()) > 0.01

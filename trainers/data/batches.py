@@ -82,7 +82,8 @@ def inputs(
 
     `host` are the same random numbers on the host: without them a lookup waits for the device.
     """
-    positions = ((host or random).stream("label").uniform() * dataset.count).long().cpu()
+    host = host or Random(random.keys.cpu())
+    positions = (host.stream("label").uniform() * dataset.count).long()
     return _noise(dataset, random, dtype), placed(dataset.cond(positions), random.keys.device, dtype)
 
 
