@@ -180,6 +180,7 @@ class Experiment:
     batch_size: int  # global: over all processes and micro-batches
     micro_batches: int = 1  # gradient accumulation
     precision: Literal["float32", "bfloat16", "float64"] = "float32"  # of compute; weights: float32, or float64 with it
+    gradient_checkpointing: bool = False  # blocks recompute their activations: less memory, one more forward
     seed: int = 0
     ema: Average = Average()
     power_ema: PowerEMA | None = None

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
+from distill.errors import UserError
 from distill.generator import Generator
 from distill.sampling import sample
 from trainers.data import Dataset
@@ -54,6 +55,21 @@ def configure(denoiser: Denoiser, run: Experiment) -> Denoiser:
         denoiser.double()
     denoiser.autocast_dtype = torch.bfloat16 if run.precision == "bfloat16" else None
     return denoiser
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Let the blocks of `network` recompute their activations in a backward pass (gradient checkpointing).
+
+    It is the network's own, of its first part that knows how: `enable_gradient_checkpointing()`, as diffusers calls it.
+    Raises UserError where there is none.
+    """
+    for module in network.modules():
+        if (enable := getattr(module, "enable_gradient_checkpointing", None)) is not None:
+            try:
+                return cast(None, enable())
+            except ValueError:  # a model of diffusers' without
+                break
+    raise UserError(f"gradient_checkpointing: {type(network).__name__} cannot recompute its activations; leave it out")
 
 
 def sampler_of(model: nn.Module, run: Experiment) -> Sampler:

@@ -19,7 +19,7 @@ from trainers.data import Dataset
 from trainers.ema import EMA, power_averages
 from trainers.files import replaced
 from trainers.run import TeacherRun
-from trainers.session import Session, configure, make_batches, sampler_of
+from trainers.session import Session, configure, make_batches, recompute_blocks, sampler_of
 from trainers.state import Player, TrainState
 from trainers.step import Terms, update
 
@@ -29,6 +29,8 @@ def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
     dataset = run.data.load()
     torch.manual_seed(run.seed)
     denoiser = configure(fresh_denoiser(run, dataset), run)
+    if run.gradient_checkpointing:
+        recompute_blocks(denoiser.network)
     player = Player("teacher", denoiser, run.optimizer, accelerator)
     batches = make_batches(run, dataset, True, accelerator)
     state = TrainState({"teacher": player}, EMA(denoiser, run.ema), power_averages(denoiser, run.power_ema))

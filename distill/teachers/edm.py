@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from distill.denoiser import Condition
 from distill.errors import UserError
-from distill.networks.edm import DhariwalUNet, SongUNet
+from distill.networks.edm import Block, DhariwalUNet, SongUNet
+from distill.networks.edm2 import Block as MPBlock
 from distill.networks.edm2 import MPConv, MPFourier, UNet
+from distill.networks.recompute import recompute
 
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 VARIANTS = {  # those of the published checkpoints
@@ -58,6 +60,10 @@ class EDMNet(nn.Module):
             augment = x.new_zeros(x.shape[0], self.augment_dim)
         return cast(Tensor, self.model(x, time / 1000, _one_hot(given.get("labels"), x, self.classes), augment))
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Let every block recompute its activations in backward passes."""
+        _recompute_blocks(self.model)
+
 
 class EDM2Net(nn.Module):
     """The network of EDM2 (arXiv:2312.02696) with its head for the uncertainty of the loss.
@@ -90,11 +96,21 @@ class EDM2Net(nn.Module):
         """u [B], the logarithm of the expected loss at `time` [B] = 1000 c_noise (section 2.1 and appendix A)."""
         return cast(Tensor, self.logvar_linear(self.logvar_fourier(time / 1000))).squeeze(1)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Let every block recompute its activations in backward passes."""
+        _recompute_blocks(self.unet)
+
     def after_step(self) -> None:
         """Forced weight normalisation of the U-Net (eq. 66), for the trainer to call once after an update."""
         for module in self.unet.modules():
             if isinstance(module, MPConv):
                 module.normalize()
+
+
+def _recompute_blocks(body: SongUNet | DhariwalUNet | UNet) -> None:
+    for module in (*body.enc.values(), *body.dec.values()):
+        if isinstance(module, Block | MPBlock):
+            recompute(module)
 
 
 def _one_hot(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
