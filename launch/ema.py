@@ -34,9 +34,10 @@ def ema(
     if not found:
         raise UserError(f"'{folder}' has no snapshots yet: the first comes after {run.power_ema.snapshot_every} images")
     synthesis = plan(found, std, found[-1].images if images is None else images)
-    model = load_product(folder, merged=False).model
+    product = load_product(folder, merged=False)
+    model = product.model
     with plain(stderr=True).status(f"{len(synthesis.parts)} snapshots"):
-        synthesise(model, synthesis)
+        synthesise(model, synthesis, product.kept)
     which = f"posthoc/{std}" if images is None else f"posthoc/{std}@{images}"
     description = {
         "images": synthesis.images,
@@ -46,7 +47,7 @@ def ema(
         "snapshots": [{"images": s.images, "std": s.std, "coefficient": c} for s, c in synthesis.parts],
     }
     with replaced(folder / which) as staging:
-        save_module(model, staging / AVERAGE)
+        save_module(model, staging / AVERAGE, product.kept)
         if isinstance(model, Denoiser):
             write_teacher(model, staging)
         (staging / POSTHOC).write_text(json.dumps(description, indent=2) + "\n")

@@ -152,7 +152,15 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dmd": ("edm", {"objective": "dmd", "pairs": {"folder": "TEACHERS/pairs", "fraction": 0.5}}),
     "hipa": ("edm", {"objective": "hipa", "pairs": {"folder": "TEACHERS/pairs"}, "generator": ADAPTERS}),
-    "sid_lora": ("edm", {"objective": "sid", "generator": ADAPTERS, "fake": ADAPTERS}),
+    "sid_lora": (
+        "edm",
+        {
+            "objective": "sid",
+            "generator": ADAPTERS,
+            "fake": {"lr": 1e-2, "lora": {"rank": 3, "targets": ["conv1", "conv2", "conv_out"]}},
+        },
+    ),
+    "fake_lora": ("edm", {"objective": "dmd2", "fake": ADAPTERS}),
 }
 """Every objective in a recipe that uses all of it, (teacher, changes): resume and data parallelism run over them.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,11 @@ def save(session: Session, root: Path, keep: int) -> None:
 def _write(session: Session, meter: dict[str, Tensor], folder: Path) -> None:
     state = session.state
     for name, player in state.players.items():
-        save_file(_contiguous(player.weights()), folder / f"{name}.safetensors")
+        save_module(player.bare, folder / f"{name}.safetensors", player.kept)
         save_file(_contiguous(dict(_optimizer_tensors(player))), folder / f"{name}.optimizer.safetensors")
     save_average(session, folder)
     for std, average in state.power_ema.items():
-        save_module(average.module, folder / f"power_ema_{std}.safetensors")
+        save_module(average.module, folder / f"power_ema_{std}.safetensors", average.kept)
     save_file(_contiguous(meter), folder / "meter.safetensors")
     save_file(_contiguous(state.memory), folder / "memory.safetensors")
     counters = {name: player.counters() for name, player in state.players.items()}
@@ -126,14 +126,14 @@ def restore(session: Session, folder: Path) -> None:
     state = session.state
     device = session.accelerator.device
     for name, player in state.players.items():
-        player.bare.load_state_dict(player.weights(trained=False) | _tensors(folder / f"{name}.safetensors"))
+        load_module(player.bare, folder / f"{name}.safetensors", player.kept)
         _load_optimizer(player, _tensors(folder / f"{name}.optimizer.safetensors"))
         counters = description["counters"][name]
         for counter, value in counters.items():
             getattr(player, counter).fill_(value)
-    load_average(folder, state.ema.module)
+    load_average(folder, state.ema.module, state.ema.kept)
     for std, average in state.power_ema.items():
-        load_module(average.module, folder / f"power_ema_{std}.safetensors")
+        load_module(average.module, folder / f"power_ema_{std}.safetensors", average.kept)
     accelerator = session.accelerator
     state.meter.load(
         _tensors(folder / "meter.safetensors"), accelerator.process_index, accelerator.num_processes, device
@@ -153,22 +153,24 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def save_average(session: Session, folder: Path) -> None:
     """Write the averaged weights alone."""
-    save_module(session.state.ema.module, folder / AVERAGE)
+    save_module(session.state.ema.module, folder / AVERAGE, session.state.ema.kept)
 
 
-def load_average(folder: Path, module: torch.nn.Module) -> None:
-    """Load the averaged weights of a checkpoint into `module`."""
-    load_module(module, folder / AVERAGE)
+def load_average(folder: Path, module: torch.nn.Module, kept: Container[str] = ()) -> None:
+    """Load the averaged weights of a checkpoint into `module`, but for the parameters that are `kept`."""
+    load_module(module, folder / AVERAGE, kept)
 
 
-def save_module(module: torch.nn.Module, file: Path) -> None:
-    """Write the weights of `module`."""
-    save_file(_contiguous(module.state_dict()), file)
+def save_module(module: torch.nn.Module, file: Path, kept: Container[str] = ()) -> None:
+    """Write parameters and buffers of `module`, but for those that are `kept` as they are."""
+    save_file(_contiguous({name: value for name, value in module.state_dict().items() if name not in kept}), file)
 
 
-def load_module(module: torch.nn.Module, file: Path) -> None:
-    """Load weights that save_module wrote; raises UserError when the file cannot be read."""
-    module.load_state_dict(_tensors(file))
+def load_module(module: torch.nn.Module, file: Path, kept: Container[str] = ()) -> None:
+    """Load what save_module wrote, the `kept` parameters staying as they are; raises UserError when the file cannot be
+    read."""
+    own = {name: value for name, value in module.state_dict().items() if name in kept}
+    module.load_state_dict(_tensors(file) | own)
 
 
 def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:

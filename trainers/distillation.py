@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from distill import lora
 from distill.denoiser import Denoiser
@@ -28,13 +29,13 @@ from trainers.ema import EMA, power_averages
 from trainers.files import sha256
 from trainers.prepare import prepared
 from trainers.run import Entry, PlayerSettings, Run
-from trainers.session import Session, configure, make_batches, sampler_of
-from trainers.state import Player, TrainState
+from trainers.session import Session, configure, make_batches, recompute_blocks, sampler_of
+from trainers.state import Player, TrainState, frozen
 from trainers.step import distillation_step
 
 
 def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -> Session:
-    """Generator and fake start as copies of the teacher, which stays frozen and outside optimizer, EMA, checkpoint.
+    """Generator and fake start as the teacher, which stays frozen and outside optimizer, EMA, checkpoint.
 
     A `fresh` run's generator, and with it the average, starts as `run.start` says.
     """
@@ -43,35 +44,52 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
     check_objective(run, dataset, teacher)
     real = "real" in run.objective.needs
     dataset = prepared(run, dataset, teacher, accelerator.device, real, quiet=not accelerator.is_main_process)
-    generator = one_step_generator(copy.deepcopy(teacher), run)
+    if run.gradient_checkpointing:
+        recompute_blocks(teacher.network)
+    generator, fake = build_networks(teacher, run)
     if fresh and run.start is not None:
         load_start(run.start, run, generator)
-    torch.manual_seed(run.seed)  # of the new weights of adapters and of a discriminator
-    attach_adapters(generator.denoiser, run.generator)
-    players = {"generator": Player("generator", generator.to(run.dtype), run.generator, accelerator)}
-    fake: Callable[..., Any] = no_fake
-    if run.objective.trains_fake:
-        copied = copy.deepcopy(teacher)
-        attach_adapters(copied, run.fake)
-        fake = run.objective.build_fake(copied).to(run.dtype)
-        players["fake"] = Player("fake", fake, run.fake, accelerator)
     if run.precision == "bfloat16":
         for parameter in teacher.network.parameters():  # frozen, so it is stored in the compute precision
             parameter.data = parameter.data.bfloat16()  # but not the buffers: frequencies of Fourier features
-    teacher.to(accelerator.device).requires_grad_(False).eval()
-    frozen = run.objective.load_frozen()
-    for network in frozen.values():
+    teacher.to(accelerator.device).eval()
+    players = {"generator": (player := Player("generator", generator, run.generator, accelerator))}
+    if fake is not None:
+        players["fake"] = Player("fake", fake, run.fake, accelerator)
+    others = run.objective.load_frozen()
+    for network in others.values():
         network.to(accelerator.device, run.dtype).requires_grad_(False).eval()
     memory = {name: value.to(accelerator.device) for name, value in run.objective.new_memory().items()}
     batches = make_batches(run, dataset, real, accelerator, load_pairs(run, teacher))
-    state = TrainState(players, EMA(generator, run.ema), power_averages(generator, run.power_ema), memory=memory)
-    nets = Denoisers(teacher.path, teacher, fake, frozen, memory)
+    ema, power_ema = EMA(generator, run.ema, player.kept), power_averages(generator, run.power_ema, player.kept)
+    state = TrainState(players, ema, power_ema, memory=memory)
+    nets = Denoisers(teacher.path, teacher, no_fake if fake is None else fake, others, memory)
     step = partial(distillation_step, run, state, nets, batches, accelerator)
     product = state.ema.module
     identity = teacher_hash(run.teacher)
     return Session(
         run, accelerator, dataset, batches, state, step, product, sampler_of(product, run), teacher, identity
     )
+
+
+def build_networks(teacher: Denoiser, run: Run) -> tuple[Generator, nn.Module | None]:
+    """The networks of generator and fake (None where the objective trains none), the `teacher` being frozen from here.
+
+    Each has a copy of its own, or adapters on the teacher's own weights.
+    """
+
+    def begin(settings: PlayerSettings) -> Denoiser:
+        return copy.deepcopy(teacher) if settings.lora is None else lora.share(teacher)
+
+    generator = one_step_generator(begin(run.generator), run).to(run.dtype)
+    fake = begin(run.fake) if run.objective.trains_fake else None
+    teacher.requires_grad_(False)  # after the copies, which train what was made to be trained
+    torch.manual_seed(run.seed)  # of the new weights of adapters and of a discriminator
+    attach_adapters(generator.denoiser, run.generator)
+    if fake is None:
+        return generator, None
+    attach_adapters(fake, run.fake)
+    return generator, run.objective.build_fake(fake).to(run.dtype)
 
 
 def one_step_generator(denoiser: Denoiser, run: Run) -> Generator:
@@ -96,15 +114,24 @@ def load_start(start: str, run: Run, generator: Generator) -> None:
     Raises UserError when there is none, or when it is another network or is asked otherwise than `run` asks its own.
     """
     folder = Path(start)
-    root = folder.parent if folder.name == "best" else folder
+    best = folder.name == "best"
+    root = folder.parent if best else folder
     if not (root / "run.yaml").is_file():
         raise UserError(f"start: '{root}' is not a run folder: it has no run.yaml")
-    theirs = load_yaml(root / "run.yaml").get("entry")
+    recipe = load_yaml(root / "run.yaml")
+    theirs, adapters = recipe.get("entry"), (recipe.get("generator") or {}).get("lora")
     if theirs is None or build(Entry, theirs, str(root)) != run.entry:
         raise UserError(f"start: the generator of '{root}' has entry {theirs}, this recipe has {dump(run.entry)}")
-    source = folder if folder.name == "best" else checkpoint.newest(root / "checkpoints")[0]
+    if (None if adapters is None else build(lora.Lora, adapters, str(root))) != run.generator.lora:
+        ours = dump(run.generator)["lora"]
+        raise UserError(f"start: the generator of '{root}' has lora {adapters}, this recipe has {ours}")
+    source = folder if best else checkpoint.newest(root / "checkpoints")[0]
+    if adapters is not None:  # which mean something on their teacher's weights alone
+        description = json.loads((source / ("metrics.json" if best else "state.json")).read_text())
+        if description["teacher"] != teacher_hash(run.teacher):
+            raise UserError(f"start: the adapters of '{root}' are of another teacher than '{run.teacher}'")
     try:
-        checkpoint.load_average(source, generator)
+        checkpoint.load_average(source, generator, frozen(generator))
     except RuntimeError as error:
         raise UserError(f"start: the generator in '{source}' is not of the teacher's architecture") from error
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Container
 
 import torch
 from torch import nn
 
+from distill.lora import share
 from distill.power_ema import PowerProfile
 from trainers.run import Average, PowerEMA
 
@@ -14,14 +15,15 @@ from trainers.run import Average, PowerEMA
 class EMA:
     """A copy of `module` that follows it by the half-life or the power function that is its `rule`.
 
-    Buffers are copied. With a ramp-up of the half-life (SiD; EDM, arXiv:2206.00364, appendix F.2), and by a power
-    function always, the first update copies the parameters.
+    Parameters that are `kept` as they are it shares, buffers are copied. With a ramp-up of the half-life (SiD; EDM,
+    arXiv:2206.00364, appendix F.2), and by a power function always, the first update copies the parameters.
     """
 
-    def __init__(self, module: nn.Module, rule: Average | PowerProfile) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.rule = rule
-        self._pairs = list(zip(self.module.parameters(), module.parameters(), strict=True))
+    def __init__(self, module: nn.Module, rule: Average | PowerProfile, kept: Container[str] = ()) -> None:
+        self.module = share(module, kept).requires_grad_(False).eval()
+        self.rule, self.kept = rule, kept
+        both = zip(self.module.named_parameters(), module.parameters(), strict=True)
+        self._pairs = [(old, new) for (name, old), new in both if name not in kept]
         self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
 
     @torch.no_grad()
@@ -33,6 +35,6 @@ class EMA:
             target.copy_(source)
 
 
-def power_averages(module: nn.Module, settings: PowerEMA | None) -> dict[float, EMA]:
+def power_averages(module: nn.Module, settings: PowerEMA | None, kept: Container[str] = ()) -> dict[float, EMA]:
     """One average of `module` for each relative width."""
-    return {std: EMA(module, PowerProfile(std)) for std in settings.stds} if settings else {}
+    return {std: EMA(module, PowerProfile(std), kept) for std in settings.stds} if settings else {}

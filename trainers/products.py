@@ -22,6 +22,7 @@ from trainers.loop import load_run
 from trainers.prepare import prepared
 from trainers.run import Run, TeacherRun
 from trainers.session import Sampler, configure, sampler_of
+from trainers.state import frozen
 from trainers.teacher import fresh_denoiser
 
 POSTHOC = "posthoc.json"  # beside the weights of an average that was made of snapshots
@@ -39,6 +40,7 @@ class Product:
     average: str  # which one the weights are, in words
     teacher: Denoiser | None
     device: torch.device
+    kept: frozenset[str] = frozenset()  # parameters of the model that did not train, which files lack
 
     @property
     def teacher_sampler(self) -> Sampler | None:
@@ -65,7 +67,8 @@ def load_product(folder: Path, which: str = "last", merged: bool = True) -> Prod
         model: Generator | Denoiser = one_step_generator(denoiser, run)
     else:
         teacher, model = None, configure(fresh_denoiser(run, dataset), run)
-    checkpoint.load_average(source, model)
+    kept = frozen(model)
+    checkpoint.load_average(source, model, kept)
     if merged and isinstance(run, Run) and run.generator.lora is not None:
         lora.merge(model)
     for module in (model, teacher):
@@ -73,7 +76,7 @@ def load_product(folder: Path, which: str = "last", merged: bool = True) -> Prod
             module.to(device).requires_grad_(False).eval()
     images, std = description["images"], description.get("std")
     average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
-    return Product(run, model, sampler_of(model, run), dataset, images, average, teacher, device)
+    return Product(run, model, sampler_of(model, run), dataset, images, average, teacher, device, kept)
 
 
 def _source(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:

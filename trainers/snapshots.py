@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def write(state: TrainState, folder: Path) -> None:
     """Write every power-function average of `state` into the run folder."""
     with replaced(folder / FOLDER / f"{state.images:012d}") as staging:
         for std, average in state.power_ema.items():
-            save_module(average.module, staging / f"{std}.safetensors")
+            save_module(average.module, staging / f"{std}.safetensors", average.kept)
             sync(staging / f"{std}.safetensors")
         sync(staging)
     sync(folder / FOLDER)
@@ -90,12 +91,13 @@ def plan(found: list[Snapshot], std: float, images: int) -> Synthesis:
 
 
 @torch.no_grad()
-def synthesise(model: nn.Module, synthesis: Synthesis) -> None:
-    """Make `model` the average: parameters are summed in float64, buffers are the last snapshot's."""
-    parameters = list(model.parameters())
+def synthesise(model: nn.Module, synthesis: Synthesis, kept: Container[str] = ()) -> None:
+    """Make `model` the average: parameters, but for those `kept`, are summed in float64, buffers are the last
+    snapshot's."""
+    parameters = [parameter for name, parameter in model.named_parameters() if name not in kept]
     totals = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
     for snapshot, coefficient in synthesis.parts:
-        load_module(model, snapshot.file)
+        load_module(model, snapshot.file, kept)
         for total, parameter in zip(totals, parameters, strict=True):
             total.add_(parameter, alpha=coefficient)
     for total, parameter in zip(totals, parameters, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distill.lora import adapted
 from trainers.ema import EMA
 from trainers.meter import Meter
 from trainers.run import Optimizer
@@ -22,15 +23,19 @@ class Player:
 
     `bare` is the network itself, for every frozen or graphless use; `module` is the same network behind its own DDP
     reducer, for its update alone. It trains the parameters that require gradients when it gets them (all, or adapters);
-    between updates none does.
+    between updates none does. The names of the others are `kept`: they may be shared, and it never touches them.
     """
 
     def __init__(self, name: str, network: nn.Module, settings: Optimizer, accelerator: Accelerator) -> None:
         self.name, self.settings = name, settings
         self.bare = network.to(accelerator.device)
-        trained = {name: parameter for name, parameter in self.bare.named_parameters() if parameter.requires_grad}
+        self.kept = frozen(self.bare)
+        trained = {name: parameter for name, parameter in self.bare.named_parameters() if name not in self.kept}
         self.parameters = list(trained.values())
-        self.kept = {name for name, _ in self.bare.named_parameters()} - set(trained)
+        # These put weights back where their network wants them after an update (EDM2: on the unit sphere). The base
+        # under adapters has no update.
+        own = [module for module in self.bare.modules() if hasattr(module, "after_step") and not adapted(module)]
+        self._after_steps: list[Callable[[], None]] = [module.after_step for module in own]  # type: ignore[misc]
         self._constrain()
         self.module = wrap(self.bare, accelerator)  # hooks go to the parameters that require gradients here
         self.optimizer = build_optimizer(list(trained.items()), settings)
@@ -42,7 +47,9 @@ class Player:
 
     def rest(self) -> None:
         """Frozen: a function of its input only."""
-        self.bare.requires_grad_(False).eval()
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        self.bare.eval()
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -54,10 +61,6 @@ class Player:
             yield
         finally:
             self.rest()
-
-    def weights(self, trained: bool = True) -> dict[str, Tensor]:
-        """Parameters that it trains, with the buffers; or those that stay as they are."""
-        return {name: value for name, value in self.bare.state_dict().items() if (name in self.kept) != trained}
 
     def learning_rate(self, images: int, total: int) -> float:
         """lr of the update after `images` of `total` images."""
@@ -81,14 +84,17 @@ class Player:
         self.longest = torch.maximum(self.longest, self.streak)
 
     def _constrain(self) -> None:
-        """Put the weights back where the network wants them after an update (EDM2: on the unit sphere)."""
-        for module in self.bare.modules():
-            if (after_step := getattr(module, "after_step", None)) is not None:
-                after_step()
+        for after_step in self._after_steps:
+            after_step()
 
     def counters(self) -> dict[str, int]:
         """Skipped updates: of the run, in a row until now, and the longest row since the last log point."""
         return {"skipped": int(self.skipped), "streak": int(self.streak), "longest": int(self.longest)}
+
+
+def frozen(network: nn.Module) -> frozenset[str]:
+    """Names of the parameters that require no gradients."""
+    return frozenset(name for name, parameter in network.named_parameters() if not parameter.requires_grad)
 
 
 def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import UserError
-from distill.lora import Lora, attach, merge, targets
+from distill.lora import Lora, attach, merge, share, strip, targets
 from tests.tiny import tiny_denoiser
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -84,6 +84,38 @@ def test_unknown_targets_are_refused(target: str) -> None:
     )
     assert "\n" not in str(caught.value)
     assert all(p.requires_grad for p in network.parameters())
+
+
+def test_convolutions_in_groups_have_no_adapters() -> None:
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1))
+    assert targets(network, Lora(rank=4)) == ["1"]
+    attach(network, Lora(rank=3))
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == [
+        "1.lora_A.default.weight",
+        "1.lora_B.default.weight",
+    ]
+
+
+def test_sharing() -> None:
+    """One set of weights, two trees: parameters are the same objects, whichever is moved; buffers are not."""
+    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    one, two = share(network), share(network)
+    attach(one, Lora(rank=2, targets=("0",)))
+    attach(two, Lora(rank=1, targets=("0",)))
+    assert type(network[0]) is nn.Linear and all(
+        a is b for a, b in zip(share(one).parameters(), one.parameters(), strict=True)
+    )
+    two.train()(torch.randn(4, 3))
+    assert not network[1].running_mean.any() and not one[1].running_mean.any()  # type: ignore[operator,union-attr]
+    base = one[0].get_base_layer()  # type: ignore[operator]
+    assert base is not network[0] and base.weight is network[0].weight
+    network.bfloat16()
+    assert base.weight is network[0].weight and base.weight.dtype == torch.bfloat16
+    assert {p.dtype for name, p in two.named_parameters() if "lora_" in name} == {torch.float32}
+    partly = share(network, {"0.weight"})
+    assert partly[0].weight is network[0].weight and partly[0].bias is not network[0].bias
+    strip(one)
+    assert one[0] is base
 
 
 def test_a_network_without_such_layers() -> None:

@@ -8,22 +8,25 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from distill import UserError
+from distill.lora import Lora, attach, merge
 from distill.objectives import OBJECTIVES
 from launch.ema import ema
-from launch.export import export_product
+from launch.export import export, export_product
 from tests.tiny import ADAPTERS, distillation, experiment, recipe
 from trainers import checkpoint
 from trainers.data import Digits
 from trainers.data.batches import inputs
 from trainers.distillation import check_objective, load_teacher
+from trainers.ema import EMA
 from trainers.loop import build, fit
 from trainers.products import load_product
-from trainers.run import Run
+from trainers.run import Average, Optimizer, Run
 from trainers.session import Session
+from trainers.state import Player
 
 
 def session_of(settings: dict[str, Any]) -> Session:
@@ -32,6 +35,10 @@ def session_of(settings: dict[str, Any]) -> Session:
 
 def named(session: Session, player: str) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in session.state.players[player].bare.named_parameters()}
+
+
+def power(*sessions: Session) -> list[list[EMA]]:
+    return [list(session.state.power_ema.values()) for session in sessions]
 
 
 @pytest.mark.parametrize("objective", ["sid", "diff_instruct"])
@@ -67,17 +74,78 @@ def test_a_head_trains_beside_the_adapters(teachers: Path, monkeypatch: pytest.M
 
 
 def test_checkpoints_hold_what_trains(teachers: Path, tmp_path: Path) -> None:
-    session = session_of(distillation("sid_lora", teachers))
+    settings = distillation("sid_lora", teachers, power_ema={"stds": [0.1], "snapshot_every": 8})
+    session = session_of(settings)
     session.step()
-    session.state.images += 8
+    session.state.average(8)
     checkpoint.save(session, tmp_path, keep=1)
-    names = set(load_file(tmp_path / f"{8:012d}/generator.safetensors"))
-    assert names == {name for name in named(session, "generator") if "lora_" in name}
-    other = session_of(distillation("sid_lora", teachers, seed=1))
-    checkpoint.restore(other, tmp_path / f"{8:012d}")
+    folder = tmp_path / f"{8:012d}"
+    for player, files in (("generator", ("generator", "ema", "power_ema_0.1")), ("fake", ("fake",))):
+        names = {name for name in named(session, player) if "lora_" in name}
+        assert all(set(load_file(folder / f"{file}.safetensors")) == names for file in files)
+    other = session_of({**settings, "seed": 1})
+    checkpoint.restore(other, folder)
     for player in ("generator", "fake"):
         ours, theirs = named(session, player), named(other, player)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for ours, theirs in ((session.state.ema, other.state.ema), *zip(*power(session, other), strict=True)):
+        both = zip(ours.module.parameters(), theirs.module.parameters(), strict=True)
+        assert all(torch.equal(one, two) for one, two in both)
+
+
+def test_a_file_never_writes_the_shared_base(teachers: Path, tmp_path: Path) -> None:
+    session = session_of(distillation("sid_lora", teachers))
+    assert session.teacher is not None
+    before = [value.clone() for value in session.teacher.parameters()]
+    average = session.state.ema
+    save_file({name: value + 1 for name, value in average.module.state_dict().items()}, tmp_path / "x.safetensors")
+    checkpoint.load_module(average.module, tmp_path / "x.safetensors", average.kept)
+    assert all(torch.equal(old, new) for old, new in zip(before, session.teacher.parameters(), strict=True))
+
+
+def test_what_is_merged_shares_no_more(teachers: Path) -> None:
+    session = session_of(distillation("sid_lora", teachers))
+    assert session.teacher is not None
+    before = [value.clone() for value in session.teacher.parameters()]
+    session.step()
+    session.step()
+    z, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    generator = session.state.players["generator"].bare
+    expected = generator(z, labels)
+    merge(generator)
+    assert not torch.equal(session.teacher(z, torch.ones(4), labels), expected)
+    assert float((generator(z, labels) - expected).abs().max()) < 1e-5
+    assert all(torch.equal(old, new) for old, new in zip(before, session.teacher.parameters(), strict=True))
+
+
+class Normed(nn.Module):
+    """A network that puts its weight back after an update, as EDM2's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.fixed = nn.Linear(3, 3), nn.Parameter(torch.ones(3), requires_grad=False)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.layer.get_parameter("weight").mul_(0.5)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_players_leave_alone_what_they_do_not_train(adapters: bool) -> None:
+    network = Normed()
+    weight, before = network.layer.weight, network.layer.weight.detach().clone()
+    if adapters:
+        attach(network, Lora(rank=1))
+    player = Player("x", network, Optimizer(lr=1e-3), Accelerator(cpu=True))
+    assert "fixed" in player.kept and len(player.parameters) == 2
+    network.fixed.requires_grad_(True)  # another's affair
+    with player.training():
+        assert weight.requires_grad != adapters
+    assert network.fixed.requires_grad and not any(p.requires_grad for p in player.parameters)
+    assert torch.equal(weight, before if adapters else before / 2)  # once when it became a player
+    average = EMA(network, Average(), player.kept).module
+    kept = {name for name, p in average.named_parameters() if p.data_ptr() == network.get_parameter(name).data_ptr()}
+    assert kept == player.kept
 
 
 def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) -> None:
@@ -91,8 +159,12 @@ def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) ->
     trained, merged = session.sampler(noise, labels), product.sampler(noise, labels)
     start = build(run, Accelerator(cpu=True)).sampler(noise, labels)
     assert float((trained - start).abs().max()) > 0.05
-    assert float((trained - merged).abs().max()) < 1e-4
+    assert float((trained - merged).abs().max()) < 1e-5
+    unmerged = load_product(tmp_path / "run", merged=False).sampler(noise, labels)
+    assert torch.equal(trained, unmerged)
     assert export_product(product, tmp_path / "run", tmp_path / "export") < 1e-4
+    with pytest.raises(UserError, match=r"^export: diffusers loads no adapters into UNet; give another --format$"):
+        export(tmp_path / "run", tmp_path / "adapters", "lora")
 
 
 def test_an_average_of_another_width(teachers: Path, tmp_path: Path) -> None:

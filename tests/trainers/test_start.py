@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.teachers import save_denoiser
 from launch.train import check
-from tests.tiny import experiment, recipe, teacher_recipe, tiny_denoiser
+from tests.tiny import ADAPTERS, experiment, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.test_resume import assert_same, fit, interrupted
 from trainers import checkpoint
 from trainers.loop import build
@@ -86,3 +86,46 @@ def test_a_start_that_cannot_be(teachers: Path, sid: Path, tmp_path: Path) -> No
         with pytest.raises(UserError, match=f"^{re.escape(message)}"):
             check(run, 1, fresh=True)
         check(run, 1)  # a resume does not look
+
+
+@pytest.fixture
+def adapted(teachers: Path, tmp_path: Path) -> Path:
+    """A finished run of adapters."""
+    fit(recipe(teachers / "edm", images=32, generator=ADAPTERS), tmp_path / "adapted")
+    return tmp_path / "adapted"
+
+
+def test_adapters_start_as_such_adapters(
+    teachers: Path, adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(teachers / "edm", start=str(adapted), generator=ADAPTERS)
+    average = load_file(checkpoint.newest(adapted / "checkpoints")[0] / "ema.safetensors")
+    session = build(experiment(settings), Accelerator(cpu=True))
+    weights = session.state.players["generator"].bare.state_dict()
+    assert len(average) > 20 and all(torch.equal(weights[name], value) for name, value in average.items())
+    assert any(bool(value.any()) for name, value in average.items() if "lora_B" in name)
+    fit(settings, tmp_path / "whole")
+    interrupted(settings, tmp_path / "cut", 40, monkeypatch)
+    shutil.rmtree(adapted)
+    fit(settings, tmp_path / "cut", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_adapters_start_as_no_others(teachers: Path, adapted: Path, sid: Path) -> None:
+    other = {"lr": 1e-2, "lora": {"rank": 3}}
+    for teacher, settings, words in (
+        ("edm", {"start": str(adapted)}, r"has lora \{'rank': 2, .*\}, this recipe has None$"),
+        ("edm", {"start": str(sid), "generator": ADAPTERS}, r"has lora None, this recipe has \{'rank': 2, "),
+        (
+            "edm",
+            {"start": str(adapted), "generator": other},
+            r"has lora \{'rank': 2, .*\}, this recipe has \{'rank': 3, ",
+        ),
+        (
+            "dropout",
+            {"start": str(adapted), "generator": ADAPTERS},
+            r"^start: the adapters of '.*' are of another teac",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            build(experiment(recipe(teachers / teacher, **settings)), Accelerator(cpu=True))
