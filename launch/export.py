@@ -28,7 +28,7 @@ def export(
     out: Annotated[
         Path | None, typer.Argument(help="export folder; FOLDER/export, or FOLDER/export-FORMAT, when left out")
     ] = None,
-    format: Annotated[str, typer.Option(help="diffusers, safetensors, onnx or torch-export")] = "diffusers",
+    format: Annotated[str, typer.Option(help="diffusers, safetensors, lora, onnx or torch-export")] = "diffusers",
     which: WhichOption = "last",
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="REPO_ID", help="then upload it to the Hugging Face hub as this model")
@@ -44,7 +44,7 @@ def export(
     elif private:
         raise UserError("--private: is about a model on the hub; give --push-to-hub REPO_ID too")
     out = out or folder / ("export" if format == "diffusers" else f"export-{format}")
-    product = load_product(folder, which)
+    product = load_product(folder, which, merged=format != "lora")
     difference = export_product(product, folder, out, format, push_to_hub)
     plain().print(
         f"exported to {out} after {product.images:,} images; largest difference to the trainer's: {difference:.1e}"

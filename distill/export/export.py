@@ -16,6 +16,7 @@ from distill.errors import UserError, one_line
 from distill.export.card import CardFacts, render
 from distill.export.format import Format, Source, condition, float32, inputs
 from distill.export.graph import onnx, torch_export
+from distill.export.lora import adapters
 from distill.export.pipeline import pipeline
 from distill.export.weights import weights
 from distill.generator import Generator
@@ -26,6 +27,7 @@ SEED = 0
 FORMATS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
     "diffusers": pipeline,
     "safetensors": weights,
+    "lora": adapters,
     "onnx": onnx,
     "torch-export": torch_export,
 }
@@ -46,9 +48,10 @@ def export_generator(
 
     Returns the largest difference between the samples of the folder, read back, and the generator's, in float32 on the
     CPU, from equal noise and the condition `cond` ([8, ...]; made up where None). What a pipeline has beside its
-    network comes from the folder `teacher`. The README names the model `hub` of the Hugging Face hub in place of the
-    folder, where given. Raises UserError, leaving `folder` as it was, when the difference exceeds 1e-4, when the format
-    has no place for this generator, and when `folder` holds something else than an export, which it would replace.
+    network comes from the folder `teacher`; adapters are merged, but for the format "lora". The README names the model
+    `hub` of the Hugging Face hub in place of the folder, where given. Raises UserError, leaving `folder` as it was,
+    when the difference exceeds 1e-4, when the format has no place for this generator, and when `folder` holds something
+    else than an export, which it would replace.
     """
     folder = Path(folder).resolve()
     check_format(format)

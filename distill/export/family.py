@@ -48,7 +48,7 @@ def family(generator: Generator, teacher: Path | None) -> Format:
         read=partial(_read, network, stock),
         snippet=partial(_snippet, network, stock),
         loading="This is a stock diffusers pipeline: no code comes with the weights." if stock else CUSTOM,
-        limits=(f"One step without guidance: call the pipeline with the arguments above ({_arguments(network)}).",),
+        limits=(f"One step without guidance: call the pipeline with the arguments above ({arguments(network)}).",),
         library="diffusers",
         batches=(2,),
         shown=lambda samples: codec.decode(samples).clamp(-1, 1),
@@ -147,11 +147,13 @@ def _edit_index(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2) + "\n")
 
 
-def _asked(network: Family) -> str:
+def asked(network: Family) -> str:
+    """The argument that says what two samples are of."""
     return f"prompt={PROMPTS}" if network.text else f"class_labels=[0, {network.classes - 1}]"
 
 
-def _arguments(network: Family) -> str:
+def arguments(network: Family) -> str:
+    """The other arguments of the pipeline's one step."""
     return ", ".join(f"{name}={value!r}" for name, value in network.call().items())
 
 
@@ -160,12 +162,16 @@ def _snippet(network: Family, stock: bool, source: Source) -> str:
     return (
         "from diffusers import DiffusionPipeline\n"
         f"pipe = DiffusionPipeline.from_pretrained({source.quoted}{trust})\n"
-        f"images = pipe({_asked(network)}, {_arguments(network)}).images\n"
+        f"images = pipe({asked(network)}, {arguments(network)}).images\n"
     )
 
 
 def _read(network: Family, stock: bool, folder: Path) -> Reader:
-    pipe = load_stock(folder, trust_remote_code=not stock)
+    return sampled(network, load_stock(folder, trust_remote_code=not stock))
+
+
+def sampled(network: Family, pipe: Any) -> Reader:
+    """What `pipe` makes of prompts or labels, as users call it."""
 
     def sample(given: Inputs) -> Tensor:
         labels = given.cond.tolist() if isinstance(given.cond, Tensor) else None

@@ -216,7 +216,7 @@ def test_a_batch_that_the_graph_fixed_is_seen(tmp_path: Path, monkeypatch: pytes
 
 def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        UserError, match=r"^--format: must be one of diffusers, safetensors, onnx, torch-export, got 'gguf'$"
+        UserError, match=r"^--format: must be one of diffusers, safetensors, lora, onnx, torch-export, got 'gguf'$"
     ):
         export_generator(make_prompted(), tmp_path / "export", FACTS, "gguf")
     monkeypatch.setattr(graph, "find_spec", lambda name: None if name == "onnxscript" else sys)
@@ -225,7 +225,7 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "diffusers"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("diffusers", "lora")])
 def test_the_card_names_the_model_of_the_hub(name: str, tmp_path: Path) -> None:
     generator: Any = make_prompted() if name != "safetensors" else CASES["ddpm++"]()
     export_generator(generator, tmp_path / "export", FACTS, name, hub="me/tiny")
