@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -18,6 +20,23 @@ Denoise: TypeAlias = Callable[[Tensor, Tensor, Condition], Tensor]
 """(x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
 
 
+@dataclass(frozen=True)
+class Normalisation:
+    """Latents as a network takes them: (z - mean) / std, a number a channel, for z as the autoencoder gives it.
+
+    Raises UserError for what is no such pair.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if not finite or len(self.mean) != len(self.std) or not min(self.std, default=0) > 0:
+            given = f"{list(self.mean)} and {list(self.std)}"
+            raise UserError(f"latents: must have as many finite means as positive stds, got {given:.120}")
+
+
 class Denoiser(nn.Module):
     """An estimate of the clean sample.
 
@@ -25,7 +44,8 @@ class Denoiser(nn.Module):
     EDM's preconditioning where that is the prediction, and `path.network_time(t)`. Its attribute `null`, if it has one,
     is the null condition of one sample. Under `autocast_dtype` only the network runs in low precision: preconditioning
     and the conversion to x0 stay in the dtype of x_t, float32 or better. With `latents` its samples are no pixels: they
-    need a decoder to be seen. Raises UserError for an unknown prediction kind.
+    need a decoder to be seen (distill.encoders); a Normalisation says how they are scaled. Raises UserError for an
+    unknown prediction kind.
     """
 
     def __init__(
@@ -35,7 +55,7 @@ class Denoiser(nn.Module):
         prediction: Kind,
         sigma_data: float = 0.5,
         autocast_dtype: torch.dtype | None = None,
-        latents: bool = False,
+        latents: bool | Normalisation = False,
     ) -> None:
         super().__init__()
         if prediction not in KINDS:

@@ -6,7 +6,7 @@ anything before its first use, for what it gives is kept and found again by its 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -18,8 +18,6 @@ class Encoder(Protocol):
 
     identity: str
     """A hash of weights and settings, known without loading them."""
-    device: Any
-    """Where it works, once it loads."""
 
     def free(self) -> None:
         """Let go of the weights."""
@@ -27,6 +25,9 @@ class Encoder(Protocol):
 
 class TextEncoder(Encoder, Protocol):
     """Prompts -> conditions, each a mapping of tensors as the network takes them."""
+
+    device: Any
+    """Where it works, once it loads."""
 
     def encode(self, prompts: list[str], /) -> dict[str, Tensor]:
         """Conditions [N, ...] of N prompts; each follows from its prompt alone."""
@@ -36,13 +37,17 @@ class TextEncoder(Encoder, Protocol):
 
 
 class Codec(Encoder, Protocol):
-    """Images [N, C, H, W] in [-1, 1] <-> latents [N, c, h, w] in the units of the network's samples."""
+    """Images [N, C, H, W] in [-1, 1] <-> latents [N, c, h, w] in the units of the network's samples. It works where
+    what it is given is."""
 
     def encode(self, images: Tensor, /) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents; the latter is 0 where they are no distribution."""
 
-    def decode(self, latents: Tensor, /) -> Tensor:
-        """Images, unclamped."""
+    def decode(self, latents: Tensor, /, graph: bool = False) -> Tensor:
+        """Images, unclamped; with `graph` differentiable in `latents`."""
+
+    def image_shape(self, shape: tuple[int, int, int], /) -> tuple[int, int, int]:
+        """(C, H, W) of the image of a latent of `shape`."""
 
 
 def text_encoder(denoiser: Denoiser) -> TextEncoder | None:
@@ -53,3 +58,12 @@ def text_encoder(denoiser: Denoiser) -> TextEncoder | None:
 def codec(denoiser: Denoiser) -> Codec | None:
     """What makes its latents of images and images of its latents; None where it has none."""
     return getattr(denoiser.network, "codec", None)
+
+
+def image_shape(denoiser: Denoiser) -> tuple[int, int, int] | None:
+    """(C, H, W) of its samples as images, decoded where they are latents; None where nothing decodes them."""
+    shape = cast(tuple[int, int, int], denoiser.network.shape)
+    if not denoiser.latents:
+        return shape
+    decoder = codec(denoiser)
+    return None if decoder is None else decoder.image_shape(shape)

@@ -8,9 +8,18 @@ from typing import Annotated, cast
 import torch
 import typer
 
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, Normalisation
+from distill.encoders import codec, image_shape
 from distill.errors import UserError
-from distill.teachers import Network, copy_pipeline, download, load_denoiser, read_published, save_denoiser
+from distill.teachers import (
+    Network,
+    copy_autoencoder,
+    copy_pipeline,
+    download,
+    load_denoiser,
+    read_published,
+    save_denoiser,
+)
 from distill.teachers.families import Family
 from trainers.console import plain
 from trainers.distillation import teacher_hash
@@ -31,9 +40,16 @@ def edm(file: File, out: Out) -> None:
 
 
 @app.command()
-def edm2(file: File, out: Out) -> None:
+def edm2(
+    file: File,
+    out: Out,
+    vae: Annotated[
+        str | None,
+        typer.Option(help="autoencoder of its latents, to see samples: a folder, or an id on the hub"),
+    ] = None,
+) -> None:
     """An EDM2 checkpoint. Nothing in the pickle is run."""
-    _import_published(file, out, "edm2")
+    _import_published(file, out, "edm2", vae)
 
 
 @app.command()
@@ -58,25 +74,37 @@ def diffusers(
     console.print(f"written to  {out}")
 
 
-def _import_published(file: Path, out: Path, kind: str) -> None:
+def _import_published(file: Path, out: Path, kind: str, vae: str | None = None) -> None:
     _refuse_filled(out)
     found = read_published(file, kind)
+    latents = found.denoiser.latents
+    if vae is not None and not isinstance(latents, Normalisation):
+        held = "pixels" if found.encoder is None else f"latents of {found.encoder}, whose scale the file does not say"
+        raise UserError(f"--vae: the network's samples are {held}")
     console = plain()
     console.print(f"file        {file}")
     console.print(f"sha256      {sha256(file)}")
     console.print(f"settings    {', '.join(f'{name} {value}' for name, value in found.settings.items())}")
     if found.encoder:
-        console.print(f"samples     latents of {found.encoder}")
-    _write(found.denoiser, out)
+        scaled = f", (z - {list(latents.mean)}) / {list(latents.std)}" if isinstance(latents, Normalisation) else ""
+        console.print(f"samples     latents of {found.encoder}{scaled}")
+    _write(found.denoiser, out, vae)
 
 
-def _write(denoiser: Denoiser, out: Path) -> None:
-    """Try the network, write it, read it back and compare."""
+def _write(denoiser: Denoiser, out: Path, vae: str | None = None) -> None:
+    """Try the network, write it, with the autoencoder `vae` beside it, read it back and compare."""
     tried = _report(denoiser)
     with replaced(out) as staging:
         save_denoiser(denoiser, staging)
-        if not torch.equal(_try(load_denoiser(staging)), tried):
+        if vae is not None:
+            copy_autoencoder(vae, staging / "vae")
+        again = load_denoiser(staging)
+        if not torch.equal(_try(again), tried):
             raise UserError(f"import: the network read back from '{out}' differs")
+        if (decoder := codec(again)) is not None:
+            if not bool(decoder.decode(tried[:1, :, :8, :8]).isfinite().all()):
+                raise UserError("--vae: what the autoencoder makes is not finite; nothing was written")
+            plain().print(f"decoder     {vae}, images {image_shape(again)}")
     plain().print(f"written to  {out}")
 
 

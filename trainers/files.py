@@ -35,7 +35,11 @@ def replaced(folder: Path) -> Iterator[Path]:
     for leftover in (staging, old):
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir(parents=True)
-    yield staging
+    try:
+        yield staging
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     if folder.exists():
         os.rename(folder, old)
     os.rename(staging, folder)

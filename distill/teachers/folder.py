@@ -3,8 +3,9 @@
 The JSON states the path, the prediction kind, sigma_data, and what kind of network it is: without `network` a
 UNet2DModel, which diffusers reads from `unet/`; with it the name and the settings of EDM's or EDM2's, or of the user's
 own class ("my_package.my_module:MyNet"), whose weights are `network.safetensors` under their own names. `null` is the
-label of the null condition, where the network was trained with one, and `latents` true where its samples are no pixels.
-`shape` and `classes` say what a class of the user's own cannot; for the others they are for readers.
+label of the null condition, where the network was trained with one. `latents` says that its samples are no pixels: true,
+or `{"mean": [...], "std": [...]}`, by channel: (z - mean) / std of what an autoencoder gives, that in `vae/` if there is
+one. `shape` and `classes` say what a class of the user's own cannot; for the others they are for readers.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, Normalisation
 from distill.errors import UserError, one_line
 from distill.paths import PATHS, Path
 from distill.prediction import KINDS
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.own import OwnNet, try_out
-from distill.teachers.parts import with_parts
+from distill.teachers.parts import Codec, with_parts
 from distill.teachers.pipeline import INDEX, load_pipeline
 from distill.teachers.unet import UNet, load_unet
 
@@ -71,8 +72,8 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
     }
     if network.null is not None:
         description["null"] = network.null
-    if denoiser.latents:
-        description["latents"] = True
+    if stated := denoiser.latents:
+        description["latents"] = dataclasses.asdict(stated) if isinstance(stated, Normalisation) else True
     if not isinstance(network, UNet):
         description["network"] = {"name": _name(network), **network.settings}
     try:
@@ -106,6 +107,10 @@ def load_denoiser(folder: str | FilePath) -> Denoiser:
     network.null = null
     if null is not None and not (isinstance(null, int) and null == network.classes > 0):
         raise UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
+    if (folder / "vae").is_dir():
+        if not isinstance(arguments["latents"], Normalisation):
+            raise UserError(f"teacher: '{file}': latents: must state mean and std by channel, as there is a vae/")
+        network.codec = Codec(folder, arguments["latents"], network.shape[0])
     denoiser = Denoiser(network, path, **arguments).eval()
     if isinstance(network, OwnNet):
         with _naming(folder):
@@ -185,12 +190,8 @@ def _read_description(file: FilePath) -> tuple[dict[str, Any], Path, dict[str, A
     try:
         description = json.loads(file.read_text())
         fields, prediction = dict(description["path"]), description["prediction"]
-        name, latents = fields.pop("name"), description.get("latents", False)
-        for what, given, allowed in (
-            ("path", name, tuple(PATHS)),
-            ("prediction", prediction, KINDS),
-            ("latents", json.dumps(latents), ("true", "false")),
-        ):
+        name, latents = fields.pop("name"), _normalisation(description.get("latents", False))
+        for what, given, allowed in (("path", name, tuple(PATHS)), ("prediction", prediction, KINDS)):
             if given not in allowed:
                 raise UserError(f"{what}: must be one of {', '.join(allowed)}, got {given!r}")
         path = PATHS[name](**fields)
@@ -205,3 +206,13 @@ def _read_description(file: FilePath) -> tuple[dict[str, Any], Path, dict[str, A
         raise UserError(f"teacher: '{file}': {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"teacher: '{file}' is damaged: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _normalisation(latents: Any) -> bool | Normalisation:
+    """What `latents` of a description says."""
+    if isinstance(latents, bool):
+        return latents
+    pair: dict[str, Any] = latents if isinstance(latents, dict) and latents.keys() == {"mean", "std"} else {"": None}
+    if not all(isinstance(each, list) and all(type(n) in (int, float) for n in each) for each in pair.values()):
+        raise UserError(f"latents: must be true, false or {{mean: [...], std: [...]}}, got {json.dumps(latents):.120}")
+    return Normalisation(*(tuple(map(float, pair[name])) for name in ("mean", "std")))

@@ -1,4 +1,4 @@
-"""The parts of a diffusers pipeline around its network: prompts to conditions, images to latents and back.
+"""The parts of a teacher around its network: prompts to conditions, images to latents and back.
 
 Each is known by the hash of its files before anything is loaded, so that what it has made can be kept and found again.
 """
@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, Normalisation
 from distill.errors import UserError, one_line
 from distill.teachers.families import Conditions, Family
-from distill.teachers.pipeline import INDEX, family_of, load_part, part, read_json
+from distill.teachers.pipeline import INDEX, compression, family_of, load_model, part, read_json
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")
+PIXELS = 2**20
+"""Of images that an autoencoder takes at once: one of 1024 x 1024, or as many smaller ones."""
 
 
 class TextEncoder:
@@ -65,56 +68,112 @@ class TextEncoder:
 
 
 class Codec:
-    """Images [B, 3, H, W] in [-1, 1] <-> scaled latents [B, C, h, w], by the pipeline's autoencoder in float32.
+    """Images [B, 3, H, W] in [-1, 1] <-> latents [B, C, h, w] as a teacher's network takes them, by the autoencoder in
+    the folder's `vae/`.
 
-    Latents are (z - shift_factor) scaling_factor, as the pipeline's network takes them.
+    Latents are scaled as `normalisation` says; without one as the autoencoder's own config does, which is what a
+    pipeline's network takes: (z - shift_factor) scaling_factor. Computed in float32, or float64 where that is given,
+    where the given tensor is. The first use loads it, `free` lets go of it. Copies of a network share it. Raises UserError for an autoencoder of another class or of other latents than `channels`.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
-        self.folder, self.device = Path(folder), device
+    def __init__(
+        self, folder: str | Path, normalisation: Normalisation | None = None, channels: int | None = None
+    ) -> None:
+        self.folder, self.normalisation = Path(folder), normalisation
+        self.config = read_json(part(self.folder, "vae") / "config.json")
+        kind = self.config.get("_class_name")
+        if kind not in AUTOENCODERS:
+            raise UserError(f"teacher: '{folder}': vae must be {' or '.join(AUTOENCODERS)}, got {kind!r}")
+        numbers = {"vae": self.config.get("latent_channels", channels)}
+        numbers |= {"latents": len(normalisation.mean)} if normalisation else {}
+        for what, theirs in numbers.items():
+            if channels is not None and theirs != channels:
+                raise UserError(f"teacher: '{folder}': {what}: is of {theirs} channels, the network of {channels}")
         self._vae: Any = None
+
+    def __deepcopy__(self, memo: Any) -> Codec:
+        return self
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the autoencoder."""
-        return file_hash(sorted(part(self.folder, "vae").rglob("*")))
+        """SHA-256 of the autoencoder and of the normalisation."""
+        files = file_hash(sorted(part(self.folder, "vae").rglob("*")))
+        stated = self.normalisation
+        return hashlib.sha256(f"{files} {stated}".encode()).hexdigest() if stated else files
+
+    def image_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of the image of a latent of `shape`."""
+        factor = compression(self.folder)
+        return self.config.get("out_channels", 3), factor * shape[1], factor * shape[2]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents' distribution, on the CPU; the latter is 0 where there is none."""
-        encoded = self._loaded().encode(images.to(self.device, torch.float32))
-        distribution = getattr(encoded, "latent_dist", None)
-        mean = encoded.latent if distribution is None else distribution.mean
-        std = torch.zeros_like(mean) if distribution is None else distribution.std
-        scale, shift = self._affine()
-        return ((mean - shift) * scale).cpu(), (std * scale).cpu()
+        vae = self._loaded(images)
+        shift, scale = self._affine(vae)
+        means, stds = [], []
+        for some in images.to(vae.dtype).split(at_once(*images.shape[2:])):
+            encoded = vae.encode(some)
+            distribution = getattr(encoded, "latent_dist", None)
+            mean = encoded.latent if distribution is None else distribution.mean
+            std = torch.zeros_like(mean) if distribution is None else distribution.std
+            means.append(((mean - shift) * scale).cpu())
+            stds.append((std * scale).cpu())
+        return torch.cat(means), torch.cat(stds)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images, unclamped, on the device of `latents`."""
-        scale, shift = self._affine()
-        images: Tensor = self._loaded().decode(latents.to(self.device, torch.float32) / scale + shift).sample
-        return images.to(latents.device)
+    def decode(self, latents: Tensor, graph: bool = False) -> Tensor:
+        """Images, unclamped, on the device of `latents`, of which with `graph` they are a differentiable function.
+
+        Some are decoded at once (PIXELS). With a graph each such part runs once more in the backward pass, so that the
+        activations of no more than one are held.
+        """
+        vae = self._loaded(latents)
+        shift, scale = self._affine(vae)
+
+        def run(some: Tensor) -> Tensor:
+            images: Tensor = vae.decode(some / scale + shift).sample
+            return images
+
+        _, height, width = self.image_shape((latents.shape[1], latents.shape[2], latents.shape[3]))
+        parts = latents.to(vae.dtype).split(at_once(height, width))
+        if graph and torch.is_grad_enabled():
+            return torch.cat([checkpoint(run, some, use_reentrant=False, preserve_rng_state=False) for some in parts])
+        with torch.no_grad():
+            return torch.cat([run(some) for some in parts])
 
     def free(self) -> None:
-        """Let go of the autoencoder."""
+        """Let go of the autoencoder; the next use reads its files again."""
         self._vae = None
 
-    def _affine(self) -> tuple[float, float]:
-        config: Mapping[str, Any] = self._loaded().config
-        return config["scaling_factor"], config.get("shift_factor") or 0.0
+    def _affine(self, vae: Any) -> tuple[Any, Any]:
+        """(shift, scale), numbers or [C, 1, 1]: a latent is (z - shift) scale."""
+        config: Mapping[str, Any] = vae.config
+        stated, factor = self.normalisation, config["scaling_factor"]
+        if stated is None and config.get("latents_mean") and config.get("latents_std"):  # some of SDXL's
+            stated = Normalisation(config["latents_mean"], tuple(std / factor for std in config["latents_std"]))
+        if stated is None:
+            return config.get("shift_factor") or 0.0, factor
+        mean, std = (torch.tensor(numbers, dtype=torch.float64)[:, None, None] for numbers in (stated.mean, stated.std))
+        return mean.to(vae.device, vae.dtype), (1 / std).to(vae.device, vae.dtype)
 
-    def _loaded(self) -> Any:
+    def _loaded(self, like: Tensor) -> Any:
         if self._vae is None:
-            self._vae = load_part(self.folder, "vae", AUTOENCODERS).to(self.device).requires_grad_(False)
-        return self._vae
+            place, kind = part(self.folder, "vae"), self.config["_class_name"]
+            self._vae = load_model(place, kind, "vae", AUTOENCODERS).requires_grad_(False)
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        return self._vae.to(like.device, dtype)
+
+
+def at_once(height: int, width: int) -> int:
+    """How many images of this size an autoencoder takes at once."""
+    return max(1, PIXELS // (height * width))
 
 
 def with_parts(denoiser: Denoiser, folder: Path) -> Denoiser:
     """A denoiser of the pipeline in `folder` whose network knows its text encoder and its codec, where it has them."""
     network = denoiser.network
     if isinstance(network, Family):
-        network.codec = Codec(folder)
+        network.codec = Codec(folder, channels=network.shape[0])
         network.text_encoder = TextEncoder(folder) if network.text else None
     return denoiser
 

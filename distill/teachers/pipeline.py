@@ -66,6 +66,27 @@ def copy_pipeline(source: Path, folder: Path, **choices: Any) -> None:
         (folder / CHOICES).write_text(json.dumps(chosen, indent=2) + "\n")
 
 
+def copy_autoencoder(source: str, folder: Path) -> None:
+    """Copy an autoencoder to `folder`: a folder's, a pipeline's `vae/`, or either of the hub by id."""
+    root = Path(source)
+    if not root.is_dir():
+        from huggingface_hub import snapshot_download
+
+        weights = "diffusion_pytorch_model*.safetensors*"
+        wanted = ["config.json", weights, "vae/config.json", f"vae/{weights}"]
+        try:
+            root = Path(snapshot_download(source, allow_patterns=wanted))
+        except Exception as error:  # no network, no such model, no permission, no id at all
+            raise UserError(f"import: '{source}' is no folder, nor a model of the hub: {one_line(error)}") from error
+    root = part(root, "vae")
+    if not (root / "config.json").is_file() or not any(root.glob("*.safetensors")):
+        raise UserError(f"import: '{source}' holds no autoencoder: a config.json and .safetensors weights")
+    folder.mkdir(parents=True)
+    for file in root.iterdir():
+        if file.suffix in (".json", ".safetensors"):
+            shutil.copyfile(file, folder / file.name)
+
+
 def family_of(folder: Path) -> type[Family] | type[DDPM]:
     """The family of a pipeline folder; raises UserError when there is none."""
     name = read_json(folder / INDEX).get("_class_name")
@@ -119,10 +140,14 @@ def load_part(folder: Path, name: str, allowed: tuple[str, ...]) -> Any:
 
     Raises UserError when it is missing, damaged or another.
     """
+    return load_model(part(folder, name), _class(read_json(folder / INDEX), name), name, allowed)
+
+
+def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> Any:
+    """The model of diffusers in the folder `place`, of class `kind`; see `load_part`."""
     import diffusers
     import torch
 
-    place, kind = part(folder, name), _class(read_json(folder / INDEX), name)
     if kind not in allowed:
         raise UserError(f"{name} must be {' or '.join(allowed)}, got {kind!r}")
     if not any(place.glob("*.safetensors")):  # diffusers would go on to a pickle, which may run code

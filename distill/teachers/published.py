@@ -10,12 +10,12 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, Normalisation
 from distill.errors import UserError, one_line
 from distill.paths import EDM
 from distill.teachers.edm import BODIES
@@ -32,7 +32,7 @@ _CLASSES = {"edm": ("EDMPrecond", "model", tuple(BODIES)), "edm2": ("Precond", "
 @dataclass(frozen=True)
 class Found:
     """What a checkpoint holds: `denoiser`, its `settings`, its count of parameters, and the name of the encoder whose
-    latents it was trained on (EDM2; None where samples are pixels)."""
+    latents it was trained on (EDM2; None where samples are pixels); `denoiser.latents` says how that scales them."""
 
     denoiser: Denoiser
     settings: dict[str, Any]
@@ -77,8 +77,8 @@ def _found(data: Any, kind: str) -> Found:
     network = build_network({"name": kind, **settings}, state)
     if network.classes and arguments.get("label_dropout"):
         network.null = network.classes  # a dropped label is a row of zeros
-    encoder = _encoder(data.get("encoder"))
-    denoiser = Denoiser(network, EDM(), "edm", sigma_data, latents=encoder is not None).eval()
+    encoder, latents = _encoder(data.get("encoder"), network.shape[0])
+    denoiser = Denoiser(network, EDM(), "edm", sigma_data, latents=latents).eval()
     return Found(denoiser, settings, sum(parameter.numel() for parameter in network.parameters()), encoder)
 
 
@@ -132,8 +132,29 @@ def _children(attributes: Mapping[str, Any]) -> dict[Any, Any]:
     return {name: child for name, child in _group(attributes, "_modules").items() if child is not None}
 
 
-def _encoder(encoder: Any) -> str | None:
+def _encoder(encoder: Any, channels: int) -> tuple[str | None, bool | Normalisation]:
+    """Name of the encoder of latents, and how it scales them, True where it does not say; (None, False) for pixels."""
     if encoder is None:
-        return None
-    name = _record(encoder, "encoder")[0]
-    return None if name == "StandardRGBEncoder" else name
+        return None, False
+    name, attributes = _record(encoder, "encoder")
+    if name == "StandardRGBEncoder":
+        return None, False
+    if attributes.get("scale") is None or attributes.get("bias") is None:
+        return name, True
+    # The network sees scale z + bias. Both are float32: six digits of what they come from are those that were written.
+    scale, bias = _floats(attributes["scale"]), _floats(attributes["bias"])
+    if not len(scale) == len(bias) == channels or 0 in scale:
+        raise Refused(f"'encoder' scales latents by {scale} and {bias}, the network takes {channels} channels")
+    mean = [(0 - b) / s for s, b in zip(scale, bias, strict=True)]
+    std = [1 / s for s in scale]
+    return name, Normalisation(*(tuple(float(f"{number:.6g}") for number in numbers) for numbers in (mean, std)))
+
+
+def _floats(array: Any) -> list[float]:
+    """The numbers of numpy's array of float32, [N]."""
+    try:
+        _, shape, dtype, _, content = array.state
+        assert dtype.args[0] == "f4" and dtype.state[1] == "<" and shape == (len(content) // 4,)
+        return cast(list[float], torch.frombuffer(bytearray(content), dtype=torch.float32).tolist())
+    except (AttributeError, TypeError, ValueError, IndexError, AssertionError):
+        raise Refused(f"'encoder' holds {reprlib.repr(array)} where numbers were expected") from None
