@@ -59,6 +59,7 @@ class Preparation:
     def _embedded(self, dataset: Dataset, prompts: Sequence[str], teacher: Denoiser) -> Dataset:
         encoder, negative = text_encoder(teacher), self.negative_prompt
         assert encoder is not None, "check_fit comes first"
+        encoder.device = self.device
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         distinct, where = list(numbers), torch.tensor([numbers[prompt] for prompt in prompts])
 
@@ -113,7 +114,6 @@ class Preparation:
         def table(content: str, count: int, length: int, encode: Make) -> Table:
             @torch.no_grad()
             def make(first: int, last: int) -> dict[str, Tensor]:
-                encoder.device = self.device
                 parts = [encode(at, min(at + AT_ONCE, last)) for at in range(first, last, AT_ONCE)]
                 return {key: _checked(what, key, torch.cat([part[key].cpu() for part in parts])) for key in parts[0]}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
+from distill.encoders import codec
 from distill.errors import UserError
 from distill.objectives.objective import Batch, Denoisers
 from distill.objectives.wrapper import Wrapper
@@ -18,7 +19,7 @@ class Rewarded(Wrapper):
     """The inner objective's terms and -reward_scale reward(x), which pulls the generator's law up the reward.
 
     DI++ is diff_instruct within it, DI* is sim, each guided or decoupled. The reward judges x as it would be saved,
-    clamped to [-1, 1].
+    decoded where it is a latent and clamped to [-1, 1].
     """
 
     reward: Reward
@@ -41,6 +42,8 @@ class Rewarded(Wrapper):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         terms = super().generator_loss(nets, x, batch)
-        reward = nets.frozen[self.reward.name](x.clamp(-1, 1), batch.cond)
+        decoder = codec(nets.teacher)
+        images = x if decoder is None else decoder.decode(x, graph=True)
+        reward = nets.frozen[self.reward.name](images.clamp(-1, 1), batch.cond)
         batch.note(self.reward.name, reward)
         return {**terms, self.reward.name: -self.reward_scale * reward}

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
+from distill.encoders import image_shape
 from distill.errors import UserError
 from distill.metrics import Classifier
 from distill.rewards.reward import Reward
@@ -41,7 +42,7 @@ class ClassifierReward(Reward):
         super().check(teacher)
         classifier = Classifier.load(self.classifier)
         for what, theirs, ours in (
-            ("shape", classifier.shape, teacher.network.shape),
+            ("shape", classifier.shape, image_shape(teacher)),
             ("classes", classifier.classes, teacher.network.classes),
         ):
             if theirs != ours:

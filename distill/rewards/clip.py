@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from distill.denoiser import Denoiser
+from distill.encoders import image_shape
 from distill.errors import UserError
 from distill.rewards.reward import Reward
 
@@ -81,8 +82,7 @@ class _OfClip(Reward):
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
-        network: Any = teacher.network
-        channels = network.shape[0]
+        channels = cast(tuple[int, ...], image_shape(teacher))[0]
         if channels not in (1, 3):
             raise UserError(f"reward: {self.name} judges images of 1 or 3 channels, the teacher's have {channels}")
 
@@ -97,6 +97,8 @@ class ClipReward(_OfClip):
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
+        if getattr(teacher.network, "text", False):
+            raise UserError("reward.prompts: are one a class, the teacher takes prompts in place of classes")
         if len(self.prompts) != (teacher.network.classes or 1):
             have = f"{len(self.prompts)} given, the teacher has {teacher.network.classes} classes"
             raise UserError(f"reward.prompts: must be one a class (one for an unconditional teacher), {have}")
