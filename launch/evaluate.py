@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
+from trainers.evaluation import check_images, fit_protocol
 from trainers.evaluation import evaluate as evaluate_samples
-from trainers.evaluation import fit_protocol
+from trainers.pictures import denoiser_of
 from trainers.products import Product, load_product
+from trainers.session import viewer_of
 
 WhichOption = Annotated[
     str, typer.Option(help="last (checkpoint), best (by Frechet distance), or posthoc/NAME of `distill ema`")
@@ -41,7 +43,8 @@ def measure(product: Product, samples: int | None = None, classifier: Path | Non
     """Both models on the same noise and labels: protocol, samples, images, average, halves, student, teacher, ratio."""
     run = product.run
     settings = run.evaluation if classifier is None else replace(run.evaluation, classifier=str(classifier))
-    protocol = fit_protocol(product.dataset, settings)
+    check_images(product.source, denoiser_of(product.model))
+    protocol = fit_protocol(product.source, settings)
     count = samples or settings.samples
     accelerator = Accelerator(cpu=product.device.type == "cpu")
     report: dict[str, Any] = {"protocol": protocol.name, "samples": count, "images": product.images}
@@ -52,7 +55,10 @@ def measure(product: Product, samples: int | None = None, classifier: Path | Non
     for name, sampler in models.items():
         assert sampler is not None
         with Console(stderr=True).status(f"{name}: {count:,} samples"):
-            numbers = evaluate_samples(sampler, product.dataset, protocol, count, run.seed, accelerator)
+            viewer = viewer_of(sampler, product.model)
+            numbers = evaluate_samples(
+                viewer, product.dataset, protocol, count, run.seed, accelerator, product.source.shape
+            )
         report[name] = {key: value for key, value in numbers.items() if isinstance(value, float)}
     if "student" in report:
         report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]

@@ -48,9 +48,9 @@ RANKS = {
     "discriminator": 5,
     "teachers": 5,
     "perceptual": 5,
-    "rewards": 5,
-    "objectives": 6,
-    "export": 7,
+    "rewards": 6,
+    "objectives": 7,
+    "export": 8,
 }
 ONLY = {"metrics": {"errors"}}  # modules that may import even less than their rank allows
 ANNOTATIONS = {("paths", "times")}  # pairs allowed under TYPE_CHECKING only, against the order

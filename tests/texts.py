@@ -64,7 +64,7 @@ class Halves:
     identity = "halves"
 
     def __init__(self, log: Path, std: float = 0.1) -> None:
-        self.log, self.std, self.device, self.loaded = log, std, torch.device("cpu"), False
+        self.log, self.std, self.loaded = log, std, False
 
     def encode(self, images: Tensor, /) -> tuple[Tensor, Tensor]:
         self.loaded = True
@@ -73,10 +73,13 @@ class Halves:
         mean = nn.functional.avg_pool2d(images[:, :2], 2)
         return mean, torch.full_like(mean, self.std)
 
-    def decode(self, latents: Tensor, /) -> Tensor:
+    def decode(self, latents: Tensor, /, graph: bool = False) -> Tensor:
         """Blue is 0."""
         self.loaded = True
         return nn.functional.interpolate(nn.functional.pad(latents, (0, 0, 0, 0, 0, 1)), scale_factor=2)
+
+    def image_shape(self, shape: tuple[int, int, int], /) -> tuple[int, int, int]:
+        return 3, 2 * shape[1], 2 * shape[2]
 
     def free(self) -> None:
         self.loaded = False

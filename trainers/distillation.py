@@ -26,6 +26,7 @@ from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
 from trainers.data.pairs import PairSet, open_pairs
 from trainers.ema import EMA, power_averages
+from trainers.evaluation import check_images
 from trainers.files import sha256
 from trainers.prepare import prepared
 from trainers.run import Entry, PlayerSettings, Run
@@ -39,11 +40,11 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
 
     A `fresh` run's generator, and with it the average, starts as `run.start` says.
     """
-    dataset = run.data.load()
-    teacher = load_teacher(run, dataset)
-    check_objective(run, dataset, teacher)
+    source = run.data.load()
+    teacher = load_teacher(run, source)
+    check_objective(run, source, teacher)
     real = "real" in run.objective.needs
-    dataset = prepared(run, dataset, teacher, accelerator.device, real, quiet=not accelerator.is_main_process)
+    dataset = prepared(run, source, teacher, accelerator.device, real, quiet=not accelerator.is_main_process)
     if run.gradient_checkpointing:
         recompute_blocks(teacher.network)
     generator, fake = build_networks(teacher, run)
@@ -68,7 +69,7 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
     product = state.ema.module
     identity = teacher_hash(run.teacher)
     return Session(
-        run, accelerator, dataset, batches, state, step, product, sampler_of(product, run), teacher, identity
+        run, accelerator, dataset, source, batches, state, step, product, sampler_of(product, run), teacher, identity
     )
 
 
@@ -160,8 +161,8 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser) -> None:
             )
         if run.evaluation.every:
             raise UserError(f"evaluation.every: needs real images, data: {dataset.name} has none; set it to 0")
-    elif teacher.latents and run.evaluation.every:
-        raise UserError("evaluation.every: judges pixels, the teacher's samples are latents; set it to 0")
+    elif run.evaluation.every:
+        check_images(dataset, teacher)
 
 
 def check_fit(teacher: Denoiser, folder: str, dataset: Dataset) -> None:

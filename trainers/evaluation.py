@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
+from distill.denoiser import Denoiser
+from distill.encoders import image_shape
 from distill.errors import UserError
 from distill.metrics import Classifier, ClassifierFeatures, Extractor, Protocol
 from distill.random import Random
@@ -13,7 +15,8 @@ from trainers.data.batches import inputs
 from trainers.run import Evaluation
 from trainers.session import Sampler
 
-CHUNK = 500
+CHUNK = 500  # samples at once, fewer of large images
+PIXELS = 2**22
 FIT_LIMIT = 60_000  # all of MNIST
 
 
@@ -29,6 +32,14 @@ def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
     images = torch.cat(list(parts))
     labels = None if dataset.labels is None else dataset.labels[positions]
     return Protocol.fit(dataset.name, images, labels, min(settings.components, images[0].numel()))
+
+
+def check_images(source: Dataset, teacher: Denoiser) -> None:
+    """Raise UserError when the teacher's samples as they are seen are no match for the images of `source`."""
+    if (shape := image_shape(teacher)) is None:
+        raise UserError("evaluation: judges pixels, the teacher's samples are latents and have no decoder")
+    if shape != source.shape:
+        raise UserError(f"evaluation: {source.name} has images {list(source.shape)}, the teacher makes {list(shape)}")
 
 
 def load_extractor(dataset: Dataset, settings: Evaluation) -> Extractor | None:
@@ -51,29 +62,40 @@ def draw_samples(
     last: int,
     seed: int,
     device: torch.device,
-    stream: str = "evaluation",
+    shape: tuple[int, int, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Samples first ... last-1 [N, C, H, W] and their labels [N] on the CPU: the same inputs for every model."""
+    """Samples first ... last-1 [N, C, H, W] and their labels [N] on the CPU: the same inputs for every model.
+
+    `shape` is that of a sample, where it is not the noise's.
+    """
+    shape = shape or dataset.shape
     images, labels = [], []
-    for start in range(first, last, CHUNK):
-        index = torch.arange(start, min(start + CHUNK, last), device=device)
-        noise, cond = inputs(dataset, Random.at(seed, index).stream(stream))
+    chunk = max(1, min(CHUNK, PIXELS // (shape[1] * shape[2])))
+    for start in range(first, last, chunk):
+        index = torch.arange(start, min(start + chunk, last), device=device)
+        noise, cond = inputs(dataset, Random.at(seed, index).stream("evaluation"))
         images.append(sampler(noise, cond).float().cpu())
         if isinstance(cond, torch.Tensor):
             labels.append(cond.cpu())
     if not images:  # more ranks than samples
-        return torch.empty(0, *dataset.shape), None if dataset.labels is None else dataset.labels[:0]
+        return torch.empty(0, *shape), None if dataset.labels is None else dataset.labels[:0]
     return torch.cat(images), torch.cat(labels) if labels else None
 
 
 def evaluate(
-    sampler: Sampler, dataset: Dataset, protocol: Protocol, samples: int, seed: int, accelerator: Accelerator
+    sampler: Sampler,
+    dataset: Dataset,
+    protocol: Protocol,
+    samples: int,
+    seed: int,
+    accelerator: Accelerator,
+    shape: tuple[int, int, int] | None = None,
 ) -> dict[str, float | int | str]:
-    """The protocol's report on `samples` samples; collective, each rank draws its share."""
+    """The protocol's report on `samples` samples of `shape`; collective, each rank draws its share."""
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     share = -(-samples // world)
     first, last = min(rank * share, samples), min((rank + 1) * share, samples)
-    images, labels = draw_samples(sampler, dataset, first, last, seed, device)
+    images, labels = draw_samples(sampler, dataset, first, last, seed, device, shape)
     if world > 1:
         images = accelerator.gather(_padded(images, share).to(device)).cpu()[:samples]
         labels = None if labels is None else accelerator.gather(_padded(labels, share).to(device)).cpu()[:samples]

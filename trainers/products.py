@@ -36,6 +36,7 @@ class Product:
     model: Generator | Denoiser
     sampler: Sampler
     dataset: Dataset
+    source: Dataset  # as it was opened, see Session
     images: int
     average: str  # which one the weights are, in words
     teacher: Denoiser | None
@@ -57,7 +58,7 @@ def load_product(folder: Path, which: str = "last", merged: bool = True) -> Prod
     source, description = _source(folder, which)
     if isinstance(run, Run) and description["teacher"] != teacher_hash(run.teacher):
         raise UserError(f"'{folder}' was trained from another teacher than is now in '{run.teacher}'")
-    dataset = run.data.load()
+    dataset = source_data = run.data.load()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(run, Run):
         teacher = load_teacher(run, dataset)
@@ -76,7 +77,7 @@ def load_product(folder: Path, which: str = "last", merged: bool = True) -> Prod
             module.to(device).requires_grad_(False).eval()
     images, std = description["images"], description.get("std")
     average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
-    return Product(run, model, sampler_of(model, run), dataset, images, average, teacher, device, kept)
+    return Product(run, model, sampler_of(model, run), dataset, source_data, images, average, teacher, device, kept)
 
 
 def _source(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:

@@ -18,6 +18,7 @@ from distill.sampling import sample
 from trainers.data import Dataset
 from trainers.data.batches import Batches, placed
 from trainers.data.pairs import PairSet
+from trainers.pictures import visible
 from trainers.run import Experiment
 from trainers.state import TrainState
 
@@ -27,11 +28,15 @@ Sampler = Callable[[Tensor, Condition], Tensor]
 
 @dataclass
 class Session:
-    """A run at work. `step` moves the state by one batch; `product` is the averaged network that is wanted."""
+    """A run at work. `step` moves the state by one batch; `product` is the averaged network that is wanted.
+
+    `dataset` is what batches are made of, in the teacher's terms; `source` the same as it was opened, of pixels.
+    """
 
     run: Experiment
     accelerator: Accelerator
     dataset: Dataset
+    source: Dataset
     batches: Batches
     state: TrainState
     step: Callable[[], None]
@@ -81,3 +86,8 @@ def sampler_of(model: nn.Module, run: Experiment) -> Sampler:
         return draw(z.to(run.dtype), placed(cond, z.device, run.dtype))
 
     return sampler
+
+
+def viewer_of(sampler: Sampler, model: nn.Module) -> Sampler:
+    """(z, cond) -> what `sampler` makes with `model`, as images."""
+    return lambda z, cond: visible(sampler(z, cond), model)

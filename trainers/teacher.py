@@ -46,7 +46,7 @@ def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
 
     step = partial(update, player, loss, "teacher", run, state, accelerator)
     product = cast(Denoiser, state.ema.module)
-    return Session(run, accelerator, dataset, batches, state, step, product, sampler_of(product, run))
+    return Session(run, accelerator, dataset, dataset, batches, state, step, product, sampler_of(product, run))
 
 
 def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:

@@ -73,7 +73,8 @@ class Codec:
 
     Latents are scaled as `normalisation` says; without one as the autoencoder's own config does, which is what a
     pipeline's network takes: (z - shift_factor) scaling_factor. Computed in float32, or float64 where that is given,
-    where the given tensor is. The first use loads it, `free` lets go of it. Copies of a network share it. Raises UserError for an autoencoder of another class or of other latents than `channels`.
+    where the given tensor is. The first use loads it, `free` lets go of it. Copies of a network share it. Raises
+    UserError for an autoencoder of another class or of other latents than `channels`.
     """
 
     def __init__(

@@ -10,9 +10,10 @@ from trainers.checkpoint import save_average
 from trainers.evaluation import evaluate, fit_protocol
 from trainers.files import replaced
 from trainers.hooks.hook import Hook
+from trainers.pictures import let_go
 from trainers.records import append
 from trainers.run import Evaluation
-from trainers.session import Session
+from trainers.session import Session, viewer_of
 
 
 class Evaluate(Hook):
@@ -24,9 +25,11 @@ class Evaluate(Hook):
 
     def __call__(self, session: Session) -> None:
         if self.protocol is None:
-            self.protocol = fit_protocol(session.dataset, self.settings)
-        samples, seed = self.settings.samples, session.run.seed
-        report = evaluate(session.sampler, session.dataset, self.protocol, samples, seed, session.accelerator)
+            self.protocol = fit_protocol(session.source, self.settings)
+        samples, seed, shape = self.settings.samples, session.run.seed, session.source.shape
+        viewer = viewer_of(session.sampler, session.product)
+        report = evaluate(viewer, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
+        let_go(session.product)
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}
             append(self.folder / "metrics.jsonl", record)

@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 
-from distill.denoiser import Condition, Denoiser
-from distill.generator import Generator
+from distill.denoiser import Condition
+from distill.encoders import image_shape
 from distill.random import Random
+from trainers.console import plain
 from trainers.data.batches import inputs, preview
 from trainers.hooks.hook import Hook
-from trainers.pictures import grid, visible
+from trainers.pictures import LATENTS, blind, denoiser_of, grid, let_go, visible
 from trainers.session import Session
 
 COLUMNS, ROWS = 10, 6
+SIDE = 4096  # pixels of a picture at most: of large images there are fewer
 
 
 class Samples(Hook):
-    """samples/IMAGES.png: the averaged network on the same noise every time, one class or prompt a column."""
+    """samples/IMAGES.png: the averaged network on the same noise every time, one class or prompt a column.
+
+    Latents are decoded; where nothing decodes them, IMAGES_latents.png shows some of their channels.
+    """
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder / "samples", every
+        self.told = False
 
     def __call__(self, session: Session) -> None:
         if not session.accelerator.is_main_process:
             return
         noise, cond = preview_inputs(session)
         self.folder.mkdir(exist_ok=True)
-        images = visible(session.sampler(noise, cond), cast(Generator | Denoiser, session.product))
-        grid(images, COLUMNS).save(self.folder / f"{session.state.images:012d}.png")
+        images, mark = visible(session.sampler(noise, cond), session.product), ""
+        let_go(session.product)
+        if blind(session.product):
+            mark = "_latents"
+            if not self.told:
+                plain(stderr=True).print(f"samples: {LATENTS}", style="yellow")
+                self.told = True
+        grid(images, layout(session)[0]).save(self.folder / f"{session.state.images:012d}{mark}.png")
+
+
+def layout(session: Session) -> tuple[int, int]:
+    """Columns and rows of the picture."""
+    _, height, width = image_shape(denoiser_of(session.product)) or session.dataset.shape
+    return max(1, min(COLUMNS, SIDE // width)), max(1, min(ROWS, SIDE // height))
 
 
 def preview_inputs(session: Session) -> tuple[torch.Tensor, Condition]:
     """Noise [60, C, H, W] and conditions that run through the classes, or the first prompts, column by column."""
-    index = torch.arange(COLUMNS * ROWS, device=session.accelerator.device)
+    columns, rows = layout(session)
+    index = torch.arange(columns * rows, device=session.accelerator.device)
     noise, _ = inputs(session.dataset, Random.at(session.run.seed, index).stream("preview"))
-    return noise, preview(session.dataset, index % COLUMNS)
+    return noise, preview(session.dataset, index % columns)
