@@ -81,6 +81,14 @@ def checkpoint(network: EDMNet | EDM2Net, **arguments: Any) -> dict[str, Any]:
     }
 
 
+def stability(scale: Any = None, bias: Any = None) -> Any:
+    """The encoder of EDM2's latents as the authors keep it: two arrays, and nothing of the autoencoder."""
+    mean, std = np.float32([5.81, 3.25, 0.12, -2.15]), np.float32([4.17, 4.62, 3.71, 3.28])
+    scale = np.float32(0.5) / std if scale is None else scale
+    bias = np.float32(0) - mean * scale if bias is None else bias
+    return Record("StabilityVAEEncoder", vae_name="sd", scale=scale, bias=bias, batch_size=8, _vae=None)
+
+
 @contextmanager
 def names() -> Iterator[None]:
     """The names of the authors' code, for as long as something is pickled."""

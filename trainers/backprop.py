@@ -57,21 +57,21 @@ class _Recorded:
     """A denoiser whose calls end in leaves; everything but the call is the network's own."""
 
     def __init__(self, network: Callable[..., Any], calls: list[_Call]) -> None:
-        self.network, self.calls = network, calls
+        self._denoiser, self._calls = network, calls  # its own `network` is asked for too
 
     def __call__(self, x_t: Tensor, *rest: Any) -> Any:
         if not (torch.is_grad_enabled() and x_t.requires_grad):
-            return self.network(x_t, *rest)
-        if self.calls:
-            self.calls[-1].graph = None  # freed before this call builds its own
-        call = _Call(self.network, x_t, rest)
+            return self._denoiser(x_t, *rest)
+        if self._calls:
+            self._calls[-1].graph = None  # freed before this call builds its own
+        call = _Call(self._denoiser, x_t, rest)
         call.graph = call.run()
         call.leaves = tuple(output.detach().requires_grad_() for output in call.graph[1])
-        self.calls.append(call)
+        self._calls.append(call)
         return call.leaves if len(call.leaves) > 1 else call.leaves[0]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.network, name)
+        return getattr(self._denoiser, name)
 
 
 class OneByOne(Joint):

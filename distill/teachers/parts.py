@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distill.denoiser import Denoiser, Normalisation
@@ -162,7 +162,7 @@ class Codec:
             place, kind = part(self.folder, "vae"), self.config["_class_name"]
             self._vae = load_model(place, kind, "vae", AUTOENCODERS).requires_grad_(False)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return self._vae.to(like.device, dtype)
+        return nn.Module.to(self._vae, like.device, dtype)  # diffusers' own warns of every dtype but float32
 
 
 def at_once(height: int, width: int) -> int:

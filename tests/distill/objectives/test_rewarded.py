@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from distill import EDM, Denoiser, Random, UserError
+from distill.generator import Generator
 from distill.objectives import Batch, Denoisers, DiffInstruct, Guided, Objective, Rewarded, SiD
+from distill.teachers import load_denoiser
 from tests.toys import Nearness, Tanh
 
 
@@ -52,6 +59,45 @@ def test_latents_cannot_be_judged() -> None:
     line = "reward: nearness judges pixels, the teacher's samples are latents and have no decoder"
     with pytest.raises(UserError, match=f"^{line}$"):
         objective.check(Denoiser(Tanh(18, 1), EDM(), "v", latents=True))
+
+
+def latent_case(folder: Path) -> tuple[Denoisers, Generator, Denoiser, Batch]:
+    """A teacher of latents with its autoencoder, a fake, and a generator, all in float64."""
+    teacher = load_denoiser(folder).double().requires_grad_(False)
+    fake, made = copy.deepcopy(teacher), copy.deepcopy(teacher).requires_grad_(True)
+    random = Random.at(0, torch.arange(3))
+    noise = random.stream("z").normal(*teacher.network.shape, dtype=torch.float64)  # type: ignore[misc]
+    nets = Denoisers(teacher.path, teacher, fake)
+    return nets, Generator(made, 500.0), teacher, Batch(noise, random, torch.arange(3))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_latents_are_decoded_and_judged(guided: bool, pipelines: Callable[[str], Path]) -> None:
+    """The reward's gradient in the generator's weights is that of decoding and judging by hand, to 1e-10."""
+    folder = pipelines("dit")
+    nets, generator, teacher, batch = latent_case(folder)
+    inner: Objective = Guided(objective=DiffInstruct()) if guided else DiffInstruct()
+    objective = Rewarded(objective=inner, reward=Nearness(), reward_scale=3.0)
+    objective.check(teacher)
+    nets = Denoisers(nets.path, nets.teacher, nets.fake, objective.load_frozen())
+    weights = list(generator.parameters())
+    terms = objective.generator_loss(nets, generator(batch.noise, batch.cond), batch)
+    gradients = torch.autograd.grad(terms["nearness"].sum(), weights, allow_unused=True)
+
+    vae = AutoencoderKL.from_pretrained(folder / "vae").double().eval()
+    images = vae.decode(generator(batch.noise, batch.cond) / vae.config.scaling_factor).sample.clamp(-1, 1)
+    by_hand = 3 * ((images - 0.5) ** 2).sum((1, 2, 3)) / 2
+    assert float((terms["nearness"] - by_hand).detach().abs().max()) < 1e-10
+    assert 0 < float((images.detach().abs() == 1).double().mean()) < 0.9
+    seen = 0
+    for ours, wanted in zip(gradients, torch.autograd.grad(by_hand.sum(), weights, allow_unused=True), strict=True):
+        assert (ours is None) == (wanted is None)
+        if ours is not None:
+            seen += bool(wanted.any())
+            assert float((ours - wanted).abs().max()) < 1e-10 * max(1.0, float(wanted.abs().max()))
+    assert seen > 10
+    plain = inner.generator_loss(nets, generator(batch.noise, batch.cond), batch)
+    assert all(torch.equal(terms[name], plain[name]) for name in plain)
 
 
 def test_one_reward_twice() -> None:

@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from distill import UserError
+from distill.denoiser import Normalisation
 from distill.teachers import load_denoiser, read_published, save_denoiser
 from tests.distill.teachers.test_edm import EDM2, FOURIER, LABELS, SONG, T, build, x_t
-from tests.published import Record, checkpoint, dump, record, write
+from tests.published import Record, checkpoint, dump, record, stability, write
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -50,6 +51,40 @@ def test_half_precision_and_the_encoder_of_edm2(tmp_path: Path) -> None:
     data["encoder"] = Record("StandardRGBEncoder")
     found = read_published(write(data, tmp_path / "a.pkl"), "edm2")
     assert (found.encoder, found.denoiser.latents) == (None, False)
+
+
+EDM2_LATENTS: dict[str, object] = {**EDM2, "img_channels": 4}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_how_edm2s_encoder_scales_latents(protocol: int, tmp_path: Path) -> None:
+    """The numbers of the authors' source to their last digit, kept by the teacher's folder."""
+    data = {**checkpoint(build(EDM2_LATENTS).network), "encoder": stability()}  # type: ignore[arg-type]
+    found = read_published(write(data, tmp_path / "a.pkl", protocol), "edm2")
+    wanted = Normalisation((5.81, 3.25, 0.12, -2.15), (8.34, 9.24, 7.42, 6.56))
+    assert found.denoiser.latents == wanted
+    save_denoiser(found.denoiser, tmp_path / "teacher")
+    assert load_denoiser(tmp_path / "teacher").latents == wanted
+
+
+@pytest.mark.parametrize(
+    ("scale", "bias", "message"),
+    [
+        (np.ones(4), np.zeros(4, np.float32), "'encoder' holds Object("),
+        ([1.0] * 4, np.zeros(4, np.float32), "'encoder' holds [1.0, 1.0, 1.0, 1.0] where numbers were expected"),
+        (np.ones((2, 2), np.float32), np.zeros(4, np.float32), "where numbers were expected"),
+        (np.ones(2, np.float32), np.zeros(2, np.float32), "scales latents by [1.0, 1.0] and [0.0, 0.0], the network"),
+        (np.zeros(4, np.float32), np.zeros(4, np.float32), "the network takes 4 channels"),
+        (-np.ones(4, np.float32), np.zeros(4, np.float32), "latents: must have as many finite means as positive stds"),
+        (np.full(4, np.nan, np.float32), np.zeros(4, np.float32), "must have as many finite means as positive stds"),
+    ],
+)
+def test_an_encoder_without_sense(scale: Any, bias: Any, message: str, tmp_path: Path) -> None:
+    data = {**checkpoint(build(EDM2_LATENTS).network), "encoder": stability(scale, bias)}  # type: ignore[arg-type]
+    with pytest.raises(UserError) as error:
+        read_published(write(data, tmp_path / "a.pkl"), "edm2")
+    text = str(error.value)
+    assert text.startswith("import: ") and message in text and "\n" not in text and len(text) < 500, text
 
 
 def test_the_null_condition_is_that_of_dropped_labels(tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""Autoencoders of teacher folders: exact scales, gradients, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import UserError
+from distill.denoiser import Denoiser, Normalisation
+from distill.encoders import codec, image_shape
+from distill.teachers import Codec, load_denoiser, parts, save_denoiser
+from distill.teachers.parts import load_stock
+from tests.distill.teachers.test_edm import EDM2, build
+from tests.pipelines import autoencoder
+from tests.pipelines import build as build_pipeline
+
+Folder = Callable[[str], Path]
+MEAN, RAW_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)  # EDM2's raw_mean, raw_std; final 0, 0.5
+SCALE = Normalisation(MEAN, tuple(2 * std for std in RAW_STD))
+
+
+def edm2(latents: bool | Normalisation = SCALE) -> Denoiser:
+    """A network of EDM2 for latents of four channels."""
+    denoiser = build({**EDM2, "img_channels": 4})
+    denoiser.latents = latents
+    return denoiser
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Such a network's folder, with a `vae/`."""
+    save_denoiser(edm2(), tmp_path / "teacher")
+    torch.manual_seed(3)
+    autoencoder(4, scaling_factor=0.18215).save_pretrained(tmp_path / "teacher" / "vae")
+    return tmp_path / "teacher"
+
+
+def latents(count: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return 0.5 * torch.randn(count, 4, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def vae_of(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(folder / "vae").to(dtype).eval().requires_grad_(False)
+
+
+def test_edm2s_scale(folder: Path) -> None:
+    """As the authors state it, z 0.5/std + (0 - mean 0.5/std), and its inverse; not the autoencoder's own factor."""
+    loaded, vae = load_denoiser(folder), vae_of(folder, torch.float64)
+    assert loaded.latents == SCALE and image_shape(loaded) == (3, 16, 16)
+    scale = 0.5 / torch.tensor(RAW_STD, dtype=torch.float64)[:, None, None]
+    bias = -torch.tensor(MEAN, dtype=torch.float64)[:, None, None] * scale
+    x = latents(dtype=torch.float64)
+    ours = Codec(folder, SCALE, 4)
+    images = vae.decode((x - bias) / scale).sample
+    assert float((ours.decode(x) - images).abs().max()) < 1e-12
+    distribution = vae.encode(images).latent_dist
+    mean, std = ours.encode(images)
+    assert float((mean - (distribution.mean * scale + bias)).abs().max()) < 1e-12
+    assert float((std - distribution.std * scale).abs().max()) < 1e-12
+    single = codec(loaded)
+    assert single is not None and single.decode(x.float()).dtype == torch.float32
+    assert float((single.decode(x.float()) - images).abs().max()) < 1e-5
+
+
+def test_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of 16 x 16 when 600 pixels are the most: the same images and gradient; one part's activations at a time."""
+    x = latents(5, torch.float64).requires_grad_()
+    weight = torch.randn(5, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    vae = vae_of(folder, torch.float64)
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (SCALE.mean, SCALE.std))
+    wanted = vae.decode(x * std + mean).sample
+    (gradient,) = torch.autograd.grad((wanted * weight).sum(), x)
+    monkeypatch.setattr(parts, "PIXELS", 600)
+    ours, sizes = Codec(folder, SCALE), list[int]()
+    ours._loaded(x).decoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    plain = ours.decode(x)
+    assert sizes == [2, 2, 1] and not plain.requires_grad
+    assert float((plain - wanted).abs().max()) < 1e-12
+    kept = list[int]()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):  # type: ignore[func-returns-value]
+        images = ours.decode(x, graph=True)
+    assert torch.equal(images, plain) and sum(kept) <= x.nbytes
+    for _ in range(2):  # the trainer may ask for a term's gradient before it goes back for all
+        sizes.clear()
+        (mine,) = torch.autograd.grad((images * weight).sum(), x, retain_graph=True)
+        assert sorted(sizes) == [1, 2, 2]
+        assert float((mine - gradient).abs().max()) < 1e-12 * float(gradient.abs().max())
+    with torch.no_grad():
+        assert not ours.decode(x, graph=True).requires_grad
+
+
+def test_copies_share_it_and_freeing_loses_nothing(folder: Path) -> None:
+    teacher = load_denoiser(folder)
+    first, second = codec(teacher), codec(copy.deepcopy(teacher))
+    assert first is second and first is not None and first._vae is None  # type: ignore[attr-defined]
+    images = first.decode(latents())
+    assert first._vae is not None  # type: ignore[attr-defined]
+    first.free()
+    assert first._vae is None and torch.equal(first.decode(latents()), images)  # type: ignore[attr-defined]
+    assert not [name for name in teacher.state_dict() if "vae" in name]
+
+
+def test_the_identity_is_of_files_and_scale(folder: Path) -> None:
+    other = Normalisation(SCALE.mean, (1.0, 1.0, 1.0, 1.0))
+    assert len({Codec(folder).identity, Codec(folder, SCALE).identity, Codec(folder, other).identity}) == 3
+    assert Codec(folder, SCALE).identity == Codec(folder, SCALE).identity
+
+
+def test_sdxl_with_a_scale_by_channel(tmp_path: Path) -> None:
+    """Some of SDXL's kin state means and deviations in the autoencoder's config: as their pipeline reads them."""
+    pipe = build_pipeline("sdxl")
+    pipe.vae.register_to_config(latents_mean=[0.5, -1.0, 2.0, 0.1], latents_std=[0.9, 1.5, 2.0, 0.3])
+    pipe.save_pretrained(tmp_path)
+    stock = load_stock(tmp_path)
+    common = {"prompt": "a cat", "num_inference_steps": 2, "height": 16, "width": 16}
+    images, samples = (
+        stock(**common, generator=torch.Generator().manual_seed(1), output_type=kind).images
+        for kind in ("pt", "latent")
+    )
+    ours = codec(load_denoiser(tmp_path))
+    assert ours is not None
+    assert float((ours.decode(samples).clamp(-1, 1) / 2 + 0.5 - images).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["dit", "sd15", "sd3", "flux", "sana"])
+def test_pipelines_say_how_large_images_are(name: str, pipelines: Folder) -> None:
+    teacher = load_denoiser(pipelines(name))
+    network: Any = teacher.network
+    assert image_shape(teacher) == (3, network.pixels, network.pixels)
+    decoder = codec(teacher)
+    assert decoder is not None
+    assert decoder.decode(torch.zeros(2, *network.shape)).shape == (2, 3, network.pixels, network.pixels)
+
+
+def test_latents_without_an_autoencoder(tmp_path: Path) -> None:
+    for number, given in enumerate((True, SCALE)):
+        save_denoiser(edm2(given), tmp_path / str(number))
+        loaded = load_denoiser(tmp_path / str(number))
+        assert loaded.latents == given and codec(loaded) is None and image_shape(loaded) is None
+    pixels = edm2(False)
+    assert image_shape(pixels) == (4, 8, 8)
+
+
+def refusal(folder: Path, **changes: Any) -> str:
+    """What loading says when the description has `changes`."""
+    file = folder / "denoiser.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(UserError) as caught:
+        load_denoiser(folder)
+    return str(caught.value).replace(str(folder), "T")
+
+
+def test_what_is_refused(folder: Path, pipelines: Folder) -> None:
+    for unsaid in (True, False):
+        line = "teacher: 'T/denoiser.json': latents: must state mean and std by channel, as there is a vae/"
+        assert refusal(folder, latents=unsaid) == line
+    for wrong in ("yes", {"mean": [0, 0, 0, 0]}, {"mean": [0], "std": ["1"]}, {"mean": 0, "std": 1}, [1]):
+        line = "teacher: 'T/denoiser.json': latents: must be true, false or {mean: [...], std: [...]}, got "
+        assert refusal(folder, latents=wrong) == line + json.dumps(wrong)
+    for mean, std in (([0.0], [1.0, 1.0]), ([0.0], [0.0]), ([0.0], [float("inf")]), ([], [])):
+        assert refusal(folder, latents={"mean": mean, "std": std}).endswith(
+            f"latents: must have as many finite means as positive stds, got {mean} and {std}"
+        )
+    two = {"mean": [0.0, 1.0], "std": [1.0, 1.0]}
+    assert refusal(folder, latents=two) == "teacher: 'T': latents: is of 2 channels, the network of 4"
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(pipelines("sd3") / "vae", folder / "vae")
+    four = {"mean": list(SCALE.mean), "std": list(SCALE.std)}
+    assert refusal(folder, latents=four) == "teacher: 'T': vae: is of 16 channels, the network of 4"
+    (folder / "vae" / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
+    assert refusal(folder) == "teacher: 'T': vae must be AutoencoderKL or AutoencoderDC, got 'AutoencoderTiny'"
+    (folder / "vae" / "config.json").unlink()
+    assert refusal(folder).startswith("teacher: cannot read 'T/vae/config.json': ")
