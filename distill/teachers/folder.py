@@ -3,9 +3,9 @@
 The JSON states the path, the prediction kind, sigma_data, and what kind of network it is: without `network` a
 UNet2DModel, which diffusers reads from `unet/`; with it the name and the settings of EDM's or EDM2's, or of the user's
 own class ("my_package.my_module:MyNet"), whose weights are `network.safetensors` under their own names. `null` is the
-label of the null condition, where the network was trained with one. `latents` says that its samples are no pixels: true,
-or `{"mean": [...], "std": [...]}`, by channel: (z - mean) / std of what an autoencoder gives, that in `vae/` if there is
-one. `shape` and `classes` say what a class of the user's own cannot; for the others they are for readers.
+label of the null condition, where the network was trained with one. `latents` says that its samples are no pixels:
+true, or `{"mean": [...], "std": [...]}` by channel, (z - mean) / std of what an autoencoder gives, that in `vae/` if
+there is one. `shape` and `classes` say what a class of the user's own cannot; for the others they are for readers.
 """
 
 from __future__ import annotations

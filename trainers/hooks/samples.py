@@ -34,13 +34,12 @@ class Samples(Hook):
             return
         noise, cond = preview_inputs(session)
         self.folder.mkdir(exist_ok=True)
-        images, mark = visible(session.sampler(noise, cond), session.product), ""
+        images = visible(session.sampler(noise, cond), session.product)
         let_go(session.product)
-        if blind(session.product):
-            mark = "_latents"
-            if not self.told:
-                plain(stderr=True).print(f"samples: {LATENTS}", style="yellow")
-                self.told = True
+        mark = "_latents" if blind(session.product) else ""
+        if mark and not self.told:
+            plain(stderr=True).print(f"samples: {LATENTS}", style="yellow")
+            self.told = True
         grid(images, layout(session)[0]).save(self.folder / f"{session.state.images:012d}{mark}.png")
 
 

@@ -1,0 +1,96 @@
+"""distill sample and evaluate where samples are latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from distill.encoders import codec
+from distill.random import Random
+from distill.teachers import Codec, TextEncoder
+from launch.sample import draw
+from tests.launch.conftest import Command
+from tests.pipelines import pipelines
+from tests.tiny import experiment, once, recipe
+from trainers.loop import fit
+from trainers.pictures import grid
+from trainers.products import load_product
+
+__all__ = ["pipelines"]
+
+PROMPTS = ["a red cat", "a blue hat"]
+
+
+@pytest.fixture
+def painter(pipelines: Callable[[str], Path], shared: Path) -> Path:
+    """A finished run of 8 images on prompts, from Stable Diffusion's tiny likeness."""
+
+    def make(folder: Path) -> None:
+        prompts = shared / "painter.txt"  # beside the folder, which is renamed when it is made
+        prompts.write_text("one\ntwo\nthree\n")
+        data = {"name": "prompts", "path": str(prompts)}
+        changes = {"data": data, "cache": str(shared / "painter_cache"), "images": 8, "samples_every": 8}
+        settings = recipe(pipelines("sd15"), objective="diff_instruct", **changes)
+        fit(experiment(settings), folder / "run", Accelerator(cpu=True))
+
+    return once(shared, "painter", make) / "run"
+
+
+def test_prompts(painter: Path, pipelines: Callable[[str], Path], distill: Command) -> None:
+    """Each prompt in turn through encoder, generator and decoder; one file each, or a grid."""
+    assert [path.name for path in (painter / "samples").iterdir()] == [f"{8:012d}.png"]
+    product = load_product(painter)
+    made = TextEncoder(pipelines("sd15")).encode(PROMPTS)
+    noise = Random.at(4, torch.arange(3)).stream("sample").stream("latent").normal(4, 8, 8)
+    cond = {name: value[[0, 1, 0]] for name, value in made.items()}
+    images = Codec(pipelines("sd15")).decode(product.sampler(noise, cond))
+    assert torch.allclose(draw(product, 3, seed=4, prompts=PROMPTS), images, atol=1e-5)
+    assert not torch.allclose(draw(product, 3, seed=4), images, atol=1e-3)
+    assert cast(Any, product.teacher).network.text_encoder._pipe is None
+
+    given = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    result = distill("sample", painter, *given, "--count", 3, "--seed", 4, "--separate", "--out", "apart")
+    assert (result.code, result.out) == (0, "3 samples: apart\n")
+    for number, image in enumerate(images):
+        pixels = np.array(Image.open(f"apart/{number:06d}.png")).astype(int)
+        assert pixels.shape == (16, 16, 3)
+        assert abs(pixels - np.array(grid(image[None], 1, least=1, border=0)).astype(int)).max() <= 1
+    result = distill("sample", painter, *given, "--columns", 2)
+    assert (result.code, result.out) == (0, f"2 samples: {painter}/sample.png\n")  # as many as there are prompts
+    assert Image.open(painter / "sample.png").size == (2 * 66, 66)
+
+
+def test_prompts_for_a_teacher_without(student: Path, distill: Command) -> None:
+    result = distill("sample", student, "--prompt", "a cat")
+    assert (result.code, result.err) == (2, "distill: --prompt: the teacher takes no prompts\n")
+    assert not (student / "sample.png").exists()
+
+
+def test_a_label_and_a_prompt(painter: Path, distill: Command) -> None:
+    result = distill("sample", painter, "--prompt", "a cat", "--label", 0)
+    assert (result.code, result.err) == (2, "distill: --label: 0 is not a class; allowed: none\n")
+
+
+def test_without_an_autoencoder(painter: Path, distill: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of channels, and a line that says so; evaluation is refused."""
+    product = load_product(painter)
+    for denoiser in (product.teacher, cast(Any, product.model).denoiser):
+        assert codec(denoiser) is not None
+        denoiser.network.codec = None
+    for command in ("sample", "evaluate"):
+        monkeypatch.setattr(f"launch.{command}.load_product", lambda folder, which: product)
+    result = distill("sample", painter, "--count", 2, "--out", "a.png")
+    assert result.err == (
+        "these pictures are of latents, their first 3 channels: a vae/ in the teacher's folder decodes them\n"
+    )
+    assert Image.open("a.png").size == (10 * 66, 66)
+    result = distill("evaluate", painter)
+    line = "evaluation: judges pixels, the teacher's samples are latents and have no decoder"
+    assert (result.code, result.err) == (2, f"distill: {line}\n")
