@@ -91,10 +91,12 @@ def test_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):  # type: ignore[func-returns-value]
         images = ours.decode(x, graph=True)
     assert torch.equal(images, plain) and sum(kept) <= x.nbytes
+    blocks = list[int]()
+    ours._loaded(x).decoder.up_blocks[0].register_forward_pre_hook(lambda *_: blocks.append(1))
     for _ in range(2):  # the trainer may ask for a term's gradient before it goes back for all
-        sizes.clear()
+        sizes.clear(), blocks.clear()
         (mine,) = torch.autograd.grad((images * weight).sum(), x, retain_graph=True)
-        assert sorted(sizes) == [1, 2, 2]
+        assert sorted(sizes) == [1, 2, 2] and len(blocks) == 6  # a block for its part, then for itself
         assert float((mine - gradient).abs().max()) < 1e-12 * float(gradient.abs().max())
     with torch.no_grad():
         assert not ours.decode(x, graph=True).requires_grad
