@@ -138,7 +138,7 @@ class Codec:
 
         _, height, width = self.image_shape((latents.shape[1], latents.shape[2], latents.shape[3]))
         parts = latents.to(vae.dtype).split(at_once(height, width))
-        if graph and torch.is_grad_enabled():
+        if graph:
             return torch.cat([checkpoint(run, some, use_reentrant=False, preserve_rng_state=False) for some in parts])
         with torch.no_grad():
             return torch.cat([run(some) for some in parts])
