@@ -100,7 +100,7 @@ def _write_custom(generator: Generator, folder: Path) -> None:
         "_diffusers_version": diffusers.__version__,
         "unet": unet,
         **constants(generator),
-        "makes_latents": generator.denoiser.latents,
+        "makes_latents": bool(generator.denoiser.latents),
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 

@@ -18,6 +18,7 @@ from diffusers.utils import logging
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distill.denoiser import Normalisation
 from distill.errors import UserError
 from distill.export import export_generator, pipeline
 from distill.generator import Generator
@@ -54,7 +55,7 @@ CASES: dict[str, Callable[[], Generator]] = {
     "ddpm++": lambda: make_edm(DDPMPP),
     "ncsn++": lambda: make_edm(NCSNPP, t=80.0),
     "adm": lambda: make_edm(ADM),
-    "edm2 of latents": lambda: make_edm(EDM2, latents=True),
+    "edm2 of latents": lambda: make_edm(EDM2, latents=Normalisation((0.0,) * 2, (1.0,) * 2)),
 }
 NETWORKS = {"ddpm++": "edm", "ncsn++": "edm", "adm": "edm", "edm2 of latents": "edm2"}
 LATENTS = {"unet of latents", "edm2 of latents"}

@@ -168,7 +168,7 @@ DAMAGED: dict[str, tuple[Callable[[str], str], str]] = {
         edit(lambda d: d.update(path={"name": "vp", "beta_max": "big"})),
         " is damaged: TypeError: ",
     ),
-    "latents": (edit(lambda d: d.update(latents="no")), ": latents: must be one of true, false, got '\"no\"'"),
+    "latents": (edit(lambda d: d.update(latents="no")), ": latents: must be true, false or {mean: [...], std: [...]}"),
     "prediction": (
         edit(lambda d: d.update(prediction="epsilon")),
         ": prediction: must be one of x0, eps, v, velocity, score, edm, got 'epsilon'",
