@@ -5,13 +5,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test lint test-slow bench-step bench-objectives clean
+.PHONY: help quickstart test lint test-slow test-recipes bench-step bench-objectives clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
 	@echo "make test         lint and tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make test-slow    the heavy checks"
+	@echo "make test-recipes the whole path of every paper's recipe at a tiny size"
 	@echo "make bench-step   time of a training step"
 	@echo "make bench-objectives   every objective on the digits, hours"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
@@ -29,6 +30,9 @@ lint: .venv/.installed-dev
 
 test-slow: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+test-recipes: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests/launch/test_recipes.py
 
 bench-step: .venv/.installed
 	$(BIN)/python -m launch.bench_step

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from distill.errors import UserError
-from launch import cache, classifier, ema, evaluate, export, import_, pairs, quickstart, recipes, sample, train
+from launch import cache, classifier, ema, evaluate, export, import_, pairs, quickstart, recipes, sample, train, try_
 
 EXIT_USER_ERROR = 2
 
@@ -27,6 +27,7 @@ app.command()(train.teacher)
 app.command()(pairs.pairs)
 app.command()(cache.cache)
 app.command()(train.train)
+app.command("try")(try_.try_)
 app.command()(train.resume)
 app.command()(ema.ema)
 app.command()(sample.sample)

@@ -12,6 +12,7 @@ import typer
 from distill.errors import UserError
 from launch.processes import in_world, join_world, launch_here, relaunch, world_size
 from launch.recipes import find_recipe
+from launch.tiny import shrink
 from trainers import checkpoint
 from trainers.config import load_yaml, override
 from trainers.console import plain
@@ -34,9 +35,17 @@ def teacher(recipe: Recipe, overrides: Overrides = None, processes: Processes = 
     _start(recipe, overrides or [], processes, folder, TeacherRun)
 
 
-def train(recipe: Recipe, overrides: Overrides = None, processes: Processes = None, folder: Folder = None) -> None:
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    processes: Processes = None,
+    folder: Folder = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="4 updates of a tiny random teacher of the same kind, made on the spot")
+    ] = False,
+) -> None:
     """Distil a teacher into a one-step generator."""
-    _start(recipe, overrides or [], processes, folder, Run)
+    _start(recipe, overrides or [], processes, folder, Run, tiny)
 
 
 def resume(
@@ -57,9 +66,16 @@ def resume(
 
 
 def _start(
-    recipe: str, overrides: list[str], processes: int | None, folder: Path | None, kind: type[Run] | type[TeacherRun]
+    recipe: str,
+    overrides: list[str],
+    processes: int | None,
+    folder: Path | None,
+    kind: type[Run] | type[TeacherRun],
+    tiny: bool = False,
 ) -> None:
-    run = resolve(recipe, overrides)
+    if tiny:
+        folder = folder or Path("runs") / f"{Path(recipe).stem}_tiny"
+    run = resolve(recipe, overrides, folder if tiny else None)
     if not isinstance(run, kind):
         other = "teacher" if isinstance(run, TeacherRun) else "train"
         raise UserError(f"{recipe}: this recipe is for `distill {other}`")
@@ -70,13 +86,19 @@ def _start(
         check_fresh(folder)
     if launch_here(count):
         command = "teacher" if isinstance(run, TeacherRun) else "train"
-        relaunch(count, [command, recipe, *overrides, "--processes", str(count), "--folder", str(folder)])
+        options = ["--processes", str(count), "--folder", str(folder), *(["--tiny"] if tiny else [])]
+        relaunch(count, [command, recipe, *overrides, *options])
     fit(run, folder, join_world(processes, run, folder))
 
 
-def resolve(recipe: str, overrides: list[str]) -> Run | TeacherRun:
-    """The experiment of a recipe with overrides, the folders it names as absolute paths."""
-    run = build_experiment(override(load_yaml(find_recipe(recipe)), overrides), recipe)
+def resolve(recipe: str, overrides: list[str], tiny: Path | None = None) -> Run | TeacherRun:
+    """The experiment of a recipe with overrides, the folders it names as absolute paths; as `--tiny` runs it in the
+    folder `tiny`, if given."""
+    settings = load_yaml(find_recipe(recipe))
+    changes = settings.pop("tiny", None)
+    if tiny is not None:
+        settings = shrink(settings, changes, tiny, recipe)
+    run = build_experiment(override(settings, overrides), recipe)
     if classifier := run.evaluation.classifier:
         evaluation = dataclasses.replace(run.evaluation, classifier=str(Path(classifier).resolve()))
         run = dataclasses.replace(run, evaluation=evaluation)

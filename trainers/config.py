@@ -67,17 +67,21 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
     result = _plain(data)  # a mapping that a YAML anchor shares becomes one for each place
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
-        keys = [key.strip() for key in dotted.split(".")]
-        if not equals or not all(keys):
+        if not equals or not all(key.strip() for key in dotted.split(".")):
             raise UserError(f"override {assignment!r} must look like key=value, such as objective.alpha=1.0")
-        group = result
-        for depth, key in enumerate(keys[:-1], start=1):
-            inner = group.get(key)
-            group[key] = group = {} if inner is None else {"name": inner} if isinstance(inner, str) else inner
-            if not isinstance(group, dict):
-                raise UserError(f"override {assignment!r}: {'.'.join(keys[:depth])!r} is {group!r}, it has no keys")
-        group[keys[-1]] = _parse(text, f"override {assignment!r}")
+        assign(result, dotted, _parse(text, f"override {assignment!r}"), f"override {assignment!r}")
     return result
+
+
+def assign(data: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    """Set the 'dotted.key' of `data`; 'objective: sid' becomes {name: sid} where a key of it is set."""
+    keys, group = [key.strip() for key in dotted.split(".")], data
+    for depth, key in enumerate(keys[:-1], start=1):
+        inner = group.get(key)
+        group[key] = group = {} if inner is None else {"name": inner} if isinstance(inner, str) else inner
+        if not isinstance(group, dict):
+            raise UserError(f"{where}: {'.'.join(keys[:depth])!r} is {group!r}, it has no keys")
+    group[keys[-1]] = value
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,11 +1,15 @@
-"""Tiny autoencoders, text encoders and tokenizers: the parts of tests.pipelines that several families share."""
+"""Tiny autoencoders, text encoders and tokenizers: the parts of tiny pipelines that several families share."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import diffusers  # lazy, as transformers: a class is imported when it is first used
+import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 LENGTH = 32  # tokens of CLIP: a prompt has one for each letter, and two more
@@ -61,7 +65,7 @@ def deep_autoencoder() -> diffusers.AutoencoderDC:
 
 def texts(*encoders: tuple[Any, Any]) -> dict[str, Any]:
     """The arguments of a pipeline for its (tokenizer, text encoder) pairs: tokenizer, text_encoder, tokenizer_2..."""
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for suffix, (tokenizer, encoder) in zip(("", "_2", "_3"), encoders, strict=False):
         arguments |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
     return arguments
@@ -82,6 +86,26 @@ def clip(width: int, projection: bool = False, pad: str = "<|endoftext|>") -> tu
         projection_dim=width,
     )
     return tokenizer, (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
+
+
+def save_aesthetic(folder: Path) -> None:
+    """Write a CLIP of images and text, and a head of one layer on its image embedding."""
+    tokenizer, _ = clip(16)
+    blocks = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = blocks | special(tokenizer) | {"max_position_embeddings": LENGTH}
+    vision = blocks | {"image_size": 16, "patch_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.CLIPModel(
+            transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+        ).save_pretrained(folder)
+        head = {"layers.0.weight": torch.randn(1, 12), "layers.0.bias": torch.zeros(1)}
+    tokenizer.save_pretrained(folder)
+    statistics = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "CLIPImageProcessor"} | statistics)
+    )
+    save_file(head, folder / "head.safetensors")
 
 
 def t5() -> tuple[Any, Any]:
