@@ -12,12 +12,12 @@ import torch
 from distill.denoiser import Denoiser
 from distill.encoders import codec
 from distill.teachers import load_denoiser
+from distill.teachers.tiny.parts import autoencoder
 from tests.distill.teachers.test_ddpm import save_pipeline
 from tests.distill.teachers.test_edm import EDM2, LABELS, SONG, T, build, x_t
 from tests.distill.teachers.test_published import Call
 from tests.distill.teachers.test_unet import CONFIG
 from tests.launch.conftest import Command
-from tests.pipelines import autoencoder
 from tests.published import Record, checkpoint, stability, write
 
 

@@ -19,8 +19,8 @@ from distill.encoders import codec
 from distill.errors import UserError
 from distill.objectives import DiffInstruct, Rewarded, SiD
 from distill.teachers import save_denoiser
+from distill.teachers.tiny.parts import autoencoder
 from tests.distill.teachers.test_edm import EDM2, build
-from tests.pipelines import autoencoder
 from tests.tiny import experiment, once, recipe
 from tests.toys import Nearness
 from trainers import loop

@@ -18,8 +18,8 @@ from distill.denoiser import Denoiser, Normalisation
 from distill.encoders import codec, image_shape
 from distill.teachers import Codec, load_denoiser, parts, save_denoiser
 from distill.teachers.parts import load_stock
+from distill.teachers.tiny.parts import autoencoder
 from tests.distill.teachers.test_edm import EDM2, build
-from tests.pipelines import autoencoder
 from tests.pipelines import build as build_pipeline
 
 Folder = Callable[[str], Path]

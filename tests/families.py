@@ -1,0 +1,97 @@
+"""A tiny teacher of every kind, what it is trained on, and the recipe of a short run under any objective."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill import EDM, Denoiser
+from distill.teachers import OwnNet, save_denoiser
+from distill.teachers.tiny import write_network
+from launch.tiny import placed
+from tests.pipelines import PIPELINES
+from tests.tiny import tiny_denoiser
+
+FLOWS = ("sd3", "flux", "sana")
+UNPROMPTED: dict[str, dict[str, Any]] = {  # what their data is; the others take prompts
+    "unet": {"resolution": 8, "mode": "L"},
+    "edm": {"resolution": 8, "label_column": None},
+    "edm_cond": {"resolution": 8},
+    "adm": {"resolution": 8},
+    "edm2": {"resolution": 16},
+    "ddpm": {"resolution": 8, "label_column": None},
+    "ddpm_v": {"resolution": 8, "label_column": None},
+    "ddpm_sample": {"resolution": 8, "label_column": None},
+    "dit": {"resolution": 16},
+    "own": {"resolution": 8, "mode": "L"},
+}
+
+
+def write_own(folder: Path) -> None:
+    """A plain nn.Module of a user's file."""
+    torch.manual_seed(0)
+    network = OwnNet("tests.distill.teachers.own_networks:Small", {"classes": 11}, (1, 8, 8), 10, 10)
+    save_denoiser(Denoiser(network, EDM(), "eps"), folder)
+
+
+TEACHERS: dict[str, Callable[[Path], None]] = {
+    "unet": lambda folder: save_denoiser(tiny_denoiser(null=10, num_class_embeds=11), folder),
+    **{name: partial(write_network, name) for name in ("edm", "edm_cond", "adm", "edm2")},
+    **{name: write for name, write in PIPELINES.items() if name != "pixart_alpha_1024"},  # of 128x128 latents: slow
+    "own": write_own,
+}
+"""By name: writes the teacher's folder."""
+
+
+def thousand(work: Path) -> Path:
+    """DiT's data: the images of tiny recipes with labels among a thousand, the last one included."""
+    if not (folder := work / "thousand").exists():
+        shutil.copytree(placed("tiny:captioned", work), folder)
+        lines = (folder / "metadata.jsonl").read_text().splitlines()
+        rows = [json.loads(line) | {"label": 999 - number} for number, line in enumerate(lines)]
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def recipe(name: str, objective: Any, teacher: Path, work: Path, real: bool = False, **changes: Any) -> dict[str, Any]:
+    """Four updates of the tiny teacher `name`, on prompts, labels or nothing, and with `real` on images with them.
+
+    What it needs besides the teacher is made in `work`.
+    """
+    size = {"resolution": 32 if name.startswith("sana") else 16}
+    data: dict[str, Any] = {"name": "prompts", "path": "tiny:prompts/prompts.txt"}
+    if name in UNPROMPTED:
+        data = {"name": "images", "path": "tiny:labelled", **UNPROMPTED[name]}
+        if name == "dit":
+            data["path"] = str(thousand(work))
+    elif real:
+        data = {"name": "images", "path": "tiny:captioned", "prompt_column": "text", **size}
+    entry: dict[str, Any] = {"t": 1.0, "scale": 1.0} if name.startswith(FLOWS) else {"nsr": 2.5}
+    if name not in UNPROMPTED and not name.startswith(FLOWS):
+        entry = {"t": 625}
+    return placed(
+        {
+            "name": name,
+            "teacher": str(teacher),
+            "objective": objective,
+            "data": data,
+            "cache": str(work / "cache"),
+            "images": 16,
+            "batch_size": 4,
+            "entry": entry,
+            "generator": {"lr": 1e-3},
+            "fake": {"lr": 1e-3},
+            "ema": {"half_life": 8},
+            "log_every": 4,
+            "samples_every": 16,
+            "checkpoint_every": 8,
+            **changes,
+        },
+        work,
+    )
