@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,6 +15,7 @@ from distill import EDM, Denoiser
 from distill.teachers import OwnNet, save_denoiser
 from distill.teachers.tiny import write_network
 from launch.tiny import placed
+from tests.distill.teachers.own_networks import Small
 from tests.pipelines import PIPELINES
 from tests.tiny import tiny_denoiser
 
@@ -33,17 +34,29 @@ UNPROMPTED: dict[str, dict[str, Any]] = {  # what their data is; the others take
 }
 
 
+class Own(Small):
+    """A plain nn.Module of a user's file, with the names that discriminators ask for."""
+
+    taps: ClassVar = {"encoder": "enter", "middle": "enter"}
+
+
 def write_own(folder: Path) -> None:
-    """A plain nn.Module of a user's file."""
     torch.manual_seed(0)
-    network = OwnNet("tests.distill.teachers.own_networks:Small", {"classes": 11}, (1, 8, 8), 10, 10)
+    network = OwnNet("tests.families:Own", {"classes": 11}, (1, 8, 8), 10, 10)
     save_denoiser(Denoiser(network, EDM(), "eps"), folder)
+
+
+def write_flux(name: str, folder: Path) -> None:
+    """FLUX, whose networks know no size of their own, at 16x16 pixels and not at 1024."""
+    PIPELINES[name](folder)
+    (folder / "distill.json").write_text('{"resolution": 16}')
 
 
 TEACHERS: dict[str, Callable[[Path], None]] = {
     "unet": lambda folder: save_denoiser(tiny_denoiser(null=10, num_class_embeds=11), folder),
     **{name: partial(write_network, name) for name in ("edm", "edm_cond", "adm", "edm2")},
     **{name: write for name, write in PIPELINES.items() if name != "pixart_alpha_1024"},  # of 128x128 latents: slow
+    **{name: partial(write_flux, name) for name in ("flux", "flux_schnell")},
     "own": write_own,
 }
 """By name: writes the teacher's folder."""
