@@ -214,11 +214,11 @@ def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         assert source.parent.name == "runs" and source.name in shipped()
         Classifier(dataset.shape, dataset.classes, data=dataset.name).save(source)
     if isinstance(run, Run):
-        source = Path(run.teacher)
-        assert source.name == "teacher" and source.parent.name in shipped()  # what `distill teacher` of it writes
-        teacher = resolve(source.parent.name, [])
-        assert isinstance(teacher, TeacherRun)
-        save_denoiser(fresh_denoiser(teacher, teacher.data.load()), source)
+        for source in map(Path, filter(None, (run.teacher, settings["objective"].get("weak_teacher")))):
+            assert source.name == "teacher" and source.parent.name in shipped()  # what `distill teacher` of it writes
+            teacher = resolve(source.parent.name, [])
+            assert isinstance(teacher, TeacherRun)
+            save_denoiser(fresh_denoiser(teacher, teacher.data.load()), source)
         if run.start is not None:  # the run folder of another shipped recipe, here at its first moment
             first = resolve(Path(run.start).name, [])
             Path(run.start).mkdir(parents=True)
