@@ -1,0 +1,107 @@
+"""Counts what a rank of several does in two updates: a program, `counting.py CASES.json FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.tiny import experiment
+from trainers.ledger import REST, Ledger
+from trainers.loop import build
+from trainers.session import Session
+
+WARM, COUNTED = 2, 2  # updates; DDP rebuilds its buckets in the second
+READING = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "cpu")  # by the way of Python
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+
+class Reads(TorchDispatchMode):
+    """Readings of a value by the host, by phase; those of the batch's positions, which are the host's own, apart."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger, self.found, self.drawing = ledger, Counter[str](), False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in READS:
+            self.read()
+        return func(*args, **(kwargs or {}))
+
+    def read(self) -> None:
+        self.found["batch" if self.drawing else self.ledger.phase] += 1
+
+    def spy(self, method: Any) -> Any:
+        def read(tensor: Tensor, *args: Any) -> Any:
+            self.read()
+            return method(tensor, *args)
+
+        return read
+
+
+def advance(session: Session) -> None:
+    session.step()
+    session.state.average(session.run.batch_size)
+
+
+def count(settings: dict[str, Any]) -> dict[str, Any]:
+    """Traffic, optimizer steps and readings, by phase, of COUNTED updates after WARM ones, and of a log point."""
+    session = build(experiment(settings), Accelerator(cpu=True))
+    steps: Counter[str] = Counter()
+    with Ledger() as ledger, Reads(ledger) as reads:
+        ledger.follow(session.state.players)
+        for _ in range(WARM):
+            advance(session)
+        micro = session.batches.micro
+
+        def drawn(*place: Any) -> Any:
+            reads.drawing = True
+            try:
+                return micro(*place)
+            finally:
+                reads.drawing = False
+
+        session.batches.micro = drawn  # type: ignore[method-assign]
+        methods = {name: getattr(Tensor, name) for name in READING}
+        for name, method in methods.items():
+            setattr(Tensor, name, reads.spy(method))
+        for player in session.state.players.values():
+            player.optimizer.register_step_pre_hook(lambda *_, name=player.name: steps.update([name]))  # type: ignore[misc]
+        ledger.restart()
+        reads.found.clear()
+        for _ in range(COUNTED):
+            advance(session)
+        updates, found = dict(ledger.traffic), dict(reads.found)
+        ledger.restart()
+        reads.found.clear()
+        session.state.meter.read(session.accelerator)
+        for name, method in methods.items():
+            setattr(Tensor, name, method)
+    trained = {name: sum(p.nbytes for p in player.parameters) for name, player in session.state.players.items()}
+    return {
+        "traffic": {" ".join(key): value for key, value in updates.items()},
+        "steps": steps,
+        "reads": found,
+        "log": {" ".join(key): value.calls for key, value in ledger.traffic.items()},
+        "log reads": reads.found[REST],
+        "trained": trained,
+    }
+
+
+def main() -> None:
+    """Every rank writes FOLDER/RANK.json: {case: counts}."""
+    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    counts = {name: count(settings) for name, settings in cases.items()}
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(counts))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

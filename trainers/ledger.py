@@ -1,0 +1,159 @@
+"""Bytes that live and bytes that travel, by phase, of whatever torch calculates within a context.
+
+Tensors may be real or fake, the process group too: `distill plan` and the tests that count read the same ledger.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trainers.state import Player
+
+REST = "between updates"
+CALCULATED = "activations and temporaries"
+
+
+class Peak(NamedTuple):
+    """Bytes that lived at once, and what they were by kind."""
+
+    bytes: int
+    kinds: Mapping[str, int]
+
+
+class Traffic(NamedTuple):
+    """Collectives and the bytes of their messages, each message as long as its longest side."""
+
+    calls: int = 0
+    bytes: int = 0
+
+
+class Ledger(TorchDispatchMode):
+    """`live` bytes of every storage that was made within the context, by `kinds`; `peaks` of them and `traffic`, by
+    phase and operation.
+
+    A storage is CALCULATED until `call` names it. The phase is "generator", "fake" ... within that player's update.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = REST
+        self.kinds: Counter[str] = Counter()
+        self.peaks: dict[str, Peak] = {}
+        self.traffic: dict[tuple[str, str], Traffic] = {}
+        self._held: dict[int, tuple[str, int]] = {}  # address of a storage -> (kind, bytes)
+
+    @property
+    def live(self) -> int:
+        return self.kinds.total()
+
+    def __enter__(self) -> Ledger:
+        resize = self._resize = torch.UntypedStorage.resize_
+
+        def resized(storage: torch.UntypedStorage, size: int) -> Any:  # so FSDP2 frees a gathered weight and takes it
+            done = resize(storage, size)
+            if (held := self._held.get(storage._cdata)) is not None:
+                self._held[storage._cdata] = held[0], size
+                self.kinds[held[0]] += size - held[1]
+            return done
+
+        torch.UntypedStorage.resize_ = resized  # type: ignore[assignment, method-assign]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        super().__exit__(*raised)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf, CALCULATED)
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
+            self.send(func.__name__.partition(".")[0], max(_bytes(side) for side in (*args, made)))
+        if (live := self.live) > self.peaks.get(self._stage(), Peak(0, {})).bytes:
+            self.peaks[self._stage()] = Peak(live, self.kinds.copy())
+        return made
+
+    def send(self, operation: str, size: int) -> None:
+        """Count a collective with a message of `size` bytes."""
+        calls, total = self.traffic.get((self.phase, operation), Traffic())
+        self.traffic[self.phase, operation] = Traffic(calls + 1, total + size)
+
+    def call(self, kind: str, tensors: Iterable[Tensor]) -> None:
+        """Name the storages of `tensors`, those from elsewhere too; what has a name keeps it."""
+        for tensor in tensors:
+            self._hold(tensor, kind)
+            key = _local(tensor).untyped_storage()._cdata
+            known, size = self._held[key]
+            if known == CALCULATED:
+                self._held[key] = kind, size
+                self.kinds.update({CALCULATED: -size, kind: size})
+
+    def follow(self, players: Mapping[str, Player]) -> None:
+        """Tell phases by the updates of `players`, and name their gradients."""
+        for name, player in players.items():
+            player.training = self._around(name, player.training)  # type: ignore[method-assign]
+            for parameter in player.parameters:
+                if not hasattr(parameter, "to_local"):  # a sharded gradient comes from FSDP2's own hooks
+                    parameter.requires_grad_(True)
+                    parameter.register_post_accumulate_grad_hook(partial(self._gradient, f"{name}: gradients"))
+                    parameter.requires_grad_(False)
+
+    def restart(self) -> None:
+        """Forget peaks and traffic."""
+        self.peaks, self.traffic = {}, {}
+
+    def _gradient(self, kind: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self.call(kind, [parameter.grad])
+
+    def _around(self, name: str, training: Callable[[], Any]) -> Callable[[], Any]:
+        @contextmanager
+        def phase() -> Iterator[None]:
+            self.phase = name
+            try:
+                with training():
+                    yield
+            finally:
+                self.phase = REST
+
+        return phase
+
+    def _stage(self) -> str:
+        backward = torch._C._current_graph_task_id() != -1
+        return f"{self.phase}, backward" if backward else self.phase
+
+    def _hold(self, tensor: Tensor, kind: str) -> None:
+        storage = _local(tensor).untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._held:
+            self._held[key] = kind, size
+            self.kinds[kind] += size
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        kind, size = self._held.pop(key)
+        self.kinds[kind] -= size
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a distributed tensor."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
+def _bytes(side: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(side) if isinstance(leaf, Tensor))
