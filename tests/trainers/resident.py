@@ -1,0 +1,53 @@
+"""Resident bytes of a process while it trains: a program, `resident.py CASE UPDATES FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from launch.train import resolve
+from tests.tiny import distillation, experiment
+from trainers.hooks import Hook, Log
+from trainers.loop import build, train
+from trainers.run import Run, TeacherRun
+from trainers.session import Session
+
+EVERY = 100  # updates
+
+
+class Resident(Hook):
+    """Notes the resident bytes."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.seen = every, list[int]()
+
+    def __call__(self, session: Session) -> None:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        self.seen += [1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")]
+
+
+def run_of(case: str, updates: int, folder: Path) -> Run | TeacherRun:
+    """`digits` has real images, labels and pairs in memory; `cached` embeddings and latents that a cache maps."""
+    if case == "cached":
+        length = [f"images={4 * updates}", f"log_every={4 * EVERY}", "fake_updates=1"]
+        return resolve("sdxl_dmd2", length, folder / "run")
+    return experiment(distillation(case, folder, images=8 * updates, log_every=8 * EVERY))
+
+
+def main() -> None:
+    """Print the resident bytes, as a list, every EVERY updates."""
+    run = run_of(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    session = build(run, Accelerator(cpu=True))
+    log, resident = Log(Path(sys.argv[3]), run.log_every, Console(quiet=True)), Resident(EVERY * run.batch_size)
+    log.start(session)
+    train(session, [log, resident])
+    log.stop()
+    print(json.dumps(resident.seen))
+
+
+if __name__ == "__main__":
+    main()
