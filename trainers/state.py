@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from distill.lora import adapted
 from trainers.ema import EMA
 from trainers.meter import Meter
 from trainers.run import Optimizer
+
+_SYNC_BUFFERS = "forward_sync_buffers"  # in every forward; torch before 2.13 calls it broadcast_buffers
+if _SYNC_BUFFERS not in inspect.signature(nn.parallel.DistributedDataParallel).parameters:
+    _SYNC_BUFFERS = "broadcast_buffers"
 
 
 class Player:
@@ -102,9 +107,8 @@ def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:
     if accelerator.num_processes == 1:
         return network
     ids = [accelerator.device] if accelerator.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    quiet: dict[str, Any] = {_SYNC_BUFFERS: False}
+    return nn.parallel.DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **quiet)
 
 
 def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimizer) -> torch.optim.Optimizer:

@@ -18,14 +18,14 @@ from distill.denoiser import Normalisation
 from distill.encoders import codec
 from distill.errors import UserError
 from distill.objectives import DiffInstruct, Rewarded, SiD
-from distill.teachers import save_denoiser
+from distill.teachers import load_denoiser, save_denoiser
 from distill.teachers.tiny.parts import autoencoder
 from tests.distill.teachers.test_edm import EDM2, build
 from tests.tiny import experiment, once, recipe
 from tests.toys import Nearness
 from trainers import loop
-from trainers.data import Dataset
-from trainers.evaluation import draw_samples, fit_protocol
+from trainers.data import DataFree, Dataset
+from trainers.evaluation import check_images, draw_samples, fit_protocol
 from trainers.hooks import Evaluate, Samples
 from trainers.hooks.samples import layout, preview_inputs
 from trainers.pictures import denoiser_of, grid, visible
@@ -135,6 +135,9 @@ def test_what_cannot_be_evaluated(latents: Path) -> None:
     with pytest.raises(UserError) as caught:
         session_of(run_of(latents, "blind", **every))
     assert str(caught.value) == "evaluation: judges pixels, the teacher's samples are latents and have no decoder"
+    blank = DataFree((4, 8, 8)).load()
+    with pytest.raises(UserError, match=r"^evaluation: needs real images, data: data_free has none$"):
+        check_images(blank, load_denoiser(latents / "decoded"))
     with pytest.raises(UserError) as caught:
         session_of(run_of(latents, "decoded", 8, **every))
     assert str(caught.value) == "evaluation: images has images [3, 8, 8], the teacher makes [3, 16, 16]"
