@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test lint test-slow test-recipes bench-step bench-objectives clean
+.PHONY: help quickstart test lint test-slow test-recipes test-support support bench-step bench-objectives clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make test-slow    the heavy checks"
 	@echo "make test-recipes the whole path of every paper's recipe at a tiny size"
+	@echo "make test-support every teacher, objective and export against docs/support.md; make support writes it"
 	@echo "make bench-step   time of a training step"
 	@echo "make bench-objectives   every objective on the digits, hours"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
@@ -33,6 +34,12 @@ test-slow: .venv/.installed-dev
 
 test-recipes: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests/launch/test_recipes.py
+
+test-support: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests/test_support.py
+
+support: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support
 
 bench-step: .venv/.installed
 	$(BIN)/python -m launch.bench_step

@@ -1,0 +1,174 @@
+"""What works with what: every kind of teacher under every objective and in every export, tried at a tiny size.
+
+`python -m tests.support` tries it all and writes docs/support.md; tests/test_support.py compares.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import track
+
+from distill.errors import UserError
+from distill.export import FORMATS
+from distill.objectives import OBJECTIVES
+from launch.export import export_product
+from launch.tiny import placed
+from tests.families import TEACHERS, recipe
+from tests.tiny import ROOT, experiment
+from trainers import loop, pairs
+from trainers.products import load_product
+
+WORKS = ("yes", "stock", "custom")
+PAGE = ROOT / "docs/support.md"
+ADAPTERS = {"lr": 1e-3, "lora": {"rank": 2}}
+WITHIN: dict[str, Any] = {  # what an objective needs beside its name; TEACHER is the teacher's folder
+    "sida": {"generator_from": 0, "adversarial_from": 0},
+    "uni_instruct": {"generator_from": 0, "adversarial_from": 0},
+    "guided": {"objective": "sid"},
+    "decoupled": {"objective": "diff_instruct"},
+    "autoguided": {"objective": "sid", "weak_teacher": "TEACHER"},
+    "rewarded": {
+        "objective": "diff_instruct",
+        "reward": {"name": "aesthetic", "clip": "tiny:aesthetic", "head": "tiny:aesthetic/head.safetensors"},
+        "reward_scale": 1.0,
+    },
+}
+BESIDE: dict[str, dict[str, Any]] = {"hipa": {"generator": ADAPTERS}}  # and the recipe
+
+
+TEXT = """# What works with what
+
+Tried by the tests at a tiny size with random weights on a CPU: `make test-support` tries it all again and compares with
+this page, `make support` writes it anew. The columns are teachers: `unet` is what `distill teacher` trains; `edm` and
+`edm_cond` (DDPM++), `adm` and `edm2` what `distill import edm | edm2` writes; `own` a user's own `nn.Module`; the
+others diffusers pipelines. For each of them four updates under one objective with the gradient through both denoisers
+and one without, an exact resume and the export in a process without this package are part of `make test`
+(`tests/trainers/test_families.py`).
+
+## Objectives
+
+"yes": two updates of all players on images, with prompts or labels where the teacher takes them; all is finite and the
+generator has moved. A number stands for the line that refuses it, below.
+
+{objectives}
+
+## Exports
+
+"stock" is a pipeline of diffusers' own classes, "custom" one with a file of code inside, "yes" another format. Each was
+written, read back as its user reads it, and gave the generator's samples to 1e-4.
+
+{formats}
+
+## Refusals
+
+{refusals}
+"""
+
+
+def tried(what: Callable[[], str]) -> str:
+    """What it gives; of a refusal the line, without the names of files."""
+    try:
+        return what()
+    except UserError as refusal:
+        return re.sub(r"'/[^']*/", "'", str(refusal))
+
+
+def trains(name: str, objective: str, teacher: Path) -> str:
+    """Two updates of both players, through the whole loop; "yes" if all is finite and the generator has moved."""
+    with tempfile.TemporaryDirectory() as work:
+        settings = recipe(name, under(objective, teacher, Path(work)), teacher, Path(work), real=True, images=8)
+        settings |= BESIDE.get(objective, {})
+        if "pairs" in OBJECTIVES[objective].needs or objective == "dmd":
+            settings["pairs"] = {"folder": solved(settings, Path(work))}
+        session = fit(settings, Path(work) / "run")
+        player = session.state.players["generator"]
+        start = loop.build(experiment(settings), Accelerator(cpu=True)).state.players["generator"]
+        assert player.counters()["skipped"] == 0 and all(bool(weight.isfinite().all()) for weight in player.parameters)
+        changed = any(not torch.equal(*both) for both in zip(player.parameters, start.parameters, strict=True))
+        return "yes" if changed else "the generator stays where it is"
+
+
+def under(objective: str, teacher: Path, work: Path) -> dict[str, Any]:
+    """The settings of an objective."""
+    within = {key: str(teacher) if value == "TEACHER" else value for key, value in WITHIN.get(objective, {}).items()}
+    settings: dict[str, Any] = placed({"name": objective, **within}, work)
+    return settings
+
+
+def solved(settings: dict[str, Any], work: Path) -> str:
+    """A folder of ODE pairs for a recipe."""
+    run: Any = experiment({**settings, "objective": "sid"})
+    made = pairs.make_pairs(
+        run.teacher, run.data.load(), work / "pairs", 4, pairs.PairSettings(evaluations=3), 4, torch.device("cpu"), work
+    )
+    list(made)
+    return str(work / "pairs")
+
+
+def exports(name: str, format: str, teacher: Path) -> str:
+    """A trained generator in a format, read back: "yes"; of pipelines "stock", or "custom" where they bring code."""
+    with tempfile.TemporaryDirectory() as work:
+        settings = recipe(name, "diff_instruct", teacher, Path(work), images=4)
+        if format == "lora":
+            settings["generator"] = ADAPTERS
+        fit(settings, run := Path(work) / "run")
+        export_product(load_product(run, merged=format != "lora"), run, out := Path(work) / "export", format)
+        return "yes" if format != "diffusers" else "custom" if list(out.rglob("*.py")) else "stock"
+
+
+def cell(name: str, column: str, teacher: Path) -> str:
+    """What stands under `column`, an objective or a format, for the teacher `name`."""
+    return tried(partial(trains if column in OBJECTIVES else exports, name, column, teacher))
+
+
+def fit(settings: dict[str, Any], folder: Path) -> Any:
+    torch.manual_seed(0)
+    return loop.fit(experiment(settings), folder, Accelerator(cpu=True))
+
+
+def page(cells: dict[tuple[str, str], str]) -> str:
+    """docs/support.md of (teacher, objective or format) -> cell."""
+    texts = [cells[name, row] for row in (*OBJECTIVES, *FORMATS) for name in TEACHERS]
+    notes = [*dict.fromkeys(text for text in texts if text not in WORKS)]
+
+    def table(rows: Iterable[str]) -> str:
+        lines = [["", *TEACHERS], ["---"] * (len(TEACHERS) + 1)]
+        for row in rows:
+            found = [cells[name, row] for name in TEACHERS]
+            lines.append([f"`{row}`", *(text if text in WORKS else str(notes.index(text) + 1) for text in found)])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    refusals = "\n".join(f"{number}. `{note}`" for number, note in enumerate(notes, 1))
+    return TEXT.format(objectives=table(OBJECTIVES), formats=table(FORMATS), refusals=refusals)
+
+
+def read(text: str) -> dict[tuple[str, str], str]:
+    """The cells of a page."""
+    notes = dict(re.findall(r"^(\d+)\. `(.*)`$", text, re.MULTILINE))
+    cells = {}
+    for line in text.splitlines():
+        if found := re.match(r"\| `(\S+)` \| (.*) \|$", line):
+            for name, cell in zip(TEACHERS, found[2].split(" | "), strict=True):
+                cells[name, found[1]] = notes.get(cell, cell)
+    return cells
+
+
+def main() -> None:
+    cells = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, write in track(TEACHERS.items(), "teachers"):
+            write(teacher := Path(folder) / name)
+            cells |= {(name, column): cell(name, column, teacher) for column in (*OBJECTIVES, *FORMATS)}
+    PAGE.write_text(page(cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""docs/support.md says of every kind of teacher, objective and export what is so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distill.export import FORMATS
+from distill.objectives import OBJECTIVES
+from tests.families import TEACHERS
+from tests.support import PAGE, cell, page, read
+from tests.trainers.test_families import module_cache, teacher
+
+__all__ = ["module_cache", "teacher"]
+
+PAIRS = [(name, column) for name in TEACHERS for column in (*OBJECTIVES, *FORMATS)]
+
+
+def test_the_page_has_every_teacher_objective_and_format() -> None:
+    """`make support` writes it anew; nothing in it is written by hand."""
+    text = PAGE.read_text()
+    assert re.findall(r"^\|  \| (.*) \|$", text, re.MULTILINE) == [" | ".join(TEACHERS)] * 2
+    cells = read(text)
+    assert {*cells} == {*PAIRS} and page(cells) == text
+    assert len({name for name, column in PAIRS if cells[name, column] == "yes"}) == len(TEACHERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("unet", "sid"), ("edm2", "guided"), ("dit", "lora"), ("own", "diffusers")]
+)
+def test_the_page_is_right_here(name: str, column: str, teacher: Callable[[str], Path]) -> None:
+    assert cell(name, column, teacher(name)) == read(PAGE.read_text())[name, column]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "column"), PAIRS)
+def test_the_page_is_right(name: str, column: str, teacher: Callable[[str], Path]) -> None:
+    assert cell(name, column, teacher(name)) == read(PAGE.read_text())[name, column]
