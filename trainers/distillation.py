@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from distill.teachers import DESCRIPTION, Network, denoiser_files, load_denoiser
 from trainers import checkpoint
 from trainers.config import build, dump, load_yaml
 from trainers.data import Dataset
+from trainers.data.batches import Batches
 from trainers.data.dataset import UNKNOWN
 from trainers.data.pairs import PairSet, open_pairs
 from trainers.ema import EMA, power_averages
@@ -45,11 +47,20 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
     check_objective(run, source, teacher)
     real = "real" in run.objective.needs
     dataset = prepared(run, source, teacher, accelerator.device, real, quiet=not accelerator.is_main_process)
+    batches = make_batches(run, dataset, real, accelerator, load_pairs(run, teacher))
+    session = assemble(run, accelerator, teacher, dataset, batches, run.start if fresh else None)
+    return replace(session, source=source, teacher_hash=teacher_hash(run.teacher))
+
+
+def assemble(
+    run: Run, accelerator: Accelerator, teacher: Denoiser, dataset: Dataset, batches: Batches, start: str | None = None
+) -> Session:
+    """Players, averages and the step around a `teacher` and its `batches`, whatever these are made of."""
     if run.gradient_checkpointing:
         recompute_blocks(teacher.network)
     generator, fake = build_networks(teacher, run)
-    if fresh and run.start is not None:
-        load_start(run.start, run, generator)
+    if start is not None:
+        load_start(start, run, generator)
     if run.precision == "bfloat16":
         for parameter in teacher.network.parameters():  # frozen, so it is stored in the compute precision
             parameter.data = parameter.data.bfloat16()  # but not the buffers: frequencies of Fourier features
@@ -61,16 +72,13 @@ def build_distillation(run: Run, accelerator: Accelerator, fresh: bool = True) -
     for network in others.values():
         network.to(accelerator.device, run.dtype).requires_grad_(False).eval()
     memory = {name: value.to(accelerator.device) for name, value in run.objective.new_memory().items()}
-    batches = make_batches(run, dataset, real, accelerator, load_pairs(run, teacher))
     ema, power_ema = EMA(generator, run.ema, player.kept), power_averages(generator, run.power_ema, player.kept)
     state = TrainState(players, ema, power_ema, memory=memory)
     nets = Denoisers(teacher.path, teacher, no_fake if fake is None else fake, others, memory)
     step = partial(distillation_step, run, state, nets, batches, accelerator)
     product = state.ema.module
-    identity = teacher_hash(run.teacher)
-    return Session(
-        run, accelerator, dataset, source, batches, state, step, product, sampler_of(product, run), teacher, identity
-    )
+    sampler = sampler_of(product, run)
+    return Session(run, accelerator, dataset, dataset, batches, state, step, product, sampler, teacher)
 
 
 def build_networks(teacher: Denoiser, run: Run) -> tuple[Generator, nn.Module | None]:
