@@ -33,7 +33,7 @@ def module_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def teacher(shared: Path) -> Callable[[str], Path]:
     """The folder of the tiny teacher of a name, written when a test first asks for it."""
-    return lambda name: once(shared, f"pipeline_{name}", TEACHERS[name])
+    return lambda name: once(shared, f"teacher_{name}", TEACHERS[name])
 
 
 @pytest.mark.parametrize(("name", "objective"), CASES)
