@@ -37,10 +37,10 @@ def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
 def check_images(source: Dataset, teacher: Denoiser) -> None:
     """Raise UserError when the teacher's samples as they are seen are no match for the images of `source`, or it has
     none."""
-    if source.read is None:
-        raise UserError(f"evaluation: needs real images, data: {source.name} has none")
     if (shape := image_shape(teacher)) is None:
         raise UserError("evaluation: judges pixels, the teacher's samples are latents and have no decoder")
+    if source.read is None:
+        raise UserError(f"evaluation: needs real images, data: {source.name} has none")
     if shape != source.shape:
         raise UserError(f"evaluation: {source.name} has images {list(source.shape)}, the teacher makes {list(shape)}")
 
