@@ -1,79 +1,62 @@
-"""Checkpoints that cannot be half: staged in a temporary folder, hashed, manifest last, renamed into place.
+"""What a checkpoint holds, whether it is whole, and the way back from it.
 
-checkpoints/IMAGES/ holds, as safetensors, the weights that the players train, those of every average, the optimizers'
-state, the objective's memory and the meter; `state.json` the counters; `manifest.json` size and SHA-256 of each file.
-Loading runs no code. The frozen teacher is never saved, its identity always.
+checkpoints/IMAGES/ holds, as safetensors (see trainers.parts), the weights that the players train, those of every
+average, the optimizers' state, the objective's memory and the meter; `state.json` the counters and the recipe;
+`manifest.json` size and SHA-256 of each file. Loading runs no code. The frozen teacher is never saved, its identity
+always. trainers.saving writes it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.errors import UserError
-from trainers.files import sha256, sync
+from trainers.config import dump
+from trainers.files import sha256
+from trainers.parts import SUFFIX, Contents, Rows, Stem, own_rows, write
 from trainers.session import Session
 from trainers.state import Player
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
 AVERAGE = "ema.safetensors"
-FORMAT = 2
+FORMAT = 3
 
 
-def save(session: Session, root: Path, keep: int) -> None:
-    """Write `root`/IMAGES from rank 0 and then remove older ones, so that `keep` are left; collective."""
-    meter = session.state.meter.rows(session.accelerator)
-    if session.accelerator.is_main_process:
-        final = root / f"{session.state.images:012d}"
-        staging = root / f".staging-{final.name}"
-        for leftover in root.glob(".staging-*"):
-            shutil.rmtree(leftover)
-        staging.mkdir(parents=True)
-        _write(session, meter, staging)
-        if final.exists():
-            shutil.rmtree(final)  # an invalid folder of this name, which the resume skipped
-        os.rename(staging, final)
-        sync(root)
-        older = [folder for folder in folders(root) if folder.name < final.name]  # a later one is damaged
-        for old in older[keep - 1 :]:
-            shutil.rmtree(old)
-    session.accelerator.wait_for_everyone()
-
-
-def _write(session: Session, meter: dict[str, Tensor], folder: Path) -> None:
-    state = session.state
+def contents(session: Session) -> Contents:
+    """Every tensor of the state, by file."""
+    state, accelerator = session.state, session.accelerator
+    rank, world = accelerator.process_index, accelerator.num_processes
+    found: dict[str, dict[str, Tensor | Rows]] = {}
     for name, player in state.players.items():
-        save_module(player.bare, folder / f"{name}.safetensors", player.kept)
-        save_file(_contiguous(dict(_optimizer_tensors(player))), folder / f"{name}.optimizer.safetensors")
-    save_average(session, folder)
+        found[name] = {**trained(player.bare, player.kept)}
+        found[f"{name}.optimizer"] = dict(_optimizer_tensors(player))
+    found["ema"] = {**trained(state.ema.module, state.ema.kept)}
     for std, average in state.power_ema.items():
-        save_module(average.module, folder / f"power_ema_{std}.safetensors", average.kept)
-    save_file(_contiguous(meter), folder / "meter.safetensors")
-    save_file(_contiguous(state.memory), folder / "memory.safetensors")
-    counters = {name: player.counters() for name, player in state.players.items()}
-    description = {
+        found[f"power_ema_{std}"] = {**trained(average.module, average.kept)}
+    # Each rank has sums of its own: a row for each.
+    found["meter"] = {name: Rows(state.meter.totals[name][None], rank, world) for name in sorted(state.meter.totals)}
+    found["memory"] = {**state.memory}
+    return found
+
+
+def describe(session: Session) -> dict[str, Any]:
+    """Everything else of the state: state.json."""
+    state = session.state
+    return {
         "format": FORMAT,
         "images": state.images,
         "processes": session.accelerator.num_processes,
-        "counters": counters,
+        "counters": {name: player.counters() for name, player in state.players.items()},
         "teacher": session.teacher_hash,
+        "recipe": dump(session.run),
     }
-    (folder / "state.json").write_text(json.dumps(description, indent=2) + "\n")
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
-    for file in folder.iterdir():
-        sync(file)
-    (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
-    sync(folder / MANIFEST)
-    sync(folder)
 
 
 def folders(root: Path) -> list[Path]:
@@ -99,7 +82,9 @@ def flaw(folder: Path) -> str | None:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         return f"{MANIFEST} is damaged ({type(error).__name__})"
-    return None if manifest else f"{MANIFEST} lists no file"
+    if not manifest:
+        return f"{MANIFEST} lists no file"
+    return None if STATE in manifest else f"{MANIFEST} lists no {STATE}"
 
 
 def newest(root: Path) -> tuple[Path, list[str]]:
@@ -123,29 +108,24 @@ def restore(session: Session, folder: Path) -> None:
         raise UserError(
             f"'{folder}' was trained from another teacher than the one in run.yaml (its files have changed)"
         )
-    state = session.state
-    device = session.accelerator.device
+    state, accelerator = session.state, session.accelerator
     for name, player in state.players.items():
-        load_module(player.bare, folder / f"{name}.safetensors", player.kept)
-        _load_optimizer(player, _tensors(folder / f"{name}.optimizer.safetensors"))
-        counters = description["counters"][name]
-        for counter, value in counters.items():
+        load_module(player.bare, folder / f"{name}{SUFFIX}", player.kept)
+        _load_optimizer(player, Stem(folder, f"{name}.optimizer"))
+        for counter, value in description["counters"][name].items():
             getattr(player, counter).fill_(value)
     load_average(folder, state.ema.module, state.ema.kept)
     for std, average in state.power_ema.items():
-        load_module(average.module, folder / f"power_ema_{std}.safetensors", average.kept)
-    accelerator = session.accelerator
-    state.meter.load(
-        _tensors(folder / "meter.safetensors"), accelerator.process_index, accelerator.num_processes, device
-    )
-    for name, value in _tensors(folder / "memory.safetensors").items():
-        state.memory[name].copy_(value)
+        load_module(average.module, folder / f"power_ema_{std}{SUFFIX}", average.kept)
+    meter, rank, world = Stem(folder, "meter"), accelerator.process_index, accelerator.num_processes
+    state.meter.load({name: meter[name] for name in meter}, rank, world, accelerator.device)
+    Stem(folder, "memory").load(state.memory)
     state.images = description["images"]
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a valid checkpoint."""
-    description: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    description: dict[str, Any] = json.loads((folder / STATE).read_text())
     if description["format"] != FORMAT:
         raise UserError(f"'{folder}' has checkpoint format {description['format']}; this version reads {FORMAT}")
     return description
@@ -163,14 +143,18 @@ def load_average(folder: Path, module: torch.nn.Module, kept: Container[str] = (
 
 def save_module(module: torch.nn.Module, file: Path, kept: Container[str] = ()) -> None:
     """Write parameters and buffers of `module`, but for those that are `kept` as they are."""
-    save_file(_contiguous({name: value for name, value in module.state_dict().items() if name not in kept}), file)
+    write({name: rows for name, value in trained(module, kept).items() if (rows := own_rows(value))}, file)
 
 
 def load_module(module: torch.nn.Module, file: Path, kept: Container[str] = ()) -> None:
-    """Load what save_module wrote, the `kept` parameters staying as they are; raises UserError when the file cannot be
-    read."""
-    own = {name: value for name, value in module.state_dict().items() if name in kept}
-    module.load_state_dict(_tensors(file) | own)
+    """Load what save_module wrote, or what several processes did of that name, the `kept` parameters staying as they
+    are; raises UserError when it cannot be read, RuntimeError when it is another network's."""
+    Stem(file.parent, file.name.removesuffix(SUFFIX)).load(trained(module, kept), spare=kept)
+
+
+def trained(module: torch.nn.Module, kept: Container[str] = ()) -> dict[str, Tensor]:
+    """Parameters and buffers of `module`, but for those that are `kept` as they are."""
+    return {name: value for name, value in module.state_dict().items() if name not in kept}
 
 
 def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
@@ -180,19 +164,8 @@ def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}|{key}", value
 
 
-def _load_optimizer(player: Player, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(player: Player, stem: Stem) -> None:
     parameters = dict(player.bare.named_parameters())
-    for name, value in tensors.items():
+    for name in stem:
         parameter, key = name.split("|")
-        player.optimizer.state[parameters[parameter]][key] = value.to(parameters[parameter].device)
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read '{file}': {' '.join(str(error).split())}") from error
+        player.optimizer.state[parameters[parameter]][key] = stem.like(name, parameters[parameter])

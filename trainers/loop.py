@@ -19,6 +19,7 @@ from trainers.distillation import build_distillation
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.hooks.log import NotFinite
 from trainers.run import EXPERIMENTS, Run, TeacherRun
+from trainers.saving import Saver
 from trainers.session import Session
 from trainers.teacher import build_teacher, write_teacher
 from trainers.tracking import start_trackers
@@ -49,21 +50,25 @@ def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: b
     accelerator.wait_for_everyone()
     start_trackers(run, folder, accelerator, console)
     log = Log(folder, run.log_every, console)
-    checkpoints = Checkpoints(folder, run.checkpoint_every, run.keep)
+    saver = Saver(folder / "checkpoints", run.keep, accelerator)
     # Checkpoints come last: what they hold is the state after everything else of the same image count.
     seen = [log, Evaluate(folder, run.evaluation), Samples(folder, run.samples_every)]
-    hooks = [*seen, Snapshots(folder, run.power_ema), checkpoints]
+    hooks = [*seen, Snapshots(folder, run.power_ema), Checkpoints(saver, run.checkpoint_every)]
     log.start(session)
     try:
-        if not resume:
-            checkpoints(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
+        if resume:
+            saver.saved = session.state.images
+        else:
+            saver.must(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
         train(session, hooks)
+        saver.must(session)
         if isinstance(run, TeacherRun) and accelerator.is_main_process:
             write_teacher(cast(Denoiser, session.product), folder)
     except NotFinite:
-        checkpoints(session)
+        saver.must(session)
         raise
     finally:
+        saver.close()
         log.stop()
         accelerator.end_training()
     return session

@@ -36,7 +36,7 @@ from launch.train import check, resolve
 from tests.launch.conftest import Command
 from tests.tiny import distill as distill_process
 from tests.tiny import recipe, write_pairs
-from trainers import checkpoint, config
+from trainers import checkpoint, config, saving
 from trainers.classifier import ClassifierRun, split
 from trainers.config import dump, to_yaml
 from trainers.data import Dataset, Images
@@ -223,7 +223,7 @@ def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.Monk
             first = resolve(Path(run.start).name, [])
             Path(run.start).mkdir(parents=True)
             (Path(run.start) / "run.yaml").write_text(to_yaml(dump(first)))
-            checkpoint.save(build(first, Accelerator(cpu=True)), Path(run.start) / "checkpoints", keep=1)
+            saving.save(build(first, Accelerator(cpu=True)), Path(run.start) / "checkpoints", keep=1)
         if run.pairs is not None:  # what `distill pairs` writes
             list(write_pairs(Path(run.teacher), Path(run.pairs.folder), 1))
     check(run, 1)

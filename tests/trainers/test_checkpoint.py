@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from tests.tiny import ROOT, experiment, recipe
-from trainers import checkpoint
+from trainers import checkpoint, saving
 from trainers.loop import build
 from trainers.session import Session
 
@@ -54,7 +54,7 @@ def root(session: Session, tmp_path: Path) -> Path:
 
 def save_at(session: Session, root: Path, images: int, keep: int = 3) -> Path:
     session.state.images = images
-    checkpoint.save(session, root, keep)
+    saving.save(session, root, keep)
     return root / f"{images:012d}"
 
 
@@ -88,6 +88,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
     "half a manifest": (lambda f: shorten(f / "manifest.json") or shorten(f / "manifest.json"), "manifest.json is dam"),
+    "a manifest of less": (
+        lambda f: edit(f / "manifest.json", lambda m: {k: v for k, v in m.items() if k != "state.json"}),
+        "manifest.json lists no state.json",
+    ),
     "an empty manifest": (lambda f: edit(f / "manifest.json", lambda m: {}), "manifest.json lists no file"),
     "a list": (lambda f: edit(f / "manifest.json", list), "manifest.json is damaged (AttributeError)"),
     "no sizes": (lambda f: edit(f / "manifest.json", dict.fromkeys), "manifest.json is damaged (TypeError)"),
@@ -148,12 +152,12 @@ def test_old_ones_go_only_once_the_new_one_is_valid(
     removed: list[Path] = []
     rmtree = shutil.rmtree
 
-    def watched(folder: Path) -> None:
+    def watched(folder: Path, ignore_errors: bool = False) -> None:
         assert checkpoint.flaw(root / f"{24:012d}") is None
         removed.append(folder)
         rmtree(folder)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", watched)
+    monkeypatch.setattr(saving.shutil, "rmtree", watched)
     save_at(session, root, 24, keep=1)
     assert [int(folder.name) for folder in removed] == [16, 8]
 
@@ -172,11 +176,16 @@ def test_a_damaged_one_of_the_same_name_is_replaced(session: Session, root: Path
     assert checkpoint.newest(root) == (new, [])
 
 
+class Killed(BaseException):
+    """In place of the end of the process."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_save_that_dies_anywhere_leaves_a_valid_checkpoint(
     session: Session, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every file of the new checkpoint, before and after the rename; the leftover goes with the next save."""
-    sync, moments = checkpoint.sync, len(FILES) + 2  # each file, the staging folder, the folder of checkpoints
+    sync, moments = saving.sync, len(FILES) + 2  # each file, the staging folder, the folder of checkpoints
     for moment in range(moments):
         count = 0
 
@@ -184,16 +193,16 @@ def test_a_save_that_dies_anywhere_leaves_a_valid_checkpoint(
             nonlocal count
             count += 1
             if count > moment:
-                raise KeyboardInterrupt
+                raise Killed
             sync(path)
 
-        monkeypatch.setattr(checkpoint, "sync", dying)
-        with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(saving, "sync", dying)
+        with pytest.raises(RuntimeError, match="^checkpoint: its thread has died$"):
             save_at(session, root, 24 + moment)
         renamed = moment == moments - 1
         assert int(checkpoint.newest(root)[0].name) == (24 + moment if renamed else 16)
         assert bool(list(root.glob(".staging-*"))) == (not renamed)
-    monkeypatch.setattr(checkpoint, "sync", sync)
+    monkeypatch.setattr(saving, "sync", sync)
     save_at(session, root, 100)
     assert not list(root.glob(".*"))
     assert checkpoint.newest(root)[0].name == f"{100:012d}"
@@ -288,5 +297,5 @@ def test_another_teacher_is_refused(root: Path, teachers: Path, tmp_path: Path) 
 def test_another_format_is_refused(root: Path) -> None:
     folder = root / f"{8:012d}"
     edit(folder / "state.json", lambda state: {**state, "format": 1})
-    with pytest.raises(UserError, match=f"'{folder}' has checkpoint format 1; this version reads 2"):
+    with pytest.raises(UserError, match=f"'{folder}' has checkpoint format 1; this version reads 3"):
         checkpoint.read_state(folder)

@@ -17,7 +17,7 @@ from distill.objectives import OBJECTIVES
 from launch.ema import ema
 from launch.export import export, export_product
 from tests.tiny import ADAPTERS, distillation, experiment, recipe
-from trainers import checkpoint
+from trainers import checkpoint, saving
 from trainers.data import Digits
 from trainers.data.batches import inputs
 from trainers.distillation import check_objective, load_teacher
@@ -78,7 +78,7 @@ def test_checkpoints_hold_what_trains(teachers: Path, tmp_path: Path) -> None:
     session = session_of(settings)
     session.step()
     session.state.average(8)
-    checkpoint.save(session, tmp_path, keep=1)
+    saving.save(session, tmp_path, keep=1)
     folder = tmp_path / f"{8:012d}"
     for player, files in (("generator", ("generator", "ema", "power_ema_0.1")), ("fake", ("fake",))):
         names = {name for name in named(session, player) if "lora_" in name}

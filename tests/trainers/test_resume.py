@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.tiny import DISTILLATIONS, NETWORK, Job, experiment, launch, placed, recipe, teacher_recipe
-from trainers import checkpoint, loop
+from trainers import checkpoint, loop, saving
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.session import Session
 from trainers.snapshots import snapshots
@@ -174,8 +174,8 @@ def test_a_resume_at_the_start_leaves_the_only_checkpoint_alone(
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "rename", killed)
-        with pytest.raises(Cut):
+        patch.setattr(saving.os, "rename", killed)
+        with pytest.raises(RuntimeError):
             fit(settings, tmp_path / "run", resume=True)
     assert checkpoint.newest(tmp_path / "run/checkpoints") == (start, [])
 
@@ -192,9 +192,9 @@ def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, m
 
 PROGRAM = """
 import sys, time
-from trainers import checkpoint
-sync = checkpoint.sync
-checkpoint.sync = lambda path: (time.sleep(0.02), sync(path))
+from trainers import saving
+sync = saving.sync
+saving.sync = lambda path: (time.sleep(0.02), sync(path))
 from launch.main import main
 main()
 """

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.tiny import experiment
-from trainers import checkpoint
+from trainers import checkpoint, saving
 from trainers.loop import build
 from trainers.state import Player
 
@@ -65,7 +65,7 @@ def train(
     finally:
         Player.step = step  # type: ignore[method-assign]
     if save:
-        checkpoint.save(session, Path(save), keep=1)
+        saving.save(session, Path(save), keep=1)
     means = session.state.meter.read(session.accelerator)
     for name, player in players.items():
         report[f"{name} after"] = flat(player.parameters)

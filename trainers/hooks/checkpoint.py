@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from trainers import checkpoint
 from trainers.hooks.hook import Hook
+from trainers.saving import Saver
 from trainers.session import Session
 
 
 class Checkpoints(Hook):
-    """checkpoints/IMAGES/ in the run folder; the newest `keep` stay."""
+    """checkpoints/IMAGES/ in the run folder, written beside training."""
 
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
-        self.root, self.every, self.keep = folder / "checkpoints", every, keep
+    def __init__(self, saver: Saver, every: int) -> None:
+        self.saver, self.every = saver, every
 
     def __call__(self, session: Session) -> None:
-        checkpoint.save(session, self.root, self.keep)
+        self.saver.save(session)
