@@ -10,8 +10,8 @@ import typer
 
 from distill.errors import UserError
 from launch import cache, classifier, ema, evaluate, export, import_, pairs, quickstart, recipes, sample, train, try_
-
-EXIT_USER_ERROR = 2
+from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, follow_launcher
+from trainers.stop import STOP, Stopped
 
 app = typer.Typer(
     name="distill",
@@ -37,22 +37,34 @@ app.add_typer(import_.app, name="import")
 
 
 def main() -> None:
-    """Run the command; a mistake of the user is one line on stderr and exit code 2, a traceback only with --debug."""
+    """Run the command and end with its exit code (docs/cluster.md); what went wrong is one line on stderr, a traceback
+    only with --debug."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.path.append(os.getcwd())  # a recipe may name the user's own my_module:MyObjective
     try:
-        app(args=arguments, prog_name="distill")
+        with STOP.listening():
+            follow_launcher()
+            app(args=arguments, prog_name="distill")
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"distill: {stopped}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"distill: {error}", file=sys.stderr)
+        _tell(error, "")
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:  # a folder that cannot be written, a full disk
         if debug:
             raise
-        print(f"distill: {error} (--debug shows where)", file=sys.stderr)
+        _tell(error, " (--debug shows where)")
         sys.exit(1)
+
+
+def _tell(error: Exception, more: str) -> None:
+    if not getattr(error, "told", False):
+        print(f"distill: {error}{more}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +18,11 @@ from accelerate import Accelerator
 
 from distill.errors import UserError
 from trainers.run import Experiment
+from trainers.stop import INTERRUPTED, LAUNCHER, SIGNALS
+
+EXIT_USER_ERROR, EXIT_STOPPED = 2, 75  # 75: EX_TEMPFAIL of sysexits.h, try again
+PATIENCE = 60.0  # seconds that processes have to leave after the first of them
+PR_SET_PDEATHSIG = 1
 
 
 def in_world() -> bool:
@@ -30,33 +41,70 @@ def launch_here(processes: int) -> bool:
 
 
 def relaunch(processes: int, arguments: list[str]) -> NoReturn:
-    """Run `distill ARGUMENTS` in `processes` processes on this machine through Accelerate; ends this process.
+    """Run `distill ARGUMENTS` in `processes` processes on this machine; ends this process as they end.
 
-    It ends with the exit code of the worker that failed first, and ends the workers when it is told to end itself.
-    Accelerate multiplies processes without GPUs only when told so by the environment: with its --cpu flag it would
-    start one, silently. Raises UserError when there are fewer GPUs than processes.
+    What it is told by signals it tells them. It ends with the exit code of the one that failed first. Raises UserError
+    when there are fewer GPUs than processes.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), LAUNCHER: str(os.getpid())}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        common["ACCELERATE_USE_CPU"] = "true"
+        common.setdefault("GLOO_SOCKET_IFNAME", "lo")
     elif processes > torch.cuda.device_count():
         raise UserError(f"--processes: {processes} asked for, this machine has {torch.cuda.device_count()} GPUs")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(processes), "--main_process_port", "0"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "launch.main"]
     debug = ["--debug"] if "--debug" in sys.argv else []
-    try:
-        launch_command(launch_command_parser().parse_args([*options, *arguments, *debug]))
-    except ChildFailedError as error:  # the worker has said why
-        code = error.get_first_failure()[1].exitcode
-        sys.exit(code if code > 0 else 128 - code)
-    except SignalException as error:
-        sys.exit(128 + int(error.sigval))
-    sys.exit(0)
+    command = [sys.executable, "-m", "launch.main", *arguments, *debug]
+    told: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: told.append(number))
+    workers = []
+    for rank in map(str, range(processes)):  # sessions of their own: Ctrl-C reaches them once, through this process
+        environment = {**common, "RANK": rank, "LOCAL_RANK": rank}
+        workers.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    sys.exit(watch(workers, told))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def watch(workers: Sequence[subprocess.Popen[bytes]], told: list[int]) -> int:
+    """Wait for all; the exit code of the one that failed first. What comes into `told` is sent on.
+
+    One that ends by an error ends the others: at once where it crashed, since they can do nothing without it, within
+    PATIENCE seconds where it left by itself and they do so too.
+    """
+    first, end = 0, float("inf")
+    while any(worker.poll() is None for worker in workers):
+        while told:
+            number = told.pop(0)
+            for worker in workers:
+                worker.send_signal(number)
+        failed = next((worker for worker in workers if worker.poll()), None)
+        if failed is not None and not first:
+            first = failed.returncode
+            end = time.monotonic() + (PATIENCE if first in (EXIT_USER_ERROR, EXIT_STOPPED, INTERRUPTED) else 0)
+            if first < 0:
+                why = f"process {workers.index(failed)} of {len(workers)} was killed by {signal.Signals(-first).name}"
+                print(f"distill: {why}; the others are ended, `distill resume` goes on", file=sys.stderr)
+        if time.monotonic() > end:
+            for worker in workers:
+                worker.kill()
+        time.sleep(0.05)
+    first = first or next((worker.returncode for worker in workers if worker.returncode), 0)
+    return first if first >= 0 else 128 - first
+
+
+def follow_launcher() -> None:
+    """Let this process be told to stop when the launcher that started it is gone, be it by kill -9 (Linux)."""
+    if LAUNCHER in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != int(os.environ[LAUNCHER]):  # it was gone already
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def join_world(processes: int | None, run: Experiment, folder: Path) -> Accelerator:

@@ -54,6 +54,7 @@ def describe(session: Session) -> dict[str, Any]:
         "images": state.images,
         "processes": session.accelerator.num_processes,
         "counters": {name: player.counters() for name, player in state.players.items()},
+        "unfinished": state.unfinished,
         "teacher": session.teacher_hash,
         "recipe": dump(session.run),
     }
@@ -120,7 +121,7 @@ def restore(session: Session, folder: Path) -> None:
     meter, rank, world = Stem(folder, "meter"), accelerator.process_index, accelerator.num_processes
     state.meter.load({name: meter[name] for name in meter}, rank, world, accelerator.device)
     Stem(folder, "memory").load(state.memory)
-    state.images = description["images"]
+    state.images, state.unfinished = description["images"], description["unfinished"]
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -166,6 +167,11 @@ def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
 
 def _load_optimizer(player: Player, stem: Stem) -> None:
     parameters = dict(player.bare.named_parameters())
+    keeps = {"momentum_buffer"} if player.settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
     for name in stem:
         parameter, key = name.split("|")
+        if key not in keeps:
+            raise UserError(
+                f"{player.name}.name: {player.settings.name} cannot go on with '{key}' of another optimizer"
+            )
         player.optimizer.state[parameters[parameter]][key] = stem.like(name, parameters[parameter])

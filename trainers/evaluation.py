@@ -14,6 +14,7 @@ from trainers.data import Dataset
 from trainers.data.batches import inputs
 from trainers.run import Evaluation
 from trainers.session import Sampler
+from trainers.stop import STOP
 
 CHUNK = 500  # samples at once, fewer of large images
 PIXELS = 2**22
@@ -25,7 +26,7 @@ def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
     positions = torch.arange(min(dataset.count, FIT_LIMIT))
     if dataset.count > FIT_LIMIT:  # folders of images come sorted by class
         positions = dataset.order(0, positions)
-    parts = (dataset.images(part) for part in positions.split(CHUNK))
+    parts = (_polled(dataset.images(part)) for part in positions.split(CHUNK))
     if extractor := load_extractor(dataset, settings):
         features = torch.cat([extractor.features(part.double()) for part in parts])
         return Protocol.of(dataset.name, extractor, features)
@@ -72,8 +73,7 @@ def draw_samples(
     `shape` is that of a sample, where it is not the noise's.
     """
     shape = shape or dataset.shape
-    images, labels = [], []
-    chunk = max(1, min(CHUNK, PIXELS // (shape[1] * shape[2])))
+    images, labels, chunk = [], [], _chunk(shape)
     for start in range(first, last, chunk):
         index = torch.arange(start, min(start + chunk, last), device=device)
         noise, cond = inputs(dataset, Random.at(seed, index).stream("evaluation"))
@@ -94,15 +94,32 @@ def evaluate(
     accelerator: Accelerator,
     shape: tuple[int, int, int] | None = None,
 ) -> dict[str, float | int | str]:
-    """The protocol's report on `samples` samples of `shape`; collective, each rank draws its share."""
+    """The protocol's report on `samples` samples of `shape`; collective, each rank draws its share.
+
+    Raises Stopped when the process is told to stop.
+    """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    share = -(-samples // world)
-    first, last = min(rank * share, samples), min((rank + 1) * share, samples)
-    images, labels = draw_samples(sampler, dataset, first, last, seed, device, shape)
+    share, chunk, parts = -(-samples // world), _chunk(shape or dataset.shape), []
+    for start in range(rank * share, (rank + 1) * share, chunk):  # as many on every rank, which a poll needs
+        STOP.poll()
+        first, last = min(start, samples), min(start + chunk, (rank + 1) * share, samples)
+        parts.append(draw_samples(sampler, dataset, first, last, seed, device, shape))
+    images = torch.cat([part for part, _ in parts])
+    found = [part for _, part in parts if part is not None]
+    labels = torch.cat(found) if found else None
     if world > 1:
         images = accelerator.gather(_padded(images, share).to(device)).cpu()[:samples]
         labels = None if labels is None else accelerator.gather(_padded(labels, share).to(device)).cpu()[:samples]
     return protocol.report(images, labels)
+
+
+def _chunk(shape: tuple[int, ...]) -> int:
+    return max(1, min(CHUNK, PIXELS // (shape[1] * shape[2])))
+
+
+def _polled(images: torch.Tensor) -> torch.Tensor:
+    STOP.poll()
+    return images
 
 
 def _padded(x: torch.Tensor, length: int) -> torch.Tensor:

@@ -31,9 +31,8 @@ def sync(path: Path) -> None:
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """An empty folder to write into, which then takes the place of `folder` as a whole."""
-    staging, old = folder.with_name(f".{folder.name}-staging"), folder.with_name(f".{folder.name}-old")
-    for leftover in (staging, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    settle(folder)
+    staging, old = _beside(folder)
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -46,11 +45,34 @@ def replaced(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def settle(folder: Path) -> None:
+    """End what a kill left of `replaced`: the old folder where there is no new one yet, and nothing beside it."""
+    staging, old = _beside(folder)
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    for leftover in (staging, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}-staging"), folder.with_name(f".{folder.name}-old")
+
+
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
     """A file to write, which then takes the place of `file` as a whole."""
     staging = file.with_name(f".{file.name}.staging")
-    yield staging
-    sync(staging)
-    os.replace(staging, file)
+    try:
+        yield staging
+        sync(staging)
+        os.replace(staging, file)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
     sync(file.parent)
+
+
+def drop_partial(folder: Path) -> None:
+    """Remove the files that a kill left of `whole` in `folder`."""
+    for leftover in folder.glob(".*.staging"):
+        leftover.unlink(missing_ok=True)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from accelerate import Accelerator
+from filelock import FileLock
 from rich.console import Console
 
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import UserError, one_line
 from trainers import checkpoint, records, snapshots
 from trainers.config import build as build_config
 from trainers.config import dump, load_yaml, to_yaml
 from trainers.console import plain
 from trainers.distillation import build_distillation
+from trainers.files import drop_partial, settle, whole
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.hooks.log import NotFinite
+from trainers.lock import LOCK, take
+from trainers.ranks import by_main
 from trainers.run import EXPERIMENTS, Run, TeacherRun
 from trainers.saving import Saver
 from trainers.session import Session
+from trainers.stop import STOP, Stopped
 from trainers.teacher import build_teacher, write_teacher
 from trainers.tracking import start_trackers
 
@@ -39,34 +45,33 @@ def build(run: Run | TeacherRun, accelerator: Accelerator, fresh: bool = True) -
 
 
 def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: bool = False) -> Session:
-    """Train `run` in `folder` to its last image, from the newest valid checkpoint with `resume`; collective."""
+    """Train `run` in `folder` to its last image, from the newest valid checkpoint with `resume`; collective.
+
+    Raises Stopped, the state saved, when the process is told to stop.
+    """
+    folder_lock = FileLock(folder / LOCK, blocking=False)
+    by_main(accelerator, partial(take, folder_lock))
+    try:
+        return _fit(build(run, accelerator, fresh=not resume), folder, resume)
+    finally:
+        folder_lock.release()
+
+
+def _fit(session: Session, folder: Path, resume: bool) -> Session:
+    run, accelerator = cast(Run | TeacherRun, session.run), session.accelerator
     console = plain(stderr=True, quiet=not accelerator.is_main_process)
-    session = build(run, accelerator, fresh=not resume)
     if resume:
         _resume(session, folder, console)
-    elif accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN_FILE).write_text(to_yaml(dump(run)), encoding="utf-8")
-    accelerator.wait_for_everyone()
+    by_main(accelerator, partial(_write_recipe, run, folder / RUN_FILE))
     start_trackers(run, folder, accelerator, console)
-    log = Log(folder, run.log_every, console)
-    saver = Saver(folder / "checkpoints", run.keep, accelerator)
+    log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
     # Checkpoints come last: what they hold is the state after everything else of the same image count.
     seen = [log, Evaluate(folder, run.evaluation), Samples(folder, run.samples_every)]
     hooks = [*seen, Snapshots(folder, run.power_ema), Checkpoints(saver, run.checkpoint_every)]
     log.start(session)
     try:
-        if resume:
-            saver.saved = session.state.images
-        else:
-            saver.must(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
-        train(session, hooks)
-        saver.must(session)
-        if isinstance(run, TeacherRun) and accelerator.is_main_process:
-            write_teacher(cast(Denoiser, session.product), folder)
-    except NotFinite:
-        saver.must(session)
-        raise
+        with STOP.held(accelerator):
+            _train_and_save(session, hooks, saver, folder, resume)
     finally:
         saver.close()
         log.stop()
@@ -74,29 +79,76 @@ def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: b
     return session
 
 
+def _train_and_save(session: Session, hooks: Sequence[Hook], saver: Saver, folder: Path, resume: bool) -> None:
+    try:
+        if resume:
+            saver.saved = session.state.images
+        else:
+            saver.must(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
+        train(session, hooks)
+        saver.must(session)
+        if isinstance(session.run, TeacherRun) and session.accelerator.is_main_process:
+            write_teacher(cast(Denoiser, session.product), folder)
+    except NotFinite:
+        saver.must(session)
+        raise
+    except Stopped as stopped:
+        saver.must(session)
+        at = f"{stopped} at {session.state.images:,} images, which are saved"
+        raise Stopped(f"{at}: `distill resume {folder}` goes on") from None
+
+
 def train(session: Session, hooks: Sequence[Hook]) -> None:
     """Step until the run's last image."""
     run, state = session.run, session.state
+    _call([hook for hook in hooks if type(hook).__name__ in state.unfinished], session)
     while state.images < run.images:
+        STOP.poll()
         before = state.images
         session.step()
         state.average(run.batch_size)
-        for hook in hooks:
-            if hook.due(before, state.images, run.images):
-                hook(session)
+        _call([hook for hook in hooks if hook.due(before, state.images, run.images)], session)
+
+
+def _call(hooks: Sequence[Hook], session: Session) -> None:
+    """One after the other; those that a stop came before are noted in the state, for the resume."""
+    for index, hook in enumerate(hooks):
+        try:
+            hook(session)
+        except Stopped:
+            session.state.unfinished = [type(one).__name__ for one in hooks[index:]]
+            raise
+    session.state.unfinished = []
 
 
 def _resume(session: Session, folder: Path, console: Console) -> None:
-    found, skipped = checkpoint.newest(folder / "checkpoints")
+    found, skipped = by_main(session.accelerator, partial(checkpoint.newest, folder / "checkpoints"))
     for line in skipped:
         console.print(line, style="yellow")
-    checkpoint.restore(session, found)
-    console.print(f"resumed '{folder}' at {session.state.images:,} images")
-    if session.accelerator.is_main_process:
-        for name in ("log.jsonl", "metrics.jsonl"):
-            records.rewind(folder / name, session.state.images)
-        snapshots.rewind(folder, session.state.images)
-    session.accelerator.wait_for_everyone()
+    try:
+        checkpoint.restore(session, found)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"'{found}' does not fit the recipe: {one_line(error)}") from error
+    state = session.state
+    console.print(f"resumed '{folder}' at {state.images:,} images")
+    by_main(session.accelerator, partial(_rewind, folder, state.images, state.unfinished))
+
+
+def _rewind(folder: Path, images: int, unfinished: Sequence[str]) -> None:
+    """Drop what comes after `images`, and what a kill left half written: the run makes it again."""
+    records.rewind(folder / "log.jsonl", images)
+    records.rewind(folder / "metrics.jsonl", images - (Evaluate.__name__ in unfinished))
+    snapshots.rewind(folder, images)
+    for name in ("best", "teacher"):
+        settle(folder / name)
+    drop_partial(folder)
+
+
+def _write_recipe(run: Run | TeacherRun, file: Path) -> None:
+    text = to_yaml(dump(run))
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        with whole(file) as staging:
+            staging.write_text(text, encoding="utf-8")
 
 
 def load_run(folder: Path) -> Run | TeacherRun:

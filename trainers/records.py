@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from trainers.files import whole
+
 
 def append(file: Path, record: dict[str, Any]) -> None:
-    """Add one line."""
-    with file.open("a") as stream:
-        stream.write(json.dumps(record) + "\n")
+    """Add one line, or on a full disk none; raises OSError then."""
+    with file.open("ab", buffering=0) as stream:
+        size, line = stream.seek(0, os.SEEK_END), (json.dumps(record) + "\n").encode()
+        try:
+            if stream.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        except OSError:
+            os.truncate(file, size)
+            raise
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -30,6 +39,5 @@ def rewind(file: Path, images: int) -> None:
     """Drop the lines after `images`: a resumed run writes them again."""
     if file.is_file():
         kept = [json.dumps(record) + "\n" for record in read(file) if record["images"] <= images]
-        staging = file.with_name(f".{file.name}.staging")
-        staging.write_text("".join(kept))
-        os.replace(staging, file)
+        with whole(file) as staging:
+            staging.write_text("".join(kept))

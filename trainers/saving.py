@@ -26,6 +26,7 @@ from trainers.console import plain
 from trainers.files import sha256, sync
 from trainers.parts import Rows, file_name, share, write
 from trainers.session import Session
+from trainers.stop import STOP
 
 Files = dict[str, dict[str, Any]]
 Share = dict[str, dict[str, Rows]]
@@ -41,7 +42,9 @@ class Failure(NamedTuple):
 
 
 class SaveError(OSError):
-    """A checkpoint that the run cannot do without was not saved."""
+    """A checkpoint that the run cannot do without was not saved. Another rank has `told`, or is to."""
+
+    told = False
 
 
 class Saver:
@@ -52,7 +55,6 @@ class Saver:
         self.root, self.keep = root, keep
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.saved: int | None = None  # images of the newest checkpoint that is in place
-        self.longest = 0.0  # seconds that a save took
         self._failed: Failure | None = None
         self._thread: Thread | None = None
         self._buffers: dict[tuple[str, str], Tensor] = {}
@@ -90,12 +92,14 @@ class Saver:
         self.save(session)
         self.wait()
         if self._failed is not None:
-            raise SaveError(f"the checkpoint at {session.state.images:,} images was not saved: {self._failed.why}")
+            error = SaveError(f"the checkpoint at {session.state.images:,} images was not saved: {self._failed.why}")
+            error.told = self.rank > 0
+            raise error
 
     def close(self) -> None:
         """Let the save under way finish as long as it may take, whatever ended the run."""
         if self._thread is not None:
-            self._thread.join(max(PATIENCE, 2 * self.longest))
+            self._thread.join(max(PATIENCE, 2 * STOP.longest_save))
 
     def _copy(self, session: Session) -> Share:
         """This rank's share on the host, in memory that the next save uses again."""
@@ -133,7 +137,7 @@ class Saver:
             self._failed = Failure(one_line(error), disk=False)
         if self._failed is None:
             self.saved = images
-            self.longest = max(self.longest, time.monotonic() - started)
+            STOP.longest_save = max(STOP.longest_save, time.monotonic() - started)
         if self.rank == 0:
             self._tell(images, before)
             if self._failed is None and (left := _attempt(lambda: self._prune(final))) is not None:

@@ -134,6 +134,7 @@ class TrainState:
     images: int = 0
     meter: Meter = field(default_factory=Meter)
     memory: dict[str, Tensor] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)  # hooks of this image count that a stop came before
 
     def average(self, batch_size: int) -> None:
         """Move every average after an update of `batch_size` images, and count them."""

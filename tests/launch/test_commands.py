@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import re
-import signal
-import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -23,19 +19,16 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from distill.metrics import Classifier
 from distill.teachers import save_denoiser
 from launch.evaluate import measure, table
-from launch.processes import relaunch
 from launch.recipes import shipped
 from launch.sample import draw
 from launch.train import check, resolve
 from tests.launch.conftest import Command
 from tests.tiny import distill as distill_process
-from tests.tiny import recipe, write_pairs
+from tests.tiny import write_pairs
 from trainers import checkpoint, config, saving
 from trainers.classifier import ClassifierRun, split
 from trainers.config import dump, to_yaml
@@ -288,68 +281,3 @@ def test_two_processes_through_our_own_launcher(recipe_file: Write, tmp_path: Pa
         assert [r[name] for r in logs[0]] == pytest.approx([r[name] for r in logs[1]], rel=1e-9)
     (left,), (right,) = (read(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
     assert left["frechet"] == pytest.approx(right["frechet"], rel=1e-6) and right["samples"] == 33
-
-
-@pytest.mark.slow
-def test_the_end_of_the_launcher_ends_its_workers(teachers: Path, tmp_path: Path) -> None:
-    """SIGTERM to the command alone, as a scheduler or `timeout` sends it: no worker trains on."""
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=1_000_000, log_every=8)))
-    job = distill_process(
-        ["train", str(file), "--processes", "2", "--folder", str(tmp_path / "run")], tmp_path / "out.txt"
-    )
-    try:
-        assert job.wait_for((tmp_path / "run/log.jsonl").is_file)
-        assert len(processes_of(tmp_path / "run")) == 3
-        job.processes[0].terminate()
-        assert job.finish() == 128 + 15, job.text
-        assert not processes_of(tmp_path / "run")
-    finally:
-        for process in processes_of(tmp_path / "run"):
-            os.kill(process, signal.SIGKILL)
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Ids of the living processes whose command line names the folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if str(folder) in process.read_bytes().decode(errors="replace"):
-                found.append(int(process.parent.name))
-    return found
-
-
-@pytest.mark.parametrize(("exitcode", "expected"), [(2, 2), (1, 1), (-9, 137)])
-def test_a_failed_worker_gives_the_exit_code(
-    exitcode: int, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    failure = ProcessFailure(local_rank=1, pid=1, exitcode=exitcode, error_file=str(tmp_path / "none"))
-    assert relaunched(ChildFailedError("launch.main", {1: failure}), monkeypatch)[0] == expected
-
-
-def test_relaunch_ends_as_its_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, arguments = relaunched(None, monkeypatch)
-    assert code == 0
-    assert (arguments.num_processes, arguments.multi_gpu, arguments.module) == (3, True, True)
-    assert arguments.training_script == "launch.main" and arguments.training_script_args == ["train", "x", "--debug"]
-    assert os.environ["ACCELERATE_USE_CPU"] == "true" and os.environ["OMP_NUM_THREADS"] == "1"
-    assert relaunched(SignalException("", 15), monkeypatch)[0] == 143
-
-
-def relaunched(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
-    """The exit code of relaunch, and what it asked of Accelerate, which ends in `error`."""
-    asked: list[Any] = []
-
-    def answer(arguments: Any) -> None:
-        asked.append(arguments)
-        if error is not None:
-            raise error
-
-    monkeypatch.setattr("accelerate.commands.launch.launch_command", answer)
-    monkeypatch.setattr(sys, "argv", ["distill", "train", "x", "--processes", "3", "--debug"])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with pytest.raises(SystemExit) as exit:
-        relaunch(3, ["train", "x"])
-    return int(exit.value.code or 0), asked[0]

@@ -197,7 +197,7 @@ def test_a_save_that_dies_anywhere_leaves_a_valid_checkpoint(
             sync(path)
 
         monkeypatch.setattr(saving, "sync", dying)
-        with pytest.raises(RuntimeError, match="^checkpoint: its thread has died$"):
+        with pytest.raises(RuntimeError, match=r"^checkpoint: its thread has died$"):
             save_at(session, root, 24 + moment)
         renamed = moment == moments - 1
         assert int(checkpoint.newest(root)[0].name) == (24 + moment if renamed else 16)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.tiny import experiment, recipe
 from trainers import checkpoint, records, saving
 from trainers.loop import build, fit
-from trainers.saving import Saver, SaveError
+from trainers.saving import SaveError, Saver
 from trainers.session import Session
 
 
@@ -77,7 +77,7 @@ def test_a_full_disk_ends_the_save_and_the_next_one_is_tried(
             )
             assert err.endswith("; the newest is at 8\n") and err.count("\n") == 1
             assert [path.name for path in tmp_path.iterdir()] == [f"{8:012d}"]  # whole, and nothing half beside it
-        with pytest.raises(SaveError, match="^the checkpoint at 24 images was not saved: .*No space left"):
+        with pytest.raises(SaveError, match=r"^the checkpoint at 24 images was not saved: .*No space left"):
             saver.must(session)
     capfd.readouterr()
     session.state.images = 32
@@ -106,7 +106,7 @@ def test_an_error_of_another_kind_is_no_disk_error(
     monkeypatch.setattr(saving, "sync", wrong)
     saver = Saver(tmp_path, 1, session.accelerator)
     saver.save(session)
-    with pytest.raises(RuntimeError, match="^checkpoint: a bug$"):
+    with pytest.raises(RuntimeError, match=r"^checkpoint: a bug$"):
         saver.wait()
     assert not list(tmp_path.iterdir())
 
@@ -139,7 +139,7 @@ def test_a_run_that_cannot_save_its_beginning_or_its_end_says_so(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saving, "sync", full)
-    with pytest.raises(SaveError, match="^the checkpoint at 0 images was not saved: "):
+    with pytest.raises(SaveError, match=r"^the checkpoint at 0 images was not saved: "):
         fit(experiment(recipe(teachers / "edm")), tmp_path / "first", Accelerator(cpu=True))
     monkeypatch.undo()
     whole: Any = saving.sync
@@ -150,6 +150,6 @@ def test_a_run_that_cannot_save_its_beginning_or_its_end_says_so(
         whole(path)
 
     monkeypatch.setattr(saving, "sync", at_the_end)
-    with pytest.raises(SaveError, match="^the checkpoint at 96 images was not saved: "):
+    with pytest.raises(SaveError, match=r"^the checkpoint at 96 images was not saved: "):
         fit(experiment(recipe(teachers / "edm")), tmp_path / "last", Accelerator(cpu=True))
     assert checkpoint.newest(tmp_path / "last/checkpoints")[0].name == f"{72:012d}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from distill.metrics import Protocol
 from trainers.checkpoint import save_average
+from trainers.console import spared
 from trainers.evaluation import evaluate, fit_protocol
 from trainers.files import replaced
 from trainers.hooks.hook import Hook
@@ -32,12 +34,16 @@ class Evaluate(Hook):
         let_go(session.product)
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}
-            append(self.folder / "metrics.jsonl", record)
             session.accelerator.log(
                 {f"evaluation/{k}": v for k, v in report.items() if isinstance(v, float)}, step=session.state.images
             )
-            best = self.folder / "best" / "metrics.json"
-            if not best.is_file() or report["frechet"] < json.loads(best.read_text())["frechet"]:
-                with replaced(best.parent) as staging:
-                    save_average(session, staging)
-                    (staging / best.name).write_text(json.dumps({**record, "teacher": session.teacher_hash}) + "\n")
+            with spared(f"the evaluation at {session.state.images:,} images is"):
+                self._write(session, record)
+
+    def _write(self, session: Session, record: dict[str, Any]) -> None:
+        append(self.folder / "metrics.jsonl", record)
+        best = self.folder / "best" / "metrics.json"
+        if not best.is_file() or record["frechet"] < json.loads(best.read_text())["frechet"]:
+            with replaced(best.parent) as staging:
+                save_average(session, staging)
+                (staging / best.name).write_text(json.dumps({**record, "teacher": session.teacher_hash}) + "\n")

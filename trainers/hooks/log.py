@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill.errors import UserError
+from trainers.console import spared
 from trainers.hooks.hook import Hook
 from trainers.records import append
 from trainers.session import Session
@@ -52,7 +53,8 @@ class Log(Hook):
         if session.accelerator.is_main_process:
             speed = done / seconds
             timing = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1), "at": round(time.time(), 3)}
-            append(self.file, {"images": images, **means, **skipped, "time": timing})
+            with spared(f"{self.file}: the line at {images:,} images is"):
+                append(self.file, {"images": images, **means, **skipped, "time": timing})
             session.accelerator.log({**means, **skipped, "images_per_second": speed}, step=images)
             self._show(session, means, speed)
         failed = [name for name, counts in counters.items() if counts["longest"] >= session.run.max_skipped]

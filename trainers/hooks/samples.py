@@ -9,7 +9,7 @@ import torch
 from distill.denoiser import Condition
 from distill.encoders import image_shape
 from distill.random import Random
-from trainers.console import plain
+from trainers.console import plain, spared
 from trainers.data.batches import inputs, preview
 from trainers.hooks.hook import Hook
 from trainers.pictures import LATENTS, blind, denoiser_of, grid, let_go, visible
@@ -33,14 +33,15 @@ class Samples(Hook):
         if not session.accelerator.is_main_process:
             return
         noise, cond = preview_inputs(session)
-        self.folder.mkdir(exist_ok=True)
         images = visible(session.sampler(noise, cond), session.product)
         let_go(session.product)
         mark = "_latents" if blind(session.product) else ""
         if mark and not self.told:
             plain(stderr=True).print(f"samples: {LATENTS}", style="yellow")
             self.told = True
-        grid(images, layout(session)[0]).save(self.folder / f"{session.state.images:012d}{mark}.png")
+        with spared(f"the samples at {session.state.images:,} images are"):
+            self.folder.mkdir(exist_ok=True)
+            grid(images, layout(session)[0]).save(self.folder / f"{session.state.images:012d}{mark}.png")
 
 
 def layout(session: Session) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainers.console import spared
 from trainers.hooks.hook import Hook
 from trainers.run import PowerEMA
 from trainers.session import Session
@@ -18,4 +19,5 @@ class Snapshots(Hook):
 
     def __call__(self, session: Session) -> None:
         if session.accelerator.is_main_process:
-            write(session.state, self.folder)
+            with spared(f"the snapshot at {session.state.images:,} images is"):
+                write(session.state, self.folder)

@@ -1,0 +1,190 @@
+"""A run that is told to stop saves and leaves, and goes on later as if it never had."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from filelock import FileLock
+
+from distill.errors import UserError
+from tests.tiny import experiment, launch, recipe
+from trainers import checkpoint, evaluation, records, stop
+from trainers.hooks import Log
+from trainers.loop import fit
+from trainers.session import Session
+from trainers.stop import STOP, Stopped
+
+LAST = f"checkpoints/{96:012d}/manifest.json"
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    with STOP.listening():
+        yield
+
+
+def tell(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal at the log point of `at` images."""
+    call = Log.__call__
+
+    def telling(self: Log, session: Session) -> None:
+        call(self, session)
+        if session.state.images == at:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Log, "__call__", telling)
+
+
+@pytest.mark.parametrize("number", stop.SIGNALS)
+def test_a_signal_ends_the_update_saves_and_leaves(
+    number: signal.Signals, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, run = recipe(teachers / "edm"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        tell(patch, 32, number)
+        with pytest.raises(Stopped) as caught:
+            fit(experiment(settings), run, Accelerator(cpu=True))
+    name = number.name
+    assert str(caught.value) == f"stopped by {name} at 32 images, which are saved: `distill resume {run}` goes on"
+    assert int(checkpoint.newest(run / "checkpoints")[0].name) == 32
+    with STOP.listening():  # in a process of its own nothing is left of the signal
+        fit(experiment(settings), run, Accelerator(cpu=True), resume=True)
+    fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
+    assert (run / LAST).read_text() == (tmp_path / "whole" / LAST).read_text()
+
+
+@pytest.mark.parametrize("at", [40, 96])
+def test_a_stop_in_an_evaluation_comes_back_to_it(
+    at: int, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two of its batches; the resume does what was due before it trains on."""
+    settings, run = (
+        recipe(teachers / "edm", evaluation={"every": 40, "samples": 64}, samples_every=40),
+        tmp_path / "run",
+    )
+    monkeypatch.setattr(evaluation, "CHUNK", 16)
+    fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
+    draw, drawn = evaluation.draw_samples, 0
+
+    def drawing(*arguments: Any) -> Any:
+        nonlocal drawn
+        drawn += 1
+        if drawn == (2 if at == 40 else 10):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "draw_samples", drawing)
+        with pytest.raises(Stopped, match=f"^stopped by SIGTERM at {at} images"):
+            fit(experiment(settings), run, Accelerator(cpu=True))
+    assert drawn == (2 if at == 40 else 10)
+    found = checkpoint.read_state(checkpoint.newest(run / "checkpoints")[0])
+    assert found["images"] == at and found["unfinished"][:2] == ["Evaluate", "Samples"]
+    with STOP.listening():
+        fit(experiment(settings), run, Accelerator(cpu=True), resume=True)
+    ours, theirs = (records.read(folder / "metrics.jsonl") for folder in (run, tmp_path / "whole"))
+    assert ours == theirs and len(ours) == 3
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [f"{i:012d}.png" for i in (40, 80, 96)]
+    files = [folder / f"checkpoints/{96:012d}/generator.safetensors" for folder in (run, tmp_path / "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_outside_of_training_a_signal_is_obeyed_at_once() -> None:
+    with pytest.raises(Stopped, match=r"^stopped by SIGUSR1$"):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(1)
+
+
+def test_a_second_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Left(Exception):
+        pass
+
+    def leave(code: int) -> None:
+        raise Left(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with STOP.held(Accelerator(cpu=True)):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # of another kind: it is stopping already
+        with pytest.raises(Left) as caught:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        assert caught.value.args == (130,)
+
+
+def test_the_time_limit_leaves_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the longest save and the longest update, or a minute; the wall clock may jump."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: -now)
+    STOP.limit(500)
+    STOP.limit(900)
+    with STOP.held(Accelerator(cpu=True)):
+        for now in (1010.0, 1110.0, 1120.0, 1390.0):  # an update of 100 seconds, then one of 270
+            STOP.longest_save = 50.0 if now == 1120 else 0.0
+            if now < 1390:
+                STOP.poll()
+        with pytest.raises(Stopped, match=r"^stopped by the time limit$"):
+            STOP.poll()
+    STOP._reset()
+    STOP.limit(61)
+    with STOP.held(Accelerator(cpu=True)):
+        STOP.poll()
+        now += 2
+        with pytest.raises(Stopped):
+            STOP.poll()
+
+
+def test_two_runs_in_one_folder_are_refused(teachers: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with FileLock(run / ".lock"):
+        (run / ".lock").write_text("process 7 on elsewhere\n")
+        with pytest.raises(UserError) as caught:
+            fit(experiment(recipe(teachers / "edm")), run, Accelerator(cpu=True))
+    assert str(caught.value) == (f"'{run}' is in use by process 7 on elsewhere; end that run, or take another folder")
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    fit(experiment(recipe(teachers / "edm", images=8)), run, Accelerator(cpu=True))  # it is free again, and after this
+    fit(experiment(recipe(teachers / "edm", images=16)), run, Accelerator(cpu=True), resume=True)
+
+
+PROGRAM = """
+from trainers.stop import STOP
+polls, poll = 0, STOP.poll
+def counted():
+    global polls
+    polls += 1
+    if polls == 4:
+        import os, signal
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGUSR1)
+    poll()
+STOP.poll = counted
+from launch.main import main
+main()
+"""
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_update(teachers: Path, tmp_path: Path) -> None:
+    """The second is told before its fourth update, and both leave one later, saved; then both go on to the end."""
+    run = tmp_path / "run"
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe(teachers / "edm", checkpoint_every=1000)))
+    job = launch(["-c", PROGRAM, "train", str(file), "--folder", str(run)], tmp_path / "out.txt", 2)
+    assert job.finish() == 75, job.text
+    assert [process.returncode for process in job.processes] == [75, 75]
+    assert "distill: stopped by SIGUSR1 at 32 images, which are saved" in job.text and "Traceback" not in job.text
+    assert job.text.count("stopped by") == 1
+    found = checkpoint.newest(run / "checkpoints")[0]
+    assert int(found.name) == 32
+    assert len(list(found.glob("generator-*-of-00002.safetensors"))) == 2
+    assert torch.tensor([file.stat().st_size for file in found.glob("*-of-00002.safetensors")]).min() > 0

@@ -1,0 +1,29 @@
+"""What one rank does for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from distill.errors import UserError
+
+T = TypeVar("T")
+
+
+def by_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """What `work` gives on the main process, on all of them; its UserError or OSError is raised on all. Collective."""
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = work()
+        except (UserError, OSError) as error:
+            found[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if found[1] is not None:
+        found[1].told = not accelerator.is_main_process  # one line is enough
+        raise found[1]
+    return cast(T, found[0])
