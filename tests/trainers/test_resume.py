@@ -69,7 +69,9 @@ def assert_same(left: Path, right: Path) -> None:
     """Two run folders hold the same training, to the bit."""
     last = checkpoint.folders(left / "checkpoints")[0].name
     ours, theirs = contents(left / "checkpoints" / last), contents(right / "checkpoints" / last)
-    assert {"state.json", "meter.safetensors", "manifest.json", "ema.safetensors"} <= set(ours)
+    assert {"state.json", "meter", "manifest.json", "ema"} <= {
+        name.split(".safetensors")[0].split("-0")[0] for name in ours
+    }
     assert theirs == ours
     assert lines(right / "log.jsonl") == lines(left / "log.jsonl")
     for name in ("samples", "teacher", "power_ema"):

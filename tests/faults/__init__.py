@@ -1,0 +1,1 @@
+"""Runs that are broken on purpose: `make test-faults` writes docs/results/faults.md."""

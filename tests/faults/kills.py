@@ -1,0 +1,250 @@
+"""kill -9 at random moments: a run is killed and resumed until it is done, and must be the one that nobody touched."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import texts
+from tests.faults.victim import Trap, distill
+from tests.tiny import recipe
+from tests.trainers.test_resume import contents, lines
+from trainers import checkpoint
+from trainers.records import read
+
+EVERY = 24  # images between checkpoints
+SETTINGS: dict[str, Any] = {
+    "images": 120,
+    "log_every": 8,
+    "samples_every": 48,
+    "checkpoint_every": EVERY,
+    "evaluation": {"every": 40, "samples": 100},
+    "power_ema": {"stds": [0.1, 0.2], "snapshot_every": 32},
+}
+
+# Where a process dies: phase -> calls that begin it, (place, calls at most until then, seconds it may take; None: just
+# before the call). With two processes it is the second that falls into the trap; then the first is killed too.
+TRAINING = [("trainers.state:Player.step", 12, 0.05), ("trainers.step:generate", 8, 0.05)]
+SAVING = [
+    ("trainers.saving:Saver._copy", 3, 0.02),
+    ("trainers.saving:write", 12, None),
+    ("trainers.saving:write", 12, 0.01),
+    ("trainers.saving:sync", 24, None),
+    ("trainers.saving:sync", 24, 0.01),
+    ("trainers.saving:sha256", 16, None),
+    ("trainers.saving:Saver._gathered", 6, None),
+    ("trainers.saving:Saver._finish", 3, None),
+    ("trainers.saving:Saver._finish", 3, 0.02),
+    ("trainers.saving:os.rename", 3, None),
+    ("trainers.saving:Saver._prune", 3, None),
+    ("trainers.saving:shutil.rmtree", 2, None),
+    ("trainers.saving:shutil.rmtree", 2, 0.001),
+]
+EVALUATING = [
+    ("trainers.evaluation:draw_samples", 1, 0.1),
+    ("trainers.hooks.evaluate:fit_protocol", 1, 0.1),
+    ("trainers.hooks.evaluate:Evaluate._write", 2, None),
+    ("trainers.hooks.evaluate:Evaluate._write", 2, 0.01),
+    ("trainers.hooks.evaluate:save_average", 1, 0.005),
+    ("trainers.files:os.rename", 3, None),
+    ("trainers.snapshots:sync", 4, None),
+    ("trainers.hooks.samples:grid", 1, 0.02),
+]
+RESUMING = [
+    ("trainers.checkpoint:restore", 1, 0.05),
+    ("trainers.loop:build", 1, 0.2),
+    ("trainers.records:os.replace", 2, None),
+    ("trainers.records:append", 6, None),
+]
+CACHING = [
+    ("trainers.data.cache:_write", 6, None),
+    ("trainers.data.cache:_write", 6, 0.01),
+    ("trainers.files:os.replace", 12, None),
+    ("tests.texts:Words.encode", 8, 0.01),
+]
+EXPORTING = [
+    ("distill.export.export:largest_difference", 1, None),
+    ("distill.export.export:largest_difference", 1, 0.2),
+    ("distill.export.export:_replace", 1, None),
+    ("distill.export.export:os.rename", 2, None),
+    ("launch.export:load_product", 1, 0.3),
+    ("distill.export.export:render", 1, 0.02),
+]
+
+
+@dataclass
+class Tally:
+    """What the kills of one row of the table did."""
+
+    kills: int = 0
+    runs: int = 0
+    lost: list[int] = field(default_factory=list)  # images, at each kill
+    where: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+def chosen(places: list[tuple[str, int, float | None]], seed: random.Random) -> Trap:
+    place, calls, seconds = seed.choice(places)
+    return Trap(place, seed.randint(1, calls), None if seconds is None else seed.uniform(0, seconds))
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files and folders in it."""
+    marks = ("staging", "-old", ".export-")
+    return [str(p.relative_to(folder)) for p in folder.rglob(".*") if any(mark in p.name for mark in marks)]
+
+
+def newest(folder: Path) -> int:
+    """Images of the newest valid checkpoint; -1: none."""
+    try:
+        return int(checkpoint.newest(folder / "checkpoints")[0].name)
+    except checkpoint.UserError:
+        return -1
+
+
+def differences(left: Path, right: Path) -> Iterator[str]:
+    """What two finished runs do not share to the bit."""
+    last = f"{SETTINGS['images']:012d}"
+    for name in (f"checkpoints/{last}", "samples", "best", "power_ema"):
+        if contents(left / name) != contents(right / name) or not contents(left / name):
+            yield name
+    for name in ("log.jsonl", "metrics.jsonl"):
+        if lines(left / name) != lines(right / name):
+            yield name
+    if names(left) != names(right):
+        yield "checkpoints"
+    yield from leftovers(right)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in checkpoint.folders(folder / "checkpoints")]
+
+
+def whole(settings: dict[str, Any], folder: Path, world: int) -> Path:
+    """A run that nobody touches, made once."""
+    run, file = folder / f"whole-{world}", folder / "recipe.yaml"
+    if not run.exists():
+        file.write_text(yaml.safe_dump(settings))
+        output = folder / f"whole-{world}.txt"
+        codes = distill(["train", str(file), "--folder", str(run)], output, world).wait()
+        assert codes == [0] * world, output.read_text()
+    return run
+
+
+def training_kills(
+    teachers: Path, folder: Path, places: list[tuple[str, int, float | None]], world: int, kills: int, seed: int
+) -> Tally:
+    """Kill runs at `places` until there were as many kills, each run until it is done."""
+    tally, choice = Tally(), random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    reference = whole(recipe(teachers / "edm", **SETTINGS), folder, world)
+    while tally.kills < kills:
+        run, tally.runs = folder / f"run-{seed}-{tally.runs}", tally.runs + 1
+        patience = 0
+        for attempt in range(400):
+            before, traps = newest(run), []
+            if tally.kills < kills and patience < 3:
+                traps = [chosen(places, choice)]
+            arguments = ["train", str(folder / "recipe.yaml"), "--folder", str(run)]
+            if before >= 0:
+                arguments = ["resume", str(run)]
+            elif (run / "log.jsonl").exists():
+                tally.failures.append(f"{run.name}: trained without a checkpoint")
+            output = run.with_suffix(".txt")
+            codes = distill(arguments, output, world, traps).wait()
+            after = newest(run)
+            if -9 not in codes:
+                if codes != [0] * world:
+                    tally.failures.append(f"{run.name}, attempt {attempt}: {codes} {output.read_text()[-500:]}")
+                break
+            tally.kills += 1
+            tally.where[traps[0].place.partition(":")[2]] += 1
+            patience = patience + 1 if after == before else 0  # let it go on where kills come too early to
+            if patience >= 3:
+                patience = 0
+                choice.random()
+            if after < before:
+                tally.failures.append(f"{run.name}: had {before}, has {after} after {traps[0]}")
+            reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
+            tally.lost.append(max(0, reached - max(after, 0)))
+            if len(list((run / "checkpoints").glob(".staging-*"))) > 1:
+                tally.failures.append(f"{run.name}: staging folders pile up")
+        wrong = list(differences(reference, run))
+        if wrong:
+            tally.failures.append(f"{run.name} differs: {', '.join(wrong)}")
+    return tally
+
+
+def caching_kills(folder: Path, kills: int, seed: int) -> Tally:
+    """Kill `distill train` on prompts while it makes their embeddings; the tables must be as those of one go."""
+    tally, choice = Tally(), random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts.install(pytest.MonkeyPatch(), rows=4)
+    teacher = texts.write_text_teacher(folder / "teacher", folder / "log", pause=0.002)
+    prompts = folder / "prompts.txt"
+    prompts.write_text("".join(f"prompt {number}\n" for number in range(60)))
+    found: dict[str, dict[str, str]] = {}
+    common = {"data": {"name": "prompts", "path": str(prompts)}, "images": 16, "evaluation": {"every": 0}}
+    while tally.kills < kills:
+        name = f"cache-{tally.runs}"
+        file = folder / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe(teacher, **common, cache=str(folder / name))))
+        for attempt in range(100):
+            traps = [chosen(CACHING, choice)] if attempt and tally.kills < kills and tally.runs else []
+            codes = distill(["cache", str(file)], folder / f"{name}.txt", 1, traps).wait()
+            if codes == [0] and (attempt or not tally.runs):
+                break
+            if codes == [-9]:
+                tally.kills += 1
+                tally.where[traps[0].place.partition(":")[2]] += 1
+            elif codes != [0]:
+                tally.failures.append(f"{name}: {codes} {(folder / f'{name}.txt').read_text()[-500:]}")
+                return tally
+            if not attempt:  # a whole first attempt would leave nothing to do
+                import shutil
+
+                shutil.rmtree(folder / name)
+        tables = {k: v for k, v in contents(folder / name).items() if k.endswith(".safetensors")}
+        found.setdefault("first", tables)
+        if tables != found["first"] or leftovers(folder / name):
+            tally.failures.append(f"{name} differs: {leftovers(folder / name)}")
+        tally.runs += 1
+    return tally
+
+
+def exporting_kills(teachers: Path, folder: Path, kills: int, seed: int) -> Tally:
+    """Kill `distill export`: the folder is an export or not there, and the next call makes it."""
+    tally, choice = Tally(), random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = whole(recipe(teachers / "edm", **SETTINGS), folder, 1)
+    output, export = folder / "export.txt", run / "export"
+    assert distill(["export", str(run)], output).wait() == [0], output.read_text()
+    reference = contents(export)
+    while tally.kills < kills:
+        traps = [chosen(EXPORTING, choice)]
+        codes = distill(["export", str(run)], output, 1, traps).wait()
+        if codes == [-9]:
+            tally.kills += 1
+            tally.where[traps[0].place.partition(":")[2]] += 1
+        elif codes != [0]:
+            tally.failures.append(f"export: {codes} {output.read_text()[-500:]}")
+        if export.exists() and contents(export) != reference:
+            tally.failures.append(f"export: half an export after {traps[0]}")
+        if len(leftovers(run)) > 1:
+            tally.failures.append(f"export: {leftovers(run)} pile up")
+    tally.runs = 1
+    if distill(["export", str(run)], output).wait() != [0] or contents(export) != reference or leftovers(run):
+        tally.failures.append(f"export: not the same at last, {leftovers(run)}")
+    return tally
+
+
+def of_json(file: Path) -> Any:
+    return json.loads(file.read_text())
