@@ -172,6 +172,6 @@ def _load_optimizer(player: Player, stem: Stem) -> None:
         parameter, key = name.split("|")
         if key not in keeps:
             raise UserError(
-                f"{player.name}.name: {player.settings.name} cannot go on with '{key}' of another optimizer"
+                f"{player.name}.name: {player.settings.name} cannot go on where another optimizer has saved"
             )
         player.optimizer.state[parameters[parameter]][key] = stem.like(name, parameters[parameter])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ def export_generator(
     generator = float32(generator)
     form = FORMATS[format](generator, condition(generator) if cond is None else cond, teacher)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
-        staged = Path(work) / folder.name
+    with _workplace(folder) as work:
+        staged = work / folder.name
         try:
             form.write(staged)
             difference = largest_difference(generator, form, staged)
@@ -78,7 +79,7 @@ def export_generator(
         check: dict[str, Any] = {"format": format, "largest_difference": difference, "tolerance": TOLERANCE}
         check |= {"batches": form.batches, "seed": SEED}
         (staged / CHECK).write_text(json.dumps(check, indent=2) + "\n")
-        _replace(folder, staged, Path(work) / "old")
+        _replace(folder, staged, work / "old")
     return difference
 
 
@@ -103,6 +104,18 @@ def largest_difference(generator: Generator, form: Format, folder: Path) -> floa
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not (folder / CHECK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"export: '{folder}' exists and is not an export (it has no {CHECK}); name another folder")
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, always the same: what a kill leaves in it goes with the next export."""
+    work = folder.with_name(f".{folder.name}-staging")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _replace(folder: Path, staged: Path, old: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -98,7 +97,7 @@ def chosen(places: list[tuple[str, int, float | None]], seed: random.Random) -> 
 
 def leftovers(folder: Path) -> list[str]:
     """Temporary files and folders in it."""
-    marks = ("staging", "-old", ".export-")
+    marks = ("staging", "-old")
     return [str(p.relative_to(folder)) for p in folder.rglob(".*") if any(mark in p.name for mark in marks)]
 
 
@@ -148,10 +147,9 @@ def training_kills(
     reference = whole(recipe(teachers / "edm", **SETTINGS), folder, world)
     while tally.kills < kills:
         run, tally.runs = folder / f"run-{seed}-{tally.runs}", tally.runs + 1
-        patience = 0
         for attempt in range(400):
             before, traps = newest(run), []
-            if tally.kills < kills and patience < 3:
+            if tally.kills < kills:
                 traps = [chosen(places, choice)]
             arguments = ["train", str(folder / "recipe.yaml"), "--folder", str(run)]
             if before >= 0:
@@ -167,10 +165,6 @@ def training_kills(
                 break
             tally.kills += 1
             tally.where[traps[0].place.partition(":")[2]] += 1
-            patience = patience + 1 if after == before else 0  # let it go on where kills come too early to
-            if patience >= 3:
-                patience = 0
-                choice.random()
             if after < before:
                 tally.failures.append(f"{run.name}: had {before}, has {after} after {traps[0]}")
             reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
@@ -197,21 +191,15 @@ def caching_kills(folder: Path, kills: int, seed: int) -> Tally:
         name = f"cache-{tally.runs}"
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe(teacher, **common, cache=str(folder / name))))
-        for attempt in range(100):
-            traps = [chosen(CACHING, choice)] if attempt and tally.kills < kills and tally.runs else []
+        codes = [-9]
+        while codes == [-9]:  # the first run is not killed
+            traps = [chosen(CACHING, choice)] if tally.kills < kills and tally.runs else []
             codes = distill(["cache", str(file)], folder / f"{name}.txt", 1, traps).wait()
-            if codes == [0] and (attempt or not tally.runs):
-                break
             if codes == [-9]:
                 tally.kills += 1
                 tally.where[traps[0].place.partition(":")[2]] += 1
             elif codes != [0]:
                 tally.failures.append(f"{name}: {codes} {(folder / f'{name}.txt').read_text()[-500:]}")
-                return tally
-            if not attempt:  # a whole first attempt would leave nothing to do
-                import shutil
-
-                shutil.rmtree(folder / name)
         tables = {k: v for k, v in contents(folder / name).items() if k.endswith(".safetensors")}
         found.setdefault("first", tables)
         if tables != found["first"] or leftovers(folder / name):
@@ -244,7 +232,3 @@ def exporting_kills(teachers: Path, folder: Path, kills: int, seed: int) -> Tall
     if distill(["export", str(run)], output).wait() != [0] or contents(export) != reference or leftovers(run):
         tally.failures.append(f"export: not the same at last, {leftovers(run)}")
     return tally
-
-
-def of_json(file: Path) -> Any:
-    return json.loads(file.read_text())
