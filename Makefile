@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test lint test-slow test-recipes test-support support bench-step bench-objectives clean
+.PHONY: help quickstart test lint test-slow test-recipes test-support support test-faults bench-step bench-save bench-objectives clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
@@ -14,6 +14,8 @@ help:
 	@echo "make test-slow    the heavy checks"
 	@echo "make test-recipes the whole path of every paper's recipe at a tiny size"
 	@echo "make test-support every teacher, objective and export against docs/support.md; make support writes it"
+	@echo "make test-faults  kill -9 at random moments, full disks and worse; writes docs/results/faults.md"
+	@echo "make bench-save   what a checkpoint costs training"
 	@echo "make bench-step   time of a training step"
 	@echo "make bench-objectives   every objective on the digits, hours"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
@@ -40,6 +42,12 @@ test-support: .venv/.installed-dev
 
 support: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support
+
+test-faults: .venv/.installed-dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
+
+bench-save: .venv/.installed
+	$(BIN)/python -m launch.bench_save
 
 bench-step: .venv/.installed
 	$(BIN)/python -m launch.bench_step

@@ -223,7 +223,7 @@ class Job:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def finish(self, timeout: float = 180) -> int:
+    def finish(self, timeout: float = 400) -> int:
         """Wait for the end; the largest exit code."""
         end = time.monotonic() + timeout
         try:

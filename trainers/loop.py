@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from trainers.teacher import build_teacher, write_teacher
 from trainers.tracking import start_trackers
 
 RUN_FILE = "run.yaml"
+STOPPED = "stopped.json"  # there while a run that was told to stop waits to be resumed
 
 
 def build(run: Run | TeacherRun, accelerator: Accelerator, fresh: bool = True) -> Session:
@@ -62,7 +64,7 @@ def _fit(session: Session, folder: Path, resume: bool) -> Session:
     console = plain(stderr=True, quiet=not accelerator.is_main_process)
     if resume:
         _resume(session, folder, console)
-    by_main(accelerator, partial(_write_recipe, run, folder / RUN_FILE))
+    by_main(accelerator, partial(_begin, run, folder))
     start_trackers(run, folder, accelerator, console)
     log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
     # Checkpoints come last: what they hold is the state after everything else of the same image count.
@@ -94,6 +96,9 @@ def _train_and_save(session: Session, hooks: Sequence[Hook], saver: Saver, folde
         raise
     except Stopped as stopped:
         saver.must(session)
+        if session.accelerator.is_main_process:
+            note = {"images": session.state.images, "by": STOP.name}
+            (folder / STOPPED).write_text(json.dumps(note) + "\n")
         at = f"{stopped} at {session.state.images:,} images, which are saved"
         raise Stopped(f"{at}: `distill resume {folder}` goes on") from None
 
@@ -144,7 +149,10 @@ def _rewind(folder: Path, images: int, unfinished: Sequence[str]) -> None:
     drop_partial(folder)
 
 
-def _write_recipe(run: Run | TeacherRun, file: Path) -> None:
+def _begin(run: Run | TeacherRun, folder: Path) -> None:
+    """What the folder says of the run, now that it trains."""
+    file = folder / RUN_FILE
+    (folder / STOPPED).unlink(missing_ok=True)
     text = to_yaml(dump(run))
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         with whole(file) as staging:

@@ -128,25 +128,17 @@ def read_only(teachers: Path, folder: Path) -> str:
     reference(teachers, folder)
     arguments, run, output = train(folder)
 
-    def mount() -> None:
-        run.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(run)], check=True)
-        command = ["mount", "-o", "remount,ro", str(run)]
-        at_images({40: lambda: subprocess.run(command, check=False)})
-        close = saving.Saver.close
+    def seal() -> None:
+        for path in (run, *run.rglob("*")):
+            path.chmod(path.stat().st_mode & ~0o222)
+        os.seteuid(65534)  # root may write everywhere
 
-        def then(self: saving.Saver) -> None:
-            close(self)
-            print("newest valid:", newest(run), flush=True)
-
-        saving.Saver.close = then  # type: ignore[method-assign]
-
-    codes = distill(arguments, output, 1, (), in_mount("64m", mount)).wait()
+    codes = distill(arguments, output, 1, (), lambda: at_images({40: seal})).wait()
     text = output.read_text()
     line = text.splitlines()[-1]
-    expect(codes == [1] and "not saved" in line and "Read-only file system" in line and "Traceback" not in text, output)
-    found = int(text.split("newest valid: ")[-1].split()[0])
-    expect(found in (24,), f"newest is {found}")
+    expect(codes == [1] and "not saved" in line and "Permission denied" in line and "Traceback" not in text, output)
+    found = newest(run)
+    expect(found == 24, f"newest is {found}")
 
     def sealed() -> None:
         place.mkdir()
@@ -173,8 +165,8 @@ def damaged(change: Callable[[Path], None], world: int) -> Callable[[Path, Path]
         change(run / "checkpoints" / f"{before:012d}")
         second = folder / "second.txt"
         codes = distill(["resume", str(run)], second, world).wait()
-        lines = second.read_text().splitlines()
-        expect(codes == [0] * world and lines[0].startswith("skipped checkpoint"), second)
+        lines = [line for line in second.read_text().splitlines() if line.startswith(("skipped", "resumed"))]
+        expect(codes == [0] * world and len(lines) == 2, second)
         reason = lines[0].split("': ", 1)[1]
         return f"`skipped checkpoint ...: {reason}`, `{lines[1].replace(str(run), 'RUN')}`; {same(untouched, run)}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,8 +85,13 @@ class Tally:
     kills: int = 0
     runs: int = 0
     lost: list[int] = field(default_factory=list)  # images, at each kill
-    where: Counter[str] = field(default_factory=Counter)
+    where: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+    def count(self, trap: Trap) -> None:
+        """One more."""
+        place = trap.place.partition(":")[2]
+        self.kills, self.where[place] = self.kills + 1, self.where.get(place, 0) + 1
 
 
 def chosen(places: list[tuple[str, int, float | None]], seed: random.Random) -> Trap:
@@ -163,8 +167,7 @@ def training_kills(
                 if codes != [0] * world:
                     tally.failures.append(f"{run.name}, attempt {attempt}: {codes} {output.read_text()[-500:]}")
                 break
-            tally.kills += 1
-            tally.where[traps[0].place.partition(":")[2]] += 1
+            tally.count(traps[0])
             if after < before:
                 tally.failures.append(f"{run.name}: had {before}, has {after} after {traps[0]}")
             reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
@@ -196,8 +199,7 @@ def caching_kills(folder: Path, kills: int, seed: int) -> Tally:
             traps = [chosen(CACHING, choice)] if tally.kills < kills and tally.runs else []
             codes = distill(["cache", str(file)], folder / f"{name}.txt", 1, traps).wait()
             if codes == [-9]:
-                tally.kills += 1
-                tally.where[traps[0].place.partition(":")[2]] += 1
+                tally.count(traps[0])
             elif codes != [0]:
                 tally.failures.append(f"{name}: {codes} {(folder / f'{name}.txt').read_text()[-500:]}")
         tables = {k: v for k, v in contents(folder / name).items() if k.endswith(".safetensors")}
@@ -220,8 +222,7 @@ def exporting_kills(teachers: Path, folder: Path, kills: int, seed: int) -> Tall
         traps = [chosen(EXPORTING, choice)]
         codes = distill(["export", str(run)], output, 1, traps).wait()
         if codes == [-9]:
-            tally.kills += 1
-            tally.where[traps[0].place.partition(":")[2]] += 1
+            tally.count(traps[0])
         elif codes != [0]:
             tally.failures.append(f"export: {codes} {output.read_text()[-500:]}")
         if export.exists() and contents(export) != reference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -56,8 +57,10 @@ def test_a_signal_ends_the_update_saves_and_leaves(
     name = number.name
     assert str(caught.value) == f"stopped by {name} at 32 images, which are saved: `distill resume {run}` goes on"
     assert int(checkpoint.newest(run / "checkpoints")[0].name) == 32
+    assert json.loads((run / "stopped.json").read_text()) == {"images": 32, "by": name}
     with STOP.listening():  # in a process of its own nothing is left of the signal
         fit(experiment(settings), run, Accelerator(cpu=True), resume=True)
+    assert not (run / "stopped.json").exists()
     fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
     assert (run / LAST).read_text() == (tmp_path / "whole" / LAST).read_text()
 
