@@ -268,7 +268,10 @@ def test_a_resume_with_another_teacher(distill: Command, student: Path, teachers
     shown, line = distill("resume", student).err.splitlines()
     assert shown == f"changed since the checkpoint: teacher: {str(teachers / 'edm')!r} -> {str(copy)!r}"
     newest = student / "checkpoints/000000000016"
-    assert line == f"distill: '{newest}' was trained from another teacher than the one in run.yaml (its files have changed)"
+    assert (
+        line
+        == f"distill: '{newest}' was trained from another teacher than the one in run.yaml (its files have changed)"
+    )
 
 
 @pytest.mark.parametrize("label", [-1, 10])
