@@ -90,16 +90,40 @@ class Denoiser(nn.Module):
         entry counts. Raises UserError for a name that is neither.
         """
         seen: list[Tensor] = []
-        with _watching(self.network, tap, seen):
+        with self._watching(tap, seen):
             x0 = self._run(x_t, t, cond)
         return x0, seen[0].to(x0.dtype)
 
     def features(self, x_t: Tensor, t: Tensor, cond: Condition, tap: str) -> Tensor:
         """The features alone: the network runs no further than `tap`."""
         seen: list[Tensor] = []
-        with suppress(_Enough), _watching(self.network, tap, seen, enough=True):
+        with suppress(_Enough), self._watching(tap, seen, enough=True):
             self._run(x_t, t, cond)
         return seen[0].to(torch.promote_types(x_t.dtype, torch.float32))
+
+    def module_at(self, tap: str) -> nn.Module:
+        """The submodule at `tap`; raises UserError as with_features does."""
+        taps = getattr(self.network, "taps", {})
+        try:
+            return self.network.get_submodule(taps.get(tap, tap))
+        except AttributeError:
+            kind = type(self.network).__name__
+            raise UserError(f"tap: {kind} has no submodule '{tap}'; short names: {list(taps)}") from None
+
+    @contextmanager
+    def _watching(self, tap: str, seen: list[Tensor], enough: bool = False) -> Iterator[None]:
+        tapped = getattr(self.network, "tapped", _first)
+
+        def look(module: nn.Module, inputs: object, output: Any) -> None:
+            seen.append(tapped(output))
+            if enough:
+                raise _Enough
+
+        handle = self.module_at(tap).register_forward_hook(look)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _run(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
@@ -125,23 +149,3 @@ def _first(output: Any) -> Tensor:
 
 class _Enough(Exception):
     """Ends a network's forward at the tap."""
-
-
-@contextmanager
-def _watching(network: nn.Module, tap: str, seen: list[Tensor], enough: bool = False) -> Iterator[None]:
-    taps, tapped = getattr(network, "taps", {}), getattr(network, "tapped", _first)
-    try:
-        module = network.get_submodule(taps.get(tap, tap))
-    except AttributeError:
-        raise UserError(f"tap: {type(network).__name__} has no submodule '{tap}'; short names: {list(taps)}") from None
-
-    def look(module: nn.Module, inputs: object, output: Any) -> None:
-        seen.append(tapped(output))
-        if enough:
-            raise _Enough
-
-    handle = module.register_forward_hook(look)
-    try:
-        yield
-    finally:
-        handle.remove()

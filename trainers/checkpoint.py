@@ -9,7 +9,7 @@ always. trainers.saving writes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from trainers.config import dump
 from trainers.files import sha256
 from trainers.parts import SUFFIX, Contents, Rows, Stem, own_rows, write
 from trainers.session import Session
+from trainers.sharding import gathered
 from trainers.state import Player
 
 MANIFEST = "manifest.json"
@@ -132,9 +133,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return description
 
 
-def save_average(session: Session, folder: Path) -> None:
+def whole_average(session: Session) -> dict[str, Tensor]:
+    """The averaged weights, for the first process to save; collective where they are sharded."""
+    return gathered(trained(session.state.ema.module, session.state.ema.kept))
+
+
+def save_average(weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write the averaged weights alone."""
-    save_module(session.state.ema.module, folder / AVERAGE, session.state.ema.kept)
+    save_tensors(weights, folder / AVERAGE)
 
 
 def load_average(folder: Path, module: torch.nn.Module, kept: Container[str] = ()) -> None:
@@ -144,7 +150,12 @@ def load_average(folder: Path, module: torch.nn.Module, kept: Container[str] = (
 
 def save_module(module: torch.nn.Module, file: Path, kept: Container[str] = ()) -> None:
     """Write parameters and buffers of `module`, but for those that are `kept` as they are."""
-    write({name: rows for name, value in trained(module, kept).items() if (rows := own_rows(value))}, file)
+    save_tensors(trained(module, kept), file)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write whole tensors."""
+    write({name: rows for name, value in tensors.items() if (rows := own_rows(value))}, file)
 
 
 def load_module(module: torch.nn.Module, file: Path, kept: Container[str] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +16,11 @@ from torch import nn
 
 from distill import lora
 from distill.denoiser import Denoiser
+from distill.discriminator import R1
 from distill.encoders import text_encoder
 from distill.errors import UserError
 from distill.generator import Generator
-from distill.objectives import Denoisers
+from distill.objectives import Denoisers, Objective
 from distill.teachers import DESCRIPTION, Network, denoiser_files, load_denoiser
 from trainers import checkpoint
 from trainers.config import build, dump, load_yaml
@@ -33,6 +34,7 @@ from trainers.files import sha256
 from trainers.prepare import prepared
 from trainers.run import Entry, PlayerSettings, Run
 from trainers.session import Session, configure, make_batches, recompute_blocks, sampler_of
+from trainers.sharding import Layout, alias, layout_of, shard
 from trainers.state import Player, TrainState, frozen
 from trainers.step import distillation_step
 
@@ -58,13 +60,11 @@ def assemble(
     """Players, averages and the step around a `teacher` and its `batches`, whatever these are made of."""
     if run.gradient_checkpointing:
         recompute_blocks(teacher.network)
-    generator, fake = build_networks(teacher, run)
+    layout = layout_of(run, accelerator)
+    generator, fake = build_networks(teacher, run, layout is not None)
+    place_networks(run, layout, teacher.eval(), generator, fake, accelerator.device)
     if start is not None:
         load_start(start, run, generator)
-    if run.precision == "bfloat16":
-        for parameter in teacher.network.parameters():  # frozen, so it is stored in the compute precision
-            parameter.data = parameter.data.bfloat16()  # but not the buffers: frequencies of Fourier features
-    teacher.to(accelerator.device).eval()
     players = {"generator": (player := Player("generator", generator, run.generator, accelerator))}
     if fake is not None:
         players["fake"] = Player("fake", fake, run.fake, accelerator)
@@ -81,17 +81,20 @@ def assemble(
     return Session(run, accelerator, dataset, dataset, batches, state, step, product, sampler, teacher)
 
 
-def build_networks(teacher: Denoiser, run: Run) -> tuple[Generator, nn.Module | None]:
+def build_networks(teacher: Denoiser, run: Run, sharded: bool = False) -> tuple[Generator, nn.Module | None]:
     """The networks of generator and fake (None where the objective trains none), the `teacher` being frozen from here.
 
-    Each has a copy of its own, or adapters on the teacher's own weights.
+    Each has a copy of its own, or adapters on the teacher's own weights. What is to be `sharded`, where the run says
+    so, is no copy yet.
     """
 
-    def begin(settings: PlayerSettings) -> Denoiser:
-        return copy.deepcopy(teacher) if settings.lora is None else lora.share(teacher)
+    def begin(name: str, settings: PlayerSettings) -> Denoiser:
+        if settings.lora is not None:
+            return lora.share(teacher)
+        return alias(teacher) if sharded and getattr(run.sharding, name) else copy.deepcopy(teacher)
 
-    generator = one_step_generator(begin(run.generator), run).to(run.dtype)
-    fake = begin(run.fake) if run.objective.trains_fake else None
+    generator = one_step_generator(begin("generator", run.generator), run).to(run.dtype)
+    fake = begin("fake", run.fake) if run.objective.trains_fake else None
     teacher.requires_grad_(False)  # after the copies, which train what was made to be trained
     torch.manual_seed(run.seed)  # of the new weights of adapters and of a discriminator
     attach_adapters(generator.denoiser, run.generator)
@@ -99,6 +102,29 @@ def build_networks(teacher: Denoiser, run: Run) -> tuple[Generator, nn.Module | 
         return generator, None
     attach_adapters(fake, run.fake)
     return generator, run.objective.build_fake(fake).to(run.dtype)
+
+
+def place_networks(
+    run: Run,
+    layout: Layout | None,
+    teacher: Denoiser,
+    generator: nn.Module,
+    fake: nn.Module | None,
+    device: torch.device,
+) -> None:
+    """Shard what `run` shards by `layout`; the teacher is stored in the precision of compute, since it is frozen."""
+    stored = torch.bfloat16 if run.precision == "bfloat16" else None
+    sharding = run.sharding if layout is not None else None
+    if layout is not None and sharding is not None and sharding.teacher:
+        shared = shard(teacher, replace(layout, compute=None), dtype=stored)
+    else:
+        for parameter in teacher.network.parameters() if stored else ():
+            parameter.data = parameter.data.to(stored)  # but not the buffers: frequencies of Fourier features
+        teacher.to(device)
+        shared = {parameter: parameter for parameter in teacher.parameters()}
+    for name, network in (("generator", generator), ("fake", fake)):
+        if layout is not None and network is not None and getattr(sharding, name):
+            shard(network, layout, shared)
 
 
 def one_step_generator(denoiser: Denoiser, run: Run) -> Generator:
@@ -157,6 +183,11 @@ def load_teacher(run: Run, dataset: Dataset) -> Denoiser:
 def check_objective(run: Run, dataset: Dataset, teacher: Denoiser) -> None:
     """Raise UserError when the objective or the adapters cannot train with this teacher and this data."""
     run.objective.check(teacher)
+    sharding = run.sharding
+    if sharding is not None and sharding.fake and sharding.reshard_after_forward and exact_slope(run.objective):
+        raise UserError(
+            "sharding.reshard_after_forward: must be false for r1 without noise, which differentiates the fake twice"
+        )
     for settings in (run.generator, run.fake):
         if settings.lora is not None:
             lora.targets(teacher.network, settings.lora)
@@ -171,6 +202,17 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser) -> None:
             raise UserError(f"evaluation.every: needs real images, data: {dataset.name} has none; set it to 0")
     elif run.evaluation.every:
         check_images(dataset, teacher)
+
+
+def exact_slope(objective: Objective) -> bool:
+    """Whether some R1 in it differentiates twice."""
+    values = [getattr(objective, field.name) for field in fields(objective)]
+    return any(
+        value.weight > 0 and not value.noise
+        if isinstance(value, R1)
+        else isinstance(value, Objective) and exact_slope(value)
+        for value in values
+    )
 
 
 def check_fit(teacher: Denoiser, folder: str, dataset: Dataset) -> None:

@@ -80,8 +80,6 @@ def draw_samples(
         images.append(sampler(noise, cond).float().cpu())
         if isinstance(cond, torch.Tensor):
             labels.append(cond.cpu())
-    if not images:  # more ranks than samples
-        return torch.empty(0, *shape), None if dataset.labels is None else dataset.labels[:0]
     return torch.cat(images), torch.cat(labels) if labels else None
 
 
@@ -94,22 +92,22 @@ def evaluate(
     accelerator: Accelerator,
     shape: tuple[int, int, int] | None = None,
 ) -> dict[str, float | int | str]:
-    """The protocol's report on `samples` samples of `shape`; collective, each rank draws its share.
+    """The protocol's report on `samples` samples of `shape`; collective, each rank draws as many, the last perhaps more
+    than are asked for.
 
     Raises Stopped when the process is told to stop.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     share, chunk, parts = -(-samples // world), _chunk(shape or dataset.shape), []
-    for start in range(rank * share, (rank + 1) * share, chunk):  # as many on every rank, which a poll needs
+    for start in range(rank * share, (rank + 1) * share, chunk):  # as many on every rank, as polls and shards need
         STOP.poll()
-        first, last = min(start, samples), min(start + chunk, (rank + 1) * share, samples)
-        parts.append(draw_samples(sampler, dataset, first, last, seed, device, shape))
+        parts.append(draw_samples(sampler, dataset, start, min(start + chunk, (rank + 1) * share), seed, device, shape))
     images = torch.cat([part for part, _ in parts])
     found = [part for _, part in parts if part is not None]
     labels = torch.cat(found) if found else None
     if world > 1:
-        images = accelerator.gather(_padded(images, share).to(device)).cpu()[:samples]
-        labels = None if labels is None else accelerator.gather(_padded(labels, share).to(device)).cpu()[:samples]
+        images = accelerator.gather(images.to(device)).cpu()[:samples]
+        labels = None if labels is None else accelerator.gather(labels.to(device)).cpu()[:samples]
     return protocol.report(images, labels)
 
 
@@ -120,7 +118,3 @@ def _chunk(shape: tuple[int, ...]) -> int:
 def _polled(images: torch.Tensor) -> torch.Tensor:
     STOP.poll()
     return images
-
-
-def _padded(x: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])])

@@ -124,14 +124,14 @@ class Stem:
 
     def rows(self, name: str, first: int, count: int) -> Tensor:
         """Rows `first` ... `first + count - 1` of a tensor; nothing else is read."""
-        found = []
+        found: list[Tensor] = []
         for opened, start, _ in sorted(self._pieces[name], key=lambda piece: piece[1]):
             piece = opened.get_slice(name)
             if not (shape := piece.get_shape()):
                 return cast(Tensor, opened.get_tensor(name))
             begin, end = max(first - start, 0), min(first + count - start, shape[0])
-            if begin < end or shape[0] == count == 0:
-                found.append(piece[begin:end])
+            if begin < end or not (count or found):
+                found.append(piece[begin:end] if count else piece[:0])
         if sum(map(len, found)) != count:
             raise UserError(f"'{self.where}': rows of {name} are missing")
         return found[0] if len(found) == 1 else torch.cat(found)

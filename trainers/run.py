@@ -171,6 +171,21 @@ class OdePairs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """Which networks' weights are shared out over the processes (FSDP2), where there are several; the others are whole
+    in each (DDP)."""
+
+    generator: bool = True
+    fake: bool = True
+    teacher: bool = True
+    replicas: int = 1  # of every shard, as one in each machine (HSDP)
+    reshard_after_forward: bool = True  # false: a block stays gathered until its backward; more memory, less talk
+
+    def __post_init__(self) -> None:
+        _positive(self, "replicas")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What every training run has."""
 
@@ -242,10 +257,17 @@ class Run(Experiment):
     reuse_samples: bool = False  # the generator's update reuses the samples of the last fake update (10/11 of the cost)
     # One denoiser's activations at a time instead of both, for one more forward; matters where gradients pass both.
     backprop: Literal["joint", "one_by_one"] = "joint"
+    sharding: Sharding | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "fake_updates")
+        for name, player in (("generator", self.generator), ("fake", self.fake)):
+            sharded = self.sharding is not None and getattr(self.sharding, name)
+            if sharded and player.name == "sgd":
+                raise UserError(f"{name}.name: sgd has no sharded form; use adam, or sharding.{name}: false")
+            if self.sharding is not None and self.sharding.teacher and player.lora is not None and not sharded:
+                raise UserError(f"sharding.{name}: its adapters are on the teacher's own weights, which are sharded")
         if self.reuse_samples and self.micro_batches > 1:
             raise UserError("reuse_samples: needs micro_batches = 1, since it keeps the graph of the whole batch")
         objective, needs_pairs = type(self.objective).__name__, "pairs" in self.objective.needs
@@ -263,6 +285,8 @@ class Run(Experiment):
 
     def check_world(self, processes: int) -> None:
         super().check_world(processes)
+        if self.sharding is not None and processes % self.sharding.replicas:
+            raise UserError(f"sharding.replicas: {self.sharding.replicas} must divide the {processes} processes")
         parts, pairs = processes * self.micro_batches, self.pairs_per_batch
         if self.pairs is not None and (pairs % parts or not pairs):
             raise UserError(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.power_ema import posthoc
-from trainers.checkpoint import folders, load_module, save_module
+from trainers.checkpoint import folders, load_module, save_tensors
 from trainers.files import replaced, sync
-from trainers.state import TrainState
 
 FOLDER = "power_ema"
 MOST_LEFT = 0.1  # of the wanted profile, in L2, that the snapshots may fail to make
@@ -42,11 +41,11 @@ class Synthesis:
     parts: list[tuple[Snapshot, float]]
 
 
-def write(state: TrainState, folder: Path) -> None:
-    """Write every power-function average of `state` into the run folder."""
-    with replaced(folder / FOLDER / f"{state.images:012d}") as staging:
-        for std, average in state.power_ema.items():
-            save_module(average.module, staging / f"{std}.safetensors", average.kept)
+def write(averages: Mapping[float, Mapping[str, Tensor]], images: int, folder: Path) -> None:
+    """Write the weights of every power-function average, by width, into the run folder."""
+    with replaced(folder / FOLDER / f"{images:012d}") as staging:
+        for std, weights in averages.items():
+            save_tensors(weights, staging / f"{std}.safetensors")
             sync(staging / f"{std}.safetensors")
         sync(staging)
     sync(folder / FOLDER)

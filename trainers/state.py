@@ -17,6 +17,7 @@ from distill.lora import adapted
 from trainers.ema import EMA
 from trainers.meter import Meter
 from trainers.run import Optimizer
+from trainers.sharding import reshard, sharded
 
 _SYNC_BUFFERS = "forward_sync_buffers"  # in every forward; torch before 2.13 calls it broadcast_buffers
 if _SYNC_BUFFERS not in inspect.signature(nn.parallel.DistributedDataParallel).parameters:
@@ -27,13 +28,14 @@ class Player:
     """A trained network.
 
     `bare` is the network itself, for every frozen or graphless use; `module` is the same network behind its own DDP
-    reducer, for its update alone. It trains the parameters that require gradients when it gets them (all, or adapters);
-    between updates none does. The names of the others are `kept`: they may be shared, and it never touches them.
+    reducer, for its update alone; a sharded network (trainers.sharding) is both. It trains the parameters that require
+    gradients when it gets them (all, or adapters); between updates none does. The names of the others are `kept`: they
+    may be shared, and it never touches them.
     """
 
     def __init__(self, name: str, network: nn.Module, settings: Optimizer, accelerator: Accelerator) -> None:
         self.name, self.settings = name, settings
-        self.bare = network.to(accelerator.device)
+        self.bare = network if sharded(network) else network.to(accelerator.device)
         self.kept = frozen(self.bare)
         trained = {name: parameter for name, parameter in self.bare.named_parameters() if name not in self.kept}
         self.parameters = list(trained.values())
@@ -54,6 +56,7 @@ class Player:
         """Frozen: a function of its input only."""
         for parameter in self.parameters:
             parameter.requires_grad_(False)
+        reshard(self.bare)
         self.bare.eval()
 
     @contextmanager
@@ -61,6 +64,7 @@ class Player:
         """Trainable, with dropout, for one update."""
         for parameter in self.parameters:
             parameter.requires_grad_(True)
+        reshard(self.bare, during=False)
         self.bare.train()
         try:
             yield
@@ -103,8 +107,8 @@ def frozen(network: nn.Module) -> frozenset[str]:
 
 
 def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The network behind DDP when there are several processes."""
-    if accelerator.num_processes == 1:
+    """The network behind DDP when there are several processes and it is whole in each."""
+    if accelerator.num_processes == 1 or sharded(network):
         return network
     ids = [accelerator.device] if accelerator.device.type == "cuda" else None
     quiet: dict[str, Any] = {_SYNC_BUFFERS: False}

@@ -18,6 +18,7 @@ from distill.objectives import Batch, Denoisers
 from trainers.backprop import BACKPROP, Joint
 from trainers.data.batches import Batches
 from trainers.run import Experiment, Run
+from trainers.sharding import average_whole, clip, total_norm
 from trainers.state import Player, TrainState
 
 Terms = dict[str, Tensor]
@@ -116,16 +117,18 @@ def update(
     with player.training():
         for micro in range(run.micro_batches):
             last = micro == run.micro_batches - 1
-            with nullcontext() if last else acc.no_sync(player.module):  # ranks talk once, in the last backward
+            with nullcontext() if last else acc.no_sync(player.module):  # DDP talks once, in the last backward
                 terms = loss(micro)
                 total = torch.stack([term.mean() for term in terms.values()]).sum() / run.micro_batches
                 # A non-finite loss makes every gradient non-finite, so that all ranks see it after the all-reduce.
                 (graph or Joint()).backward(total * (1 + 0 * total.detach()))
             for name, term in terms.items():
                 state.meter.add(f"{player.name}/{name}", term)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in player.parameters if p.grad is not None])
+        gradients = [p.grad for p in player.parameters if p.grad is not None]
+        average_whole(gradients)
+        norm = total_norm(gradients)
         if run.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(player.parameters, run.max_grad_norm, norm)
+            clip(gradients, run.max_grad_norm, norm)
         player.step(norm, player.learning_rate(state.images, run.images))
     state.meter.add(f"{player.name}/grad_norm", norm)
 

@@ -24,7 +24,7 @@ from tests.distill.teachers.test_edm import EDM2, build
 from tests.tiny import experiment, once, recipe
 from tests.toys import Nearness
 from trainers import loop
-from trainers.data import DataFree, Dataset
+from trainers.data import DataFree
 from trainers.evaluation import check_images, draw_samples, fit_protocol
 from trainers.hooks import Evaluate, Samples
 from trainers.hooks.samples import layout, preview_inputs
@@ -142,12 +142,6 @@ def test_what_cannot_be_evaluated(latents: Path) -> None:
         session_of(run_of(latents, "decoded", 8, **every))
     assert str(caught.value) == "evaluation: images has images [3, 8, 8], the teacher makes [3, 16, 16]"
     session_of(run_of(latents, "decoded", 8))  # without evaluation images are not even looked at
-
-
-def test_ranks_without_samples_know_the_shape_of_images() -> None:
-    empty = Dataset("none", 1, (4, 8, 8), None, None)
-    none = draw_samples(lambda z, cond: z, empty, 3, 3, 0, torch.device("cpu"), (3, 16, 16))[0]
-    assert none.shape == (0, 3, 16, 16)
 
 
 def test_large_images_are_few(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -12,15 +13,23 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from distill.objectives import Batch
 from tests.tiny import experiment
 from trainers import checkpoint, saving
 from trainers.loop import build
+from trainers.session import Session
+from trainers.sharding import local
 from trainers.state import Player
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+    return torch.cat([whole(tensor.detach()).flatten() for tensor in tensors])
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def same_on_all_ranks(vector: Tensor) -> bool:
@@ -31,17 +40,71 @@ def same_on_all_ranks(vector: Tensor) -> bool:
     return all(torch.equal(others[0].nan_to_num(1e9), other.nan_to_num(1e9)) for other in others)
 
 
+def watch_samples(session: Session) -> Any:
+    """A hash of the noise and the real images that all ranks together draw from now on."""
+    digest, micro = hashlib.sha256(), session.batches.micro
+
+    def watched(*place: Any) -> Batch:
+        batch = micro(*place)
+        for value in (batch.noise, batch.real):
+            if value is not None:
+                digest.update(session.accelerator.gather(value.contiguous()).numpy().tobytes())
+        return batch
+
+    session.batches.micro = watched  # type: ignore[method-assign]
+    return digest
+
+
+def bytes_held(session: Session) -> int:
+    """Of the weights of all networks between updates, each once, on this rank."""
+    players, average = session.state.players.values(), session.state.ema.module
+    networks = [*(player.bare for player in players), average, session.teacher]
+    parameters = [local(p.detach()) for network in networks if network is not None for p in network.parameters()]
+    return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in parameters}.values())
+
+
+def anonymous() -> int:
+    """Bytes of this process's own memory: no maps of files."""
+    rows = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith("Anonymous:"))
+
+
+class Gathered:
+    """The most bytes that are gathered of shards at once, as most - least."""
+
+    def start(self) -> None:
+        self.now = self.most = self.least = 0
+
+    def __enter__(self) -> Gathered:
+        self.start()
+        resize = self.resize = torch.UntypedStorage.resize_
+
+        def resized(storage: torch.UntypedStorage, size: int) -> Any:  # as FSDP2 frees gathered weights, and takes them
+            self.now += size - storage.nbytes()
+            self.most, self.least = max(self.most, self.now), min(self.least, self.now)
+            return resize(storage, size)
+
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        torch.UntypedStorage.resize_ = self.resize  # type: ignore[method-assign]
+
+
 def train(
     settings: dict[str, Any], updates: int = 20, bare: bool = False, load: str = "", save: str = ""
 ) -> dict[str, Tensor]:
-    """Weights of each player before and after `updates` steps, its first gradient, the means of the meter, and for
-    every update whether all ranks held the same gradient.
+    """Weights of each player before and after `updates` steps, its first gradient, the means of the meter, for every
+    update whether all ranks held the same gradient, a hash of all samples drawn, and bytes of weights.
 
     `bare` trains past the DDP wrappers, which is wrong; `load` is a checkpoint to start from, `save` a folder for one.
     """
-    session = build(experiment(settings), Accelerator(cpu=True))
+    accelerator, before_building = Accelerator(cpu=True), anonymous()
+    session = build(experiment(settings), accelerator)
+    built = anonymous() - before_building
     if load:
         checkpoint.restore(session, Path(load))
+    drawn = watch_samples(session)
     players = session.state.players
     report = {f"{name} before": flat(player.parameters) for name, player in players.items()}
     equal = []
@@ -57,11 +120,14 @@ def train(
     try:
         for player in players.values():
             player.module = player.bare if bare else player.module
-        for _ in range(updates):
-            before = session.state.images
-            session.step()
-            session.state.ema.update(before, session.run.batch_size)
-            session.state.images += session.run.batch_size
+        with Gathered() as gathered:
+            for number in range(updates):
+                if number == 1:  # every buffer has been made, and freed
+                    gathered.start()
+                before = session.state.images
+                session.step()
+                session.state.ema.update(before, session.run.batch_size)
+                session.state.images += session.run.batch_size
     finally:
         Player.step = step  # type: ignore[method-assign]
     if save:
@@ -72,6 +138,8 @@ def train(
         report[f"{name} equal on all ranks"] = torch.tensor([same_on_all_ranks(flat(player.parameters))])
     skipped = torch.tensor([player.counters()["skipped"] for player in players.values()])
     report["skipped"] = session.accelerator.gather(skipped)
+    report["bytes"] = torch.tensor([bytes_held(session), gathered.most - gathered.least, built])
+    report["drawn"] = torch.frombuffer(bytearray(drawn.digest()), dtype=torch.uint8)
     report["average"] = flat(list(session.state.ema.module.parameters()))
     report["gradients equal on all ranks"] = torch.tensor(equal)
     for key, wanted in (("losses", False), ("norms", True)):

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from distill.metrics import Protocol
-from trainers.checkpoint import save_average
+from trainers.checkpoint import save_average, whole_average
 from trainers.console import spared
 from trainers.evaluation import evaluate, fit_protocol
 from trainers.files import replaced
@@ -32,18 +34,19 @@ class Evaluate(Hook):
         viewer = viewer_of(session.sampler, session.product)
         report = evaluate(viewer, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
         let_go(session.product)
+        weights = whole_average(session)
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}
             session.accelerator.log(
                 {f"evaluation/{k}": v for k, v in report.items() if isinstance(v, float)}, step=session.state.images
             )
             with spared(f"the evaluation at {session.state.images:,} images is"):
-                self._write(session, record)
+                self._write(session, weights, record)
 
-    def _write(self, session: Session, record: dict[str, Any]) -> None:
+    def _write(self, session: Session, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
         append(self.folder / "metrics.jsonl", record)
         best = self.folder / "best" / "metrics.json"
         if not best.is_file() or record["frechet"] < json.loads(best.read_text())["frechet"]:
             with replaced(best.parent) as staging:
-                save_average(session, staging)
+                save_average(weights, staging)
                 (staging / best.name).write_text(json.dumps({**record, "teacher": session.teacher_hash}) + "\n")

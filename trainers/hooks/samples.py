@@ -14,6 +14,7 @@ from trainers.data.batches import inputs, preview
 from trainers.hooks.hook import Hook
 from trainers.pictures import LATENTS, blind, denoiser_of, grid, let_go, visible
 from trainers.session import Session
+from trainers.sharding import sharded
 
 COLUMNS, ROWS = 10, 6
 SIDE = 4096  # pixels of a picture at most: of large images there are fewer
@@ -30,10 +31,13 @@ class Samples(Hook):
         self.told = False
 
     def __call__(self, session: Session) -> None:
-        if not session.accelerator.is_main_process:
+        main = session.accelerator.is_main_process
+        if not (main or sharded(session.product)):
             return
-        noise, cond = preview_inputs(session)
-        images = visible(session.sampler(noise, cond), session.product)
+        samples = session.sampler(*preview_inputs(session))
+        if not main:  # it has lent its weights
+            return
+        images = visible(samples, session.product)
         let_go(session.product)
         mark = "_latents" if blind(session.product) else ""
         if mark and not self.told:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainers.checkpoint import trained
 from trainers.console import spared
 from trainers.hooks.hook import Hook
 from trainers.run import PowerEMA
 from trainers.session import Session
+from trainers.sharding import gathered
 from trainers.snapshots import write
 
 
@@ -18,6 +20,7 @@ class Snapshots(Hook):
         self.folder, self.every = folder, settings.snapshot_every if settings else 0
 
     def __call__(self, session: Session) -> None:
+        averages = {std: gathered(trained(one.module, one.kept)) for std, one in session.state.power_ema.items()}
         if session.accelerator.is_main_process:
             with spared(f"the snapshot at {session.state.images:,} images is"):
-                write(session.state, self.folder)
+                write(averages, session.state.images, self.folder)
