@@ -60,6 +60,21 @@ def main() -> None:
             raise
         _tell(error, " (--debug shows where)")
         sys.exit(1)
+    except RuntimeError as error:
+        if debug or not _lost(error):
+            raise
+        print(
+            "distill: another process of the run is gone, its output says why; `distill resume` goes on",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL")  # of what gloo and NCCL say when a process is gone
+
+
+def _lost(error: RuntimeError) -> bool:
+    return "WORLD_SIZE" in os.environ and any(mark in str(error) for mark in LOST)
 
 
 def _tell(error: Exception, more: str) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +56,7 @@ class Saver:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.saved: int | None = None  # images of the newest checkpoint that is in place
         self._failed: Failure | None = None
-        self._thread: Thread | None = None
+        self._thread: threading.Thread | None = None
         self._buffers: dict[tuple[str, str], Tensor] = {}
         if self.rank == 0:
             for leftover in root.glob(".staging-*"):
@@ -75,8 +75,13 @@ class Saver:
         mine = self._copy(session)
         arguments = (images, mine, describe(session), started, self._failed)
         self._failed = Failure("its thread has died", disk=False)  # until it says otherwise
-        self._thread = Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Wait for the save under way, if there is one; raises RuntimeError when it failed otherwise than by the

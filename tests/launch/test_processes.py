@@ -135,3 +135,16 @@ def test_the_exit_codes_of_the_command(teachers: Path, tmp_path: Path) -> None:
     program = "import launch.processes as p, os, signal, time\np.follow_launcher()\nprint(flush=True)\ntime.sleep(30)"
     orphan = launch(["-c", program], tmp_path / "orphan.txt", DISTILL_LAUNCHER="1")
     assert abs(orphan.finish()) == signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_the_others_say_that_one_is_gone(teachers: Path, tmp_path: Path) -> None:
+    """Under any launcher: kill -9 of the second ends the first soon, by one line."""
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=1_000_000, log_every=8)))
+    job = distill(["train", str(file), "--folder", str(run)], tmp_path / "out.txt", 2)
+    assert job.wait_for((run / "log.jsonl").is_file, 300)
+    job.processes[1].kill()
+    assert job.processes[0].wait(120) == 1, job.text
+    assert job.text.splitlines()[-1].startswith("distill: another process of the run is gone")
+    assert "Traceback" not in job.text
