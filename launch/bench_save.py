@@ -35,7 +35,8 @@ def main(rounds: int = 9) -> None:
     """Print the costs and their ratio."""
     torch.set_num_threads(1)  # on a CPU the thread that saves needs one too
     accelerator, console = Accelerator(cpu=not torch.cuda.is_available()), plain()
-    with tempfile.TemporaryDirectory(dir=".", prefix=".bench-save-") as folder:
+    Path("runs").mkdir(exist_ok=True)  # on the disk that runs are on
+    with tempfile.TemporaryDirectory(dir="runs", prefix=".bench-save-") as folder:
         session = _session(Path(folder), accelerator)
         saver = Saver(Path(folder) / "checkpoints", 1, accelerator)
         _blocking(saver, session)
