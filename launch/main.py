@@ -9,7 +9,22 @@ import traceback
 import typer
 
 from distill.errors import UserError
-from launch import cache, classifier, ema, evaluate, export, import_, pairs, quickstart, recipes, sample, train, try_
+from launch import (
+    cache,
+    classifier,
+    doctor,
+    ema,
+    evaluate,
+    export,
+    import_,
+    pairs,
+    plan,
+    quickstart,
+    recipes,
+    sample,
+    train,
+    try_,
+)
 from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, follow_launcher
 from trainers.stop import STOP, Stopped
 
@@ -26,6 +41,7 @@ app.command()(classifier.classifier)
 app.command()(train.teacher)
 app.command()(pairs.pairs)
 app.command()(cache.cache)
+app.command()(plan.plan)
 app.command()(train.train)
 app.command("try")(try_.try_)
 app.command()(train.resume)
@@ -33,6 +49,7 @@ app.command()(ema.ema)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
+app.command()(doctor.doctor)
 app.add_typer(import_.app, name="import")
 
 

@@ -78,6 +78,8 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # a question for a device or a shape
+            return made
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._hold(leaf, CALCULATED)
@@ -101,6 +103,13 @@ class Ledger(TorchDispatchMode):
             if known == CALCULATED:
                 self._held[key] = kind, size
                 self.kinds.update({CALCULATED: -size, kind: size})
+
+    def settle(self, kind: str) -> None:
+        """Name all that has no name yet."""
+        for key, (known, size) in self._held.items():
+            if known == CALCULATED:
+                self._held[key] = kind, size
+        self.kinds[kind] += self.kinds.pop(CALCULATED, 0)
 
     def follow(self, players: Mapping[str, Player]) -> None:
         """Tell phases by the updates of `players`, and name their gradients."""

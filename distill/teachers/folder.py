@@ -29,7 +29,7 @@ from distill.prediction import KINDS
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.own import OwnNet, try_out
 from distill.teachers.parts import Codec, with_parts
-from distill.teachers.pipeline import INDEX, load_pipeline
+from distill.teachers.pipeline import INDEX, load_pipeline, outline
 from distill.teachers.unet import UNet, load_unet
 
 DESCRIPTION, WEIGHTS = "denoiser.json", "network.safetensors"
@@ -89,9 +89,10 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
     (folder / DESCRIPTION).write_text(text + "\n")
 
 
-def load_denoiser(folder: str | FilePath) -> Denoiser:
+def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
     """Read a denoiser, in eval mode, from `folder`, ours or a diffusers pipeline's.
 
+    Without its `weights` it has shapes alone: its network is on the meta device, and no file of weights need be there.
     A network of the user's own class is imported, never from `folder` itself, and called once on zeros. Raises
     UserError when it is missing, damaged or unknown.
     """
@@ -100,10 +101,14 @@ def load_denoiser(folder: str | FilePath) -> Denoiser:
         raise UserError(f"teacher: no folder '{folder}'; `distill teacher` trains one, `distill import` fetches one")
     file = folder / DESCRIPTION
     if not file.exists() and (folder / INDEX).is_file():
-        return with_parts(load_pipeline(folder), folder)
+        return with_parts(load_pipeline(folder, weights), folder)
     description, path, arguments = _read_description(file)
     null, settings = description.get("null"), description.get("network")
-    network: Any = load_unet(folder / "unet") if settings is None else _load_network(description, folder)
+    network: Any
+    if not weights:
+        network = _outline(description, folder)
+    else:
+        network = load_unet(folder / "unet") if settings is None else _load_network(description, folder)
     network.null = null
     if null is not None and not (isinstance(null, int) and null == network.classes > 0):
         raise UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
@@ -112,10 +117,18 @@ def load_denoiser(folder: str | FilePath) -> Denoiser:
             raise UserError(f"teacher: '{file}': latents: must state mean and std by channel, as there is a vae/")
         network.codec = Codec(folder, arguments["latents"], network.shape[0])
     denoiser = Denoiser(network, path, **arguments).eval()
-    if isinstance(network, OwnNet):
+    if isinstance(network, OwnNet) and weights:
         with _naming(folder):
             try_out(denoiser)
     return denoiser
+
+
+def _outline(description: Mapping[str, Any], folder: FilePath) -> nn.Module:
+    settings = description.get("network")
+    if settings is None:
+        return UNet(outline(folder / "unet", "UNet2DModel"))
+    with _naming(folder), torch.device("meta"):
+        return _own(description, folder) if _is_own(settings) else _named(settings)
 
 
 def build_network(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> EDMNet | EDM2Net:
@@ -123,16 +136,20 @@ def build_network(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> E
 
     Nothing is allocated before names and shapes are known to agree; raises UserError where they do not.
     """
-    arguments = dict(settings)
-    name = arguments.pop("name", None)
-    if name not in NETWORKS:
-        raise UserError(f"network: name must be one of {', '.join(NETWORKS)} or your own 'module:Class', got {name!r}")
     with torch.device("meta"):
-        network = NETWORKS[name](**arguments)
+        network = _named(settings)
     _check_weights(network, state)
     copies = {key: value.to(torch.float32, copy=True) for key, value in state.items()}  # a file read is a map of it
     network.load_state_dict(copies, assign=True)
     return network.eval()
+
+
+def _named(settings: Mapping[str, Any]) -> EDMNet | EDM2Net:
+    arguments = dict(settings)
+    name = arguments.pop("name", None)
+    if name not in NETWORKS:
+        raise UserError(f"network: name must be one of {', '.join(NETWORKS)} or your own 'module:Class', got {name!r}")
+    return NETWORKS[name](**arguments)
 
 
 def _check_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -150,11 +167,15 @@ def _is_own(settings: Mapping[str, Any]) -> bool:
 
 def _build_own(description: Mapping[str, Any], state: Mapping[str, Tensor], folder: FilePath) -> OwnNet:
     """Constructed with memory of its own: unlike those of NETWORKS it may keep tensors that are no weights."""
-    settings, shape, classes = dict(description["network"]), description.get("shape", ()), description.get("classes", 0)
-    network = OwnNet(settings.pop("name"), settings, shape, classes, foreign=folder)
+    network = _own(description, folder)
     _check_weights(network.module, state)
     network.module.load_state_dict(state)
     return network
+
+
+def _own(description: Mapping[str, Any], folder: FilePath) -> OwnNet:
+    settings, shape, classes = dict(description["network"]), description.get("shape", ()), description.get("classes", 0)
+    return OwnNet(settings.pop("name"), settings, shape, classes, foreign=folder)
 
 
 def _name(network: OwnNet | EDMNet | EDM2Net) -> str:

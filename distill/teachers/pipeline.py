@@ -27,8 +27,8 @@ KEPT = (".json", ".safetensors", ".txt", ".model")  # weights, configs and the f
 PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
-def load_pipeline(folder: str | Path) -> Denoiser:
-    """The denoiser of a pipeline folder, float32, in eval mode.
+def load_pipeline(folder: str | Path, weights: bool = True) -> Denoiser:
+    """The denoiser of a pipeline folder, float32, in eval mode; on the meta device without its `weights`.
 
     Raises UserError for other pipelines, schedulers and networks, and for weights that are not safetensors.
     """
@@ -36,7 +36,7 @@ def load_pipeline(folder: str | Path) -> Denoiser:
     index = read_json(folder / INDEX)
     family = family_of(folder)
     try:
-        network = family(load_part(folder, family.part, (family.network,)), **_chosen(folder, family))
+        network = family(load_part(folder, family.part, (family.network,), weights), **_chosen(folder, family))
     except UserError as error:
         raise UserError(f"teacher: '{folder}': {error}") from error
     path, prediction = read_scheduler(part(folder, "scheduler") / "scheduler_config.json", _class(index, "scheduler"))
@@ -135,12 +135,26 @@ def read_scheduler(file: Path, name: Any) -> tuple[NoisePath, Kind]:
     return path, PREDICTIONS[predicted]
 
 
-def load_part(folder: Path, name: str, allowed: tuple[str, ...]) -> Any:
-    """A component of the pipeline that is a model of diffusers of an `allowed` class, float32, in eval mode.
+def load_part(folder: Path, name: str, allowed: tuple[str, ...], weights: bool = True) -> Any:
+    """A component of the pipeline that is a model of diffusers of an `allowed` class, float32, in eval mode; on the
+    meta device without its `weights`.
 
     Raises UserError when it is missing, damaged or another.
     """
-    return load_model(part(folder, name), _class(read_json(folder / INDEX), name), name, allowed)
+    place, kind = part(folder, name), _class(read_json(folder / INDEX), name)
+    return load_model(place, kind, name, allowed) if weights else outline(place, kind)
+
+
+def outline(place: Path, kind: str) -> Any:
+    """The model of diffusers of class `kind` whose config.json is in the folder `place`, on the meta device."""
+    import diffusers
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return getattr(diffusers, kind).from_config(read_json(place / "config.json")).eval()
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
 
 
 def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> Any:

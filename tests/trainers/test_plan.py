@@ -1,0 +1,140 @@
+"""A plan before anything loads says what a run then allocates and sends."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from distill.errors import UserError
+from tests.tiny import distillation, experiment, launch
+from trainers.data import Digits
+from trainers.loop import build
+from trainers.plan import cheapest, plan, remedies
+from trainers.run import Run
+
+CASES: dict[str, dict[str, Any]] = {
+    "sid": {},
+    "dmd2": {"precision": "bfloat16"},
+    "sid_lora": {"max_grad_norm": 1.0, "micro_batches": 2},
+}
+
+
+def run_of(teachers: Path, name: str, **changes: Any) -> Run:
+    return replace(cast(Run, experiment(distillation(name, teachers, **changes))), log_every=8)
+
+
+def stored(tensors: Iterable[Tensor]) -> int:
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def living() -> int:
+    """Bytes of every tensor there is."""
+    gc.collect()
+    return stored(each for each in gc.get_objects() if isinstance(each, Tensor))
+
+
+def measured(run: Run) -> int:
+    """Bytes at the peak of an update: what lives before it, and what torch's allocator then adds."""
+    before = living()
+    images = Digits().load()
+    host, session = living() - before, build(run, Accelerator(cpu=True))
+    del images
+
+    def advance() -> None:
+        session.state.images = run.images - run.batch_size
+        session.step()
+        session.state.ema.update(session.state.images, run.batch_size)
+
+    advance()  # which makes the optimizers' state
+    rest = living() - before - host
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as allocations:
+        advance()
+    events = [each for each in allocations.profiler.kineto_results.events() if each.name() == "[memory]"]  # type: ignore[union-attr]
+    now = most = 0
+    for event in sorted(events, key=lambda each: each.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return rest + most
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_predicted_peak_is_what_an_update_allocates(name: str, teachers: Path) -> None:
+    run = run_of(teachers, name, **CASES[name])
+    found = plan(run, 1)
+    assert found.peak.bytes == pytest.approx(measured(run), rel=0.1)
+    assert not found.traffic and found.phase.startswith(("generator", "fake"))
+
+
+def test_a_plan_tells_what_stays(teachers: Path) -> None:
+    """10,609 parameters in float32, of which an optimizer keeps two moments and the average one more."""
+    rest = plan(run_of(teachers, "sid"), 2).rest
+    weights = 4 * 10_609
+    for kind in ("teacher: weights", "generator: weights", "fake: weights", "average"):
+        assert rest[kind] == weights
+    assert rest["gradient buckets"] == 2 * weights
+    for player in ("generator", "fake"):
+        assert rest[f"{player}: optimizer"] == pytest.approx(2 * weights, rel=0.01)
+
+
+def test_it_sends_what_two_processes_do(teachers: Path, tmp_path: Path) -> None:
+    names = ["sid", "sid_lora", "f_distill"]
+    cases = {name: distillation(name, teachers) for name in names}
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    program = str(Path(__file__).with_name("counting.py"))
+    job = launch([program, str(tmp_path / "cases.json"), str(tmp_path)], tmp_path / "output.txt", world=2)
+    assert job.finish() == 0, job.text
+    counted = json.loads((tmp_path / "0.json").read_text())
+    for name in names:
+        predicted = plan(run_of(teachers, name), 2).traffic
+        assert {" ".join(key): [2 * n for n in value] for key, value in predicted.items()} == counted[name]["traffic"]
+
+
+def test_no_weights_are_read(teachers: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "edm"
+    shutil.copytree(teachers / "edm", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    run = run_of(teachers, "sid")
+    assert plan(replace(run, teacher=str(folder)), 1) == plan(run, 1)
+
+
+def test_the_cheapest_changes_that_fit(teachers: Path) -> None:
+    run = run_of(teachers, "sid", micro_batches=4)
+    now = plan(run, 1)
+    changes, better = cheapest(run, 1, lambda one: one.peak.bytes < 0.9 * now.peak.bytes, now)
+    assert changes == ["micro_batches=8"] and better == plan(replace(run, micro_batches=8), 1)
+    assert cheapest(run, 1, lambda one: True, now) == ([], now)
+
+
+def test_changes_come_in_the_order_of_their_cost(teachers: Path) -> None:
+    run = run_of(teachers, "sid", precision="float32")
+    assert [what for what, _ in remedies(run, 2)] == [
+        "micro_batches=2",
+        "micro_batches=4",
+        "precision=bfloat16",
+        "backprop=one_by_one",
+        "gradient_checkpointing=true",
+        "fake.lora.rank=64",
+        "generator.lora.rank=64",
+    ]
+    reused = replace(run, reuse_samples=True, precision="bfloat16", gradient_checkpointing=True)
+    assert [what for what, _ in remedies(reused, 2)][:2] == ["backprop=one_by_one", "fake.lora.rank=64"]
+
+
+def test_a_plan_leaves_nothing_behind(teachers: Path) -> None:
+    before = torch.UntypedStorage.resize_, torch.nn.Module._apply, torch.nn.parallel.DistributedDataParallel
+    plan(run_of(teachers, "sid"), 4)
+    assert before == (torch.UntypedStorage.resize_, torch.nn.Module._apply, torch.nn.parallel.DistributedDataParallel)
+    assert not torch.distributed.is_initialized()
+    with pytest.raises(UserError, match="batch_size: 8 is not divisible by processes x micro_batches = 3 x 1"):
+        plan(run_of(teachers, "sid"), 3)
