@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test lint test-slow test-recipes test-support support test-faults bench-step bench-save bench-objectives clean
+.PHONY: help quickstart test lint test-slow test-recipes test-support support test-faults bench-step bench-save bench-objectives plan-flux clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-save   what a checkpoint costs training"
 	@echo "make bench-step   time of a training step"
 	@echo "make bench-objectives   every objective on the digits, hours"
+	@echo "make plan-flux    memory and communication of a 12B teacher on 8, 64 and 1024 GPUs"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
 
 quickstart: .venv/.installed
@@ -51,6 +52,9 @@ bench-save: .venv/.installed
 
 bench-step: .venv/.installed
 	$(BIN)/python -m launch.bench_step
+
+plan-flux: .venv/.installed
+	$(BIN)/python -m launch.plan_flux
 
 bench-objectives: .venv/.installed
 	$(BIN)/python -m launch.bench_objectives digits
