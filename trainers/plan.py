@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -24,7 +25,8 @@ from distill.errors import UserError
 from distill.lora import Lora
 from distill.objectives import Batch, Pairs
 from distill.random import Random
-from distill.teachers import Network, load_denoiser
+from distill.teachers import Network, load_denoiser, parts
+from distill.teachers.pipeline import outline
 from trainers.data import Dataset
 from trainers.data.batches import Batches
 from trainers.distillation import assemble
@@ -69,13 +71,13 @@ def plan(run: Run, processes: int) -> Plan:
     run.check_world(processes)
     run = replace(run, log_every=run.batch_size, start=None)
     teacher = configure(load_denoiser(run.teacher, weights=False), run)
-    run.objective.check(teacher)
     shape = cast(Network, teacher.network).shape
     with _fake(ledger := Ledger(), processes) as mode:
         teacher.network._apply(lambda value: value)
         world = cast(Accelerator, World(processes, ledger))
         with mode:
             cond = example(teacher, run)
+        run.objective.check(teacher)
         batches = Blank(run, Dataset("blank", 1, shape, None, None), "real" in run.objective.needs, 0, processes, CPU)
         batches.example = cond
         session = assemble(run, world, teacher, batches.dataset, batches)
@@ -234,6 +236,7 @@ def _fake(ledger: Ledger, processes: int) -> Iterator[FakeTensorMode]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(nn.Module, "_apply", lambda *call: _moved(mode, *call)))
+        stack.enter_context(mock.patch.object(parts, "load_model", _autoencoder))
         if processes > 1:
             from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -242,6 +245,11 @@ def _fake(ledger: Ledger, processes: int) -> Iterator[FakeTensorMode]:
             reducer = type("Unheard", (Unheard,), {"ledger": ledger, "mode": mode})
             stack.enter_context(mock.patch.object(nn.parallel, "DistributedDataParallel", reducer))
         yield mode
+
+
+def _autoencoder(place: Path, kind: str, *names: Any) -> Any:
+    """In place of distill.teachers.parts.load_model, for rewards of decoded samples."""
+    return outline(place, kind)._apply(lambda value: value)
 
 
 def _moved(mode: FakeTensorMode, module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
