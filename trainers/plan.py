@@ -31,7 +31,7 @@ from trainers.data import Dataset
 from trainers.data.batches import Batches
 from trainers.distillation import assemble
 from trainers.ledger import Ledger, Peak, Traffic
-from trainers.run import PlayerSettings, Run
+from trainers.run import PlayerSettings, Run, Sharding
 from trainers.session import Session, configure
 from trainers.state import Player
 
@@ -97,13 +97,16 @@ def plan(run: Run, processes: int) -> Plan:
 def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
     """Changes of a recipe that take memory off, the cheapest first: (key=value, the run with it).
 
-    Smaller micro-batches cost nothing but overhead; bfloat16 is faster, and the teacher is stored in it; one denoiser
-    at a time costs a forward of each, recomputed blocks one of every network; adapters are another training.
+    Smaller micro-batches cost nothing but overhead, shards messages; bfloat16 is faster, and the teacher is stored in
+    it; one denoiser at a time costs a forward of each, recomputed blocks one of every network; adapters are another
+    training.
     """
     share = run.batch_size // processes
     for micro_batches in sorted({count for count in (2 * run.micro_batches, share) if not share % count}):
         if micro_batches > run.micro_batches:
             yield from _changed(run, f"micro_batches={micro_batches}", micro_batches=micro_batches)
+    if run.sharding is None and processes > 1:
+        yield from _changed(run, "sharding={}", sharding=Sharding())
     if run.precision == "float32":
         yield from _changed(run, "precision=bfloat16", precision="bfloat16")
     if run.backprop == "joint" and run.objective.through_scores:

@@ -88,16 +88,24 @@ def test_a_plan_tells_what_stays(teachers: Path) -> None:
         assert rest[f"{player}: optimizer"] == pytest.approx(2 * weights, rel=0.01)
 
 
+def test_shards_are_held_by_rows(teachers: Path) -> None:
+    """Rows of an odd number are shared out unevenly, one of a few is whole: a quarter and a little on 4."""
+    whole, rows = (plan(run_of(teachers, "sid", **kind), 4).rest for kind in ({}, {"sharding": {}}))
+    assert "gradient buckets" not in rows
+    for kind in ("teacher: weights", "generator: weights", "fake: weights", "average", "fake: optimizer"):
+        assert rows[kind] == pytest.approx(whole[kind] / 4, rel=0.05)
+
+
 def test_it_sends_what_two_processes_do(teachers: Path, tmp_path: Path) -> None:
-    names = ["sid", "sid_lora", "f_distill"]
-    cases = {name: distillation(name, teachers) for name in names}
+    cases = {name: distillation(name, teachers) for name in ("sid", "sid_lora", "f_distill")}
+    cases["sharded"] = distillation("sid", teachers, sharding={})
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     program = str(Path(__file__).with_name("counting.py"))
     job = launch([program, str(tmp_path / "cases.json"), str(tmp_path)], tmp_path / "output.txt", world=2)
     assert job.finish() == 0, job.text
     counted = json.loads((tmp_path / "0.json").read_text())
-    for name in names:
-        predicted = plan(run_of(teachers, name), 2).traffic
+    for name, settings in cases.items():
+        predicted = plan(cast(Run, experiment({**settings, "log_every": 8})), 2).traffic
         assert {" ".join(key): [2 * n for n in value] for key, value in predicted.items()} == counted[name]["traffic"]
 
 
@@ -121,6 +129,7 @@ def test_changes_come_in_the_order_of_their_cost(teachers: Path) -> None:
     assert [what for what, _ in remedies(run, 2)] == [
         "micro_batches=2",
         "micro_batches=4",
+        "sharding={}",
         "precision=bfloat16",
         "backprop=one_by_one",
         "gradient_checkpointing=true",
@@ -128,7 +137,11 @@ def test_changes_come_in_the_order_of_their_cost(teachers: Path) -> None:
         "generator.lora.rank=64",
     ]
     reused = replace(run, reuse_samples=True, precision="bfloat16", gradient_checkpointing=True)
-    assert [what for what, _ in remedies(reused, 2)][:2] == ["backprop=one_by_one", "fake.lora.rank=64"]
+    assert [what for what, _ in remedies(reused, 2)][:3] == [
+        "sharding={}",
+        "backprop=one_by_one",
+        "fake.lora.rank=64",
+    ]
 
 
 def test_a_plan_leaves_nothing_behind(teachers: Path) -> None:
