@@ -98,7 +98,6 @@ def test_shards_are_held_by_rows(teachers: Path) -> None:
 
 def test_it_sends_what_two_processes_do(teachers: Path, tmp_path: Path) -> None:
     cases = {name: distillation(name, teachers) for name in ("sid", "sid_lora", "f_distill")}
-    cases["sharded"] = distillation("sid", teachers, sharding={})
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     program = str(Path(__file__).with_name("counting.py"))
     job = launch([program, str(tmp_path / "cases.json"), str(tmp_path)], tmp_path / "output.txt", world=2)
