@@ -206,7 +206,7 @@ def test_train_tiny_is_a_run_like_any_other(distill: Command, monkeypatch: pytes
     relaunched: list[Any] = []
     monkeypatch.setattr(train, "relaunch", lambda *given: relaunched.append(given) or exit(0))
     distill("train", "ffhq64_sid", "--tiny", "--processes", 2, "--folder", "other")
-    assert relaunched == [(2, ["train", "ffhq64_sid", "--processes", "2", "--folder", "other", "--tiny"])]
+    assert relaunched == [(2, ["train", "ffhq64_sid", "--folder", "other", "--processes", "2", "--tiny"])]
 
 
 def test_what_is_made_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
