@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +17,7 @@ from distill.denoiser import Denoiser
 from distill.objectives import DiffInstruct
 from distill.paths import EDM
 from distill.teachers import build_unet, save_denoiser
-from launch.bench_step import NETWORK
+from launch.bench_step import NETWORK, seconds
 from trainers.checkpoint import folders
 from trainers.console import plain
 from trainers.data import DataFree
@@ -44,14 +42,14 @@ def main(rounds: int = 9) -> None:
         blocking, copying, counts = list[float](), list[float](), list[int]()
         alone, beside = list[float](), list[float]()
         for _ in range(rounds):
-            blocking.append(_seconds(lambda: _blocking(saver, session), accelerator))
+            blocking.append(seconds(lambda: _blocking(saver, session), accelerator))
             session.state.images += BATCH
-            copying.append(_seconds(lambda: saver.save(session), accelerator))
+            copying.append(seconds(lambda: saver.save(session), accelerator))
             before = len(beside)
             while saver.busy:
-                beside.append(_seconds(lambda: _update(session), accelerator))
+                beside.append(seconds(lambda: _update(session), accelerator))
             counts.append(len(beside) - before)
-            alone += [_seconds(lambda: _update(session), accelerator) for _ in range(counts[-1])]
+            alone += [seconds(lambda: _update(session), accelerator) for _ in range(counts[-1])]
     waits, copy, update = statistics.median(blocking), statistics.median(copying), statistics.median(alone)
     slower = statistics.median(beside) - update  # of medians: other programs disturb single updates
     lost = copy + statistics.median(counts) * max(slower, 0.0)
@@ -81,14 +79,6 @@ def _update(session: Session) -> None:
 def _blocking(saver: Saver, session: Session) -> None:
     session.state.images += BATCH  # or it is saved already
     saver.must(session)
-
-
-def _seconds(function: Callable[[], None], accelerator: Accelerator) -> float:
-    start = time.perf_counter()
-    function()
-    if accelerator.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -102,11 +102,11 @@ def measure(
     _iterate(session)
     ratios, extras = [], []
     for _ in range(rounds):
-        forward = _seconds(lambda: [_forward(session) for _ in range(needs)], accelerator) / needs  # as long, as noisy
+        forward = seconds(lambda: [_forward(session) for _ in range(needs)], accelerator) / needs  # as long, as noisy
         watch.seconds = 0.0
-        iteration = _seconds(lambda: _iterate(session), accelerator)
+        iteration = seconds(lambda: _iterate(session), accelerator)
         inside = watch.seconds
-        logging = _seconds(lambda: log(session), accelerator) / LOG_ITERATIONS
+        logging = seconds(lambda: log(session), accelerator) / LOG_ITERATIONS
         ratios.append(iteration / forward)
         extras.append((inside + logging) / (iteration + logging))
     log.stop()
@@ -127,7 +127,8 @@ def _forward(session: Session) -> None:
     session.teacher(x, t, torch.zeros(BATCH, dtype=torch.int64, device=x.device))
 
 
-def _seconds(function: Callable[[], Any], accelerator: Accelerator) -> float:
+def seconds(function: Callable[[], Any], accelerator: Accelerator) -> float:
+    """That `function` takes, the device's work included."""
     start = time.perf_counter()
     function()
     if accelerator.device.type == "cuda":
