@@ -34,22 +34,23 @@ def run_of(teachers: Path, name: str, **changes: Any) -> Run:
     return replace(cast(Run, experiment(distillation(name, teachers, **changes))), log_every=8)
 
 
-def stored(tensors: Iterable[Tensor]) -> int:
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
-
-
-def living() -> int:
-    """Bytes of every tensor there is."""
+def living() -> list[Tensor]:
     gc.collect()
-    return stored(each for each in gc.get_objects() if isinstance(each, Tensor))
+    return [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
+
+
+def stored(tensors: Iterable[Tensor], without: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages, of those `without` not even asked: a trace leaves tensors that have none."""
+    known = {id(tensor) for tensor in without}
+    storages = (tensor.untyped_storage() for tensor in tensors if id(tensor) not in known)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def measured(run: Run) -> int:
     """Bytes at the peak of an update: what lives before it, and what torch's allocator then adds."""
     before = living()
     images = Digits().load()
-    host, session = living() - before, build(run, Accelerator(cpu=True))
+    host, session = stored(living(), before), build(run, Accelerator(cpu=True))
     del images
 
     def advance() -> None:
@@ -58,7 +59,7 @@ def measured(run: Run) -> int:
         session.state.ema.update(session.state.images, run.batch_size)
 
     advance()  # which makes the optimizers' state
-    rest = living() - before - host
+    rest = stored(living(), before) - host
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as allocations:
         advance()
     events = [each for each in allocations.profiler.kineto_results.events() if each.name() == "[memory]"]  # type: ignore[union-attr]
