@@ -178,10 +178,12 @@ def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
 
 def _load_optimizer(player: Player, stem: Stem) -> None:
     parameters = dict(player.bare.named_parameters())
-    keeps = {"momentum_buffer"} if player.settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    # torch makes Adam's in the first step
+    later = set() if player.settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    keeps = {name: set(player.optimizer.state.get(p, ())) or later for name, p in parameters.items()}
     for name in stem:
         parameter, key = name.split("|")
-        if key not in keeps:
+        if key not in keeps[parameter]:
             raise UserError(
                 f"{player.name}.name: {player.settings.name} cannot go on where another optimizer has saved"
             )

@@ -137,13 +137,15 @@ class Stem:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def like(self, name: str, other: Tensor) -> Tensor:
-        """The tensor on the device of `other`, and sharded as that is where it is of the same shape."""
-        if not isinstance(other, DTensor) or self._shape(name) != list(other.shape):
+        """The tensor on the device of `other`, and sharded as that is where it has as many rows."""
+        shape = torch.Size(self._shape(name))
+        if not isinstance(other, DTensor) or shape[:1] != other.shape[:1]:
             return self[name].to(other.device)
         here = local_rows(other)
         local = self.rows(name, here.first, len(here.tensor)).to(other.device)
         mesh, placements = other.device_mesh, other.placements
-        return DTensor.from_local(local, mesh, placements, run_check=False, shape=other.shape, stride=other.stride())
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
 
     def load(self, into: Mapping[str, Tensor], spare: object = ()) -> None:
         """Copy every tensor into that of its name; those of the file in `spare` need no place. Raises RuntimeError

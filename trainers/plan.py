@@ -98,8 +98,8 @@ def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
     """Changes of a recipe that take memory off, the cheapest first: (key=value, the run with it).
 
     Smaller micro-batches cost nothing but overhead, shards messages; bfloat16 is faster, and the teacher is stored in
-    it; one denoiser at a time costs a forward of each, recomputed blocks one of every network; adapters are another
-    training.
+    it; one denoiser at a time costs a forward of each, recomputed blocks one of every network; moments of 8 bits are
+    rounded; adapters are another training.
     """
     share = run.batch_size // processes
     for micro_batches in sorted({count for count in (2 * run.micro_batches, share) if not share % count}):
@@ -113,9 +113,15 @@ def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
         yield from _changed(run, "backprop=one_by_one", backprop="one_by_one")
     if not run.gradient_checkpointing:
         yield from _changed(run, "gradient_checkpointing=true", gradient_checkpointing=True)
-    for name in ("fake", "generator"):
-        player: PlayerSettings = getattr(run, name)
-        if player.lora is None and (name == "generator" or run.objective.trains_fake):
+    players: dict[str, PlayerSettings] = {"fake": run.fake, "generator": run.generator}
+    if not run.objective.trains_fake:
+        del players["fake"]
+    for name, player in players.items():
+        bits: Any = f"{player.name}8bit"
+        if player.name in ("adam", "adamw"):
+            yield from _changed(run, f"{name}.name={bits}", **{name: replace(player, name=bits)})
+    for name, player in players.items():
+        if player.lora is None:
             yield from _changed(run, f"{name}.lora.rank=64", **{name: replace(player, lora=Lora())})
 
 

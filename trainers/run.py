@@ -49,9 +49,9 @@ def _not_negative(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How one player moves; always torch's fused implementation, float32 state."""
+    """How one player moves, by torch's fused implementation with float32 state; 8bit: see trainers.adam8bit."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "adam8bit", "adamw8bit"] = "adam"
     lr: float = 1e-5
     betas: tuple[float, float] = (0.0, 0.999)  # SiD, SIM and Diff-Instruct train without momentum
     eps: float = 1e-8

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.lora import adapted
+from trainers.adam8bit import Adam8bit
 from trainers.ema import EMA
 from trainers.meter import Meter
 from trainers.run import Optimizer
@@ -116,15 +117,16 @@ def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 
 def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimizer) -> torch.optim.Optimizer:
-    """torch's fused optimizer over named parameters."""
+    """torch's fused optimizer over named parameters, or one that holds its state in 8 bits."""
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
     if settings.name == "sgd":
         sgd = torch.optim.SGD(parameters, momentum=settings.betas[0], **common)
         if settings.betas[0]:  # torch makes these in its first step, without values if that step is skipped
             sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for _, p in parameters})
         return sgd
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(parameters, betas=settings.betas, eps=settings.eps, **common)
+    kind = Adam8bit if settings.name.endswith("8bit") else torch.optim.Adam
+    common |= {"betas": settings.betas, "eps": settings.eps}
+    return kind(parameters, decoupled_weight_decay=settings.name.startswith("adamw"), **common)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from tests.tiny import experiment, recipe
-from trainers import checkpoint
+from trainers import adam8bit, checkpoint
 from trainers.config import dump, to_yaml
 from trainers.loop import build, fit, load_run
 from trainers.records import read
@@ -62,9 +62,15 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 OPTIMIZERS = {
     "adam": {"lr": 1e-3},
     "adamw": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.99]},
+    "adam8bit": {"name": "adam8bit", "lr": 1e-3, "betas": [0.9, 0.99]},
     "momentum": {"name": "sgd", "lr": 1e-3, "betas": [0.9, 0.9]},
     "sgd": {"name": "sgd", "lr": 1e-3, "weight_decay": 0.1},
 }
+
+
+@pytest.fixture(autouse=True)
+def _in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adam8bit, "SMALLEST", 64)  # or the tiny networks would have nothing to quantise
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

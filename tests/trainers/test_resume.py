@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.tiny import DISTILLATIONS, NETWORK, Job, experiment, launch, placed, recipe, teacher_recipe
-from trainers import checkpoint, loop, saving
+from trainers import adam8bit, checkpoint, loop, saving
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.session import Session
 from trainers.snapshots import snapshots
@@ -108,6 +108,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "dropout",
         {"objective": {"name": "sida", "generator_from": 20, "adversarial_from": 44}, "reuse_samples": True},
     ),
+    "8 bits": ("edm", {name: {"name": "adamw8bit", "lr": 1e-3} for name in ("generator", "fake")}),
+    "teacher, 8 bits": ("", {"optimizer": {"name": "adam8bit"}}),
     "bfloat16": ("edm", {"precision": "bfloat16"}),
     "teacher, dropout": ("", {"network": {**NETWORK, "dropout": 0.3}, "label_dropout": 0.5}),
     "power_ema": ("edm", {"power_ema": POWER_EMA}),
@@ -122,6 +124,7 @@ def test_a_new_session_goes_on_to_the_same_bits(
     teacher, changes = VARIANTS[variant]
     changes = placed(changes, teachers)
     settings = recipe(teachers / teacher, **changes) if teacher else teacher_recipe(**changes)
+    monkeypatch.setattr(adam8bit, "SMALLEST", 64)  # the networks are tiny
     fit(settings, tmp_path / "whole")
     interrupted(settings, tmp_path / "cut", 40, monkeypatch)  # saved at 24, logged until 32
     found, skipped = checkpoint.newest(tmp_path / "cut/checkpoints")

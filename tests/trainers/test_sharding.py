@@ -21,6 +21,7 @@ from tests.trainers.worker import train
 from trainers import sharding
 from trainers.distillation import check_objective, load_teacher
 from trainers.loop import build, fit
+from trainers.parts import Stem
 from trainers.products import load_product
 from trainers.run import Run
 
@@ -66,6 +67,9 @@ def on_two(teachers: Path, folder: Path) -> dict[str, dict[str, Any]]:
         "settings": {**double("sid", teachers, sharding={}), "teacher": str(folder / "edm2")},
         "updates": 3,
     }
+    bits = str(folder / "bits")
+    cases["8 bits"] = {"settings": {**in_8_bits(folder), "sharding": {}}, "updates": 4, "save": bits}
+    cases["8 bits, on"] = {"settings": {**in_8_bits(folder), "sharding": {}}, "updates": 2, "load": newest(bits)}
     for kind, more in {"": {"sharding": {}}, ", whole": {}}.items():
         settings = distillation("dmd2", teachers, precision="bfloat16", **more)
         cases[f"bfloat16{kind}"] = {"settings": settings, "updates": 2}
@@ -91,6 +95,12 @@ def on_four(teachers: Path, folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def in_8_bits(folder: Path) -> dict[str, Any]:
+    """A recipe for a teacher that has matrices of more than 4,096 elements."""
+    players = {name: {"name": "adam8bit", "lr": 1e-3, "betas": [0.9, 0.99]} for name in ("generator", "fake")}
+    return recipe(folder / "wide", precision="float64", **players)
+
+
 def newest(folder: str) -> str:
     return str(Path(folder) / f"{32:012d}")
 
@@ -103,6 +113,7 @@ def reports(teachers: Path, shared: Path) -> Path:
         program = str(Path(__file__).with_name("worker.py"))
         write_edm2(folder / "edm2")
         save_denoiser(tiny_denoiser(block_out_channels=[256], norm_num_groups=32), folder / "large")
+        save_denoiser(tiny_denoiser(block_out_channels=[28]), folder / "wide")
         for world, cases in ((2, on_two(teachers, folder)), (4, on_four(teachers, folder))):
             (folder / f"{world}.json").write_text(json.dumps(cases))
             job = launch([program, str(folder / f"{world}.json"), str(folder)], folder / "output.txt", world=world)
@@ -159,6 +170,21 @@ def test_masters_are_float32_and_gathered_in_bfloat16(reports: Path) -> None:
 def test_scalars_and_weights_that_are_put_back(teachers: Path, reports: Path) -> None:
     settings = {**double("sid", teachers), "teacher": str(reports / "edm2")}
     assert_close(train(settings, 3), report(reports, "scalars"), 1e-9)
+
+
+def test_bytes_of_8_bit_adam_are_the_same_on_any_layout(teachers: Path, reports: Path, tmp_path: Path) -> None:
+    """Blocks end where rows do, of which two processes have some each; what they wrote they and one go on from."""
+    assert_close(train(in_8_bits(reports), 4, save=str(tmp_path)), report(reports, "8 bits"), 1e-9)
+    folders = [newest(str(folder)) for folder in (tmp_path, reports / "bits")]
+    for name in ("generator.optimizer", "fake.optimizer"):
+        alone, two = (Stem(Path(folder), name) for folder in folders)
+        assert set(alone) == set(two) and sum(key.endswith("codes") for key in alone) > 10
+        for key in alone:
+            same = torch.equal if alone[key].dtype == torch.uint8 else torch.allclose
+            assert same(alone[key], two[key]), key
+    one, changed = (train(in_8_bits(reports), 2, load=folder) for folder in folders)
+    for key in ("generator after", "fake after", "average", "losses"):
+        assert difference(one[key], changed[key]) < 1e-9 > difference(one[key], report(reports, "8 bits, on")[key]), key
 
 
 def test_another_layout_goes_on_as_the_same_would(teachers: Path, reports: Path) -> None:
