@@ -86,7 +86,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 WRONG_TEACHER: list[tuple[dict[str, Any], str]] = [
     ({"sigma_data": 0}, "sigma_data: must be positive, got 0"),
     ({"network": {"in_channels": 3}}, "network: in_channels follow from data and must not be given"),
-    ({"optimizer": {"name": "lion"}}, "key 'optimizer.name' must be one of 'adam', 'adamw', 'sgd', got 'lion'"),
+    (
+        {"optimizer": {"name": "lion"}},
+        "key 'optimizer.name' must be one of 'adam', 'adamw', 'sgd', 'adam8bit', 'adamw8bit', got 'lion'",
+    ),
     ({"times": "uniform_steps"}, "times: uniform_steps needs a discrete_vp path, the teacher's is EDM()"),
 ]
 
