@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from distill.errors import UserError
 from launch.train import Overrides, Recipe, resolve
 from trainers.console import plain
-from trainers.ledger import Traffic
+from trainers.ledger import ALL, Traffic
 from trainers.plan import Plan, cheapest
 from trainers.plan import plan as trace
 from trainers.run import Run
@@ -48,9 +49,9 @@ def plan(
     console.print(f"does not fit: {gigabytes(found.peak.bytes)} in {limit}")
     changes, better = cheapest(run, gpus, lambda one: one.peak.bytes <= room, found)
     if better is None:
-        console.print(f"nor with {' '.join(changes) or 'any change known here'}: more memory, or a smaller teacher")
+        console.print(f"nor with {shlex.join(changes) or 'any change known here'}: more memory, or a smaller teacher")
     else:
-        console.print(f"cheapest changes that make it fit: {' '.join(changes)}, {gigabytes(better.peak.bytes)}")
+        console.print(f"cheapest changes that make it fit: {shlex.join(changes)}, {gigabytes(better.peak.bytes)}")
     raise typer.Exit(EXIT_TOO_LARGE)
 
 
@@ -67,11 +68,19 @@ def table(run: Run, found: Plan, nodes: int) -> list[str]:
     lines += ["peak of each phase"]
     lines += [f"  {phase:28}{gigabytes(peak.bytes):>12}" for phase, peak in found.peaks.items()]
     lines += ["communication of an update: messages, what a GPU sends, what leaves its machine"]
-    for (phase, operation), traffic in found.traffic.items():
-        inside, outside = sent(operation, traffic, found.processes), sent(operation, traffic, nodes)
-        name = f"{phase}, {operation.strip('_')}"
-        lines += [f"  {name:28}{gigabytes(traffic.bytes):>12}{gigabytes(inside):>12}{gigabytes(outside):>12}"]
+    for (phase, operation, who), traffic in found.traffic.items():
+        name = f"{phase}, {operation.strip('_')}{'' if who == ALL else f', {who}'}"
+        sizes = (traffic.bytes, *travels(found, operation, who, traffic, nodes))
+        lines += [f"  {name:46}" + "".join(f"{gigabytes(size):>12}" for size in sizes)]
     return lines if found.traffic else [*lines, "  none"]
+
+
+def travels(found: Plan, operation: str, who: str, traffic: Traffic, nodes: int) -> tuple[float, float]:
+    """Bytes that a GPU sends at least, and that leave a machine, on the average of all."""
+    groups, machine = found.groups(who), found.processes // nodes
+    machines = [len({rank // machine for rank in group}) for group in groups]
+    outside = sum(parties * sent(operation, traffic, parties) for parties in machines) / nodes
+    return sent(operation, traffic, len(groups[0])), outside
 
 
 def sent(operation: str, traffic: Traffic, parties: int) -> float:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from launch.plan import gigabytes, sent
+from launch.plan import gigabytes, travels
 from trainers.console import plain
 from trainers.ledger import Peak, Traffic
 from trainers.loop import build_experiment
@@ -35,12 +35,14 @@ COMMON: dict[str, Any] = {
     "entry": {"preset": "noise_flow"},
 }
 LORA = {"lora": {"rank": 64}}
-CASES: dict[str, dict[str, Any]] = {
-    "whole networks, DDP": {},
-    "adapters of rank 64, DDP": {"generator": LORA, "fake": LORA},
-    "whole networks, sharded": {"sharding": {}},
+CASES: dict[str, Callable[[int], dict[str, Any]]] = {  # on so many machines
+    "whole networks, DDP": lambda machines: {},
+    "adapters of rank 64, DDP": lambda machines: {"generator": LORA, "fake": LORA},
+    "whole networks, sharded": lambda machines: {"sharding": {}},
+    "whole networks, sharded in each machine": lambda machines: {"sharding": {"replicas": machines}},
 }
 GPUS = (8, 64, 1024)
+MACHINE = 8
 SIDES = {"Down": "Encoder", "Up": "Decoder"}
 COLUMNS = ["configuration", "GPUs", "peak a GPU", "weights", "optimizers", "average", "gradients", "activations"]
 COLUMNS += ["sent a GPU", "out of its machine"]
@@ -91,7 +93,7 @@ def extended(corner: Plan, double: Plan, single: Plan, blocks: tuple[int, int]) 
         key: Traffic(line(lambda one, k=key: one.traffic[k].calls), line(lambda one, k=key: one.traffic[k].bytes))
         for key in corner.traffic
     }
-    return Plan(corner.processes, peaks, rest, traffic)
+    return replace(corner, peaks=peaks, rest=rest, traffic=traffic)
 
 
 def whole(gpus: int, changes: Mapping[str, Any], blocks: tuple[int, int] = BLOCKS) -> Plan:
@@ -107,9 +109,9 @@ def row(name: str, found: Plan) -> str:
     state = sum(size for kind, size in sizes.items() if kind.endswith(": optimizer"))
     average, activations = sizes.get("average", 0), sizes.get("activations and temporaries", 0)
     gradients = found.peak.bytes - weights - state - average - activations
-    nodes, traffic = max(1, found.processes // 8), found.traffic.items()
-    talk = [sum(sent(key[1], each, parties) for key, each in traffic) for parties in (found.processes, nodes)]
-    cells = [found.peak.bytes, weights, state, average, gradients, activations, *talk]
+    nodes, traffic = max(1, found.processes // MACHINE), found.traffic.items()
+    talk = [travels(found, operation, who, each, nodes) for (_, operation, who), each in traffic]
+    cells = [found.peak.bytes, weights, state, average, gradients, activations, *map(sum, zip(*talk, strict=True))]
     return f"| {name} | {found.processes} | {' | '.join(gigabytes(cell) for cell in cells)} |"
 
 
@@ -120,12 +122,10 @@ def main() -> None:
         left, right = whole(8, {}, (2, 3)), traced((2, 3), 8, {})
         console.print(f"(2, 3) blocks: {left.peak.bytes / right.peak.bytes - 1:+.2%} of the traced peak")
         return
-    columns = (
-        "configuration|GPUs|peak a GPU|weights|optimizers|average|gradients|activations|sent a GPU|out of its machine"
-    )
-    console.print(f"| {columns.replace('|', ' | ')} |\n{'| --- ' * 10}|")
-    for name, changes in CASES.items():
+    console.print(f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|")
+    for name, case in CASES.items():
         for gpus in GPUS:
+            changes = case(gpus // MACHINE)
             if gpus == GPUS[0] or "sharding" in changes:
                 found = whole(gpus, changes)
             console.print(row(name, replace(found, processes=gpus)))  # under DDP all hold the same

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,6 +22,7 @@ from trainers.state import Player
 
 REST = "between updates"
 CALCULATED = "activations and temporaries"
+ALL, WITHIN, BETWEEN = "all GPUs", "within a replica", "between replicas"  # who talk in a collective
 
 
 class Peak(NamedTuple):
@@ -38,8 +40,8 @@ class Traffic(NamedTuple):
 
 
 class Ledger(TorchDispatchMode):
-    """`live` bytes of every storage that was made within the context, by `kinds`; `peaks` of them and `traffic`, by
-    phase and operation.
+    """`live` bytes of every storage that was made within the context, by `kinds`; `peaks` of them by phase, and
+    `traffic` by phase, operation and who talk.
 
     A storage is CALCULATED until `call` names it. The phase is "generator", "fake" ... within that player's update.
     """
@@ -49,7 +51,7 @@ class Ledger(TorchDispatchMode):
         self.phase = REST
         self.kinds: Counter[str] = Counter()
         self.peaks: dict[str, Peak] = {}
-        self.traffic: dict[tuple[str, str], Traffic] = {}
+        self.traffic: dict[tuple[str, str, str], Traffic] = {}
         self._held: dict[int, tuple[str, int]] = {}  # address of a storage -> (kind, bytes)
 
     @property
@@ -84,15 +86,16 @@ class Ledger(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._hold(leaf, CALCULATED)
         if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
-            self.send(func.__name__.partition(".")[0], max(_bytes(side) for side in (*args, made)))
+            self.send(func.__name__.partition(".")[0], max(_bytes(side) for side in (*args, made)), _group(args))
         if (live := self.live) > self.peaks.get(self._stage(), Peak(0, {})).bytes:
             self.peaks[self._stage()] = Peak(live, self.kinds.copy())
         return made
 
-    def send(self, operation: str, size: int) -> None:
+    def send(self, operation: str, size: int, group: str = ALL) -> None:
         """Count a collective with a message of `size` bytes."""
-        calls, total = self.traffic.get((self.phase, operation), Traffic())
-        self.traffic[self.phase, operation] = Traffic(calls + 1, total + size)
+        key = self.phase, operation, group
+        calls, total = self.traffic.get(key, Traffic())
+        self.traffic[key] = Traffic(calls + 1, total + size)
 
     def call(self, kind: str, tensors: Iterable[Tensor]) -> None:
         """Name the storages of `tensors`, those from elsewhere too; what has a name keeps it."""
@@ -166,3 +169,13 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _bytes(side: Any) -> int:
     return sum(leaf.nbytes for leaf in tree_leaves(side) if isinstance(leaf, Tensor))
+
+
+def _group(arguments: Iterable[Any]) -> str:
+    """Who talk in a collective with these arguments: the processes of a replica are neighbours."""
+    for argument in arguments:
+        if isinstance(argument, torch.ScriptObject) and str(argument._type()).endswith(".ProcessGroup"):
+            ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(argument))
+            if len(ranks) < dist.get_world_size():
+                return WITHIN if max(ranks) - min(ranks) < len(ranks) else BETWEEN
+    return ALL

@@ -30,22 +30,25 @@ from distill.teachers.pipeline import outline
 from trainers.data import Dataset
 from trainers.data.batches import Batches
 from trainers.distillation import assemble
-from trainers.ledger import Ledger, Peak, Traffic
+from trainers.ledger import ALL, WITHIN, Ledger, Peak, Traffic
 from trainers.run import PlayerSettings, Run, Sharding
 from trainers.session import Session, configure
 from trainers.state import Player
 
 CPU = torch.device("cpu")
+TEACHER_ALONE = Sharding(generator=False, fake=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one process: bytes at the peak of every phase by kind, bytes between updates, and messages of an update."""
+    """Of one process: bytes at the peak of every phase by kind, bytes between updates, and messages of an update by
+    phase, operation and who talk."""
 
     processes: int
     peaks: Mapping[str, Peak]
     rest: Mapping[str, int]
-    traffic: Mapping[tuple[str, str], Traffic]
+    traffic: Mapping[tuple[str, str, str], Traffic]
+    replicas: int = 1
 
     @property
     def phase(self) -> str:
@@ -60,6 +63,15 @@ class Plan:
     def largest(self) -> str:
         """What is most of the peak."""
         return max(self.peak.kinds, key=lambda kind: self.peak.kinds[kind])
+
+    def groups(self, who: str) -> list[range]:
+        """The processes that talk with each other where `who` do."""
+        share = self.processes // self.replicas
+        if who == ALL:
+            return [range(self.processes)]
+        if who == WITHIN:
+            return [range(first, first + share) for first in range(0, self.processes, share)]
+        return [range(first, self.processes, share) for first in range(share)]
 
 
 def plan(run: Run, processes: int) -> Plan:
@@ -91,21 +103,24 @@ def plan(run: Run, processes: int) -> Plan:
             rest = {kind: size for kind, size in ledger.kinds.items() if size}
             ledger.restart()
             _advance(session)
-        return Plan(processes, dict(ledger.peaks), rest, dict(ledger.traffic))
+        replicas = 1 if run.sharding is None else run.sharding.replicas
+        return Plan(processes, dict(ledger.peaks), rest, dict(ledger.traffic), replicas)
 
 
 def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
     """Changes of a recipe that take memory off, the cheapest first: (key=value, the run with it).
 
-    Smaller micro-batches cost nothing but overhead, shards messages; bfloat16 is faster, and the teacher is stored in
-    it; one denoiser at a time costs a forward of each, recomputed blocks one of every network; moments of 8 bits are
-    rounded; adapters are another training.
+    Smaller micro-batches cost nothing but overhead, shards messages, of the teacher alone the fewest; bfloat16 is
+    faster, and the teacher is stored in it; one denoiser at a time costs a forward of each, recomputed blocks one of
+    every network; moments of 8 bits are rounded; adapters are another training.
     """
     share = run.batch_size // processes
     for micro_batches in sorted({count for count in (2 * run.micro_batches, share) if not share % count}):
         if micro_batches > run.micro_batches:
             yield from _changed(run, f"micro_batches={micro_batches}", micro_batches=micro_batches)
     if run.sharding is None and processes > 1:
+        yield from _changed(run, "sharding={generator: false, fake: false}", sharding=TEACHER_ALONE)
+    if run.sharding in (None, TEACHER_ALONE) and processes > 1:
         yield from _changed(run, "sharding={}", sharding=Sharding())
     if run.precision == "float32":
         yield from _changed(run, "precision=bfloat16", precision="bfloat16")

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from distill.errors import UserError
-from launch.plan import read_bytes, sent
+from launch.plan import read_bytes, sent, travels
 from tests.launch.conftest import Command
 from tests.tiny import recipe
-from trainers.ledger import Traffic
+from trainers.ledger import ALL, BETWEEN, WITHIN, Traffic
+from trainers.plan import Plan
 
 
 def test_what_fits_and_what_does_not(distill: Command, teachers: Path) -> None:
@@ -52,3 +53,13 @@ def test_what_a_gpu_sends() -> None:
     """A ring of 4 moves 3/4 of a message to gather it and twice that to reduce it for all."""
     assert sent("_allgather_base_", Traffic(1, 400), 4) == sent("_reduce_scatter_base_", Traffic(1, 400), 4) == 300
     assert sent("allreduce_", Traffic(1, 400), 4) == 600 and sent("allreduce_", Traffic(1, 400), 1) == 0
+
+
+def test_what_leaves_a_machine() -> None:
+    """8 GPUs in 2 replicas: of 4 with 200 bytes each, which in 2 machines meet one other, in 4 are in 2 of them."""
+    found, message, rows = Plan(8, {}, {}, {}, replicas=2), Traffic(1, 800), Traffic(1, 200)
+    assert travels(found, "allreduce_", ALL, message, 2) == (1400, 800)
+    assert travels(found, "_allgather_base_", WITHIN, message, 2) == (600, 0)
+    assert travels(found, "_allgather_base_", WITHIN, message, 4) == (600, 400)
+    assert travels(found, "allreduce_", BETWEEN, rows, 2) == (200, 800)
+    assert travels(found, "allreduce_", BETWEEN, rows, 1) == (200, 0)

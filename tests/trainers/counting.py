@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import experiment
 from trainers.ledger import REST, Ledger
 from trainers.loop import build
 from trainers.session import Session
+from trainers.sharding import sharded, units
 
 WARM, COUNTED = 2, 2  # updates; DDP rebuilds its buckets in the second
 READING = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "cpu")  # by the way of Python
@@ -55,10 +58,11 @@ def count(settings: dict[str, Any]) -> dict[str, Any]:
     """Traffic, optimizer steps and readings, by phase, of COUNTED updates after WARM ones, and of a log point."""
     session = build(experiment(settings), Accelerator(cpu=True))
     steps: Counter[str] = Counter()
-    with Ledger() as ledger, Reads(ledger) as reads:
-        ledger.follow(session.state.players)
-        for _ in range(WARM):
-            advance(session)
+    ledger = Ledger()
+    ledger.follow(session.state.players)
+    for _ in range(WARM):
+        advance(session)
+    with ledger, Reads(ledger) as reads:
         micro = session.batches.micro
 
         def drawn(*place: Any) -> Any:
@@ -74,8 +78,6 @@ def count(settings: dict[str, Any]) -> dict[str, Any]:
             setattr(Tensor, name, reads.spy(method))
         for player in session.state.players.values():
             player.optimizer.register_step_pre_hook(lambda *_, name=player.name: steps.update([name]))  # type: ignore[misc]
-        ledger.restart()
-        reads.found.clear()
         for _ in range(COUNTED):
             advance(session)
         updates, found = dict(ledger.traffic), dict(reads.found)
@@ -84,15 +86,38 @@ def count(settings: dict[str, Any]) -> dict[str, Any]:
         session.state.meter.read(session.accelerator)
         for name, method in methods.items():
             setattr(Tensor, name, method)
-    trained = {name: sum(p.nbytes for p in player.parameters) for name, player in session.state.players.items()}
+    players = session.state.players
+    trained = {name: sum(p.nbytes for p in player.parameters) for name, player in players.items()}
+    networks = {"teacher": session.teacher, **{name: player.bare for name, player in players.items()}}
+    shards = {name: network for name, network in networks.items() if network is not None and sharded(network)}
+    own = {name: {id(p) for p in player.parameters} for name, player in players.items()}
     return {
-        "traffic": {" ".join(key): value for key, value in updates.items()},
+        "traffic": {", ".join(key): value for key, value in updates.items()},
         "steps": steps,
         "reads": found,
-        "log": {" ".join(key): value.calls for key, value in ledger.traffic.items()},
+        "log": {", ".join(key): value.calls for key, value in ledger.traffic.items()},
         "log reads": reads.found[REST],
         "trained": trained,
+        "gathered": {name: sizes(network) for name, network in shards.items()},
+        "reduced": {name: sizes(shards[name], only) for name, only in own.items() if name in shards},
     }
+
+
+def sizes(network: nn.Module, only: Container[int] | None = None) -> list[int]:
+    """Bytes of each unit of a sharded network, its rest last, or of the parameters in it whose ids are `only`; with as
+    many rows for every process."""
+    found, seen = [], set[int]()
+    for unit in units(network):
+        mine = [p for p in unit.parameters() if id(p) not in seen and (only is None or id(p) in only)]
+        seen |= {id(p) for p in mine}
+        found.append(sum(math.prod(p.shape[1:]) * p.itemsize * padded(p) for p in mine))
+    return [size for size in found if size]
+
+
+def padded(parameter: Tensor) -> int:
+    """Rows of the shares of all, each as long as the longest."""
+    share: int = parameter.device_mesh.size(-1)  # type: ignore[attr-defined]
+    return -(-len(parameter) // share) * share
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,12 +16,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from distill.errors import UserError
-from tests.tiny import distillation, experiment, launch
+from tests.tiny import distillation, experiment
 from trainers import adam8bit
 from trainers.data import Digits
 from trainers.loop import build
-from trainers.plan import cheapest, plan, remedies
-from trainers.run import Run
+from trainers.plan import TEACHER_ALONE, cheapest, plan, remedies
+from trainers.run import Run, Sharding
 
 CASES: dict[str, dict[str, Any]] = {
     "sid": {},
@@ -112,18 +111,6 @@ def test_shards_are_held_by_rows(teachers: Path) -> None:
         assert rows[kind] == pytest.approx(whole[kind] / 4, rel=0.05)
 
 
-def test_it_sends_what_two_processes_do(teachers: Path, tmp_path: Path) -> None:
-    cases = {name: distillation(name, teachers) for name in ("sid", "sid_lora", "f_distill")}
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    program = str(Path(__file__).with_name("counting.py"))
-    job = launch([program, str(tmp_path / "cases.json"), str(tmp_path)], tmp_path / "output.txt", world=2)
-    assert job.finish() == 0, job.text
-    counted = json.loads((tmp_path / "0.json").read_text())
-    for name, settings in cases.items():
-        predicted = plan(cast(Run, experiment({**settings, "log_every": 8})), 2).traffic
-        assert {" ".join(key): [2 * n for n in value] for key, value in predicted.items()} == counted[name]["traffic"]
-
-
 def test_no_weights_are_read(teachers: Path, tmp_path: Path) -> None:
     folder = tmp_path / "edm"
     shutil.copytree(teachers / "edm", folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -139,11 +126,22 @@ def test_the_cheapest_changes_that_fit(teachers: Path) -> None:
     assert cheapest(run, 1, lambda one: True, now) == ([], now)
 
 
+def test_the_teacher_is_sharded_before_everything(teachers: Path) -> None:
+    """Where that is enough; else it is the first that is taken back."""
+    run = run_of(teachers, "sid")
+    now, alone, all_three = (plan(replace(run, sharding=how), 8) for how in (None, TEACHER_ALONE, Sharding()))
+    assert alone.rest["teacher: weights"] == all_three.rest["teacher: weights"] < now.rest["teacher: weights"] / 6
+    assert alone.rest["fake: weights"] == now.rest["fake: weights"]
+    for enough, what in ((alone, "sharding={generator: false, fake: false}"), (all_three, "sharding={}")):
+        assert cheapest(run, 8, lambda one, most=enough.peak.bytes: one.peak.bytes <= most, now) == ([what], enough)
+
+
 def test_changes_come_in_the_order_of_their_cost(teachers: Path) -> None:
     run = run_of(teachers, "sid", precision="float32")
     assert [what for what, _ in remedies(run, 2)] == [
         "micro_batches=2",
         "micro_batches=4",
+        "sharding={generator: false, fake: false}",
         "sharding={}",
         "precision=bfloat16",
         "backprop=one_by_one",
@@ -154,7 +152,8 @@ def test_changes_come_in_the_order_of_their_cost(teachers: Path) -> None:
         "generator.lora.rank=64",
     ]
     reused = replace(run, reuse_samples=True, precision="bfloat16", gradient_checkpointing=True)
-    assert [what for what, _ in remedies(reused, 2)][:3] == [
+    assert [what for what, _ in remedies(reused, 2)][:4] == [
+        "sharding={generator: false, fake: false}",
         "sharding={}",
         "backprop=one_by_one",
         "fake.name=adam8bit",
