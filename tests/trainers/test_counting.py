@@ -33,6 +33,7 @@ GATHERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
         "fake": {"generator": ASKED, "fake": (4, 2, 4, 1, 2)},  # x, and features of it and of real images
         "generator": {"generator": BACK, "teacher": ASKED, "fake": (3, 1, 3, 2, 1)},
     },
+    "kept": {"fake": {"generator": ASKED, "fake": ASKED}, "generator": dict.fromkeys(SID, ASKED)},
     "teacher alone": {"generator": {"teacher": BACK}},
 }
 SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,6 +41,7 @@ SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
     "sid_micro": ("sid", {"micro_batches": 2}),
     "dmd2": ("dmd2", {"log_every": 96}),
     "dmd2, logged": ("dmd2", {}),  # its two terms are told apart, which takes the teacher's and fake's blocks again
+    "kept": ("sid", {"sharding": {"reshard_after_forward": False}}),
     "teacher alone": ("sid", {"sharding": {"generator": False, "fake": False}}),
 }
 
@@ -169,7 +171,7 @@ def test_the_host_reads_at_log_points_alone(name: str, counted: list[dict[str, C
 SAME = ("sid", "sid_lora", "dmd2, logged", "teacher alone")
 
 
-@pytest.mark.parametrize("name", ["sid_lora", "f_distill", *(f"{name}, sharded" for name in SAME)])
+@pytest.mark.parametrize("name", ["sid_lora", "sid_micro", "f_distill", *(f"{name}, sharded" for name in SAME)])
 def test_a_plan_says_what_two_processes_send(name: str, teachers: Path, counted: list[dict[str, Counts]]) -> None:
     assert planned(on_two(teachers)[name], 2) == counted[0][name]["traffic"]
 
