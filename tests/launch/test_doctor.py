@@ -20,12 +20,20 @@ def ask(folder: Path) -> tuple[int, dict[str, str]]:
     return result.exit_code, {line[7:27].strip(): line for line in result.output.splitlines()}
 
 
+def means(line: str) -> dict[str, float]:
+    """The losses and norms at the end of a line on two steps."""
+    return {name: float(value) for name, value in (part.split() for part in line.split(", ") if "/" in part)}
+
+
 def test_a_machine_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "FREE", 0)
     code, lines = ask(tmp_path / "runs")
     assert code == 0, lines
     assert [*LINES, *(f"two steps, {p}" for p in doctor.PRECISIONS)] == [n for n in lines if lines[n].startswith("ok")]
-    assert "gloo, two processes" in lines["processes"] and "grad_norm" in lines["two steps, bfloat16"]
+    assert "gloo, two processes" in lines["processes"]
+    single, half, double = (means(lines[f"two steps, {precision}"]) for precision in doctor.PRECISIONS)
+    assert list(single) == ["fake/denoising", "fake/grad_norm", "generator/grad_norm", "generator/sid"]
+    assert double == pytest.approx(single, rel=1e-3) and half == pytest.approx(single, rel=0.05)
     assert not list((tmp_path / "runs").iterdir())
 
 
