@@ -1,13 +1,16 @@
 """What a checkpoint costs training: saved beside it, and while it waits, measured side by side in one run.
 
-`make bench-save`; medians over rounds in which a blocking save, updates beside a save and updates alone take turns,
-since machines are noisy. Lost are the copy to the host and what updates take longer while a save goes on beside them.
+`make bench-save`. What a checkpoint costs is what as many updates take longer with a save that begins before the first
+of them, until both are done. Updates alone, with a save beside them and after a save that is waited for take turns, in
+another order every round, since machines are noisy; the costs are medians over rounds of differences within a round.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +20,7 @@ from distill.denoiser import Denoiser
 from distill.objectives import DiffInstruct
 from distill.paths import EDM
 from distill.teachers import build_unet, save_denoiser
-from launch.bench_step import NETWORK, seconds
+from launch.bench_step import NETWORK
 from trainers.checkpoint import folders
 from trainers.console import plain
 from trainers.data import DataFree
@@ -29,7 +32,7 @@ from trainers.session import Session
 SIZE, BATCH, CHANNELS = 4, 1, [64, 224]  # many weights for little work: many updates beside a save
 
 
-def main(rounds: int = 9) -> None:
+def main(rounds: int = 15) -> None:
     """Print the costs and their ratio."""
     torch.set_num_threads(1)  # on a CPU the thread that saves needs one too
     accelerator, console = Accelerator(cpu=not torch.cuda.is_available()), plain()
@@ -39,26 +42,47 @@ def main(rounds: int = 9) -> None:
         saver = Saver(Path(folder) / "checkpoints", 1, accelerator)
         _blocking(saver, session)
         size = sum(file.stat().st_size for file in folders(saver.root)[0].iterdir())
-        blocking, copying, counts = list[float](), list[float](), list[int]()
-        alone, beside = list[float](), list[float]()
-        for _ in range(rounds):
-            blocking.append(seconds(lambda: _blocking(saver, session), accelerator))
-            session.state.images += BATCH
-            copying.append(seconds(lambda: saver.save(session), accelerator))
-            before = len(beside)
-            while saver.busy:
-                beside.append(seconds(lambda: _update(session), accelerator))
-            counts.append(len(beside) - before)
-            alone += [seconds(lambda: _update(session), accelerator) for _ in range(counts[-1])]
-    waits, copy, update = statistics.median(blocking), statistics.median(copying), statistics.median(alone)
-    slower = statistics.median(beside) - update  # of medians: other programs disturb single updates
-    lost = copy + statistics.median(counts) * max(slower, 0.0)
+        updates = _outlast(saver, session)
+        saves: dict[str, Callable[[], None]] = {
+            "alone": lambda: None,
+            "beside": lambda: _beside(saver, session),
+            "blocking": lambda: _blocking(saver, session),
+        }
+        took: dict[str, list[float]] = {name: [] for name in saves}
+        copying, late = list[float](), 0
+        for turn in range(rounds):
+            for name in [*saves, *saves][turn % 3 :][:3]:
+                begin = time.perf_counter()
+                saves[name]()
+                copying += [time.perf_counter() - begin] if name == "beside" else []
+                for _ in range(updates):
+                    _update(session)
+                late += saver.busy
+                saver.wait()
+                took[name].append(time.perf_counter() - begin)
+    costs = {
+        name: statistics.median(with_ - without for with_, without in zip(took[name], took["alone"], strict=True))
+        for name in ("beside", "blocking")
+    }
+    update = statistics.median(took["alone"]) / updates
     console.print(
-        f"checkpoint of {size / 2**20:.0f} MiB, update {1000 * update:.0f} ms, {accelerator.device},"
-        f" torch {torch.__version__}; medians of {rounds} rounds, {len(beside)} updates beside a save\n"
-        f"blocking save: {waits:.3f} s; beside training: copy {copy:.3f} s, {statistics.median(counts):.0f} updates of"
-        f" {1000 * slower:+.1f} ms, {lost:.3f} s lost, ratio {lost / waits:.1%} (bar: 20%)"
+        f"checkpoint of {size / 2**20:.0f} MiB, {updates} updates of {1000 * update:.0f} ms, {accelerator.device},"
+        f" torch {torch.__version__}; medians of {rounds} rounds, {late} saves outlasted the updates beside them\n"
+        f"lost to a save that is waited for: {costs['blocking']:.3f} s; to one beside training: {costs['beside']:.3f} s"
+        f" (the copy {statistics.median(copying):.3f} s), ratio {costs['beside'] / costs['blocking']:.1%} (bar: 20%)"
     )
+
+
+def _outlast(saver: Saver, session: Session) -> int:
+    """Updates that take longer than a save beside them, by half."""
+    counts = []
+    for _ in range(3):
+        _beside(saver, session)
+        counts.append(0)
+        while saver.busy:
+            _update(session)
+            counts[-1] += 1
+    return max(4, round(1.2 * max(counts)))
 
 
 def _session(folder: Path, accelerator: Accelerator) -> Session:
@@ -76,8 +100,13 @@ def _update(session: Session) -> None:
     session.state.average(BATCH)
 
 
-def _blocking(saver: Saver, session: Session) -> None:
+def _beside(saver: Saver, session: Session) -> None:
     session.state.images += BATCH  # or it is saved already
+    saver.save(session)
+
+
+def _blocking(saver: Saver, session: Session) -> None:
+    session.state.images += BATCH
     saver.must(session)
 
 

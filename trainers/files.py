@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+BLOCK = 2**24  # bytes read at once: few and large, since between two a thread asks for the interpreter's lock
+
 
 def sha256(file: Path) -> str:
     """The SHA-256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
+    digest, block = hashlib.sha256(), memoryview(bytearray(min(BLOCK, file.stat().st_size)))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
     return digest.hexdigest()
 
 

@@ -12,6 +12,14 @@ from distill.errors import UserError
 
 T = TypeVar("T")
 
+GONE = "another process of the run is gone"
+LOST = (GONE, "closed by peer", "reset by peer", "Broken pipe", "NCCL")  # what gloo and NCCL say of it
+
+
+def lost(error: Exception) -> bool:
+    """Whether `error` is that another process of the run is gone."""
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in LOST)
+
 
 def by_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """What `work` gives on the main process, on all of them; its UserError or OSError is raised on all. Collective."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from trainers.checkpoint import MANIFEST, STATE, contents, describe, folders
 from trainers.console import plain
 from trainers.files import sha256, sync
 from trainers.parts import Rows, file_name, share, write
+from trainers.ranks import GONE, lost
 from trainers.session import Session
 from trainers.stop import STOP
 
@@ -32,6 +34,7 @@ Files = dict[str, dict[str, Any]]
 Share = dict[str, dict[str, Rows]]
 
 PATIENCE = 60.0  # seconds for the save under way when a run ends in an error
+ASIDE = 10  # how much nicer than training the thread of a save beside it is
 
 
 class Failure(NamedTuple):
@@ -65,15 +68,18 @@ class Saver:
         self._group = dist.new_group(backend="gloo") if self.world > 1 else None
         accelerator.wait_for_everyone()
 
-    def save(self, session: Session) -> None:
-        """Begin to save the state as it is now, unless it is saved; a save under way is waited for."""
+    def save(self, session: Session, aside: bool = True) -> None:
+        """Begin to save the state as it is now, unless it is saved; a save under way is waited for.
+
+        `aside`, the cores are training's first.
+        """
         self.wait()
         images = session.state.images
         if images == self.saved:
             return
         started = time.monotonic()
         mine = self._copy(session)
-        arguments = (images, mine, describe(session), started, self._failed)
+        arguments = (images, mine, describe(session), started, self._failed, aside)
         self._failed = Failure("its thread has died", disk=False)  # until it says otherwise
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
@@ -94,7 +100,7 @@ class Saver:
 
     def must(self, session: Session) -> None:
         """Save the state and wait for it; raises SaveError when that fails."""
-        self.save(session)
+        self.save(session, aside=False)
         self.wait()
         if self._failed is not None:
             error = SaveError(f"the checkpoint at {session.state.images:,} images was not saved: {self._failed.why}")
@@ -123,9 +129,17 @@ class Saver:
         return rows._replace(tensor=buffer.copy_(value, non_blocking=True))
 
     def _run(
-        self, images: int, mine: Share, description: dict[str, Any], started: float, before: Failure | None
+        self,
+        images: int,
+        mine: Share,
+        description: dict[str, Any],
+        started: float,
+        before: Failure | None,
+        aside: bool,
     ) -> None:
         """On the thread: write, agree with the other ranks, put in place, agree on that."""
+        if aside:
+            _step_aside()
         final = self.root / f"{images:012d}"
         staging, files = self.root / f".staging-{final.name}", Files()
         try:
@@ -138,8 +152,8 @@ class Saver:
             if failed is not None and self.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
             self._failed = next((one for one in self._gathered(failed) if one is not None), None)
-        except Exception as error:  # another rank is gone
-            self._failed = Failure(one_line(error), disk=False)
+        except Exception as error:
+            self._failed = Failure(GONE if lost(error) else one_line(error), disk=False)
         if self._failed is None:
             self.saved = images
             STOP.longest_save = max(STOP.longest_save, time.monotonic() - started)
@@ -194,6 +208,12 @@ class Saver:
         every: list[Any] = [None] * self.world
         dist.all_gather_object(every, mine, group=self._group)
         return every
+
+
+def _step_aside() -> None:
+    """Let other threads go first on cores that are short (Linux, where a thread has a priority of its own)."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + ASIDE)
 
 
 def _attempt(work: Callable[[], None]) -> Failure | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,21 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(
         assert torch.equal(load_file(folder / "fake.safetensors")[name], expected)
     with torch.no_grad():
         weights.copy_(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux")
+def test_a_save_beside_training_steps_aside(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread alone, and not where training waits for it."""
+    saver, sync, seen, ours = Saver(tmp_path, 1, session.accelerator), saving.sync, set[int](), os.nice(0)
+    monkeypatch.setattr(saving, "sync", lambda path: (seen.add(os.getpriority(os.PRIO_PROCESS, 0)), sync(path)))
+    session.state.images = 8
+    saver.save(session)
+    saver.wait()
+    assert seen == {min(ours + saving.ASIDE, 19)} and os.getpriority(os.PRIO_PROCESS, 0) == ours
+    seen.clear()
+    session.state.images = 16
+    saver.must(session)
+    assert seen == {ours}
 
 
 def test_a_full_disk_ends_the_save_and_the_next_one_is_tried(
