@@ -25,7 +25,8 @@ from launch import (
     train,
     try_,
 )
-from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, follow_launcher
+from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, follow_launcher, leave
+from trainers.ranks import GONE, lost
 from trainers.stop import STOP, Stopped
 
 app = typer.Typer(
@@ -61,16 +62,11 @@ def main() -> None:
     sys.path.append(os.getcwd())  # a recipe may name the user's own my_module:MyObjective
     try:
         with STOP.listening():
-            follow_launcher()
-            app(args=arguments, prog_name="distill")
-    except Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"distill: {stopped}", file=sys.stderr)
-        sys.exit(EXIT_STOPPED)
+            _obey(arguments)
     except UserError as error:
         if debug:
             traceback.print_exc()
-        _tell(error, "")
+        _tell(error)
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:  # a folder that cannot be written, a full disk
         if debug:
@@ -78,23 +74,24 @@ def main() -> None:
         _tell(error, " (--debug shows where)")
         sys.exit(1)
     except RuntimeError as error:
-        if debug or not _lost(error):
+        if debug or "WORLD_SIZE" not in os.environ or not lost(error):
             raise
-        print(
-            "distill: another process of the run is gone, its output says why; `distill resume` goes on",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        _tell(f"{GONE}, its output says why; `distill resume` goes on")
+        leave(1)
 
 
-LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL")  # of what gloo and NCCL say when a process is gone
+def _obey(arguments: list[str]) -> None:
+    """Run the command; when it has stopped it leaves here, where another signal changes nothing."""
+    try:
+        follow_launcher()
+        app(args=arguments, prog_name="distill")
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            _tell(stopped)
+        leave(EXIT_STOPPED)
 
 
-def _lost(error: RuntimeError) -> bool:
-    return "WORLD_SIZE" in os.environ and any(mark in str(error) for mark in LOST)
-
-
-def _tell(error: Exception, more: str) -> None:
+def _tell(error: object, more: str = "") -> None:
     if not getattr(error, "told", False):
         print(f"distill: {error}{more}", file=sys.stderr)
 

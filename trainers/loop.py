@@ -23,7 +23,7 @@ from trainers.files import drop_partial, settle, whole
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.hooks.log import NotFinite
 from trainers.lock import LOCK, take
-from trainers.ranks import by_main
+from trainers.ranks import by_main, lost
 from trainers.run import EXPERIMENTS, Run, TeacherRun
 from trainers.saving import Saver
 from trainers.session import Session
@@ -71,13 +71,18 @@ def _fit(session: Session, folder: Path, resume: bool) -> Session:
     seen = [log, Evaluate(folder, run.evaluation), Samples(folder, run.samples_every)]
     hooks = [*seen, Snapshots(folder, run.power_ema), Checkpoints(saver, run.checkpoint_every)]
     log.start(session)
+    alone = False
     try:
         with STOP.held(accelerator):
             _train_and_save(session, hooks, saver, folder, resume)
+    except RuntimeError as error:
+        alone = lost(error)
+        raise
     finally:
-        saver.close()
         log.stop()
-        accelerator.end_training()
+        if not alone:  # else there is nobody to agree with on a save or an end
+            saver.close()
+            accelerator.end_training()
     return session
 
 

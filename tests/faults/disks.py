@@ -57,6 +57,7 @@ def one_rank_killed(teachers: Path, folder: Path) -> str:
     code = job.finish(60)
     seconds = time.monotonic() - began
     line = [one for one in job.text.splitlines() if one.startswith("distill: process ")][-1]
+    expect(seconds < 5, f"{seconds:.1f} s: {output}")
     expect(code == 137 and not any(Path(f"/proc/{one}/cmdline").exists() for one in workers), output)
     return f"the other ended after {seconds:.1f} s, exit code {code}: `{line}`"
 

@@ -77,6 +77,7 @@ def test_what_the_processes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(sys, "argv", ["distill", "train", "x", "--processes", "3", "--debug"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(processes.os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as exit:
         relaunch(3, ["train", "x"])
     assert exit.value.code == 5
@@ -123,13 +124,29 @@ def test_the_end_of_the_launcher_ends_its_processes(
             os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
+def test_a_second_interrupt_leaves_without_saving(teachers: Path, tmp_path: Path) -> None:
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=1_000_000, log_every=8, checkpoint_every=10**6)))
+    job = distill(["train", str(file), "--processes", "2", "--folder", str(run)], tmp_path / "out.txt")
+    assert job.wait_for((run / "log.jsonl").is_file)
+    while job.running():
+        job.processes[0].send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert job.processes[0].returncode == 130, job.text
+    assert not processes_of(run)
+    assert int(checkpoint.newest(run / "checkpoints")[0].name) == 0 and not (run / "stopped.json").exists()
+
+
 def test_the_exit_codes_of_the_command(teachers: Path, tmp_path: Path) -> None:
-    """75 at a signal anywhere, be it before anything trains: another process of the user's sends it."""
+    """75 at a signal anywhere, be it before anything trains, and whatever comes after it."""
     file, run = tmp_path / "recipe.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=1_000_000, log_every=8)))
     job = distill(["train", str(file), "--folder", str(run)], tmp_path / "out.txt")
     assert job.wait_for(lambda: (run / "log.jsonl").is_file())
-    job.processes[0].send_signal(signal.SIGUSR1)
+    while job.running():
+        job.processes[0].send_signal(signal.SIGUSR1)
+        time.sleep(0.01)
     assert job.finish() == 75, job.text
     assert job.text.splitlines()[-1].startswith("distill: stopped by SIGUSR1 at ")
     program = "import launch.processes as p, os, signal, time\np.follow_launcher()\nprint(flush=True)\ntime.sleep(30)"
@@ -145,6 +162,8 @@ def test_the_others_say_that_one_is_gone(teachers: Path, tmp_path: Path) -> None
     job = distill(["train", str(file), "--folder", str(run)], tmp_path / "out.txt", 2)
     assert job.wait_for((run / "log.jsonl").is_file, 300)
     job.processes[1].kill()
+    begin = time.monotonic()
     assert job.processes[0].wait(120) == 1, job.text
+    assert time.monotonic() - begin < 5, job.text
     assert job.text.splitlines()[-1].startswith("distill: another process of the run is gone")
     assert "Traceback" not in job.text
