@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from trainers.sharding import local
+from trainers.sharding import laid_out, local
 
 BLOCK = 256
 SMALLEST = 4096  # elements; what is smaller keeps 32 bits, as with bitsandbytes
@@ -37,10 +36,12 @@ class Adam8bit(torch.optim.Adam):
         self._values = [dynamic(signed).to(local(parameters[0][1])) for signed in (True, False)]
         for _, parameter in parameters:
             if parameter.ndim > 1 and parameter.numel() >= SMALLEST:
-                codes, scales = torch.zeros_like(parameter, dtype=torch.uint8), _rows_like(parameter, _count(parameter))
-                self.state[parameter] = {"step": local(parameter).new_zeros(())}
+                held = local(parameter.detach())
+                self.state[parameter] = {"step": held.new_zeros(())}
                 for moment in MOMENTS:
-                    self.state[parameter] |= {f"{moment}_codes": codes.clone(), f"{moment}_scales": scales.clone()}
+                    scales = laid_out(held.new_zeros(len(held), _count(parameter)), parameter)
+                    codes = torch.zeros_like(parameter, dtype=torch.uint8)
+                    self.state[parameter] |= {f"{moment}_codes": codes, f"{moment}_scales": scales}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -116,13 +117,3 @@ def _blocks(rows: Tensor) -> Tensor:
 def _count(rows: Tensor) -> int:
     """Blocks in a row."""
     return -(-math.prod(rows.shape[1:]) // BLOCK)
-
-
-def _rows_like(parameter: Tensor, columns: int) -> Tensor:
-    """Zeros [rows of the parameter, columns], sharded as it is."""
-    held = local(parameter.detach())
-    zeros = held.new_zeros(len(held), columns)
-    if not isinstance(parameter, DTensor):
-        return zeros
-    shape, mesh, placements = (len(parameter), columns), parameter.device_mesh, parameter.placements
-    return DTensor.from_local(zeros, mesh, placements, run_check=False, shape=torch.Size(shape), stride=(columns, 1))

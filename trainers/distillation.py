@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Container, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from trainers.files import sha256
 from trainers.prepare import prepared
 from trainers.run import Entry, PlayerSettings, Run
 from trainers.session import Session, configure, make_batches, recompute_blocks, sampler_of
-from trainers.sharding import Layout, alias, layout_of, shard
+from trainers.sharding import Layout, alias, layouts_of, shard
 from trainers.state import Player, TrainState, frozen
 from trainers.step import distillation_step
 
@@ -60,9 +61,9 @@ def assemble(
     """Players, averages and the step around a `teacher` and its `batches`, whatever these are made of."""
     if run.gradient_checkpointing:
         recompute_blocks(teacher.network)
-    layout = layout_of(run, accelerator)
-    generator, fake = build_networks(teacher, run, layout is not None)
-    place_networks(run, layout, teacher.eval(), generator, fake, accelerator.device)
+    layouts = layouts_of(run, accelerator)
+    generator, fake = build_networks(teacher, run, layouts)
+    place_networks(run, layouts, teacher.eval(), generator, fake, accelerator.device)
     if start is not None:
         load_start(start, run, generator)
     players = {"generator": (player := Player("generator", generator, run.generator, accelerator))}
@@ -81,17 +82,16 @@ def assemble(
     return Session(run, accelerator, dataset, dataset, batches, state, step, product, sampler, teacher)
 
 
-def build_networks(teacher: Denoiser, run: Run, sharded: bool = False) -> tuple[Generator, nn.Module | None]:
+def build_networks(teacher: Denoiser, run: Run, sharded: Container[str] = ()) -> tuple[Generator, nn.Module | None]:
     """The networks of generator and fake (None where the objective trains none), the `teacher` being frozen from here.
 
-    Each has a copy of its own, or adapters on the teacher's own weights. What is to be `sharded`, where the run says
-    so, is no copy yet.
+    Each has a copy of its own, or adapters on the teacher's own weights. What is to be `sharded` is no copy yet.
     """
 
     def begin(name: str, settings: PlayerSettings) -> Denoiser:
         if settings.lora is not None:
             return lora.share(teacher)
-        return alias(teacher) if sharded and getattr(run.sharding, name) else copy.deepcopy(teacher)
+        return alias(teacher) if name in sharded else copy.deepcopy(teacher)
 
     generator = one_step_generator(begin("generator", run.generator), run).to(run.dtype)
     fake = begin("fake", run.fake) if run.objective.trains_fake else None
@@ -106,25 +106,24 @@ def build_networks(teacher: Denoiser, run: Run, sharded: bool = False) -> tuple[
 
 def place_networks(
     run: Run,
-    layout: Layout | None,
+    layouts: Mapping[str, Layout],
     teacher: Denoiser,
     generator: nn.Module,
     fake: nn.Module | None,
     device: torch.device,
 ) -> None:
-    """Shard what `run` shards by `layout`; the teacher is stored in the precision of compute, since it is frozen."""
+    """Shard what has a layout; the teacher is stored in the precision of compute, since it is frozen."""
     stored = torch.bfloat16 if run.precision == "bfloat16" else None
-    sharding = run.sharding if layout is not None else None
-    if layout is not None and sharding is not None and sharding.teacher:
-        shared = shard(teacher, replace(layout, compute=None), dtype=stored)
+    if "teacher" in layouts:
+        shared = shard(teacher, layouts["teacher"], dtype=stored)
     else:
         for parameter in teacher.network.parameters() if stored else ():
             parameter.data = parameter.data.to(stored)  # but not the buffers: frequencies of Fourier features
         teacher.to(device)
         shared = {parameter: parameter for parameter in teacher.parameters()}
     for name, network in (("generator", generator), ("fake", fake)):
-        if layout is not None and network is not None and getattr(sharding, name):
-            shard(network, layout, shared)
+        if network is not None and name in layouts:
+            shard(network, layouts[name], shared)
 
 
 def one_step_generator(denoiser: Denoiser, run: Run) -> Generator:

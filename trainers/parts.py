@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from distill.errors import UserError, one_line
+from trainers.sharding import laid_out
 
 SUFFIX = ".safetensors"
 
@@ -138,14 +139,10 @@ class Stem:
 
     def like(self, name: str, other: Tensor) -> Tensor:
         """The tensor on the device of `other`, and sharded as that is where it has as many rows."""
-        shape = torch.Size(self._shape(name))
-        if not isinstance(other, DTensor) or shape[:1] != other.shape[:1]:
+        if not isinstance(other, DTensor) or self._shape(name)[:1] != list(other.shape[:1]):
             return self[name].to(other.device)
         here = local_rows(other)
-        local = self.rows(name, here.first, len(here.tensor)).to(other.device)
-        mesh, placements = other.device_mesh, other.placements
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
+        return laid_out(self.rows(name, here.first, len(here.tensor)), other)
 
     def load(self, into: Mapping[str, Tensor], spare: object = ()) -> None:
         """Copy every tensor into that of its name; those of the file in `spare` need no place. Raises RuntimeError

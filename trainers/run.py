@@ -172,17 +172,21 @@ class OdePairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """Which networks' weights are shared out over the processes (FSDP2), where there are several; the others are whole
-    in each (DDP)."""
+    """Which networks' weights are shared out over the processes (FSDP2), where there are several or they are offloaded;
+    the others are whole in each (DDP)."""
 
     generator: bool = True
     fake: bool = True
     teacher: bool = True
     replicas: int = 1  # of every shard, as one in each machine (HSDP)
     reshard_after_forward: bool = True  # false: a block stays gathered until its backward; more memory, less talk
+    # What is held of the teacher, or of all that is sharded, is in host memory, on one process too.
+    offload: Literal["teacher", "all"] | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "replicas")
+        if self.offload == "teacher" and not self.teacher:
+            raise UserError("offload: only what is sharded is offloaded; set teacher: true")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,16 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
@@ -36,12 +44,14 @@ Sources = Mapping[nn.Parameter, nn.Parameter]
 class Layout:
     """The processes of `mesh` share out a network, those along its dimension "replica" each the same.
 
-    Weights are gathered in the dtype `compute`, if given; masters and sums of gradients keep their own precision.
+    Weights are gathered in the dtype `compute`, if given; masters and sums of gradients keep their own precision. By
+    `offload` a process's rows, their gradients and what follows from them are in host memory.
     """
 
     mesh: DeviceMesh
     reshard: bool = True  # a block's weights are freed after its forward; else a network's stay through its update
     compute: torch.dtype | None = None
+    offload: bool = False
 
     @property
     def policy(self) -> MixedPrecisionPolicy:
@@ -50,16 +60,27 @@ class Layout:
         return MixedPrecisionPolicy(param_dtype=self.compute, reduce_dtype=reduce, cast_forward_inputs=False)
 
 
-def layout_of(run: Run, accelerator: Accelerator) -> Layout | None:
-    """How `run` shares out its networks; None where it does not, or is one process. Collective."""
-    settings, world = run.sharding, accelerator.num_processes
-    if settings is None or world == 1:
-        return None
+def layouts_of(run: Run, accelerator: Accelerator) -> dict[str, Layout]:
+    """How `run` shares out generator, fake and teacher, those left out that are whole in each process. Collective."""
+    settings, world, device = run.sharding, accelerator.num_processes, accelerator.device.type
+    if settings is None or (world == 1 and settings.offload is None):
+        return {}
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", store=HashStore(), rank=0, world_size=1)
     shape, names = [world], ["shard"]
     if settings.replicas > 1:
         shape, names = [settings.replicas, world // settings.replicas], ["replica", "shard"]
-    mesh = init_device_mesh(accelerator.device.type, tuple(shape), mesh_dim_names=tuple(names))
-    return Layout(mesh, settings.reshard_after_forward, torch.bfloat16 if run.precision == "bfloat16" else None)
+    mesh = init_device_mesh(device, tuple(shape), mesh_dim_names=tuple(names))
+    compute = torch.bfloat16 if run.precision == "bfloat16" else None
+    # The teacher is stored in that. With adapters a player holds the teacher's weights, where those are.
+    on_teacher = {"teacher": True, "generator": run.generator.lora is not None, "fake": run.fake.lora is not None}
+    found = {}
+    for name, teachers in on_teacher.items():
+        offload = settings.offload == "all" or (settings.offload == "teacher" and teachers)
+        if getattr(settings, name) and (world > 1 or offload):
+            dtype = None if name == "teacher" else compute
+            found[name] = Layout(mesh, settings.reshard_after_forward, dtype, offload)
+    return found
 
 
 def alias(module: Module) -> Module:
@@ -131,12 +152,23 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def laid_out(rows: Tensor, like: Tensor) -> Tensor:
+    """This process's `rows` of a tensor that is sharded as `like` is, and where that is."""
+    if not isinstance(like, DTensor):
+        return rows.to(like.device)
+    shape = torch.Size([len(like), *rows.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
+    mesh, placements = like.device_mesh, like.placements  # to whose device it goes first
+    return DTensor.from_local(rows, mesh, placements, run_check=False, shape=shape, stride=stride).to(like.device)
+
+
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All of every tensor, of sharded ones on the host of the first process alone; collective where there are some."""
     first, found = not dist.is_initialized() or dist.get_rank() == 0, {}
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor().cpu() if first else tensor.full_tensor().new_empty(0)
+            whole = cast(DTensor, tensor.to(tensor.device_mesh.device_type)).full_tensor()
+            tensor = whole.cpu() if first else whole.new_empty(0)
         found[name] = tensor
     return found
 
@@ -154,12 +186,13 @@ def average_whole(gradients: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients together, of every process's rows."""
+    """The norm of all gradients together, of every process's rows, on the device."""
     norm = get_total_norm([gradient for gradient in gradients if not isinstance(gradient, DTensor)])
     rows = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
     if not rows:
         return norm
     square = get_total_norm([local(gradient) for gradient in rows]).double() ** 2
+    square = square.to(rows[0].device_mesh.device_type)  # from the host, whose tensors NCCL does not send
     dist.all_reduce(square, group=rows[0].device_mesh.get_group("shard"))
     return (square + norm.double() ** 2).sqrt().to(rows[0].dtype)
 
@@ -167,7 +200,9 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def clip(gradients: Sequence[Tensor], most: float, norm: Tensor) -> None:
     """Scale gradients of this total `norm` down to `most`, in place."""
-    torch._foreach_mul_([local(gradient) for gradient in gradients], (most / (norm + 1e-6)).clamp(max=1))
+    scale, parts = (most / (norm + 1e-6)).clamp(max=1), [local(gradient) for gradient in gradients]
+    for device in {part.device for part in parts}:
+        torch._foreach_mul_([part for part in parts if part.device == device], scale.to(device))
 
 
 def _blank(network: Module, shared: Sources) -> Module:
@@ -199,6 +234,7 @@ def _cut(network: nn.Module, layout: Layout, whole: set[nn.Parameter], dtype: to
             mesh=layout.mesh,
             reshard_after_forward=None if layout.reshard else False,  # None: all but what the outermost holds itself
             mp_policy=layout.policy if unit in autocast else MixedPrecisionPolicy(),
+            offload_policy=CPUOffloadPolicy(layout.mesh.device_type == "cuda") if layout.offload else OffloadPolicy(),
             ignored_params=whole | scalars,
         )
         for parameter in set(own) - scalars:  # another network may hold it still

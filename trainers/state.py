@@ -85,7 +85,9 @@ class Player:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The fused optimizers read `found_inf` as they do under a GradScaler: 1 leaves weights and state as they are.
-        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        # One for weights on the host has to be there before: torch would not wait for its copy.
+        hosted = any(parameter.device.type == "cpu" for parameter in self.parameters)
+        self.optimizer.found_inf = bad.float().cpu() if hosted else bad.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._constrain()

@@ -30,8 +30,11 @@ TRAINED = {
     f"{name}{kind}": (name, more) for name in ("sid", "dmd2", "fgm") for kind, more in (("", {}), (" lora", LORA))
 }
 R1 = "dmd2, adaptive noise, r1"
+CLIPPED = {"micro_batches": 2, "max_grad_norm": 1e-3, "backprop": "one_by_one"}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "micro-batches, clipped": ("sid", {"micro_batches": 2, "max_grad_norm": 1e-3, "backprop": "one_by_one"}),
+    "micro-batches, clipped": ("sid", CLIPPED),
+    "offloaded": ("sid", {**CLIPPED, "sharding": {"offload": "all"}}),
+    "the teacher offloaded": ("sid", {**LORA, "sharding": {"offload": "teacher"}}),
     "reused samples": ("sid", {"reuse_samples": True, "fake_updates": 2}),
     "recomputed": ("dmd2", {"gradient_checkpointing": True, **LORA}),
     "inside a block": ("dmd2", {"objective": {"name": "dmd2", "tap": "unet.down_blocks.0.resnets.0"}}),
@@ -101,6 +104,16 @@ def in_8_bits(folder: Path) -> dict[str, Any]:
     return recipe(folder / "wide", precision="float64", **players)
 
 
+def on_one(teachers: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    cases = {
+        f"alone, {case}": {"settings": double(name, teachers, **more), "updates": 3}
+        for case, (name, more) in OPTIONS.items()
+        if "offload" in more.get("sharding", {})
+    }
+    settings = double(GOES_ON, teachers, sharding={"offload": "all"})
+    return {**cases, "on, shards to one that offloads": {"settings": settings, "load": newest(str(folder / "shards"))}}
+
+
 def newest(folder: str) -> str:
     return str(Path(folder) / f"{32:012d}")
 
@@ -114,7 +127,8 @@ def reports(teachers: Path, shared: Path) -> Path:
         write_edm2(folder / "edm2")
         save_denoiser(tiny_denoiser(block_out_channels=[256], norm_num_groups=32), folder / "large")
         save_denoiser(tiny_denoiser(block_out_channels=[28]), folder / "wide")
-        for world, cases in ((2, on_two(teachers, folder)), (4, on_four(teachers, folder))):
+        for world, make_cases in {2: on_two, 4: on_four, 1: on_one}.items():
+            cases = make_cases(teachers, folder)
             (folder / f"{world}.json").write_text(json.dumps(cases))
             job = launch([program, str(folder / f"{world}.json"), str(folder)], folder / "output.txt", world=world)
             assert job.finish(timeout=1200) == 0, job.text
@@ -154,7 +168,17 @@ def test_first_gradients_agree_in_float32(case: str, teachers: Path, reports: Pa
 def test_every_way_of_a_step(case: str, teachers: Path, reports: Path) -> None:
     name, more = OPTIONS[case]
     settings = double(name, teachers, **{key: value for key, value in more.items() if key != "sharding"})
-    assert_close(train(settings, 3), report(reports, case), 1e-9)
+    whole = train(settings, 3)
+    assert_close(whole, report(reports, case), 1e-9)
+    if "offload" in case:
+        alone = report(reports, f"alone, {case}")
+        assert_close(whole, alone, 1e-9)
+        assert alone["bytes"][1] > 0  # it gathers, although it is one process
+
+
+def test_what_is_offloaded_is_the_same_to_the_bit(reports: Path) -> None:
+    held, offloaded = report(reports, "micro-batches, clipped"), report(reports, "offloaded")
+    assert all(torch.equal(held[key], offloaded[key]) for key in held if key != "bytes")
 
 
 def test_masters_are_float32_and_gathered_in_bfloat16(reports: Path) -> None:
@@ -190,7 +214,7 @@ def test_bytes_of_8_bit_adam_are_the_same_on_any_layout(teachers: Path, reports:
 def test_another_layout_goes_on_as_the_same_would(teachers: Path, reports: Path) -> None:
     """20 updates after the change; every layout draws the same samples."""
     same = report(reports, "on")
-    cases = ("whole to shards", "shards to whole", "shards of four", "replicas of four")
+    cases = ("whole to shards", "shards to whole", "shards of four", "replicas of four", "shards to one that offloads")
     others = {case: report(reports, f"on, {case}") for case in cases}
     others["one process"] = train(double(GOES_ON, teachers), load=newest(str(reports / "shards")))
     for case, other in others.items():
@@ -236,6 +260,8 @@ def test_what_cannot_be_sharded_is_refused(teachers: Path) -> None:
         experiment(recipe(teachers / "edm", generator={"name": "sgd"}, sharding={}))
     with pytest.raises(UserError, match=r"sharding.fake: its adapters are on the teacher's own weights, which are "):
         experiment(recipe(teachers / "edm", fake=ADAPTERS, sharding={"fake": False}))
+    with pytest.raises(UserError, match=r"sharding'?: offload: only what is sharded is offloaded; set teacher: true$"):
+        experiment(recipe(teachers / "edm", sharding={"teacher": False, "offload": "teacher"}))
     with pytest.raises(UserError, match=r"^sharding.replicas: 3 must divide the 8 processes$"):
         experiment(recipe(teachers / "edm", sharding={"replicas": 3})).check_world(8)
     run = experiment(distillation(R1, teachers, sharding={}))
@@ -245,14 +271,15 @@ def test_what_cannot_be_sharded_is_refused(teachers: Path) -> None:
         check_objective(run, data, load_teacher(run, data))
 
 
-def test_a_sharded_run_and_its_files(teachers: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("world", "sharding"), [(2, {}), (1, {"offload": "all"})], ids=["sharded", "offloaded"])
+def test_a_sharded_run_and_its_files(world: int, sharding: dict[str, Any], teachers: Path, tmp_path: Path) -> None:
     """Samples, evaluations, snapshots and checkpoints on the way; one process loads all of them."""
     every = {"evaluation": {"every": 16, "samples": 33}, "samples_every": 16, "checkpoint_every": 16}
     power = {"power_ema": {"stds": [0.1], "snapshot_every": 16}}
     settings = {**double("guided", teachers), **every, **power, "images": 32}
     file = tmp_path / "recipe.yaml"
-    file.write_text(json.dumps({**settings, "sharding": {}}))
-    job = distill(["train", str(file), "--folder", str(tmp_path / "tiny")], tmp_path / "output.txt", world=2)
+    file.write_text(json.dumps({**settings, "sharding": sharding}))
+    job = distill(["train", str(file), "--folder", str(tmp_path / "tiny")], tmp_path / "output.txt", world=world)
     assert job.finish() == 0, job.text
     fit(experiment(settings), tmp_path / "alone", Accelerator(cpu=True))
     noise, labels = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.arange(4)
