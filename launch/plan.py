@@ -65,6 +65,7 @@ def table(run: Run, found: Plan, nodes: int) -> list[str]:
     ]
     for kind, size in sorted(found.peak.kinds.items(), key=lambda item: -item[1]):
         lines += [f"  {kind:28}{gigabytes(size):>12}"] if size else []
+    lines += [f"in host memory, for each GPU: {gigabytes(found.host)}"] if found.host else []
     lines += ["peak of each phase"]
     lines += [f"  {phase:28}{gigabytes(peak.bytes):>12}" for phase, peak in found.peaks.items()]
     lines += ["communication of an update: messages, what a GPU sends, what leaves its machine"]

@@ -44,19 +44,26 @@ class Ledger(TorchDispatchMode):
     `traffic` by phase, operation and who talk.
 
     A storage is CALCULATED until `call` names it. The phase is "generator", "fake" ... within that player's update.
+    Kinds that begin as one of `host` are in host memory: no part of `live` and `peaks`, their most is `host_peak`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = REST
         self.kinds: Counter[str] = Counter()
+        self.host: tuple[str, ...] = ()
+        self.host_peak = 0
         self.peaks: dict[str, Peak] = {}
         self.traffic: dict[tuple[str, str, str], Traffic] = {}
         self._held: dict[int, tuple[str, int]] = {}  # address of a storage -> (kind, bytes)
 
     @property
     def live(self) -> int:
-        return self.kinds.total()
+        return self.kinds.total() - self.on_host
+
+    @property
+    def on_host(self) -> int:
+        return sum(size for kind, size in self.kinds.items() if kind.startswith(self.host))
 
     def __enter__(self) -> Ledger:
         resize = self._resize = torch.UntypedStorage.resize_
@@ -88,7 +95,9 @@ class Ledger(TorchDispatchMode):
         if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
             self.send(func.__name__.partition(".")[0], max(_bytes(side) for side in (*args, made)), _group(args))
         if (live := self.live) > self.peaks.get(self._stage(), Peak(0, {})).bytes:
-            self.peaks[self._stage()] = Peak(live, self.kinds.copy())
+            kinds = {kind: size for kind, size in self.kinds.items() if not kind.startswith(self.host)}
+            self.peaks[self._stage()] = Peak(live, kinds)
+        self.host_peak = max(self.host_peak, self.on_host)
         return made
 
     def send(self, operation: str, size: int, group: str = ALL) -> None:
@@ -119,7 +128,8 @@ class Ledger(TorchDispatchMode):
         for name, player in players.items():
             player.training = self._around(name, player.training)  # type: ignore[method-assign]
             for parameter in player.parameters:
-                if not hasattr(parameter, "to_local"):  # a sharded gradient comes from FSDP2's own hooks
+                # A sharded gradient is a part of what was reduced for its block, until it is copied to the host.
+                if not hasattr(parameter, "to_local") or name.startswith(self.host):
                     parameter.requires_grad_(True)
                     parameter.register_post_accumulate_grad_hook(partial(self._gradient, f"{name}: gradients"))
                     parameter.requires_grad_(False)

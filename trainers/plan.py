@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
 from distill.denoiser import Condition, Denoiser
 from distill.encoders import text_encoder
@@ -33,6 +35,7 @@ from trainers.distillation import assemble
 from trainers.ledger import ALL, WITHIN, Ledger, Peak, Traffic
 from trainers.run import PlayerSettings, Run, Sharding
 from trainers.session import Session, configure
+from trainers.sharding import offloaded
 from trainers.state import Player
 
 CPU = torch.device("cpu")
@@ -42,13 +45,14 @@ TEACHER_ALONE = Sharding(generator=False, fake=False)
 @dataclass(frozen=True)
 class Plan:
     """Of one process: bytes at the peak of every phase by kind, bytes between updates, and messages of an update by
-    phase, operation and who talk."""
+    phase, operation and who talk. The most that is in `host` memory, offloaded, is no part of the peaks."""
 
     processes: int
     peaks: Mapping[str, Peak]
     rest: Mapping[str, int]
     traffic: Mapping[tuple[str, str, str], Traffic]
     replicas: int = 1
+    host: int = 0
 
     @property
     def phase(self) -> str:
@@ -94,6 +98,7 @@ def plan(run: Run, processes: int) -> Plan:
         batches.example = cond
         session = assemble(run, world, teacher, batches.dataset, batches)
         session.state.images = run.images - run.batch_size
+        ledger.host = _hosted(session)
         ledger.follow(session.state.players)
         _name(ledger, session)
         with mode, ledger:
@@ -104,7 +109,8 @@ def plan(run: Run, processes: int) -> Plan:
             ledger.restart()
             _advance(session)
         replicas = 1 if run.sharding is None else run.sharding.replicas
-        return Plan(processes, dict(ledger.peaks), rest, dict(ledger.traffic), replicas)
+        traffic = dict(ledger.traffic) if processes > 1 else {}
+        return Plan(processes, dict(ledger.peaks), rest, traffic, replicas, ledger.host_peak)
 
 
 def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
@@ -112,7 +118,8 @@ def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
 
     Smaller micro-batches cost nothing but overhead, shards messages, of the teacher alone the fewest; bfloat16 is
     faster, and the teacher is stored in it; one denoiser at a time costs a forward of each, recomputed blocks one of
-    every network; moments of 8 bits are rounded; adapters are another training.
+    every network; moments of 8 bits are rounded; what is offloaded is copied to the GPU for each use; adapters are
+    another training; to offload all leaves the optimizers' steps to the CPU.
     """
     share = run.batch_size // processes
     for micro_batches in sorted({count for count in (2 * run.micro_batches, share) if not share % count}):
@@ -135,9 +142,14 @@ def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
         bits: Any = f"{player.name}8bit"
         if player.name in ("adam", "adamw"):
             yield from _changed(run, f"{name}.name={bits}", **{name: replace(player, name=bits)})
+    sharding = run.sharding or Sharding()
+    if sharding.offload is None and sharding.teacher:
+        yield from _changed(run, "sharding.offload=teacher", sharding=replace(sharding, offload="teacher"))
     for name, player in players.items():
         if player.lora is None:
             yield from _changed(run, f"{name}.lora.rank=64", **{name: replace(player, lora=Lora())})
+    if sharding.offload != "all":
+        yield from _changed(run, "sharding.offload=all", sharding=replace(sharding, offload="all"))
 
 
 def _changed(run: Run, what: str, **changes: Any) -> Iterator[tuple[str, Run]]:
@@ -177,6 +189,13 @@ def _make_state(player: Player) -> None:
         for parameter in player.parameters:
             parameter.grad = torch.zeros_like(parameter)
         player.step(torch.zeros(()), 0.0)
+
+
+def _hosted(session: Session) -> tuple[str, ...]:
+    """Of which networks all is in host memory, as their kinds begin."""
+    networks = {"teacher": session.teacher, **{name: player.bare for name, player in session.state.players.items()}}
+    names = [name for name, network in networks.items() if offloaded(network)]
+    return tuple(names + ["average"] * ("generator" in names))
 
 
 def _name(ledger: Ledger, session: Session) -> None:
@@ -261,14 +280,21 @@ def _fake(ledger: Ledger, processes: int) -> Iterator[FakeTensorMode]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(nn.Module, "_apply", lambda *call: _moved(mode, *call)))
         stack.enter_context(mock.patch.object(parts, "load_model", _autoencoder))
-        if processes > 1:
-            from torch.testing._internal.distributed.fake_pg import FakeStore
+        from torch.testing._internal.distributed.fake_pg import FakeStore
 
-            dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
-            stack.callback(dist.destroy_process_group)
-            reducer = type("Unheard", (Unheard,), {"ledger": ledger, "mode": mode})
-            stack.enter_context(mock.patch.object(nn.parallel, "DistributedDataParallel", reducer))
+        dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
+        stack.callback(dist.destroy_process_group)
+        reducer = type("Unheard", (Unheard,), {"ledger": ledger, "mode": mode})
+        stack.enter_context(mock.patch.object(nn.parallel, "DistributedDataParallel", reducer))
+        inputs = cast(property, FSDPParam.all_gather_inputs).fget
+        stack.enter_context(mock.patch.object(FSDPParam, "all_gather_inputs", property(partial(_from_host, inputs))))
         yield mode
+
+
+def _from_host(inputs: Any, parameter: Any) -> list[Tensor]:
+    """What FSDP2 gathers of a parameter: if that is offloaded a copy, which from CPU to CPU it does not make."""
+    copied = parameter.offload_to_cpu
+    return [each.clone() if copied and each.dtype == parameter.orig_dtype else each for each in inputs(parameter)]
 
 
 def _autoencoder(place: Path, kind: str, *names: Any) -> Any:

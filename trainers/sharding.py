@@ -138,6 +138,12 @@ def sharded(network: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in network.modules())
 
 
+def offloaded(network: nn.Module | None) -> bool:
+    """Whether what processes hold of it is in host memory."""
+    layout = getattr(network, "layout", None)
+    return layout is not None and layout.offload
+
+
 def reshard(network: nn.Module, during: bool = True) -> None:
     """Free what is still gathered of `network`, so that its parameters are the shards again; and during each backward
     from now on, unless the layout keeps them for that long."""

@@ -103,6 +103,21 @@ def test_moments_of_8_bits(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert 0.25 < bytes_[f"{player}: optimizer"] / whole[f"{player}: optimizer"] < 0.4
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_offloaded_is_in_host_memory(processes: int, teachers: Path) -> None:
+    """Of each network and its average a share, of the players' two moments and gradients too."""
+    held, teacher, everything = (
+        plan(run_of(teachers, "sid", sharding={"offload": what}), processes) for what in (None, "teacher", "all")
+    )
+    weights = 4 * 10_609 / processes
+    assert held.host == 0 and teacher.host == pytest.approx(weights, rel=0.05)
+    assert everything.host == pytest.approx((3 + 1 + 2 * 2 + 1) * weights, rel=0.05)
+    for found, kinds in ((teacher, {"teacher"}), (everything, {"teacher", "generator", "fake", "average"})):
+        assert not {kind.partition(":")[0] for kind, size in found.peak.kinds.items() if size} & kinds
+        assert bool(found.traffic) == (processes > 1)
+    assert everything.peak.bytes < teacher.peak.bytes < held.peak.bytes - 0.3 * weights
+
+
 def test_shards_are_held_by_rows(teachers: Path) -> None:
     """Rows of an odd number are shared out unevenly, one of a few is whole: a quarter and a little on 4."""
     whole, rows = (plan(run_of(teachers, "sid", **kind), 4).rest for kind in ({}, {"sharding": {}}))
@@ -148,8 +163,10 @@ def test_changes_come_in_the_order_of_their_cost(teachers: Path) -> None:
         "gradient_checkpointing=true",
         "fake.name=adam8bit",
         "generator.name=adam8bit",
+        "sharding.offload=teacher",
         "fake.lora.rank=64",
         "generator.lora.rank=64",
+        "sharding.offload=all",
     ]
     reused = replace(run, reuse_samples=True, precision="bfloat16", gradient_checkpointing=True)
     assert [what for what, _ in remedies(reused, 2)][:4] == [

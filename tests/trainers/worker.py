@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor
 
 from distill.objectives import Batch
@@ -61,6 +62,14 @@ def bytes_held(session: Session) -> int:
     networks = [*(player.bare for player in players), average, session.teacher]
     parameters = [local(p.detach()) for network in networks if network is not None for p in network.parameters()]
     return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in parameters}.values())
+
+
+def offloading(session: Session) -> int:
+    """How many blocks of the players FSDP2 copies from the host."""
+    modules = [module for player in session.state.players.values() for module in player.bare.modules()]
+    states = [module._get_fsdp_state() for module in modules if isinstance(module, FSDPModule)]
+    groups = [group for state in states for group in state._fsdp_param_groups]
+    return sum(isinstance(group.offload_policy, CPUOffloadPolicy) for group in groups)
 
 
 def anonymous() -> int:
@@ -139,6 +148,7 @@ def train(
     skipped = torch.tensor([player.counters()["skipped"] for player in players.values()])
     report["skipped"] = session.accelerator.gather(skipped)
     report["bytes"] = torch.tensor([bytes_held(session), gathered.most - gathered.least, built])
+    report["offloading"] = torch.tensor(offloading(session))
     report["drawn"] = torch.frombuffer(bytearray(drawn.digest()), dtype=torch.uint8)
     report["average"] = flat(list(session.state.ema.module.parameters()))
     report["gradients equal on all ranks"] = torch.tensor(equal)
