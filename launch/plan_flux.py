@@ -93,7 +93,8 @@ def extended(corner: Plan, double: Plan, single: Plan, blocks: tuple[int, int]) 
         key: Traffic(line(lambda one, k=key: one.traffic[k].calls), line(lambda one, k=key: one.traffic[k].bytes))
         for key in corner.traffic
     }
-    return replace(corner, peaks=peaks, rest=rest, traffic=traffic)
+    host = line(lambda one: one.host)
+    return replace(corner, peaks=peaks, rest=rest, traffic=traffic, host=host)
 
 
 def whole(gpus: int, changes: Mapping[str, Any], blocks: tuple[int, int] = BLOCKS) -> Plan:
