@@ -22,18 +22,25 @@ MEANS = {("f_distill", "generator"): (3, 28)}  # means over the global batch an 
 # How often an update gathers mid, up, down block, what is outside them, and the discriminator's head.
 ASKED = (1, 1, 1, 1)
 BACK = (2, 2, 2, 1)  # a block for its forward and for its backward, what is outside them once for both
+TWICE = (2, 2, 2, 2)
 SID = {"generator": BACK, "teacher": BACK, "fake": BACK}
 FAKE = {"generator": ASKED, "fake": BACK}
 GATHERED: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
     "sid": {"fake": FAKE, "generator": SID},
     "sid_lora": {"fake": FAKE, "generator": SID},
-    "sid_micro": {"fake": FAKE, "generator": SID},
+    "sid_micro": {
+        "fake": {"generator": TWICE, "fake": (4, 4, 4, 2)},
+        "generator": dict.fromkeys(SID, (4, 4, 4, 2)),
+    },
     "diff_instruct": {"fake": FAKE, "generator": {"generator": BACK, "teacher": ASKED, "fake": ASKED}},
     "dmd2": {  # the tap is behind mid: what is asked for its features leaves up out
         "fake": {"generator": ASKED, "fake": (4, 2, 4, 1, 2)},  # x, and features of it and of real images
         "generator": {"generator": BACK, "teacher": ASKED, "fake": (3, 1, 3, 2, 1)},
     },
-    "kept": {"fake": {"generator": ASKED, "fake": ASKED}, "generator": dict.fromkeys(SID, ASKED)},
+    "kept": {  # in both micro-batches
+        "fake": {"generator": TWICE, "fake": ASKED},
+        "generator": {"generator": ASKED, "teacher": TWICE, "fake": TWICE},
+    },
     "teacher alone": {"generator": {"teacher": BACK}},
 }
 SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,7 +48,7 @@ SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
     "sid_micro": ("sid", {"micro_batches": 2}),
     "dmd2": ("dmd2", {"log_every": 96}),
     "dmd2, logged": ("dmd2", {}),  # its two terms are told apart, which takes the teacher's and fake's blocks again
-    "kept": ("sid", {"sharding": {"reshard_after_forward": False}}),
+    "kept": ("sid", {"sharding": {"reshard_after_forward": False}, "micro_batches": 2}),
     "teacher alone": ("sid", {"sharding": {"generator": False, "fake": False}}),
 }
 
@@ -134,7 +141,7 @@ def messages(name: str, found: Counts, group: str) -> dict[str, list[int]]:
         times = [n for network in asked for n in asked[network]]
         sizes = [size for network in asked for size in found["gathered"][network]]
         total = sum(n * size for n, size in zip(times, sizes, strict=True))
-        expected[f"{phase}, _allgather_base_, {group}"] = [updates * micro * sum(times), updates * micro * total]
+        expected[f"{phase}, _allgather_base_, {group}"] = [updates * sum(times), updates * total]
     for player, size in found["trained"].items():
         updates = COUNTED * updates_of(player, name)
         if player in found["reduced"]:
