@@ -45,7 +45,7 @@ def two_processes(teachers: Path, shared: Path) -> Path:
         (folder / "cases.json").write_text(json.dumps(cases(teachers, folder)))
         program = str(Path(__file__).with_name("worker.py"))
         job = launch([program, str(folder / "cases.json"), str(folder)], folder / "output.txt", world=2)
-        assert job.finish() == 0, job.text
+        assert job.finish(timeout=1200) == 0, job.text
 
     return once(shared, "two_processes", make)
 

@@ -80,6 +80,7 @@ def test_the_predicted_peak_is_what_an_update_allocates(
     found = plan(run, 1)
     assert found.peak.bytes == pytest.approx(measured(run), rel=0.1)
     assert not found.traffic and found.phase.startswith(("generator", "fake"))
+    assert {f"{player}{stage}" for player in ("generator", "fake") for stage in ("", ", backward")} < set(found.peaks)
 
 
 def test_a_plan_tells_what_stays(teachers: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from trainers import sharding
 from trainers.distillation import check_objective, load_teacher
 from trainers.loop import build, fit
 from trainers.parts import Stem
+from trainers.plan import plan
 from trainers.products import load_product
 from trainers.run import Run
 
@@ -226,7 +227,8 @@ def test_another_layout_goes_on_as_the_same_would(teachers: Path, reports: Path)
 
 @pytest.mark.parametrize("case", ["sid", "sid lora"])
 def test_a_process_holds_its_rows(case: str, teachers: Path, reports: Path) -> None:
-    """Between updates the rows that are due; gathered at once what is outside the blocks and one block."""
+    """Between updates the rows that are due, as a plan says; gathered at once what is outside the blocks and one
+    block."""
     name, more = TRAINED[case]
     session = build(experiment(double(name, teachers, **more)), Accelerator(cpu=True))
     assert session.teacher is not None
@@ -237,6 +239,8 @@ def test_a_process_holds_its_rows(case: str, teachers: Path, reports: Path) -> N
     held, gathered, _ = report(reports, case)["bytes"].tolist()
     assert report(reports, f"{case} whole")["bytes"].tolist()[:2] == [everything, 0]
     assert held == sum(padded(p) for p in parameters) // 2 < 0.55 * everything
+    predicted = plan(cast(Run, experiment(double(name, teachers, sharding={}, **more))), 2).rest
+    assert held == sum(size for kind, size in predicted.items() if kind.endswith((": weights", "average")))
     outside, largest = 0, 0
     for network in (*players, session.teacher):
         *blocks, _ = sharding.units(network)
