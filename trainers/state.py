@@ -86,7 +86,7 @@ class Player:
             group["lr"] = lr
         # The fused optimizers read `found_inf` as they do under a GradScaler: 1 leaves weights and state as they are.
         # One for weights on the host has to be there before: torch would not wait for its copy.
-        hosted = any(parameter.device.type == "cpu" for parameter in self.parameters)
+        hosted = any(parameter.device.type != bad.device.type for parameter in self.parameters)
         self.optimizer.found_inf = bad.float().cpu() if hosted else bad.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
