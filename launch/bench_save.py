@@ -82,7 +82,7 @@ def _outlast(saver: Saver, session: Session) -> int:
         while saver.busy:
             _update(session)
             counts[-1] += 1
-    return max(4, round(1.2 * max(counts)))
+    return max(4, round(1.5 * max(counts)))
 
 
 def _session(folder: Path, accelerator: Accelerator) -> Session:
