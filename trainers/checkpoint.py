@@ -1,7 +1,7 @@
 """What a checkpoint holds, whether it is whole, and the way back from it.
 
-checkpoints/IMAGES/ holds, as safetensors (see trainers.parts), the weights that the players train, those of every
-average, the optimizers' state, the objective's memory and the meter; `state.json` the counters and the recipe;
+checkpoints/IMAGES/ holds, as safetensors (see trainers.tensor_files), the weights that the players train, those of
+every average, the optimizers' state, the objective's memory and the meter; `state.json` the counters and the recipe;
 `manifest.json` size and SHA-256 of each file. Loading runs no code. The frozen teacher is never saved, its identity
 always. trainers.saving writes it.
 """
@@ -19,10 +19,10 @@ from torch import Tensor
 from distill.errors import UserError
 from trainers.config import dump
 from trainers.files import sha256
-from trainers.parts import SUFFIX, Contents, Rows, Stem, own_rows, write
 from trainers.session import Session
 from trainers.sharding import gathered
 from trainers.state import Player
+from trainers.tensor_files import SUFFIX, Contents, Rows, Stem, own_rows, write
 
 MANIFEST = "manifest.json"
 STATE = "state.json"

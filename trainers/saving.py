@@ -25,10 +25,10 @@ from distill.errors import one_line
 from trainers.checkpoint import MANIFEST, STATE, contents, describe, folders
 from trainers.console import plain
 from trainers.files import sha256, sync
-from trainers.parts import Rows, file_name, share, write
 from trainers.ranks import GONE, lost
 from trainers.session import Session
 from trainers.stop import STOP
+from trainers.tensor_files import Rows, file_name, share, write
 
 Files = dict[str, dict[str, Any]]
 Share = dict[str, dict[str, Rows]]

@@ -33,12 +33,12 @@ from trainers.classifier import ClassifierRun, split
 from trainers.config import dump, to_yaml
 from trainers.data import Dataset, Images
 from trainers.loop import build, build_experiment
-from trainers.parts import Stem
 from trainers.pictures import grid
 from trainers.products import load_product
 from trainers.records import read
 from trainers.run import Run, TeacherRun
 from trainers.teacher import fresh_denoiser
+from trainers.tensor_files import Stem
 
 Write = Callable[..., Path]
 

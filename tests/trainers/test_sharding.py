@@ -21,10 +21,10 @@ from tests.trainers.worker import train
 from trainers import sharding
 from trainers.distillation import check_objective, load_teacher
 from trainers.loop import build, fit
-from trainers.parts import Stem
 from trainers.plan import plan
 from trainers.products import load_product
 from trainers.run import Run
+from trainers.tensor_files import Stem
 
 LORA = {"generator": ADAPTERS, "fake": {"lr": 1e-2, "lora": {"rank": 3}}}
 TRAINED = {

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.errors import UserError
-from trainers import parts
-from trainers.parts import Contents, Rows, Stem, file_name, share
+from trainers import tensor_files
+from trainers.tensor_files import Contents, Rows, Stem, file_name, share
 
 TENSORS = {
     "large": torch.arange(600.0).view(20, 30),
@@ -36,7 +36,7 @@ def write_all(folder: Path, world: int, whole: Tensor) -> list[int]:
             contents["b"]["sharded"] = Rows(whole[first:last], first, 7)
         total = 0
         for stem, tensors in share(contents, rank, world).items():
-            parts.write(tensors, folder / file_name(stem, rank, world))
+            tensor_files.write(tensors, folder / file_name(stem, rank, world))
             total += sum(rows.tensor.nbytes for rows in tensors.values())
         written.append(total)
     return written
