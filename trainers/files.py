@@ -9,16 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BLOCK = 2**20  # bytes read at once: they stay in a core's cache, and seldom ask for the interpreter's lock
-
 
 def sha256(file: Path) -> str:
     """The SHA-256 of a file, read in blocks."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(min(BLOCK, file.stat().st_size)))
     with file.open("rb", buffering=0) as stream:
-        while count := stream.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
