@@ -1,4 +1,5 @@
-"""Every shipped recipe of a data set side by side: trains what is not trained yet, measures, writes page and picture.
+"""Every shipped recipe of a data set side by side: trains what is not trained yet, teachers first, measures, writes
+page and picture.
 
 `make bench-objectives` writes docs/results/digits.md. All runs have seed, evaluation and noise in common; a call
 that was interrupted goes on where it was. Seconds are medians of iterations that take turns with SiD's in one process.
@@ -9,21 +10,25 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
+from rich.console import Console
 
+from launch.classifier import classifier
 from launch.evaluate import measure
 from launch.pairs import pairs
 from launch.quickstart import finish
-from launch.recipes import shipped
+from launch.recipes import find_recipe, shipped
 from launch.sample import draw
 from launch.train import resolve
 from trainers import records
+from trainers.config import load_yaml
 from trainers.console import plain
 from trainers.loop import build
 from trainers.pictures import grid
@@ -31,7 +36,9 @@ from trainers.products import Product, load_product
 from trainers.run import Run
 from trainers.session import Session
 
+RUNS = Path("runs")  # where the shipped recipes look for teachers, classifiers and pairs
 BASE = "sid"
+LOOKS = 16  # evaluations of a run
 CLASSES = 10
 TURNS = 7
 PAIRS = 20_000
@@ -39,25 +46,21 @@ PAIRS = 20_000
 
 def main(
     data: Annotated[str, typer.Argument(help="the prefix of the recipes")] = "digits",
-    images: Annotated[int | None, typer.Option(help="of each run; the recipe's when left out")] = None,
-    runs: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs"),
+    overrides: Annotated[list[str] | None, typer.Argument(help="changes to every recipe: data.path=folder")] = None,
     out: Annotated[Path, typer.Option(help="folder of the page and the picture")] = Path("docs/results"),
-    only: Annotated[list[str] | None, typer.Option(help="these recipes alone, such as sid")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="these recipes alone, such as sim, and sid")] = None,
 ) -> None:
     """Train, measure, write."""
     console, rows, pictures = plain(), [], []
-    names = [name for name in shipped() if name.startswith(f"{data}_") and not name.endswith("_classifier")]
-    chosen = [name for name in names if not only or name.removeprefix(f"{data}_") in (BASE, *only)]
-    recipes = {name: resolve(name, [f"images={images}"] if images else []) for name in chosen}
-    distillations = {name: run for name, run in recipes.items() if isinstance(run, Run)}
-    for name, run in distillations.items():
-        title = name.removeprefix(f"{data}_")
-        console.rule(name, align="left")
-        if run.pairs is not None:  # made once, checked after that
-            pairs(Path(run.teacher), Path(run.pairs.folder), PAIRS)
-        product = load_product(finish(_evaluated(run), runs, console))
-        seconds = _relative_seconds(run, distillations[f"{data}_{BASE}"])
-        rows.append(_row(title, product, runs / run.name, measure(product), seconds))
+    recipes = {name: load_yaml(find_recipe(name)) for name in shipped() if name.startswith(f"{data}_")}
+    titles = {name: name.removeprefix(f"{data}_") for name, recipe in recipes.items() if "objective" in recipe}
+    base = cast(Run, resolve(f"{data}_{BASE}", overrides or []))
+    for name, title in titles.items():
+        if only and title not in (BASE, *only):
+            continue
+        folder = _trained(name, overrides or [], console)
+        product, run = load_product(folder), cast(Run, resolve(name, overrides or []))
+        rows.append(_row(title, product, folder, measure(product), _relative_seconds(run, base)))
         pictures.append((title, draw(product, 2 * CLASSES)))
         console.print(rows[-1])
     pictures.append(("teacher, 35 evaluations", draw(product, 2 * CLASSES, teacher=True)))
@@ -69,9 +72,35 @@ def main(
     console.print(f"{out / data}.md")
 
 
-def _evaluated(run: Run) -> Run:
-    """The run with an evaluation every sixteenth of its images."""
-    return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, every=run.images // 16))
+def _trained(name: str, overrides: list[str], console: Console) -> Path:
+    """The finished run of a shipped recipe, after those of all the recipes whose runs it names."""
+    recipe = load_yaml(find_recipe(name))
+    for needed in _named(recipe):
+        if needed in shipped():
+            _trained(needed, overrides, console)
+    console.rule(name, align="left")
+    folder = RUNS / name
+    if recipe.get("trains") == "classifier":
+        if not folder.exists():
+            classifier(name, overrides)
+        return folder
+    run = resolve(name, overrides)
+    if isinstance(run, Run):
+        run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, every=run.images // LOOKS))
+        if run.pairs is not None:  # made once, checked after that
+            pairs(Path(run.teacher), Path(run.pairs.folder), PAIRS)
+    return finish(run, RUNS, console)
+
+
+def _named(settings: Any) -> Iterator[str]:
+    """The runs in whose folders a recipe's values lie."""
+    if isinstance(settings, dict):
+        for value in settings.values():
+            yield from _named(value)
+    elif isinstance(settings, str):
+        match Path(settings).parts:
+            case (RUNS.name, name, *_):
+                yield name
 
 
 def _row(title: str, product: Product, folder: Path, report: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -122,8 +151,8 @@ def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
         f"# {data.capitalize()}: every objective side by side\n\nWritten by `{command}` with torch {torch.__version__};"
         f" one row a shipped recipe (`configs/{data}_*.yaml`), seed 0.\n\nFrechet distance in {rows[0]['protocol']}."
         " Students take 1 evaluation, teachers 35. *2 x final*: after how many images the student's distance first"
-        " was within twice its last (looked at sixteen times a run); *time*: seconds for the same number of images, in"
-        " SiD's.\n\n"
+        " was within twice its last (at one of the evaluations while it trained); *time*: seconds for the same number"
+        " of images, in SiD's.\n\n"
         "| objective | distance | / teacher | / real halves | agreement | images | 2 x final | time | its teacher |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
     )
