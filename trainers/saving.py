@@ -84,6 +84,12 @@ class Saver:
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
+    def went_on(self, images: int) -> None:
+        """The checkpoint at `images` is what the run goes on from. Older ones that a kill left are removed."""
+        self.saved = images
+        if self.rank == 0:
+            self._prune(self._folder(images))
+
     @property
     def busy(self) -> bool:
         """Whether a save is under way."""
@@ -111,6 +117,9 @@ class Saver:
         """Let the save under way finish as long as it may take, whatever ended the run."""
         if self._thread is not None:
             self._thread.join(max(PATIENCE, 2 * STOP.longest_save))
+
+    def _folder(self, images: int) -> Path:
+        return self.root / f"{images:012d}"
 
     def _copy(self, session: Session) -> Share:
         """This rank's share on the host, in memory that the next save uses again."""
@@ -140,7 +149,7 @@ class Saver:
         """On the thread: write, agree with the other ranks, put in place, agree on that."""
         if aside:
             _step_aside()
-        final = self.root / f"{images:012d}"
+        final = self._folder(images)
         staging, files = self.root / f".staging-{final.name}", Files()
         try:
             failed = _attempt(lambda: self._write(mine, staging, files))
@@ -159,8 +168,8 @@ class Saver:
             STOP.longest_save = max(STOP.longest_save, time.monotonic() - started)
         if self.rank == 0:
             self._tell(images, before)
-            if self._failed is None and (left := _attempt(lambda: self._prune(final))) is not None:
-                plain(stderr=True).print(f"an older checkpoint was not removed: {left.why}", style="yellow")
+            if self._failed is None:
+                self._prune(final)
 
     def _write(self, mine: Share, staging: Path, files: Files) -> None:
         staging.mkdir(parents=True, exist_ok=True)
@@ -188,9 +197,13 @@ class Saver:
         sync(self.root)
 
     def _prune(self, final: Path) -> None:
-        older = [folder for folder in folders(self.root) if folder.name < final.name]  # a later one is damaged
-        for old in older[self.keep - 1 :]:
-            shutil.rmtree(old)
+        def remove() -> None:
+            older = [folder for folder in folders(self.root) if folder.name < final.name]  # a later one is damaged
+            for old in older[self.keep - 1 :]:
+                shutil.rmtree(old)
+
+        if (left := _attempt(remove)) is not None:
+            plain(stderr=True).print(f"an older checkpoint was not removed: {left.why}", style="yellow")
 
     def _tell(self, images: int, before: Failure | None) -> None:
         console = plain(stderr=True)

@@ -143,8 +143,9 @@ def page(
         " touched: the last checkpoint with all its files (weights, optimizers, averages), `log.jsonl` but for times,"
         " `metrics.jsonl`, `best/`, snapshots, pictures, the names of the checkpoints that are kept, to the bit; no"
         f" temporary file is left. A run of these saves every {kills.EVERY} images (3 updates): *lost* is what was"
-        " trained and logged beyond the newest valid checkpoint at the moment of the kill. More than an interval is"
-        " possible where a save takes longer than one, as these do: the next one waits for it, so it is less than two.",
+        " trained and logged beyond the newest valid checkpoint at the moment of the kill. That is an interval and what"
+        " was trained beside the save that was under way; these take about as long as an interval. It is never more"
+        " than two, since the next save waits for it.",
         "",
         "| killed while | processes | kills | runs | went on | bit for bit | lost, median | lost, most |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

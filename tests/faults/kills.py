@@ -172,6 +172,8 @@ def training_kills(
                 tally.failures.append(f"{run.name}: had {before}, has {after} after {traps[0]}")
             reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
             tally.lost.append(max(0, reached - max(after, 0)))
+            if tally.lost[-1] > 2 * EVERY:
+                tally.failures.append(f"{run.name}: {tally.lost[-1]} images lost by {traps[0]}")
             if len(list((run / "checkpoints").glob(".staging-*"))) > 1:
                 tally.failures.append(f"{run.name}: staging folders pile up")
         wrong = list(differences(reference, run))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,9 +160,13 @@ def test_the_comparison_sees_one_number(teachers: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("kind", ["generator", "teacher"])
 def test_a_complete_run_resumes_to_itself(kind: str, teachers: Path, tmp_path: Path) -> None:
+    """A kill may have come between the last checkpoint and the end of older ones."""
     settings = recipe(teachers / "edm", images=32) if kind == "generator" else teacher_recipe(images=32)
+    settings["keep"] = 1
     fit(settings, tmp_path / "run")
     before = contents(tmp_path / "run")
+    (last,) = checkpoint.folders(tmp_path / "run/checkpoints")
+    shutil.copytree(last, last.with_name(f"{8:012d}"))
     fit(settings, tmp_path / "run", resume=True)
     assert contents(tmp_path / "run") == before
 
@@ -196,6 +201,7 @@ def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, m
 # Kills. Saves are made slow, so that a kill can fall into one.
 
 PROGRAM = """
+import shutil
 import sys, time
 from trainers import saving
 sync = saving.sync
