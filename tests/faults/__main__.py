@@ -51,6 +51,10 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=4, help="rows of the table")
     parser.add_argument("--only", default="", help="rows whose names match this")
     given = parser.parse_args()
+    rows = [(index, row) for index, row in enumerate(ROWS) if re.search(given.only, row[0])]
+    faults = [(index, one) for index, one in enumerate(disks.FAULTS.items()) if re.search(given.only, one[0])]
+    if not rows and not faults:
+        parser.error(f"--only: no row's name matches {given.only!r}")
     started = time.monotonic()
     warm()
     shutil.rmtree(given.work, ignore_errors=True)
@@ -61,8 +65,6 @@ def main() -> int:
     kills_folder.mkdir()
     for world in (1, 2):
         kills.whole(recipe(work / "teachers/edm", **kills.SETTINGS), kills_folder, world)
-    rows = [(index, row) for index, row in enumerate(ROWS) if re.match(given.only, row[0])]
-    faults = [(index, one) for index, one in enumerate(disks.FAULTS.items()) if re.match(given.only, one[0])]
     tasks: dict[str, Callable[[], Any]] = {}
     for index, (phase, world, share) in sorted(rows, key=lambda row: -row[1][1] * row[1][2]):  # the long ones first
         count = max(1, round(share * given.kills + 0.49))
@@ -142,10 +144,10 @@ def page(
         " `distill export`) and killed again, until it is done. Then everything must be as in a run that nobody"
         " touched: the last checkpoint with all its files (weights, optimizers, averages), `log.jsonl` but for times,"
         " `metrics.jsonl`, `best/`, snapshots, pictures, the names of the checkpoints that are kept, to the bit; no"
-        f" temporary file is left. A run of these saves every {kills.EVERY} images (3 updates): *lost* is what was"
-        " trained and logged beyond the newest valid checkpoint at the moment of the kill. That is an interval and what"
-        " was trained beside the save that was under way; these take about as long as an interval. It is never more"
-        " than two, since the next save waits for it.",
+        f" temporary file is left. A run of these saves every {kills.EVERY} images (12 updates, a few tenths of a"
+        " second): *lost* is what was trained and logged beyond the newest valid checkpoint at the moment of the kill,"
+        " which is at most an interval and what was trained beside the save under way. Never is it more than two, since"
+        " the next save waits.",
         "",
         "| killed while | processes | kills | runs | went on | bit for bit | lost, median | lost, most |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -162,8 +162,8 @@ def damaged(change: Callable[[Path], None], world: int) -> Callable[[Path, Path]
     def fault(teachers: Path, folder: Path) -> str:
         untouched = reference(teachers, folder, world)
         arguments, run, output = train(folder)
-        traps = [Trap("trainers.saving:Saver._prune", 4), Trap("trainers.step:generate", 22)][:1]
-        distill(arguments, output, world, traps if world == 1 else [Trap("trainers.state:Player.step", 21)]).wait()
+        trap = Trap("trainers.saving:Saver._prune", 4) if world == 1 else Trap("trainers.state:Player.step", 84)
+        distill(arguments, output, world, [trap]).wait()
         before = newest(run)
         change(run / "checkpoints" / f"{before:012d}")
         second = folder / "second.txt"
@@ -220,7 +220,7 @@ def clock_backwards(teachers: Path, folder: Path) -> str:
 
         time.time = earlier
 
-    codes = distill(arguments, output, 1, [Trap("trainers.state:Player.step", 15)], backwards).wait()
+    codes = distill(arguments, output, 1, [Trap("trainers.state:Player.step", 60)], backwards).wait()
     expect(codes == [-9], output)
     codes = distill(["resume", str(run)], output, 1, (), backwards).wait()
     expect(codes == [0], output)

@@ -18,10 +18,11 @@ from tests.trainers.test_resume import contents, lines
 from trainers import checkpoint
 from trainers.records import read
 
-EVERY = 24  # images between checkpoints
+EVERY = 24  # images between checkpoints, 12 updates
 SETTINGS: dict[str, Any] = {
     "images": 120,
-    "log_every": 8,
+    "batch_size": 2,
+    "log_every": 2,
     "samples_every": 48,
     "checkpoint_every": EVERY,
     "evaluation": {"every": 40, "samples": 100},
@@ -30,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 
 # Where a process dies: phase -> calls that begin it, (place, calls at most until then, seconds it may take; None: just
 # before the call). With two processes it is the second that falls into the trap; then the first is killed too.
-TRAINING = [("trainers.state:Player.step", 12, 0.05), ("trainers.step:generate", 8, 0.05)]
+TRAINING = [("trainers.state:Player.step", 48, 0.05), ("trainers.step:generate", 32, 0.05)]
 SAVING = [
     ("trainers.saving:Saver._copy", 3, 0.02),
     ("trainers.saving:write", 12, None),
