@@ -52,11 +52,11 @@ def main(
 ) -> None:
     """Train, measure, write."""
     console, rows, pictures = plain(), [], []
-    recipes = {name: load_yaml(find_recipe(name)) for name in shipped() if name.startswith(f"{data}_")}
-    titles = {name: name.removeprefix(f"{data}_") for name, recipe in recipes.items() if "objective" in recipe}
     base = cast(Run, resolve(f"{data}_{BASE}", overrides or []))
-    for name, title in titles.items():
-        if only and title not in (BASE, *only):
+    for name, file in shipped().items():
+        title = name.removeprefix(f"{data}_")
+        chosen = name.startswith(f"{data}_") and (not only or title in (BASE, *only))
+        if not chosen or "objective" not in load_yaml(file):
             continue
         folder = _trained(name, overrides or [], console)
         product, run = load_product(folder), cast(Run, resolve(name, overrides or []))

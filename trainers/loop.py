@@ -89,7 +89,7 @@ def _fit(session: Session, folder: Path, resume: bool) -> Session:
 def _train_and_save(session: Session, hooks: Sequence[Hook], saver: Saver, folder: Path, resume: bool) -> None:
     try:
         if resume:
-            saver.went_on(session.state.images)
+            saver.resumed(session.state.images)
         else:
             saver.must(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
         train(session, hooks)

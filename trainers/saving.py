@@ -84,8 +84,8 @@ class Saver:
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def went_on(self, images: int) -> None:
-        """The checkpoint at `images` is what the run goes on from. Older ones that a kill left are removed."""
+    def resumed(self, images: int) -> None:
+        """The run goes on from its checkpoint at `images`; of the older ones, those that a kill left are removed."""
         self.saved = images
         if self.rank == 0:
             self._prune(self._folder(images))
@@ -197,6 +197,8 @@ class Saver:
         sync(self.root)
 
     def _prune(self, final: Path) -> None:
+        """Remove what is older than the newest `keep` up to `final`."""
+
         def remove() -> None:
             older = [folder for folder in folders(self.root) if folder.name < final.name]  # a later one is damaged
             for old in older[self.keep - 1 :]:

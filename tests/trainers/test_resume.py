@@ -201,7 +201,6 @@ def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, m
 # Kills. Saves are made slow, so that a kill can fall into one.
 
 PROGRAM = """
-import shutil
 import sys, time
 from trainers import saving
 sync = saving.sync
