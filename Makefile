@@ -48,16 +48,16 @@ test-faults: .venv/.installed-dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
 
 bench-save: .venv/.installed
-	$(BIN)/python -m launch.bench_save
+	$(BIN)/python -m benchmarks.save
 
 bench-step: .venv/.installed
-	$(BIN)/python -m launch.bench_step
+	$(BIN)/python -m benchmarks.step
 
 plan-flux: .venv/.installed
-	$(BIN)/python -m launch.plan_flux
+	$(BIN)/python -m benchmarks.plan_flux
 
 bench-objectives: .venv/.installed
-	$(BIN)/python -m launch.bench_objectives digits
+	$(BIN)/python -m benchmarks.objectives digits
 
 # torch comes first, on its own line: it is by far the largest,.
 .venv/.installed: pyproject.toml constraints.txt

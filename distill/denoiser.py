@@ -44,7 +44,7 @@ class Denoiser(nn.Module):
     EDM's preconditioning where that is the prediction, and `path.network_time(t)`. Its attribute `null`, if it has one,
     is the null condition of one sample. Under `autocast_dtype` only the network runs in low precision: preconditioning
     and the conversion to x0 stay in the dtype of x_t, float32 or better. With `latents` its samples are no pixels: they
-    need a decoder to be seen (distill.encoders); a Normalisation says how they are scaled. Raises UserError for an
+    need a decoder to be seen (distill.encoders.encoder); a Normalisation says how they are scaled. Raises UserError for an
     unknown prediction kind.
     """
 

@@ -102,12 +102,12 @@ def mean_logit(logits: Tensor) -> Tensor:
     return logits.flatten(1).mean(1)
 
 
-def judge_loss(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+def discriminator_loss(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """(softplus(l_fake), softplus(-l_real)) [B]: the discriminator's two sides, averaged over a sample's logits."""
     return softplus(fake).flatten(1).mean(1), softplus(-real).flatten(1).mean(1)
 
 
-def deceive_loss(fake: Tensor) -> Tensor:
+def adversarial_loss(fake: Tensor) -> Tensor:
     """softplus(-l_fake) [B]: the generator's side, non-saturating, averaged over a sample's logits."""
     return softplus(-fake).flatten(1).mean(1)
 
@@ -148,7 +148,7 @@ class R1:
 
 
 @dataclass(frozen=True)
-class Upto(Times):
+class LowerPart(Times):
     """The part of the law `times` below its quantile `share`, a scalar tensor in (0, 1]."""
 
     times: Times

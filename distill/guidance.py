@@ -69,7 +69,7 @@ def check_null(teacher: Denoiser, who: str) -> None:
         )
 
 
-def dropped(cond: Condition, null: Condition, probability: float, random: Random) -> Condition:
+def drop_conditions(cond: Condition, null: Condition, probability: float, random: Random) -> Condition:
     """`cond` [B, ...] in which every sample's condition gives way to that of `null` with `probability`."""
     drop = random.stream("condition dropout").uniform() < probability
 

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from distill.errors import UserError
-from launch import (
+from launch.commands import (
     cache,
     classifier,
     doctor,
@@ -26,8 +26,8 @@ from launch import (
     try_,
 )
 from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, follow_launcher, leave
-from trainers.ranks import GONE, lost
-from trainers.stop import STOP, Stopped
+from trainers.engine.collectives import GONE, is_lost_process
+from trainers.engine.stopping import STOP, Stopped
 
 app = typer.Typer(
     name="distill",
@@ -74,7 +74,7 @@ def main() -> None:
         _tell(error, " (--debug shows where)")
         sys.exit(1)
     except RuntimeError as error:
-        if debug or "WORLD_SIZE" not in os.environ or not lost(error):
+        if debug or "WORLD_SIZE" not in os.environ or not is_lost_process(error):
             raise
         _tell(f"{GONE}, its output says why; `distill resume` goes on")
         leave(1)
@@ -92,7 +92,7 @@ def _obey(arguments: list[str]) -> None:
 
 
 def _tell(error: object, more: str = "") -> None:
-    if not getattr(error, "told", False):
+    if not getattr(error, "already_printed", False):
         print(f"distill: {error}{more}", file=sys.stderr)
 
 

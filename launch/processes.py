@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 
 from distill.errors import UserError
-from trainers.run import Experiment
-from trainers.stop import INTERRUPTED, LAUNCHER, SIGNALS
+from trainers.engine.stopping import INTERRUPTED, LAUNCHER, SIGNALS
+from trainers.recipe.run import Experiment
 
 EXIT_USER_ERROR, EXIT_STOPPED = 2, 75  # 75: EX_TEMPFAIL of sysexits.h, try again
 PATIENCE = 60.0  # seconds that processes have to leave after the first of them

@@ -13,11 +13,11 @@ import torch
 
 from distill import EDM, Denoiser
 from distill.teachers import OwnNet, save_denoiser
-from distill.teachers.tiny import write_network
-from launch.tiny import placed
+from distill.tiny import write_network
 from tests.distill.teachers.own_networks import Small
 from tests.pipelines import PIPELINES
 from tests.tiny import tiny_denoiser
+from trainers.recipe.tiny import placed
 
 FLOWS = ("sd3", "flux", "sana")
 UNPROMPTED: dict[str, dict[str, Any]] = {  # what their data is; the others take prompts

@@ -1,4 +1,4 @@
-"""The tiny pipelines of distill.teachers.tiny in the tests: written once, and called."""
+"""The tiny pipelines of distill.tiny in the tests: written once, and called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.teachers.tiny.pipelines import BUILDERS, build
+from distill.tiny.pipelines import BUILDERS, build
 from tests.tiny import once
 
 

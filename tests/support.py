@@ -19,12 +19,13 @@ from rich.progress import track
 from distill.errors import UserError
 from distill.export import FORMATS
 from distill.objectives import OBJECTIVES
-from launch.export import export_product
-from launch.tiny import placed
+from launch.commands.export import export_product
 from tests.families import TEACHERS, recipe
 from tests.tiny import ROOT, experiment
-from trainers import loop, pairs
-from trainers.products import load_product
+from trainers import loop
+from trainers.recipe.tiny import placed
+from trainers.runs import make_pairs
+from trainers.runs.load import load_trained
 
 WORKS = ("yes", "stock", "custom")
 PAGE = ROOT / "docs/support.md"
@@ -106,8 +107,15 @@ def under(objective: str, teacher: Path, work: Path) -> dict[str, Any]:
 def solved(settings: dict[str, Any], work: Path) -> str:
     """A folder of ODE pairs for a recipe."""
     run: Any = experiment({**settings, "objective": "sid"})
-    made = pairs.make_pairs(
-        run.teacher, run.data.load(), work / "pairs", 4, pairs.PairSettings(evaluations=3), 4, torch.device("cpu"), work
+    made = make_pairs.make_pairs(
+        run.teacher,
+        run.data.load(),
+        work / "pairs",
+        4,
+        make_pairs.PairSettings(evaluations=3),
+        4,
+        torch.device("cpu"),
+        work,
     )
     list(made)
     return str(work / "pairs")
@@ -120,7 +128,7 @@ def exports(name: str, format: str, teacher: Path) -> str:
         if format == "lora":
             settings["generator"] = ADAPTERS
         fit(settings, run := Path(work) / "run")
-        export_product(load_product(run, merged=format != "lora"), run, out := Path(work) / "export", format)
+        export_product(load_trained(run, merged=format != "lora"), run, out := Path(work) / "export", format)
         return "yes" if format != "diffusers" else "custom" if list(out.rglob("*.py")) else "stock"
 
 

@@ -274,9 +274,9 @@ WRONG = {
     "distill/objectives/sid.py": "async def f():\n    from launch import main\n    import diffusers\n",
     "distill/teachers/__init__.py": "from diffusers import UNet2DModel\nif TYPE_CHECKING:\n    import peft\n",
     "trainers/__init__.py": "def f():\n    import configs\n    from accelerate import Accelerator\n",
-    "trainers/run.py": "try:\n    from trainers import state\nexcept ImportError:\n    pass\n",
-    "trainers/state.py": "from trainers.run import Run\n" + "\n" * MAX_LINES,
-    "launch/__init__.py": "from trainers.run import Run\nimport distill.objectives.sid\n",
+    "trainers/recipe/run.py": "try:\n    from trainers import state\nexcept ImportError:\n    pass\n",
+    "trainers/engine/player.py": "from trainers.recipe.run import Run\n" + "\n" * MAX_LINES,
+    "launch/__init__.py": "from trainers.recipe.run import Run\nimport distill.objectives.sid\n",
 }
 
 
@@ -316,11 +316,11 @@ def test_early_heavy_imports_are_found(wrong: Path) -> None:
 
 
 def test_cycles_are_found(wrong: Path) -> None:
-    assert set(find_cycle(wrong)) == {"trainers.run", "trainers.state"}
-    (wrong / "trainers/state.py").write_text("")
+    assert set(find_cycle(wrong)) == {"trainers.recipe.run", "trainers.engine.player"}
+    (wrong / "trainers/engine/player.py").write_text("")
     (wrong / "distill/paths.py").write_text("from distill import times\n")
     assert set(find_cycle(wrong)) == {"distill.paths", "distill.times"}
 
 
 def test_long_files_are_found(wrong: Path) -> None:
-    assert too_long(wrong) == ["trainers/state.py: 401 lines"]
+    assert too_long(wrong) == ["trainers/engine/player.py: 401 lines"]

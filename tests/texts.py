@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distill.denoiser import Condition, Denoiser
 from distill.paths import EDM
 from distill.teachers import DESCRIPTION, load_denoiser
-from trainers import prepare
+from trainers.data import encode
 
 MARK = "text.json"
 ROW = 3 * 4 * 4 + 3  # bytes of an embedding
@@ -90,9 +90,9 @@ class TextNet(nn.Module):
 
     classes, null = 0, None
 
-    def __init__(self, shape: tuple[int, int, int], text_encoder: Words, codec: Halves | None = None) -> None:
+    def __init__(self, shape: tuple[int, int, int], text_encoder: Words, autoencoder: Halves | None = None) -> None:
         super().__init__()
-        self.shape, self.text_encoder, self.codec = shape, text_encoder, codec
+        self.shape, self.text_encoder, self.autoencoder = shape, text_encoder, autoencoder
         self.taps = {"middle": "middle", "encoder": "middle"}
         self.first, self.words, self.time = nn.Conv2d(shape[0], 8, 3, padding=1), nn.Linear(4, 8), nn.Linear(1, 8)
         self.middle, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, shape[0], 3, padding=1)
@@ -129,9 +129,9 @@ def load_any(folder: str | Path) -> Denoiser:
 
 def install(patch: pytest.MonkeyPatch, rows: int = 2) -> None:
     """Teach the trainers these teachers, and tables of embeddings in shards of `rows`."""
-    for module in ("trainers.distillation", "trainers.pairs"):
+    for module in ("trainers.runs.distillation", "trainers.runs.make_pairs"):
         patch.setattr(f"{module}.load_denoiser", load_any)
-    patch.setattr(prepare, "SHARD", rows * ROW)
+    patch.setattr(encode, "SHARD", rows * ROW)
 
 
 if __name__ == "__main__":

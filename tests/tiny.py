@@ -22,10 +22,10 @@ from distill.denoiser import Denoiser
 from distill.metrics import Classifier
 from distill.paths import EDM, Flow
 from distill.teachers import build_unet, save_denoiser
-from trainers import pairs
 from trainers.data import Digits
 from trainers.loop import build_experiment
-from trainers.run import Run, TeacherRun
+from trainers.recipe.run import Run, TeacherRun
+from trainers.runs import make_pairs
 
 torch.set_num_threads(1)  # runs in pytest's process are compared bit by bit with processes of one thread
 
@@ -64,10 +64,10 @@ def write_teachers(folder: Path) -> None:
 
 def write_pairs(teacher: Path, folder: Path, count: int = 20, **changes: Any) -> Iterator[int]:
     """ODE pairs of 3 evaluations: write 8 more, say how many there are."""
-    settings = pairs.PairSettings(**{"evaluations": 3, **changes})
+    settings = make_pairs.PairSettings(**{"evaluations": 3, **changes})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "SHARD", 8)
-        yield from pairs.make_pairs(str(teacher), Digits().load(), folder, count, settings, 5, torch.device("cpu"))
+        patch.setattr(make_pairs, "SHARD", 8)
+        yield from make_pairs.make_pairs(str(teacher), Digits().load(), folder, count, settings, 5, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,15 @@ import torch
 from accelerate import Accelerator
 
 from distill.denoiser import Denoiser
-from distill.encoders import image_shape
+from distill.encoders.encoder import image_shape
 from distill.errors import UserError
 from distill.metrics import Classifier, ClassifierFeatures, Extractor, Protocol
 from distill.random import Random
 from trainers.data import Dataset
 from trainers.data.batches import inputs
-from trainers.run import Evaluation
-from trainers.session import Sampler
-from trainers.stop import STOP
+from trainers.engine.session import Sampler
+from trainers.engine.stopping import STOP
+from trainers.recipe.run import Evaluation
 
 CHUNK = 500  # samples at once, fewer of large images
 PIXELS = 2**22

@@ -14,22 +14,23 @@ from rich.console import Console
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
-from trainers import checkpoint, records, snapshots
-from trainers.config import build as build_config
-from trainers.config import dump, load_yaml, to_yaml
-from trainers.console import plain
-from trainers.distillation import build_distillation
-from trainers.files import drop_partial, settle, whole
+from trainers.checkpoints import checkpoint, posthoc_ema
+from trainers.checkpoints.saver import Saver
+from trainers.engine.collectives import is_lost_process, on_main_process
+from trainers.engine.session import Session
+from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
 from trainers.hooks.log import NotFinite
-from trainers.lock import LOCK, take
-from trainers.ranks import by_main, lost
-from trainers.run import EXPERIMENTS, Run, TeacherRun
-from trainers.saving import Saver
-from trainers.session import Session
-from trainers.stop import STOP, Stopped
-from trainers.teacher import build_teacher, write_teacher
-from trainers.tracking import start_trackers
+from trainers.hooks.trackers import start_trackers
+from trainers.io import jsonl
+from trainers.io.atomic import atomic_file, recover, remove_staging_files
+from trainers.io.console import plain
+from trainers.io.lock import LOCK, take
+from trainers.recipe.run import EXPERIMENTS, Run, TeacherRun
+from trainers.recipe.strict_yaml import build as build_config
+from trainers.recipe.strict_yaml import dump, load_yaml, to_yaml
+from trainers.runs.distillation import build_distillation
+from trainers.runs.teacher import build_teacher, write_teacher
 
 RUN_FILE = "run.yaml"
 STOPPED = "stopped.json"  # there while a run that was told to stop waits to be resumed
@@ -52,7 +53,7 @@ def fit(run: Run | TeacherRun, folder: Path, accelerator: Accelerator, resume: b
     Raises Stopped, the state saved, when the process is told to stop.
     """
     folder_lock = FileLock(folder / LOCK, blocking=False)
-    by_main(accelerator, partial(take, folder_lock))
+    on_main_process(accelerator, partial(take, folder_lock))
     try:
         return _fit(build(run, accelerator, fresh=not resume), folder, resume)
     finally:
@@ -64,7 +65,7 @@ def _fit(session: Session, folder: Path, resume: bool) -> Session:
     console = plain(stderr=True, quiet=not accelerator.is_main_process)
     if resume:
         _resume(session, folder, console)
-    by_main(accelerator, partial(_begin, run, folder))
+    on_main_process(accelerator, partial(_begin, run, folder))
     start_trackers(run, folder, accelerator, console)
     log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
     # Checkpoints come last: what they hold is the state after everything else of the same image count.
@@ -76,7 +77,7 @@ def _fit(session: Session, folder: Path, resume: bool) -> Session:
         with STOP.held(accelerator):
             _train_and_save(session, hooks, saver, folder, resume)
     except RuntimeError as error:
-        alone = lost(error)
+        alone = is_lost_process(error)
         raise
     finally:
         log.stop()
@@ -91,16 +92,16 @@ def _train_and_save(session: Session, hooks: Sequence[Hook], saver: Saver, folde
         if resume:
             saver.resumed(session.state.images)
         else:
-            saver.must(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
+            saver.save_now(session)  # a run can be resumed from its first moment, and cannot train where it cannot save
         train(session, hooks)
-        saver.must(session)
+        saver.save_now(session)
         if isinstance(session.run, TeacherRun) and session.accelerator.is_main_process:
             write_teacher(cast(Denoiser, session.product), folder)
     except NotFinite:
-        saver.must(session)
+        saver.save_now(session)
         raise
     except Stopped as stopped:
-        saver.must(session)
+        saver.save_now(session)
         if session.accelerator.is_main_process:
             note = {"images": session.state.images, "by": STOP.name}
             (folder / STOPPED).write_text(json.dumps(note) + "\n")
@@ -132,7 +133,7 @@ def _call(hooks: Sequence[Hook], session: Session) -> None:
 
 
 def _resume(session: Session, folder: Path, console: Console) -> None:
-    found, skipped = by_main(session.accelerator, partial(checkpoint.newest, folder / "checkpoints"))
+    found, skipped = on_main_process(session.accelerator, partial(checkpoint.newest, folder / "checkpoints"))
     for line in skipped:
         console.print(line, style="yellow")
     try:
@@ -141,17 +142,17 @@ def _resume(session: Session, folder: Path, console: Console) -> None:
         raise UserError(f"'{found}' does not fit the recipe: {one_line(error)}") from error
     state = session.state
     console.print(f"resumed '{folder}' at {state.images:,} images")
-    by_main(session.accelerator, partial(_rewind, folder, state.images, state.unfinished))
+    on_main_process(session.accelerator, partial(_rewind, folder, state.images, state.unfinished))
 
 
 def _rewind(folder: Path, images: int, unfinished: Sequence[str]) -> None:
     """Drop what comes after `images`, and what a kill left half written: the run makes it again."""
-    records.rewind(folder / "log.jsonl", images)
-    records.rewind(folder / "metrics.jsonl", images - (Evaluate.__name__ in unfinished))
-    snapshots.rewind(folder, images)
+    jsonl.rewind(folder / "log.jsonl", images)
+    jsonl.rewind(folder / "metrics.jsonl", images - (Evaluate.__name__ in unfinished))
+    posthoc_ema.rewind(folder, images)
     for name in ("best", "teacher"):
-        settle(folder / name)
-    drop_partial(folder)
+        recover(folder / name)
+    remove_staging_files(folder)
 
 
 def _begin(run: Run | TeacherRun, folder: Path) -> None:
@@ -160,7 +161,7 @@ def _begin(run: Run | TeacherRun, folder: Path) -> None:
     (folder / STOPPED).unlink(missing_ok=True)
     text = to_yaml(dump(run))
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        with whole(file) as staging:
+        with atomic_file(file) as staging:
             staging.write_text(text, encoding="utf-8")
 
 

@@ -3,6 +3,6 @@
 from distill.export.card import CardFacts
 from distill.export.export import FORMATS, check_format, export_generator
 from distill.export.hub import check_push, push
-from distill.export.weights import load_generator
+from distill.export.to_safetensors import load_generator
 
 __all__ = ["FORMATS", "CardFacts", "check_format", "check_push", "export_generator", "load_generator", "push"]

@@ -16,10 +16,10 @@ from distill.denoiser import Condition
 from distill.errors import UserError, one_line
 from distill.export.card import CardFacts, render
 from distill.export.format import Format, Source, condition, float32, inputs
-from distill.export.graph import onnx, torch_export
-from distill.export.lora import adapters
-from distill.export.pipeline import pipeline
-from distill.export.weights import weights
+from distill.export.to_diffusers import pipeline
+from distill.export.to_graph import onnx, torch_export
+from distill.export.to_lora import adapters
+from distill.export.to_safetensors import weights
 from distill.generator import Generator
 
 CHECK = "export_check.json"

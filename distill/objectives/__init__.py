@@ -12,9 +12,9 @@ from distill.objectives.hipa import HiPA, high_frequency_loss
 from distill.objectives.objective import (
     Batch,
     Denoisers,
+    Estimates,
     Objective,
     Pairs,
-    Scores,
     denoising_loss,
     l1_normaliser,
     per_sample,

@@ -6,13 +6,13 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
-from distill.discriminator import R1, accuracy, judge_loss
+from distill.discriminator import R1, accuracy, discriminator_loss
+from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, per_sample
 from distill.times import Times
-from distill.weights import Weight, denoising_weight
 
 
-class Judged(NamedTuple):
+class Discriminated(NamedTuple):
     """The fake phase with a discriminator: the `denoising` loss [B] with its `weight` [B], the discriminator's `loss`
     [B] on both sides, and its logits of the real samples [B, ...]."""
 
@@ -22,9 +22,9 @@ class Judged(NamedTuple):
     real: Tensor
 
 
-def denoise_and_judge(
+def denoise_and_discriminate(
     nets: Denoisers, x: Tensor, batch: Batch, times: Times, weight: Weight, r1: R1, judge: Times | None = None
-) -> Judged:
+) -> Discriminated:
     """Denoise the generated `x` [B, ...] at `times` in one pass that judges it as well; judge the real samples in
     another that ends at the tap. With a law of its own, `judge`, the discriminator needs a third, as far as the tap.
 
@@ -46,8 +46,8 @@ def denoise_and_judge(
 
     real, penalty = r1.judge(logits_of, cast(Tensor, batch.real), random.stream("r1"))
     batch.note("accuracy", accuracy(fake, real), nets.path.nsr(t))
-    for_fake, for_real = judge_loss(fake, real)
-    return Judged(w * per_sample((denoised - x) ** 2), w, for_fake + for_real + penalty, real)
+    for_fake, for_real = discriminator_loss(fake, real)
+    return Discriminated(w * per_sample((denoised - x) ** 2), w, for_fake + for_real + penalty, real)
 
 
 def logits_at(nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> Tensor:

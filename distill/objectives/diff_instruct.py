@@ -25,5 +25,5 @@ class DiffInstruct(Objective):
     times: Times = LogNormal(-1.2, 1.2)  # EDM's training law, as for the fake
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times)
+        s = self.estimate(nets, x, batch, self.times)
         return {"diff_instruct": diff_instruct_loss(x, s.teacher, s.fake)}

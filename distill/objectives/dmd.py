@@ -48,7 +48,7 @@ class DMD(Objective):
         return {"perceptual": self.perceptual.network()} if self.regression else {}
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times)
+        s = self.estimate(nets, x, batch, self.times)
         batch.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
         terms = {"dmd": dmd_loss(x, s.teacher, s.fake)}
         if self.regression:

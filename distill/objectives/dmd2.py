@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.discriminator import R1, AdaptiveNoise, ConvHead, Critic, Upto, deceive_loss, feature_shape
-from distill.objectives.adversarial import denoise_and_judge, logits_at
+from distill.discriminator import R1, AdaptiveNoise, ConvHead, Critic, LowerPart, adversarial_loss, feature_shape
+from distill.objectives.adversarial import denoise_and_discriminate, logits_at
 from distill.objectives.dmd import dmd_loss
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser
 from distill.times import Karras, Times
@@ -41,20 +41,20 @@ class DMD2(Objective):
     def new_memory(self) -> dict[str, Tensor]:
         return {} if self.noise is None else self.noise.start()
 
-    def judge_law(self, nets: Denoisers) -> Times:
+    def discriminator_law(self, nets: Denoisers) -> Times:
         """The times at which the discriminator is asked now."""
         law = self.judge_times or self.fake_times
-        return law if self.noise is None else Upto(law, nets.memory["share"])
+        return law if self.noise is None else LowerPart(law, nets.memory["share"])
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times)
+        s = self.estimate(nets, x, batch, self.times)
         batch.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
-        deceive = deceive_loss(logits_at(nets, x, batch, self.judge_law(nets)))
+        deceive = adversarial_loss(logits_at(nets, x, batch, self.discriminator_law(nets)))
         return {"dmd": dmd_loss(x, s.teacher, s.fake), "adversarial": self.adversarial * x[0].numel() * deceive}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        law = self.judge_law(nets) if self.judge_times or self.noise else None
-        judged = denoise_and_judge(nets, x, batch, self.fake_times, self.fake_weight, self.r1, law)
+        law = self.discriminator_law(nets) if self.judge_times or self.noise else None
+        judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1, law)
         if self.noise is not None:
             certainty = batch.mean(judged.real.detach().sign().flatten(1).mean(1))
             self.noise.adapt(nets.memory["share"], nets.memory["images"], certainty, batch.images)

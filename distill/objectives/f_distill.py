@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.discriminator import R1, ConvHead, Critic, deceive_loss, feature_shape, mean_logit
+from distill.discriminator import R1, ConvHead, Critic, adversarial_loss, feature_shape, mean_logit
 from distill.errors import UserError
-from distill.objectives.adversarial import denoise_and_judge, logits_at
+from distill.objectives.adversarial import denoise_and_discriminate, logits_at
 from distill.objectives.dmd import dmd_loss
-from distill.objectives.objective import Batch, Denoisers, Objective, Scores, l1_normaliser
+from distill.objectives.objective import Batch, Denoisers, Estimates, Objective, l1_normaliser
 from distill.times import Karras, Times
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "softened_reverse_kl", "neyman", "squared_hellinger", "jeffreys"]
@@ -71,21 +71,21 @@ class FDistill(Objective):
         return {"ratio": torch.ones(self.bins, dtype=torch.float64)}
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times, logits=True)
+        s = self.estimate(nets, x, batch, self.times, logits=True)
         h = WEIGHTS[self.divergence](self.normalised_ratio(nets, s, batch))
         h = h / batch.mean(h)
         batch.note("weight", h * l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
-        deceive = deceive_loss(logits_at(nets, x, batch, self.fake_times))
+        deceive = adversarial_loss(logits_at(nets, x, batch, self.fake_times))
         return {
             "f_distill": h * dmd_loss(x, s.teacher, s.fake),
             "adversarial": self.adversarial * x[0].numel() * deceive,
         }
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        judged = denoise_and_judge(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
+        judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
         return {"denoising": judged.denoising, "discriminator": self.discriminator * x[0].numel() * judged.loss}
 
-    def normalised_ratio(self, nets: Denoisers, s: Scores, batch: Batch) -> Tensor:
+    def normalised_ratio(self, nets: Denoisers, s: Estimates, batch: Batch) -> Tensor:
         """The ratio [B] over its mean in its time bin, on all ranks and by memory over the updates.
 
         Bins hold equal shares of the law of times; the authors' edges are unverified.

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
+from distill.loss_weights import Weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.paths import Path
 from distill.random import expand
 from distill.times import LogNormal, Times
-from distill.weights import Weight
 
 
 def velocity_weight(path: Path, t: Tensor) -> Tensor:
@@ -64,14 +64,14 @@ class FGM(Objective):
     fake_times: Times = LogNormal(0.0, 1.0)  # unverified, as above
     fake_weight: Weight = "velocity"  # plain conditional flow matching on the generator's samples
 
-    through_scores: ClassVar[bool] = True
+    differentiates_denoisers: ClassVar[bool] = True
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
         check_velocity("FGM", teacher.path, self.times)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times)
+        s = self.estimate(nets, x, batch, self.times)
         weight = velocity_weight(nets.path, s.t)
         batch.note("weight", weight, nets.path.nsr(s.t))
         return {"fgm": fgm_loss(x, s.teacher, s.fake, weight, self.first, self.second)}

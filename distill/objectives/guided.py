@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
-from distill.guidance import check_null, classifier_free, dropped
+from distill.guidance import check_null, classifier_free, drop_conditions
 from distill.objectives.objective import Batch, Denoisers
 from distill.objectives.wrapper import Wrapper
 
@@ -46,7 +46,7 @@ class Guided(Wrapper):
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         null = nets.teacher.null
         if (self.fake_cfg, self.fake_training_cfg) != (1, 1):
-            cond = dropped(batch.cond, null(batch.cond), self.condition_dropout, batch.random)
+            cond = drop_conditions(batch.cond, null(batch.cond), self.condition_dropout, batch.random)
             batch = replace(batch, cond=cond)
         fake = classifier_free(nets.fake, self.fake_training_cfg, null)
         return self.objective.fake_loss(replace(nets, fake=fake), x, batch)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoise, Denoiser
+from distill.loss_weights import Weight, denoising_weight
 from distill.paths import Path
 from distill.random import Random
 from distill.times import LogNormal, Times
-from distill.weights import Weight, denoising_weight
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Batch:
     note: Callable[..., None] = no_note
 
 
-class Scores(NamedTuple):
+class Estimates(NamedTuple):
     """Both estimates of x0 [B, ...] at one diffusion `x_t` of x, at `t` [B]; the critic's `logits` where asked for."""
 
     teacher: Tensor
@@ -123,7 +123,7 @@ class Objective:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Fields of Batch beyond noise and condition without which it cannot train: real, pairs."""
-    through_scores: ClassVar[bool] = False
+    differentiates_denoisers: ClassVar[bool] = False
     """Whether the generator's gradient passes through teacher and fake into x."""
     trains_fake: ClassVar[bool] = True
     """Whether there is a fake at all."""
@@ -164,12 +164,12 @@ class Objective:
         loss = denoising_loss(nets.fake, nets.path, x.detach(), batch.cond, times, weight, random, sigma_data)
         return {"denoising": loss}
 
-    def scores(self, nets: Denoisers, x: Tensor, batch: Batch, times: Times, logits: bool = False) -> Scores:
-        """Both estimates of x0 at one diffusion of x, with or without graph into x as `through_scores` says.
+    def estimate(self, nets: Denoisers, x: Tensor, batch: Batch, times: Times, logits: bool = False) -> Estimates:
+        """Both estimates of x0 at one diffusion of x, with or without graph into x as `differentiates_denoisers` says.
 
         With `logits` the critic judges x_t in the fake's pass. Notes the gap and both denoising errors.
         """
-        with torch.set_grad_enabled(self.through_scores and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.differentiates_denoisers and torch.is_grad_enabled()):
             x_t, t, _ = nets.path.draw(x, times, batch.random.stream("generator"))
             teacher = nets.teacher(x_t, t, batch.cond)
             fake, judged = nets.fake(x_t, t, batch.cond, "both") if logits else (nets.fake(x_t, t, batch.cond), None)
@@ -178,4 +178,4 @@ class Objective:
             for name, difference in (("gap", teacher - fake), ("fake_error", fake - x), ("teacher_error", teacher - x)):
                 size = difference.abs() if name == "gap" else difference**2
                 batch.note(name, size.flatten(1).mean(1), nsr)
-        return Scores(teacher, fake, t, x_t, judged)
+        return Estimates(teacher, fake, t, x_t, judged)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
+from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.fgm import check_velocity, velocity_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.prediction import from_x0
 from distill.times import Times, UniformFlow
-from distill.weights import Weight, denoising_weight
 
 
 def realuid_loss(velocity: Tensor, teacher: Tensor, fake: Tensor, a: float, b: float) -> Tensor:
@@ -46,7 +46,7 @@ class RealUID(Objective):
     fake_weight: Weight = "velocity"
 
     needs: ClassVar[frozenset[str]] = frozenset({"real"})
-    through_scores: ClassVar[bool] = True
+    differentiates_denoisers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.a > 0:
@@ -57,7 +57,7 @@ class RealUID(Objective):
         check_velocity("RealUID", teacher.path, self.times, self.fake_times)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times)
+        s = self.estimate(nets, x, batch, self.times)
         batch.note("weight", velocity_weight(nets.path, s.t), nets.path.nsr(s.t))
         teacher, fake, given = (from_x0("velocity", nets.path, x0, s.x_t, s.t) for x0 in (s.teacher, s.fake, x))
         return {"realuid": realuid_loss(given, teacher, fake, self.a, self.b)}

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.prediction import from_x0
 from distill.times import Karras, Times
-from distill.weights import Weight, denoising_weight
 
 
 def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class ScoreMismatching(Objective):
     fake_weight: Weight = "eps"
 
     needs: ClassVar[frozenset[str]] = frozenset({"real"})
-    through_scores: ClassVar[bool] = True
+    differentiates_denoisers: ClassVar[bool] = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         x_t, t, noise = nets.path.draw(x, self.times, batch.random.stream("generator"))

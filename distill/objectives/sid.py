@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
 from distill.times import Karras, Times
-from distill.weights import GeneratorWeight, generator_weight
 
 
 def sid_loss(x: Tensor, teacher: Tensor, fake: Tensor, alpha: float) -> Tensor:
@@ -30,10 +30,10 @@ class SiD(Objective):
     weight: Literal["l1", GeneratorWeight] = "l1"  # l1: 1 / mean |x - teacher|; the others are by noise
     scale: float = 100.0  # the authors' loss scale lambda_theta (irrelevant to Adam but for its eps)
 
-    through_scores: ClassVar[bool] = True
+    differentiates_denoisers: ClassVar[bool] = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times)
+        s = self.estimate(nets, x, batch, self.times)
         nsr = nets.path.nsr(s.t)
         weight = l1_normaliser(x, s.teacher) if self.weight == "l1" else generator_weight(self.weight, nsr).to(x.dtype)
         batch.note("weight", weight, nsr)

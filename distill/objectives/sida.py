@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.discriminator import R1, ChannelMean, Critic, deceive_loss
+from distill.discriminator import R1, ChannelMean, Critic, adversarial_loss
 from distill.errors import UserError
-from distill.objectives.adversarial import denoise_and_judge
+from distill.objectives.adversarial import denoise_and_discriminate
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser
 from distill.objectives.sid import sid_loss
 from distill.times import Karras, Times
@@ -48,7 +48,7 @@ class SiDA(Objective):
     r1: R1 = R1()  # off, as in the paper
 
     needs: ClassVar[frozenset[str]] = frozenset({"real"})
-    through_scores: ClassVar[bool] = True
+    differentiates_denoisers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.mix <= 1:
@@ -61,17 +61,17 @@ class SiDA(Objective):
         return images >= self.generator_from
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times, logits=batch.images >= self.adversarial_from)
+        s = self.estimate(nets, x, batch, self.times, logits=batch.images >= self.adversarial_from)
         weight = l1_normaliser(x, s.teacher)
         batch.note("weight", weight, nets.path.nsr(s.t))
         sid = self.scale * weight * sid_loss(x, s.teacher, s.fake, self.alpha)
         if s.logits is None:
             return {"sid": sid}
         shared = x[0].numel() * shared_weight(weight, self.reduction, batch)
-        adversarial = self.adversarial * shared * deceive_loss(s.logits.clamp(-CLAMP, CLAMP))
+        adversarial = self.adversarial * shared * adversarial_loss(s.logits.clamp(-CLAMP, CLAMP))
         return {"sid": (1 - self.mix) * sid, "adversarial": self.mix * adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        judged = denoise_and_judge(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
+        judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
         weight = self.discriminator * shared_weight(judged.weight, self.reduction, batch)
         return {"denoising": judged.denoising, "discriminator": weight * judged.loss / 2}

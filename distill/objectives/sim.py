@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.random import expand
 from distill.times import Karras, Times
-from distill.weights import GeneratorWeight, generator_weight
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ class SIM(Objective):
     weight: GeneratorWeight = "none"  # k(t), beyond what the space brings; 1 in the paper's tables
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # SiD's; unverified, the training code is not public
 
-    through_scores: ClassVar[bool] = True
+    differentiates_denoisers: ClassVar[bool] = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times)
+        s = self.estimate(nets, x, batch, self.times)
         nsr = nets.path.nsr(s.t)
         weight = generator_weight(self.weight, nsr)
         unit = nets.path.alpha(s.t) / nets.path.sigma(s.t) ** 2 if self.space == "score" else torch.ones_like(nsr)

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.discriminator import R1, ChannelMean, Critic, deceive_loss
-from distill.objectives.adversarial import denoise_and_judge
+from distill.discriminator import R1, ChannelMean, Critic, adversarial_loss
+from distill.objectives.adversarial import denoise_and_discriminate
 from distill.objectives.f_distill import WEIGHTS, Divergence, density_ratio
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser
 from distill.objectives.sid import sid_loss
@@ -37,7 +37,7 @@ class UniInstruct(Objective):
     r1: R1 = R1()
 
     needs: ClassVar[frozenset[str]] = frozenset({"real"})
-    through_scores: ClassVar[bool] = True
+    differentiates_denoisers: ClassVar[bool] = True
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         return Critic(fake, "encoder", ChannelMean())
@@ -46,7 +46,7 @@ class UniInstruct(Objective):
         return images >= self.generator_from
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times, logits=batch.images >= self.adversarial_from)
+        s = self.estimate(nets, x, batch, self.times, logits=batch.images >= self.adversarial_from)
         weight = l1_normaliser(x, s.teacher)
         loss = self.scale * sid_loss(x, s.teacher, s.fake, alpha=1.0)
         if s.logits is None:
@@ -54,10 +54,10 @@ class UniInstruct(Objective):
         h = WEIGHTS[self.divergence](density_ratio(s.logits, *self.ratio_range))
         h = h / batch.mean(h)
         batch.note("weight", h * weight, nets.path.nsr(s.t))
-        adversarial = self.adversarial * x[0].numel() * batch.mean(weight) * deceive_loss(s.logits.clamp(-10, 10))
+        adversarial = self.adversarial * x[0].numel() * batch.mean(weight) * adversarial_loss(s.logits.clamp(-10, 10))
         return {"uni_instruct": h * weight * loss, "adversarial": adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        judged = denoise_and_judge(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
+        judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
         weight = self.discriminator * batch.mean(judged.weight)
         return {"denoising": judged.denoising, "discriminator": weight * judged.loss / 2}

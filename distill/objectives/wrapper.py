@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
+from distill.loss_weights import Weight
 from distill.objectives.objective import Batch, Denoisers, Objective
 from distill.times import Times
-from distill.weights import Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a sample is worth. The names recipes use are the keys of REWARDS."""
 
-from distill.rewards.classifier import ClassifierReward
 from distill.rewards.clip import AestheticReward, ClipReward
+from distill.rewards.label_likelihood import ClassifierReward
 from distill.rewards.reward import Reward
 
 REWARDS: dict[str, type[Reward]] = {

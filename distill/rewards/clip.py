@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from distill.denoiser import Denoiser
-from distill.encoders import image_shape
+from distill.encoders.encoder import image_shape
 from distill.errors import UserError
 from distill.rewards.reward import Reward
 
@@ -49,7 +49,7 @@ class ClipImages(nn.Module):
         return normalize(self.projection(self.vision(pixel_values=self.prepare(x)).pooler_output))
 
 
-class Likeness(nn.Module):
+class ClipScore(nn.Module):
     """100 cos(image, prompt of the label) [B]: the CLIP score that tables quote, of unit `prompts` [K, D]."""
 
     def __init__(self, images: ClipImages, prompts: Tensor) -> None:
@@ -61,7 +61,7 @@ class Likeness(nn.Module):
         return 100 * cosine
 
 
-class Looks(nn.Module):
+class AestheticScore(nn.Module):
     """What a `head` makes of the image alone, [B]."""
 
     def __init__(self, images: ClipImages, head: nn.Module) -> None:
@@ -74,11 +74,11 @@ class Looks(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OfClip(Reward):
+class _ClipBased(Reward):
     clip: str  # folder of a CLIPModel with its tokenizer and preprocessor_config.json, or a hub id
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "clip", _settled(self.clip))
+        object.__setattr__(self, "clip", _absolute_if_local(self.clip))
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
@@ -88,7 +88,7 @@ class _OfClip(Reward):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipReward(_OfClip):
+class ClipReward(_ClipBased):
     """Likeness of the image to its label's prompt, in hundredths of the cosine."""
 
     prompts: tuple[str, ...]  # one a class, by label; a single one for an unconditional teacher
@@ -109,11 +109,11 @@ class ClipReward(_OfClip):
         tokens = tokenizer(list(self.prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
         with torch.no_grad():
             prompts = model.text_projection(model.text_model(**tokens).pooler_output)
-        return Likeness(images, normalize(prompts))
+        return ClipScore(images, normalize(prompts))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AestheticReward(_OfClip):
+class AestheticReward(_ClipBased):
     """A head of linear layers on CLIP's unit image embedding, such as LAION's aesthetic predictors."""
 
     head: str  # .safetensors file of linear layers, in the order of the numbers in their names
@@ -122,14 +122,14 @@ class AestheticReward(_OfClip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "head", _settled(self.head))
+        object.__setattr__(self, "head", _absolute_if_local(self.head))
 
     def load(self) -> nn.Module:
         _, _, images = _load(self.clip)
-        return Looks(images, _head(self.head, images.projection.out_features))
+        return AestheticScore(images, _head(self.head, images.projection.out_features))
 
 
-def _settled(source: str) -> str:
+def _absolute_if_local(source: str) -> str:
     """The absolute path of what exists here, found from anywhere later; a hub id as it is."""
     return str(Path(source).resolve()) if Path(source).exists() else source
 

@@ -1,12 +1,12 @@
 """A pretrained thing -> Denoiser."""
 
+from distill.encoders.parts import Autoencoder, TextEncoder
 from distill.teachers.analytic import GaussianMixture
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.folder import DESCRIPTION, Network, load_denoiser, save_denoiser
 from distill.teachers.own import OwnNet
-from distill.teachers.parts import Codec, TextEncoder
 from distill.teachers.pipeline import copy_autoencoder, copy_pipeline, denoiser_files, download, load_pipeline
-from distill.teachers.published import Found, read_published
+from distill.teachers.published.checkpoints import Found, read_published
 from distill.teachers.unet import UNet, build_unet
 
 __all__ = [

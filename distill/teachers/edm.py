@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from distill.denoiser import Condition
 from distill.errors import UserError
-from distill.networks.edm import Block, DhariwalUNet, SongUNet
-from distill.networks.edm2 import Block as MPBlock
-from distill.networks.edm2 import MPConv, MPFourier, UNet
+from distill.networks.edm2_unet import Block as MPBlock
+from distill.networks.edm2_unet import MPConv, MPFourier, UNet
+from distill.networks.edm_unet import Block, DhariwalUNet, SongUNet
 from distill.networks.recompute import recompute
 
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}

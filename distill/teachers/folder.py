@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser, Normalisation
+from distill.encoders.parts import Autoencoder, with_parts
 from distill.errors import UserError, one_line
 from distill.paths import PATHS, Path
 from distill.prediction import KINDS
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.own import OwnNet, try_out
-from distill.teachers.parts import Codec, with_parts
 from distill.teachers.pipeline import INDEX, load_pipeline, outline
 from distill.teachers.unet import UNet, load_unet
 
@@ -115,7 +115,7 @@ def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
     if (folder / "vae").is_dir():
         if not isinstance(arguments["latents"], Normalisation):
             raise UserError(f"teacher: '{file}': latents: must state mean and std by channel, as there is a vae/")
-        network.codec = Codec(folder, arguments["latents"], network.shape[0])
+        network.autoencoder = Autoencoder(folder, arguments["latents"], network.shape[0])
     denoiser = Denoiser(network, path, **arguments).eval()
     if isinstance(network, OwnNet) and weights:
         with _naming(folder):

@@ -17,11 +17,11 @@ from distill.discriminator import (
     ChannelMean,
     ConvHead,
     Critic,
-    Upto,
+    LowerPart,
     accuracy,
-    deceive_loss,
+    adversarial_loss,
+    discriminator_loss,
     feature_shape,
-    judge_loss,
     mean_logit,
 )
 from distill.times import Karras
@@ -85,9 +85,9 @@ def test_low_precision_stays_inside() -> None:
 def test_losses_by_value() -> None:
     fake, real = torch.tensor([[-1.0, 3.0], [0.5, -2.0]]), torch.tensor([[2.0, -0.5], [0.0, 1.0]])
     mean = lambda logits, target: bce(logits, torch.full_like(logits, target), reduction="none").mean(1)  # noqa: E731
-    ours = judge_loss(fake, real)
+    ours = discriminator_loss(fake, real)
     assert torch.allclose(ours[0], mean(fake, 0.0)) and torch.allclose(ours[1], mean(real, 1.0))
-    assert torch.allclose(deceive_loss(fake), mean(fake, 1.0))
+    assert torch.allclose(adversarial_loss(fake), mean(fake, 1.0))
     assert mean_logit(fake).tolist() == [1.0, -0.75]
     assert accuracy(fake, real).tolist() == [0.5, 0.5]
     assert accuracy(-real.abs() - 1, fake.abs()).tolist() == [1.0, 1.0]
@@ -176,7 +176,7 @@ def test_adaptive_noise_follows_the_discriminator() -> None:
         seen.append(float(share))
     assert seen == pytest.approx([0.1, 0.3, 0.3, 0.2, 0.2, 0.9, 0.1])
     law, u = Karras(), torch.tensor([0.1, 0.9], dtype=torch.float64)
-    assert torch.equal(Upto(law, share).nsr(u, EDM()), law.nsr(u * share, EDM()))
+    assert torch.equal(LowerPart(law, share).nsr(u, EDM()), law.nsr(u * share, EDM()))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill import EDM, Denoiser, Random, UserError
 from distill.discriminator import ChannelMean, Critic
-from distill.guidance import GuidedDenoiser, check_null, classifier_free, dropped
+from distill.guidance import GuidedDenoiser, check_null, classifier_free, drop_conditions
 from tests.toys import Tanh
 
 RANDOM = Random.at(0, torch.arange(4))
@@ -83,20 +83,22 @@ def test_attributes_are_the_strong_ones() -> None:
 def test_dropped_conditions() -> None:
     random = Random.at(5, torch.arange(4000))
     cond, null = torch.arange(4000) % 3, torch.full((4000,), 3)
-    once = dropped(cond, null, 0.1, random)
+    once = drop_conditions(cond, null, 0.1, random)
     assert isinstance(once, Tensor)
     gone = once == 3
     assert 330 < int(gone.sum()) < 470  # 400 expected, standard deviation 19
     assert torch.equal(once[~gone], cond[~gone])
-    assert torch.equal(once[7:20], dropped(cond[7:20], null[7:20], 0.1, Random(random.keys[7:20])))
-    both = dropped(
+    assert torch.equal(once[7:20], drop_conditions(cond[7:20], null[7:20], 0.1, Random(random.keys[7:20])))
+    both = drop_conditions(
         {"text": torch.ones(4000, 5, 2), "size": cond}, {"text": torch.zeros(4000, 5, 2), "size": null}, 0.1, random
     )
     assert isinstance(both, dict)
     assert torch.equal(both["size"], once)
     assert torch.equal(both["text"], torch.ones(4000, 5, 2) * ~gone[:, None, None])
-    assert torch.equal(dropped(cond, null, 0.0, random), cond) and torch.equal(dropped(cond, null, 1.0, random), null)
-    assert dropped(None, None, 0.5, random) is None
+    assert torch.equal(drop_conditions(cond, null, 0.0, random), cond) and torch.equal(
+        drop_conditions(cond, null, 1.0, random), null
+    )
+    assert drop_conditions(None, None, 0.5, random) is None
 
 
 def test_a_teacher_without_a_null_condition() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from distill import EDM, VP, DiscreteVP, Flow, Path, UserError
+from distill.loss_weights import GeneratorWeight, Weight, denoising_weight, generator_weight
 from distill.prediction import Kind, from_x0
-from distill.weights import GeneratorWeight, Weight, denoising_weight, generator_weight
 
 NSR = torch.tensor([0.002, 0.1, 0.5, 2.0, 14.0], dtype=torch.float64)
 

@@ -16,7 +16,7 @@ from tests.faults.kills import SETTINGS, differences, newest, whole
 from tests.faults.victim import Trap, distill
 from tests.tiny import Job, recipe
 from tests.tiny import distill as distill_process
-from trainers import saving
+from trainers.checkpoints import saver
 from trainers.hooks import Log
 
 CLONE_NEWNS = 0x20000
@@ -104,13 +104,13 @@ def disk_full(teachers: Path, folder: Path) -> str:
         run.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(run)], check=True)
         at_images({40: fill, 104: filler.unlink})
-        write = saving.Saver.close
+        write = saver.Saver.close
 
-        def close(self: saving.Saver) -> None:
+        def close(self: saver.Saver) -> None:
             write(self)
             shutil.copytree(run, copy)  # the mount ends with the process
 
-        saving.Saver.close = close  # type: ignore[method-assign]
+        saver.Saver.close = close  # type: ignore[method-assign]
 
     codes = distill(arguments, output, 1, (), in_mount("8m", mount)).wait()
     text = output.read_text()
@@ -162,7 +162,11 @@ def damaged(change: Callable[[Path], None], world: int) -> Callable[[Path, Path]
     def fault(teachers: Path, folder: Path) -> str:
         untouched = reference(teachers, folder, world)
         arguments, run, output = train(folder)
-        trap = Trap("trainers.saving:Saver._prune", 4) if world == 1 else Trap("trainers.state:Player.step", 84)
+        trap = (
+            Trap("trainers.checkpoints.saver:Saver._prune", 4)
+            if world == 1
+            else Trap("trainers.engine.player:Player.step", 84)
+        )
         distill(arguments, output, world, [trap]).wait()
         before = newest(run)
         change(run / "checkpoints" / f"{before:012d}")
@@ -220,7 +224,7 @@ def clock_backwards(teachers: Path, folder: Path) -> str:
 
         time.time = earlier
 
-    codes = distill(arguments, output, 1, [Trap("trainers.state:Player.step", 60)], backwards).wait()
+    codes = distill(arguments, output, 1, [Trap("trainers.engine.player:Player.step", 60)], backwards).wait()
     expect(codes == [-9], output)
     codes = distill(["resume", str(run)], output, 1, (), backwards).wait()
     expect(codes == [0], output)

@@ -15,8 +15,8 @@ from tests import texts
 from tests.faults.victim import Trap, distill
 from tests.tiny import recipe
 from tests.trainers.test_resume import contents, lines
-from trainers import checkpoint
-from trainers.records import read
+from trainers.checkpoints import checkpoint
+from trainers.io.jsonl import read
 
 EVERY = 24  # images between checkpoints, 12 updates
 SETTINGS: dict[str, Any] = {
@@ -31,21 +31,21 @@ SETTINGS: dict[str, Any] = {
 
 # Where a process dies: phase -> calls that begin it, (place, calls at most until then, seconds it may take; None: just
 # before the call). With two processes it is the second that falls into the trap; then the first is killed too.
-TRAINING = [("trainers.state:Player.step", 48, 0.05), ("trainers.step:generate", 32, 0.05)]
+TRAINING = [("trainers.engine.player:Player.step", 48, 0.05), ("trainers.engine.step:generate", 32, 0.05)]
 SAVING = [
-    ("trainers.saving:Saver._copy", 3, 0.02),
-    ("trainers.saving:write", 12, None),
-    ("trainers.saving:write", 12, 0.01),
-    ("trainers.saving:sync", 24, None),
-    ("trainers.saving:sync", 24, 0.01),
-    ("trainers.saving:sha256", 16, None),
-    ("trainers.saving:Saver._gathered", 6, None),
-    ("trainers.saving:Saver._finish", 3, None),
-    ("trainers.saving:Saver._finish", 3, 0.02),
-    ("trainers.saving:os.rename", 3, None),
-    ("trainers.saving:Saver._prune", 3, None),
-    ("trainers.saving:shutil.rmtree", 2, None),
-    ("trainers.saving:shutil.rmtree", 2, 0.001),
+    ("trainers.checkpoints.saver:Saver._copy", 3, 0.02),
+    ("trainers.checkpoints.saver:write", 12, None),
+    ("trainers.checkpoints.saver:write", 12, 0.01),
+    ("trainers.checkpoints.saver:sync", 24, None),
+    ("trainers.checkpoints.saver:sync", 24, 0.01),
+    ("trainers.checkpoints.saver:sha256", 16, None),
+    ("trainers.checkpoints.saver:Saver._gathered", 6, None),
+    ("trainers.checkpoints.saver:Saver._finish", 3, None),
+    ("trainers.checkpoints.saver:Saver._finish", 3, 0.02),
+    ("trainers.checkpoints.saver:os.rename", 3, None),
+    ("trainers.checkpoints.saver:Saver._prune", 3, None),
+    ("trainers.checkpoints.saver:shutil.rmtree", 2, None),
+    ("trainers.checkpoints.saver:shutil.rmtree", 2, 0.001),
 ]
 EVALUATING = [
     ("trainers.evaluation:draw_samples", 1, 0.1),
@@ -53,20 +53,20 @@ EVALUATING = [
     ("trainers.hooks.evaluate:Evaluate._write", 2, None),
     ("trainers.hooks.evaluate:Evaluate._write", 2, 0.01),
     ("trainers.hooks.evaluate:save_average", 1, 0.005),
-    ("trainers.files:os.rename", 3, None),
-    ("trainers.snapshots:sync", 4, None),
+    ("trainers.io.atomic:os.rename", 3, None),
+    ("trainers.checkpoints.posthoc_ema:sync", 4, None),
     ("trainers.hooks.samples:grid", 1, 0.02),
 ]
 RESUMING = [
-    ("trainers.checkpoint:restore", 1, 0.05),
+    ("trainers.checkpoints.checkpoint:restore", 1, 0.05),
     ("trainers.loop:build", 1, 0.2),
-    ("trainers.records:os.replace", 2, None),
-    ("trainers.records:append", 6, None),
+    ("trainers.io.jsonl:os.replace", 2, None),
+    ("trainers.io.jsonl:append", 6, None),
 ]
 CACHING = [
     ("trainers.data.cache:_write", 6, None),
     ("trainers.data.cache:_write", 6, 0.01),
-    ("trainers.files:os.replace", 12, None),
+    ("trainers.io.atomic:os.replace", 12, None),
     ("tests.texts:Words.encode", 8, 0.01),
 ]
 EXPORTING = [
@@ -74,7 +74,7 @@ EXPORTING = [
     ("distill.export.export:largest_difference", 1, 0.2),
     ("distill.export.export:_replace", 1, None),
     ("distill.export.export:os.rename", 2, None),
-    ("launch.export:load_product", 1, 0.3),
+    ("launch.commands.export:load_product", 1, 0.3),
     ("distill.export.export:render", 1, 0.02),
 ]
 
@@ -85,7 +85,7 @@ class Tally:
 
     kills: int = 0
     runs: int = 0
-    lost: list[int] = field(default_factory=list)  # images, at each kill
+    is_lost_process: list[int] = field(default_factory=list)  # images, at each kill
     where: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -132,7 +132,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in checkpoint.folders(folder / "checkpoints")]
 
 
-def whole(settings: dict[str, Any], folder: Path, world: int) -> Path:
+def atomic_file(settings: dict[str, Any], folder: Path, world: int) -> Path:
     """A run that nobody touches, made once."""
     run, file = folder / f"whole-{world}", folder / "recipe.yaml"
     if not run.exists():
@@ -149,7 +149,7 @@ def training_kills(
     """Kill runs at `places` until there were as many kills, each run until it is done."""
     tally, choice = Tally(), random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    reference = whole(recipe(teachers / "edm", **SETTINGS), folder, world)
+    reference = atomic_file(recipe(teachers / "edm", **SETTINGS), folder, world)
     while tally.kills < kills:
         run, tally.runs = folder / f"run-{seed}-{tally.runs}", tally.runs + 1
         for attempt in range(400):
@@ -172,9 +172,9 @@ def training_kills(
             if after < before:
                 tally.failures.append(f"{run.name}: had {before}, has {after} after {traps[0]}")
             reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
-            tally.lost.append(max(0, reached - max(after, 0)))
-            if tally.lost[-1] > 2 * EVERY:
-                tally.failures.append(f"{run.name}: {tally.lost[-1]} images lost by {traps[0]}")
+            tally.is_lost_process.append(max(0, reached - max(after, 0)))
+            if tally.is_lost_process[-1] > 2 * EVERY:
+                tally.failures.append(f"{run.name}: {tally.is_lost_process[-1]} images lost by {traps[0]}")
             if len(list((run / "checkpoints").glob(".staging-*"))) > 1:
                 tally.failures.append(f"{run.name}: staging folders pile up")
         wrong = list(differences(reference, run))
@@ -217,7 +217,7 @@ def exporting_kills(teachers: Path, folder: Path, kills: int, seed: int) -> Tall
     """Kill `distill export`: the folder is an export or not there, and the next call makes it."""
     tally, choice = Tally(), random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    run = whole(recipe(teachers / "edm", **SETTINGS), folder, 1)
+    run = atomic_file(recipe(teachers / "edm", **SETTINGS), folder, 1)
     output, export = folder / "export.txt", run / "export"
     assert distill(["export", str(run)], output).wait() == [0], output.read_text()
     reference = contents(export)

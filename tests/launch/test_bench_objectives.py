@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from launch import bench_objectives
+from benchmarks import objectives
 
 
 @pytest.mark.slow
 def test_trains_what_the_recipes_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Teacher, weaker teacher, classifier, pairs and the generator that another starts from: one command."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench_objectives, "PAIRS", 256)
-    monkeypatch.setattr(bench_objectives, "TURNS", 1)
-    bench_objectives.main("digits", ["images=256"], Path("out"), ["autoguided", "rewarded", "hipa", "sid2a"])
+    monkeypatch.setattr(objectives, "PAIRS", 256)
+    monkeypatch.setattr(objectives, "TURNS", 1)
+    objectives.main("digits", ["images=256"], Path("out"), ["autoguided", "rewarded", "hipa", "sid2a"])
     made = {"teacher", "weak_teacher", "classifier", "pairs", "autoguided", "rewarded", "hipa", "sid2a", "sid"}
     assert {folder.name for folder in Path("runs").iterdir()} == {f"digits_{name}" for name in made}
     page = Path("out/digits.md").read_text()

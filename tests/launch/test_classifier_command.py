@@ -12,7 +12,7 @@ import yaml
 
 from distill.metrics import Classifier
 from tests.launch.conftest import Command
-from trainers.records import read
+from trainers.io.jsonl import read
 
 Write = Callable[..., Path]
 

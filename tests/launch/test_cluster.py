@@ -16,7 +16,7 @@ import yaml
 
 from tests.launch.test_processes import processes_of
 from tests.tiny import ROOT, Job, environment, recipe
-from trainers import checkpoint
+from trainers.checkpoints import checkpoint
 
 CLUSTER = ROOT / "launch" / "cluster"
 

@@ -21,24 +21,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distill.metrics import Classifier
 from distill.teachers import save_denoiser
-from launch.evaluate import measure, table
-from launch.recipes import shipped
-from launch.sample import draw
-from launch.train import check, resolve
+from launch.commands.evaluate import measure, table
+from launch.commands.recipes import shipped
+from launch.commands.sample import draw
+from launch.commands.train import check, resolve
 from tests.launch.conftest import Command
 from tests.tiny import distill as distill_process
 from tests.tiny import write_pairs
-from trainers import checkpoint, config, saving
-from trainers.classifier import ClassifierRun, split
-from trainers.config import dump, to_yaml
+from trainers.checkpoints import checkpoint, saver
+from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.data import Dataset, Images
+from trainers.io.images import grid
+from trainers.io.jsonl import read
 from trainers.loop import build, build_experiment
-from trainers.pictures import grid
-from trainers.products import load_product
-from trainers.records import read
-from trainers.run import Run, TeacherRun
-from trainers.teacher import fresh_denoiser
-from trainers.tensor_files import Stem
+from trainers.recipe import strict_yaml
+from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.runs.classifier import ClassifierRun, split
+from trainers.runs.load import load_trained
+from trainers.runs.teacher import fresh_denoiser
 
 Write = Callable[..., Path]
 
@@ -77,7 +78,7 @@ def test_from_a_teacher_to_a_table(distill: Command, recipe_file: Write, tmp_pat
 
     sampled = distill("sample", run, "--count", 7, "--columns", 4, "--label", 3, "--seed", 5)
     assert (sampled.code, sampled.out) == (0, f"7 samples: {run}/sample.png\n")
-    product = load_product(run)
+    product = load_trained(run)
     expected = grid(draw(product, 7, label=3, seed=5), 4)
     assert np.array_equal(np.array(Image.open(run / "sample.png")), np.array(expected))
     assert distill("sample", run, "--teacher", "--count", 2, "--out", "t.png").code == 0
@@ -128,7 +129,7 @@ def test_evaluate_and_sample_leave_an_older_checkpoint_unread(distill: Command, 
     """They use the newest valid one, as resume does."""
     newest, older, _ = checkpoint.folders(student / "checkpoints")
     (newest / "manifest.json").unlink()
-    assert load_product(student).images == int(older.name) == 8
+    assert load_trained(student).images == int(older.name) == 8
     resumed = distill("resume", student)
     assert resumed.code == 0
     assert resumed.err.splitlines()[:2] == [
@@ -139,7 +140,7 @@ def test_evaluate_and_sample_leave_an_older_checkpoint_unread(distill: Command, 
 
 
 def test_the_noise_of_a_picture_is_the_seeds(student: Path) -> None:
-    product = load_product(student)
+    product = load_trained(student)
     first = draw(product, 20)
     assert torch.equal(first, draw(product, 20))
     assert torch.allclose(first[:5], draw(product, 5), atol=1e-5)  # another batch rounds otherwise
@@ -179,7 +180,7 @@ def test_every_recipe_is_shipped() -> None:
     assert {"digits_teacher", "digits_sid", "digits_flow_teacher"} <= set(shipped())
     assert len(shipped()) == len(list(here.rglob("*.yaml")))
     for name, file in shipped().items():
-        assert config.load_yaml(file)["name"] == name and file.read_text().startswith("# ")
+        assert strict_yaml.load_yaml(file)["name"] == name and file.read_text().startswith("# ")
 
 
 def few(data: Images) -> Dataset:
@@ -190,15 +191,15 @@ def few(data: Images) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(name for name, file in shipped().items() if "tiny" not in config.load_yaml(file))
+    "name", sorted(name for name, file in shipped().items() if "tiny" not in strict_yaml.load_yaml(file))
 )
 def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its name to a session, on 1, 2 and 8 processes' worth of batch; a distillation on the teacher it names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Images, "load", few)
-    settings = config.load_yaml(shipped()[name])
+    settings = strict_yaml.load_yaml(shipped()[name])
     if settings.get("trains") == "classifier":
-        assert split(config.build(ClassifierRun, settings), config.build(ClassifierRun, settings).data.load())
+        assert split(strict_yaml.build(ClassifierRun, settings), strict_yaml.build(ClassifierRun, settings).data.load())
         return
     run = resolve(name, [])
     reward = settings.get("objective", {}).get("reward", {})
@@ -216,7 +217,7 @@ def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.Monk
             first = resolve(Path(run.start).name, [])
             Path(run.start).mkdir(parents=True)
             (Path(run.start) / "run.yaml").write_text(to_yaml(dump(first)))
-            saving.save(build(first, Accelerator(cpu=True)), Path(run.start) / "checkpoints", keep=1)
+            saver.save(build(first, Accelerator(cpu=True)), Path(run.start) / "checkpoints", keep=1)
         if run.pairs is not None:  # what `distill pairs` writes
             list(write_pairs(Path(run.teacher), Path(run.pairs.folder), 1))
     check(run, 1)
@@ -273,7 +274,7 @@ def test_two_processes_through_our_own_launcher(recipe_file: Write, tmp_path: Pa
     assert job.finish() == 0, job.text
     assert distill("train", file, "--folder", tmp_path / "one").code == 0
     for name in ("generator", "fake", "ema"):
-        one, two = (Stem(tmp_path / run / f"checkpoints/{32:012d}", name) for run in ("one", "two"))
+        one, two = (ShardedTensors(tmp_path / run / f"checkpoints/{32:012d}", name) for run in ("one", "two"))
         assert set(one) == set(two) != set()
         assert all(torch.allclose(one[key], two[key], rtol=1e-9, atol=1e-12) for key in one)
     logs = [read(tmp_path / run / "log.jsonl") for run in ("one", "two")]

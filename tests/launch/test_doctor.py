@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch import doctor
+from launch.commands import doctor
 from launch.main import app
 
 LINES = ["versions", "devices", "disk", "clock", "processes", "wandb"]

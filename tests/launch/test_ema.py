@@ -17,9 +17,9 @@ from distill.teachers import load_denoiser
 from tests.launch.conftest import Command
 from tests.launch.test_mistakes import mistake
 from tests.tiny import experiment, once, recipe, teacher_recipe
+from trainers.checkpoints.posthoc_ema import snapshots
 from trainers.loop import fit
-from trainers.products import load_product
-from trainers.snapshots import snapshots
+from trainers.runs.load import load_trained
 
 STDS = [0.1, 0.15, 0.2]
 
@@ -92,7 +92,7 @@ def test_a_width_that_was_not_tracked_is_near_the_average_it_would_have_been(run
 def test_it_is_sampled_evaluated_and_exported(student: Path, distill: Command) -> None:
     assert distill("ema", student, "--std", 0.12).code == 0
     which = ("--which", "posthoc/0.12")
-    product = load_product(student, "posthoc/0.12")
+    product = load_trained(student, "posthoc/0.12")
     assert (product.images, product.average) == (96, "power function of relative width 0.12 (arXiv:2312.02696)")
     assert torch.equal(
         torch.cat([p.flatten() for _, p in sorted(product.model.state_dict().items())]),

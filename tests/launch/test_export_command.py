@@ -25,7 +25,7 @@ from tests.exports import (
 from tests.hub import TOKEN, Hub, serve
 from tests.launch.conftest import Command
 from tests.tiny import distill as start
-from trainers.products import load_product
+from trainers.runs.load import load_trained
 
 HIDDEN_TOKEN = "huggingface_hub.constants.HF_TOKEN_PATH"
 
@@ -52,7 +52,7 @@ def test_each_format_has_its_folder(student: Path, distill: Command) -> None:
         assert (student / folder / "export_check.json").is_file()
     generator, noise = load_generator(student / "export-safetensors"), torch.randn(2, 1, 8, 8)
     labels = torch.tensor([3, 7])
-    assert torch.equal(generator(noise, labels), load_product(student).sampler(noise, labels))
+    assert torch.equal(generator(noise, labels), load_trained(student).sampler(noise, labels))
 
 
 def test_pushed_and_loaded_from_the_hub(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from launch import train
+from launch.commands import train
 from tests.launch.conftest import Command
-from trainers import checkpoint
+from trainers.checkpoints import checkpoint
 
 
 class Relaunched(Exception):

@@ -22,7 +22,7 @@ from launch import processes
 from tests.launch.conftest import Command
 from tests.tiny import distill as distill_process
 from tests.tiny import tiny_denoiser
-from trainers import checkpoint
+from trainers.checkpoints import checkpoint
 
 Write = Callable[..., Path]
 

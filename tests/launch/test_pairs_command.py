@@ -15,16 +15,17 @@ from distill.teachers import save_denoiser
 from tests.launch.conftest import Command
 from tests.launch.test_mistakes import mistake
 from tests.tiny import launch, tiny_denoiser
-from trainers import pairs
 from trainers.data import Digits
+from trainers.runs import make_pairs
 
 SHORT = ("--count", 20, "--evaluations", 3)
 SLOW = """
 import sys, time
-from trainers import files, pairs
-sync = files.sync
-files.sync = lambda path: (time.sleep(0.2), sync(path))
-pairs.SHARD = 4
+from trainers.io import atomic
+from trainers.runs import make_pairs
+sync = atomic.sync
+atomic.sync = lambda path: (time.sleep(0.2), sync(path))
+make_pairs.SHARD = 4
 from launch.main import main
 main()
 """
@@ -54,7 +55,7 @@ def test_from_a_run_to_a_distillation(
     shutil.rmtree("p")
     assert distill("sample", tmp_path / "run").code == 0
     line = mistake(distill("resume", tmp_path / "run"))
-    assert line.startswith(f"pairs: '{Path('p').resolve()}' has no pairs.json; `distill pairs TEACHER ")
+    assert line.startswith(f"pairs: '{Path('p').resolve()}' has no make_pairs.json; `distill pairs TEACHER ")
 
 
 def test_a_teacher_folder_alone(distill: Command, teachers: Path, tmp_path: Path) -> None:
@@ -94,9 +95,13 @@ def test_kill_9(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     job.kill()
     assert len(described(tmp_path / "cut")["shards"]) < 5
     assert launch(command, tmp_path / "output.txt").finish() == 0
-    monkeypatch.setattr(pairs, "SHARD", 4)
-    settings, whole = pairs.PairSettings(evaluations=3), tmp_path / "whole"
-    list(pairs.make_pairs(str(teachers / "edm"), Digits().load(), whole, 20, settings, 250, torch.device("cpu")))
-    names = sorted(file.name for file in whole.iterdir())
+    monkeypatch.setattr(make_pairs, "SHARD", 4)
+    settings, atomic_file = make_pairs.PairSettings(evaluations=3), tmp_path / "whole"
+    list(
+        make_pairs.make_pairs(
+            str(teachers / "edm"), Digits().load(), atomic_file, 20, settings, 250, torch.device("cpu")
+        )
+    )
+    names = sorted(file.name for file in atomic_file.iterdir())
     assert len(names) == 6 and names == sorted(file.name for file in (tmp_path / "cut").iterdir())
-    assert all((tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    assert all((tmp_path / "cut" / name).read_bytes() == (atomic_file / name).read_bytes() for name in names)

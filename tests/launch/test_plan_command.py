@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from distill.errors import UserError
-from launch.plan import read_bytes, sent, travels
+from launch.commands.plan import read_bytes, sent, travels
 from tests.launch.conftest import Command
 from tests.tiny import recipe
-from trainers.ledger import ALL, BETWEEN, WITHIN, Traffic
-from trainers.plan import Plan
+from trainers.plan.ledger import ALL, BETWEEN, WITHIN, Traffic
+from trainers.plan.trace import Plan
 
 
 def test_what_fits_and_what_does_not(distill: Command, teachers: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 from launch import processes
 from launch.processes import relaunch, watch
 from tests.tiny import distill, launch, recipe
-from trainers import checkpoint
+from trainers.checkpoints import checkpoint
 
 PATIENT = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nprint(flush=True)\n"
 

@@ -13,15 +13,15 @@ from PIL import Image
 
 from distill import UserError
 from distill.generator import PRESETS
-from launch import train, try_
-from launch.recipes import find_recipe, markdown, shipped
-from launch.tiny import MAKERS, placed
-from launch.train import check, resolve
+from launch.commands import train, try_
+from launch.commands.recipes import find_recipe, markdown, shipped
+from launch.commands.train import check, resolve
 from tests.launch.conftest import Command
 from tests.tiny import ROOT
-from trainers.config import dump, load_yaml
+from trainers.io.jsonl import read
 from trainers.loop import build_experiment
-from trainers.records import read
+from trainers.recipe.strict_yaml import dump, load_yaml
+from trainers.recipe.tiny import MAKERS, placed
 
 PAPERS = sorted(name for name, file in shipped().items() if "tiny" in load_yaml(file))
 SIZES = {"cifar10": (3, 32, 32), "imagenet64": (3, 64, 64), "ffhq64": (3, 64, 64), "afhq64": (3, 64, 64)}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.train import limit_time
+from launch.commands.train import limit_time
 from tests.launch.conftest import Command
-from trainers.config import load_yaml
-from trainers.records import read
-from trainers.stop import STOP
+from trainers.engine.stopping import STOP
+from trainers.io.jsonl import read
+from trainers.recipe.strict_yaml import load_yaml
 
 LAST = f"checkpoints/{16:012d}"
 

@@ -12,16 +12,16 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from distill.encoders import codec
+from distill.encoders.encoder import autoencoder
 from distill.random import Random
-from distill.teachers import Codec, TextEncoder
-from launch.sample import draw
+from distill.teachers import Autoencoder, TextEncoder
+from launch.commands.sample import draw
 from tests.launch.conftest import Command
 from tests.pipelines import pipelines
 from tests.tiny import experiment, once, recipe
+from trainers.io.images import grid
 from trainers.loop import fit
-from trainers.pictures import grid
-from trainers.products import load_product
+from trainers.runs.load import load_trained
 
 __all__ = ["pipelines"]
 
@@ -46,11 +46,11 @@ def painter(pipelines: Callable[[str], Path], shared: Path) -> Path:
 def test_prompts(painter: Path, pipelines: Callable[[str], Path], distill: Command) -> None:
     """Each prompt in turn through encoder, generator and decoder; one file each, or a grid."""
     assert [path.name for path in (painter / "samples").iterdir()] == [f"{8:012d}.png"]
-    product = load_product(painter)
+    product = load_trained(painter)
     made = TextEncoder(pipelines("sd15")).encode(PROMPTS)
     noise = Random.at(4, torch.arange(3)).stream("sample").stream("latent").normal(4, 8, 8)
     cond = {name: value[[0, 1, 0]] for name, value in made.items()}
-    images = Codec(pipelines("sd15")).decode(product.sampler(noise, cond))
+    images = Autoencoder(pipelines("sd15")).decode(product.sampler(noise, cond))
     assert torch.allclose(draw(product, 3, seed=4, prompts=PROMPTS), images, atol=1e-5)
     assert not torch.allclose(draw(product, 3, seed=4), images, atol=1e-3)
     assert cast(Any, product.teacher).network.text_encoder._pipe is None
@@ -80,12 +80,12 @@ def test_a_label_and_a_prompt(painter: Path, distill: Command) -> None:
 
 def test_without_an_autoencoder(painter: Path, distill: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of channels, and a line that says so; evaluation is refused."""
-    product = load_product(painter)
+    product = load_trained(painter)
     for denoiser in (product.teacher, cast(Any, product.model).denoiser):
-        assert codec(denoiser) is not None
-        denoiser.network.codec = None
+        assert autoencoder(denoiser) is not None
+        denoiser.network.autoencoder = None
     for command in ("sample", "evaluate"):
-        monkeypatch.setattr(f"launch.{command}.load_product", lambda folder, which: product)
+        monkeypatch.setattr(f"launch.{command}.load_trained", lambda folder, which: product)
     result = distill("sample", painter, "--count", 2, "--out", "a.png")
     assert result.err == (
         "these pictures are of latents, their first 3 channels: a vae/ in the teacher's folder decodes them\n"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import experiment
-from trainers.ledger import REST, Ledger
+from trainers.engine.session import Session
+from trainers.engine.sharding import sharded, units
 from trainers.loop import build
-from trainers.session import Session
-from trainers.sharding import sharded, units
+from trainers.plan.ledger import REST, Ledger
 
 WARM, COUNTED = 2, 2  # updates; DDP rebuilds its buckets in the second
 READING = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "cpu")  # by the way of Python
@@ -59,7 +59,7 @@ def count(settings: dict[str, Any]) -> dict[str, Any]:
     session = build(experiment(settings), Accelerator(cpu=True))
     steps: Counter[str] = Counter()
     ledger = Ledger()
-    ledger.follow(session.state.players)
+    ledger.track_players(session.state.players)
     for _ in range(WARM):
         advance(session)
     with ledger, Reads(ledger) as reads:

@@ -9,12 +9,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from launch.train import resolve
+from launch.commands.train import resolve
 from tests.tiny import distillation, experiment
+from trainers.engine.session import Session
 from trainers.hooks import Hook, Log
 from trainers.loop import build, train
-from trainers.run import Run, TeacherRun
-from trainers.session import Session
+from trainers.recipe.run import Run, TeacherRun
 
 EVERY = 100  # updates
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from tests.tiny import experiment, recipe
-from trainers import adam8bit, checkpoint, saving
-from trainers.adam8bit import Adam8bit, decode, dynamic, encode
+from trainers.checkpoints import checkpoint, saver
+from trainers.engine import adam8bit
+from trainers.engine.adam8bit import Adam8bit, decode, dynamic, encode
 from trainers.loop import build
 
 SHAPES = {"matrix": (64, 100), "kernels": (16, 33, 3, 3), "vector": (5000,), "small": (10, 10)}
@@ -108,6 +109,6 @@ def test_another_optimizers_state_is_refused(
         for name in (before, after)
     ]
     sessions[0].step()
-    saving.save(sessions[0], tmp_path, keep=1)
+    saver.save(sessions[0], tmp_path, keep=1)
     with pytest.raises(UserError, match=f"^fake.name: {after} cannot go on where another optimizer has saved$"):
         checkpoint.restore(sessions[1], checkpoint.newest(tmp_path)[0])

@@ -19,10 +19,10 @@ from distill.discriminator import ChannelMean, Critic
 from distill.objectives import Batch, Denoisers
 from tests.tiny import DISTILLATIONS, distillation, experiment
 from tests.toys import Tanh
-from trainers.backprop import Joint, OneByOne
+from trainers.engine.backprop import Joint, OneByOne
+from trainers.engine.session import Session
 from trainers.loop import build
-from trainers.run import Run
-from trainers.session import Session
+from trainers.recipe.run import Run
 
 
 def session_of(settings: dict[str, Any]) -> Session:
@@ -33,7 +33,7 @@ def passes_both(name: str, teachers: Path) -> bool:
     """Whether the generator's gradient passes teacher and fake."""
     run = experiment(distillation(name, teachers))
     assert isinstance(run, Run)
-    return run.objective.through_scores and name != "score_mismatching"  # which asks the fake alone
+    return run.objective.differentiates_denoisers and name != "score_mismatching"  # which asks the fake alone
 
 
 def advance(session: Session) -> None:

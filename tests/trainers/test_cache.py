@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tests.texts import embedding, write_text_teacher
 from tests.tiny import launch
-from trainers import files
 from trainers.data.cache import Cache, Table, receipt_of
+from trainers.io import atomic
 
 QUIET = Console(quiet=True)
 
@@ -98,12 +98,12 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_shard_alone_is_computed_again(how: str, tmp_path: Path) -> None:
     table(tmp_path, [])
-    whole = {file.name: file.read_bytes() for file in shards(tmp_path)}
+    atomic_file = {file.name: file.read_bytes() for file in shards(tmp_path)}
     DAMAGE[how](shards(tmp_path)[1])
     calls: list[tuple[int, int]] = []
     table(tmp_path, calls)
     assert calls == [(4, 8)]
-    assert {file.name: file.read_bytes() for file in shards(tmp_path)} == whole
+    assert {file.name: file.read_bytes() for file in shards(tmp_path)} == atomic_file
     table(tmp_path, calls)
     assert calls == [(4, 8)]
 
@@ -138,8 +138,8 @@ def test_a_kill_at_any_moment_loses_one_shard(at: int, tmp_path: Path, monkeypat
         return killing
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", kill(files.sync))
-        patch.setattr(files.os, "replace", kill(files.os.replace))
+        patch.setattr(atomic, "sync", kill(atomic.sync))
+        patch.setattr(atomic.os, "replace", kill(atomic.os.replace))
         with pytest.raises(Killed):
             table(tmp_path, first)
     found = table(tmp_path, again)
@@ -187,7 +187,7 @@ import sys, torch, pytest
 from tests.texts import install, load_any
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
-from trainers.prepare import Preparation
+from trainers.data.encode import Preparation
 
 teacher, cache, count = sys.argv[1:]
 install(pytest.MonkeyPatch())

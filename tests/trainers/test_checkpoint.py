@@ -17,9 +17,9 @@ from torch import Tensor
 
 from distill.errors import UserError
 from tests.tiny import ROOT, experiment, recipe
-from trainers import checkpoint, saving
+from trainers.checkpoints import checkpoint, saver
+from trainers.engine.session import Session
 from trainers.loop import build
-from trainers.session import Session
 
 FILES = {
     "ema.safetensors",
@@ -54,7 +54,7 @@ def root(session: Session, tmp_path: Path) -> Path:
 
 def save_at(session: Session, root: Path, images: int, keep: int = 3) -> Path:
     session.state.images = images
-    saving.save(session, root, keep)
+    saver.save(session, root, keep)
     return root / f"{images:012d}"
 
 
@@ -157,7 +157,7 @@ def test_old_ones_go_only_once_the_new_one_is_valid(
         removed.append(folder)
         rmtree(folder)
 
-    monkeypatch.setattr(saving.shutil, "rmtree", watched)
+    monkeypatch.setattr(saver.shutil, "rmtree", watched)
     save_at(session, root, 24, keep=1)
     assert [int(folder.name) for folder in removed] == [16, 8]
 
@@ -185,7 +185,7 @@ def test_a_save_that_dies_anywhere_leaves_a_valid_checkpoint(
     session: Session, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every file of the new checkpoint, before and after the rename; the leftover goes with the next save."""
-    sync, moments = saving.sync, len(FILES) + 2  # each file, the staging folder, the folder of checkpoints
+    sync, moments = saver.sync, len(FILES) + 2  # each file, the staging folder, the folder of checkpoints
     for moment in range(moments):
         count = 0
 
@@ -196,13 +196,13 @@ def test_a_save_that_dies_anywhere_leaves_a_valid_checkpoint(
                 raise Killed
             sync(path)
 
-        monkeypatch.setattr(saving, "sync", dying)
+        monkeypatch.setattr(saver, "sync", dying)
         with pytest.raises(RuntimeError, match=r"^checkpoint: its thread has died$"):
             save_at(session, root, 24 + moment)
         renamed = moment == moments - 1
         assert int(checkpoint.newest(root)[0].name) == (24 + moment if renamed else 16)
         assert bool(list(root.glob(".staging-*"))) == (not renamed)
-    monkeypatch.setattr(saving, "sync", sync)
+    monkeypatch.setattr(saver, "sync", sync)
     save_at(session, root, 100)
     assert not list(root.glob(".*"))
     assert checkpoint.newest(root)[0].name == f"{100:012d}"

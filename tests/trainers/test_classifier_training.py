@@ -12,10 +12,10 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.metrics import Classifier
-from trainers.classifier import ClassifierRun, split, train_classifier
-from trainers.config import build, dump
 from trainers.data import DataFree, Dataset, Digits
-from trainers.run import Optimizer
+from trainers.recipe.run import Optimizer
+from trainers.recipe.strict_yaml import build, dump
+from trainers.runs.classifier import ClassifierRun, split, train_classifier
 
 DIGITS = Digits().load()
 RUN = ClassifierRun(name="tiny", images=5_000, batch_size=64, width=16, optimizer=Optimizer(lr=2e-3, decay="cosine"))

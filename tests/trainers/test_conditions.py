@@ -17,21 +17,21 @@ from torch import Tensor
 from distill.discriminator import feature_shape
 from distill.errors import UserError
 from distill.random import Random
-from launch.cache import cache
-from launch.sample import draw
+from launch.commands.cache import cache
+from launch.commands.sample import draw
 from tests.texts import Halves, Words, embedding, install, load_any, write_text_teacher
 from tests.tiny import ROOT, experiment, launch, recipe
 from trainers.data import Dataset, Digits
 from trainers.data.batches import Batches, inputs, placed
 from trainers.data.dataset import UNKNOWN
-from trainers.distillation import build_distillation
+from trainers.data.encode import DatasetEncoder
+from trainers.engine.step import joined
 from trainers.hooks.samples import preview_inputs
 from trainers.loop import fit
-from trainers.pairs import PairSettings, make_pairs
-from trainers.prepare import Preparation
-from trainers.products import load_product
-from trainers.run import Run
-from trainers.step import joined
+from trainers.recipe.run import Run
+from trainers.runs.distillation import build_distillation
+from trainers.runs.load import load_trained
+from trainers.runs.make_pairs import PairSettings, make_pairs
 
 CPU = torch.device("cpu")
 EMOJI = ROOT / "tests" / "golden" / "emoji.parquet"
@@ -77,7 +77,7 @@ def ready(tmp_path: Path, dataset: Dataset, negative: str | None = None, real: b
     """(prepared data set, teacher)."""
     folder = tmp_path / f"teacher{len(list(tmp_path.glob('teacher*')))}"
     teacher = load_any(write_text_teacher(folder, tmp_path / "log", **form))
-    return Preparation(str(tmp_path / "cache"), CPU, negative).of(dataset, teacher, real), teacher
+    return DatasetEncoder(str(tmp_path / "cache"), CPU, negative).of(dataset, teacher, real), teacher
 
 
 # Embeddings
@@ -223,7 +223,7 @@ def test_a_run_trains_resumes_and_samples(objective: str, precision: str, tmp_pa
     assert torch.equal(cond["prompt"][:2], first) and torch.equal(cond["prompt"][10:12], first)
     samples, others = session.sampler(noise, cond), session.sampler(noise, {**cond, "prompt": -cond["prompt"]})
     assert samples.isfinite().all() and not torch.equal(samples, others)
-    product = load_product(tmp_path / "run")
+    product = load_trained(tmp_path / "run")
     assert torch.equal(product.sampler(noise, cond), samples) and draw(product, 3).isfinite().all()
     assert product.teacher_sampler is not None and product.teacher_sampler(noise, cond).isfinite().all()
     shutil.rmtree(tmp_path / "run/checkpoints" / f"{32:012d}")
@@ -296,7 +296,7 @@ def numbered(shape: tuple[int, int, int] = (3, 8, 8)) -> Dataset:
 def test_images_become_latents(std: float, tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.texts.Halves", lambda log: Halves(log, std))
     dataset, teacher = ready(tmp_path, numbered(), real=True, latents=True, shape=[2, 4, 4])
-    assert encoded(log).count("image") == 51 and not teacher.network.codec.loaded  # the first tells their shape
+    assert encoded(log).count("image") == 51 and not teacher.network.autoencoder.loaded  # the first tells their shape
     at = torch.tensor([7, 0, 49])
     assert dataset.shape == (2, 4, 4) and dataset.images(at).shape == (3, 2, 4, 4)
     assert torch.allclose(dataset.images(at)[:, 0, 0, 0], torch.linspace(-1, 1, 50)[at])
@@ -331,9 +331,9 @@ def test_latents_that_do_not_fit_are_refused_at_the_first(tmp_path: Path, log: P
     )
     assert encoded(log).count("image") == 1
     teacher = load_any(tmp_path / "teacher0")
-    teacher.network.codec = None  # type: ignore[assignment]
+    teacher.network.autoencoder = None  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"^data: numbered holds pixels, the teacher's samples are latents and have no"):
-        Preparation(str(tmp_path / "cache"), CPU).of(numbered(), teacher, real=True)
+        DatasetEncoder(str(tmp_path / "cache"), CPU).of(numbered(), teacher, real=True)
 
 
 def test_a_run_on_latents(tmp_path: Path, log: Path) -> None:

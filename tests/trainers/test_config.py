@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from distill.errors import UserError
-from trainers.config import build, dump, family, load_yaml, to_yaml
+from trainers.recipe.strict_yaml import build, dump, family, load_yaml, to_yaml
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from distill.errors import UserError
-from trainers.config import diff, load_yaml, override, to_yaml
+from trainers.recipe.strict_yaml import diff, load_yaml, override, to_yaml
 
 
 def refusal(function: Any, *args: Any) -> str:

@@ -11,9 +11,9 @@ import pytest
 
 from tests.tiny import distillation, experiment, launch, once, teacher_recipe
 from tests.trainers.counting import COUNTED
-from trainers.ledger import ALL, BETWEEN, WITHIN
-from trainers.plan import plan
-from trainers.run import Run
+from trainers.plan.ledger import ALL, BETWEEN, WITHIN
+from trainers.plan.trace import plan
+from trainers.recipe.run import Run
 
 Counts = dict[str, Any]
 FAKE_UPDATES = {"dmd2": 2, "realuid": 2, "sid_reuse": 2}

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from distill.power_ema import PowerProfile
 from tests.tiny import experiment, recipe
-from trainers.ema import EMA
+from trainers.checkpoints.posthoc_ema import rewind, snapshots
+from trainers.engine.ema import EMA
 from trainers.loop import fit
-from trainers.run import Average
-from trainers.snapshots import rewind, snapshots
+from trainers.recipe.run import Average
 
 POWER = {"stds": [0.2], "snapshot_every": 100}
 

@@ -10,11 +10,11 @@ import pytest
 
 from distill import EDM, DiscreteVP, Flow, UserError
 from distill.paths import Path as GaussianPath
-from launch.train import check
+from launch.commands.train import check
 from tests.tiny import experiment, recipe
-from trainers.config import dump, to_yaml
 from trainers.loop import load_run
-from trainers.run import Run
+from trainers.recipe.run import Run
+from trainers.recipe.strict_yaml import dump, to_yaml
 
 ENTRIES: list[tuple[dict[str, Any], GaussianPath, tuple[float, float | None]]] = [
     ({}, EDM(), (2.5, None)),

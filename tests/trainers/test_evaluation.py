@@ -8,7 +8,7 @@ import torch
 from trainers import evaluation
 from trainers.data import Dataset, Digits
 from trainers.evaluation import fit_protocol
-from trainers.run import Evaluation
+from trainers.recipe.run import Evaluation
 
 
 def test_the_digits_have_the_floor_that_the_docs_name() -> None:

@@ -12,12 +12,12 @@ import torch
 from distill.export import FORMATS
 from distill.export.format import condition, float32, inputs
 from distill.generator import Generator
-from launch.export import export_product
+from launch.commands.export import export_product
 from tests.exports import OURS, snippet, strangers
 from tests.families import FLOWS, TEACHERS, recipe
 from tests.tiny import once
 from tests.trainers.test_resume import assert_same, fit, interrupted, lines
-from trainers.products import load_product
+from trainers.runs.load import load_trained
 
 CASES = [(name, "fgm" if name.startswith(FLOWS) else "sid") for name in TEACHERS]
 CASES += [(name, "diff_instruct") for name in TEACHERS]
@@ -59,7 +59,7 @@ def test_strangers_load_what_was_trained(teacher: Callable[[str], Path], tmp_pat
             continue
         work = tmp_path / f"trained_{name}"
         fit(recipe(name, "diff_instruct", teacher(name), work, images=4), run := work / "run")
-        product = load_product(run)
+        product = load_trained(run)
         assert isinstance(product.model, Generator)
         assert export_product(product, run, tmp_path / name) < 1e-4
         code = snippet(tmp_path / name)

@@ -16,16 +16,16 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from distill.encoders import codec
-from distill.teachers import TextEncoder, load_denoiser, parts
-from launch.export import export_product
+from distill.encoders.encoder import autoencoder, parts
+from distill.teachers import TextEncoder, load_denoiser
+from launch.commands.export import export_product
 from tests.clip_texts import Clip, write_clip
 from tests.tiny import ROOT, environment, experiment, recipe
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
+from trainers.data.encode import DatasetEncoder
 from trainers.loop import fit
-from trainers.prepare import Preparation
-from trainers.products import load_product
+from trainers.runs.load import load_trained
 
 CPU = torch.device("cpu")
 EMOJI = ROOT / "tests" / "golden" / "emoji.parquet"
@@ -50,13 +50,13 @@ def test_conditions_are_those_of_the_pipeline(
 ) -> None:
     folder, dataset = pipelines(name), Dataset("words", 3, UNKNOWN, None, None, prompts=PROMPTS)
 
-    def prepared(negative: str | None = None) -> tuple[Any, Any]:
+    def encode_dataset(negative: str | None = None) -> tuple[Any, Any]:
         teacher = load_denoiser(folder)
-        ready = Preparation(str(tmp_path / "cache"), CPU, negative).of(dataset, teacher, real=False)
+        ready = DatasetEncoder(str(tmp_path / "cache"), CPU, negative).of(dataset, teacher, real=False)
         assert ready.shape == teacher.network.shape
         return ready.cond(torch.tensor([1, 2])), teacher
 
-    cond, teacher = prepared()
+    cond, teacher = encode_dataset()
     direct = TextEncoder(folder)
     expected, null, negative = direct.encode(["dogs", "a cat"]), direct.encode_null(), direct.encode(["blurry"])
     assert cond.keys() == teacher.null_cond.keys() == expected.keys()
@@ -64,9 +64,9 @@ def test_conditions_are_those_of_the_pipeline(
         assert torch.allclose(cond[key], value, atol=1e-5) and cond[key].dtype == value.dtype
         assert torch.equal(teacher.null_cond[key], null[key][0])
         assert teacher.null(cond)[key].shape == value.shape
-    prepared("blurry")
+    encode_dataset("blurry")
     monkeypatch.setattr(parts, "load_stock", unused)
-    again, teacher = prepared("blurry")
+    again, teacher = encode_dataset("blurry")
     for key in expected:
         assert torch.equal(again[key], cond[key]) and torch.equal(teacher.null_cond[key], negative[key][0])
     x0 = teacher(torch.randn(2, *teacher.network.shape), torch.full((2,), 0.5), again)
@@ -92,28 +92,28 @@ def test_a_run_on_prompts_and_latents(
     session = fit(run, tmp_path / "run", Accelerator(cpu=True))
     assert all(player.counters()["skipped"] == 0 for player in session.state.players.values())
     real = session.batches.micro("generator", 0, 0).real
-    decoder = codec(session.teacher) if session.teacher is not None else None
+    decoder = autoencoder(session.teacher) if session.teacher is not None else None
     assert real is not None and real.shape == (2, 4, 8, 8) and decoder is not None
     picture = Image.open(tmp_path / "run/samples" / f"{4:012d}.png")
     assert picture.mode == "RGB" and picture.size == (10 * (64 + 2), 6 * (64 + 2))  # 16 pixels, 4 times as large
-    product = load_product(tmp_path / "run")
+    product = load_trained(tmp_path / "run")
     for name in ("diffusers", "safetensors", "torch-export"):
         assert export_product(product, tmp_path / "run", tmp_path / name, name) < 1e-4
     shutil.rmtree(tmp_path / "run/checkpoints" / f"{4:012d}")
     monkeypatch.setattr(parts, "load_stock", unused)
-    monkeypatch.setattr(parts.Codec, "encode", unused)
+    monkeypatch.setattr(parts.Autoencoder, "encode", unused)
     resumed = fit(run, tmp_path / "run", Accelerator(cpu=True), resume=True)
     for name, value in session.state.ema.module.state_dict().items():
         assert torch.equal(value, resumed.state.ema.module.state_dict()[name])
-    assert load_product(tmp_path / "run").dataset.shape == (4, 8, 8)
+    assert load_trained(tmp_path / "run").dataset.shape == (4, 8, 8)
 
 
 def test_latents_are_the_autoencoders(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
     pixels = torch.rand(5, 3, 16, 16) * 2 - 1
     dataset = Dataset("noise", 5, (3, 16, 16), None, lambda at: pixels[at], prompts=["x"] * 5)
     teacher = load_denoiser(pipelines("sd15"))
-    ready = Preparation(str(tmp_path / "cache"), CPU).of(dataset, teacher, real=True)
-    coder, at = codec(teacher), torch.tensor([3, 0])
+    ready = DatasetEncoder(str(tmp_path / "cache"), CPU).of(dataset, teacher, real=True)
+    coder, at = autoencoder(teacher), torch.tensor([3, 0])
     assert coder is not None and ready.spread is not None
     mean, std = coder.encode(pixels[at])
     assert torch.allclose(ready.images(at), mean, atol=1e-5) and torch.allclose(ready.spread(at), std, atol=1e-5)
@@ -130,7 +130,7 @@ from tests.clip_texts import Clip, write_clip
 from tests.texts import TextNet
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
-from trainers.prepare import Preparation
+from trainers.data.encode import Preparation
 from distill.denoiser import Denoiser
 from distill.paths import EDM
 

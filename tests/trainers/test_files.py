@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trainers.files import replaced, sha256, whole
+from trainers.io.atomic import atomic_file, atomic_folder, sha256
 
 
 def write(folder: Path, text: str) -> None:
-    with replaced(folder) as staging:
+    with atomic_folder(folder) as staging:
         (staging / "a").write_text(text)
 
 
@@ -24,7 +24,7 @@ def test_the_new_folder_takes_the_place_of_the_old(tmp_path: Path) -> None:
 
 def test_what_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
     write(tmp_path / "x", "first")
-    with pytest.raises(OSError, match="disk full"), replaced(tmp_path / "x") as staging:
+    with pytest.raises(OSError, match="disk full"), atomic_folder(tmp_path / "x") as staging:
         (staging / "a").write_text("half")
         raise OSError("disk full")
     assert (tmp_path / "x" / "a").read_text() == "first"
@@ -41,10 +41,10 @@ def test_sha256_is_the_hash_of_all_blocks(tmp_path: Path) -> None:
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("old")
-    with pytest.raises(KeyError), whole(file) as staging:
+    with pytest.raises(KeyError), atomic_file(file) as staging:
         staging.write_text("half")
         raise KeyError
     assert file.read_text() == "old"
-    with whole(file) as staging:
+    with atomic_file(file) as staging:
         staging.write_text("new")
     assert file.read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["file"]

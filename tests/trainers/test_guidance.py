@@ -14,10 +14,10 @@ from distill.errors import UserError
 from distill.teachers import load_denoiser
 from tests.tiny import distillation, experiment, placed, recipe, teacher_recipe
 from trainers.data import Dataset
-from trainers.distillation import check_objective, load_teacher
 from trainers.loop import build, fit
-from trainers.run import Run, TeacherRun
-from trainers.teacher import fresh_denoiser
+from trainers.recipe.run import Run, TeacherRun
+from trainers.runs.distillation import check_objective, load_teacher
+from trainers.runs.teacher import fresh_denoiser
 
 
 def test_labels_are_dropped_with_their_probability() -> None:

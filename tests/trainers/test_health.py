@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distill.objectives import Batch, Denoisers, Objective, Scores, per_sample, sid_loss
+from distill.objectives import Batch, Denoisers, Estimates, Objective, per_sample, sid_loss
 from distill.times import LogNormal, Times
 from tests.tiny import experiment, recipe
+from trainers.engine.session import Session
 from trainers.hooks.log import with_ratios
 from trainers.loop import build, fit
-from trainers.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class TwoTerms(Objective):
     scale: float = 3.0
     times: Times = LogNormal(-1.2, 1.2)
 
-    through_scores: ClassVar[bool] = True
+    differentiates_denoisers: ClassVar[bool] = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.scores(nets, x, batch, self.times)
+        s = self.estimate(nets, x, batch, self.times)
         return {"sid": sid_loss(x, s.teacher, s.fake, 1.0), "pull": self.scale * per_sample(x**2)}
 
 
@@ -39,12 +39,12 @@ def session_of(settings: dict[str, Any]) -> Session:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Scores, Tensor]]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Estimates, Tensor]]:
     """What every call of Objective.scores was given and gave."""
-    found: list[tuple[Scores, Tensor]] = []
+    found: list[tuple[Estimates, Tensor]] = []
     scores = Objective.scores
 
-    def spy(self: Objective, nets: Denoisers, x: Tensor, *rest: Any) -> Scores:
+    def spy(self: Objective, nets: Denoisers, x: Tensor, *rest: Any) -> Estimates:
         result = scores(self, nets, x, *rest)
         found.append((result, x))
         return result
@@ -54,7 +54,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Scores, Tensor]]:
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_gap_and_errors_by_noise_bin(micro_batches: int, teachers: Path, seen: list[tuple[Scores, Tensor]]) -> None:
+def test_gap_and_errors_by_noise_bin(micro_batches: int, teachers: Path, seen: list[tuple[Estimates, Tensor]]) -> None:
     session = session_of(recipe(teachers / "edm", batch_size=32, images=96, micro_batches=micro_batches))
     for _ in range(2):
         session.step()
@@ -84,7 +84,9 @@ def objective(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("backprop", ["joint", "one_by_one"])
-def test_each_terms_gradient_at_the_samples(backprop: str, teachers: Path, seen: list[tuple[Scores, Tensor]]) -> None:
+def test_each_terms_gradient_at_the_samples(
+    backprop: str, teachers: Path, seen: list[tuple[Estimates, Tensor]]
+) -> None:
     """Of the update before a log point alone, by a backward for each term; the training is not touched."""
     settings = recipe(teachers / "edm", objective=objective(), log_every=16, backprop=backprop)
     session = session_of(settings)

@@ -21,15 +21,15 @@ from distill.random import Random
 from tests.tiny import experiment, recipe, teacher_recipe
 from trainers.data import DataFree, Dataset, Digits
 from trainers.data.batches import inputs
+from trainers.engine.session import Session
 from trainers.evaluation import draw_samples, evaluate, fit_protocol
 from trainers.hooks import Checkpoints, Evaluate, Samples
 from trainers.hooks.samples import preview_inputs
+from trainers.io.images import grid
+from trainers.io.jsonl import read
 from trainers.loop import build, fit
-from trainers.pictures import grid
-from trainers.products import load_product
-from trainers.records import read
-from trainers.run import Evaluation
-from trainers.session import Session
+from trainers.recipe.run import Evaluation
+from trainers.runs.load import load_trained
 
 CPU = torch.device("cpu")
 COPY = Digits().load()
@@ -88,7 +88,7 @@ def test_every_precision_trains_samples_and_evaluates(
     assert record["samples"] == 64 and record["frechet"] > 0
     assert (tmp_path / "samples" / f"{16:012d}.png").is_file()
     noise, labels = preview_inputs(session)
-    product = load_product(tmp_path)
+    product = load_trained(tmp_path)
     assert torch.equal(product.sampler(noise, labels), session.sampler(noise, labels))
     if product.teacher_sampler is not None:
         assert product.teacher_sampler(noise[:2], None if labels is None else labels[:2]).shape == (2, 1, 8, 8)

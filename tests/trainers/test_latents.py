@@ -15,29 +15,29 @@ from PIL import Image
 from torch import Tensor
 
 from distill.denoiser import Normalisation
-from distill.encoders import codec
+from distill.encoders.encoder import autoencoder
 from distill.errors import UserError
 from distill.objectives import DiffInstruct, Rewarded, SiD
 from distill.teachers import load_denoiser, save_denoiser
-from distill.teachers.tiny.parts import autoencoder
+from distill.tiny.parts import autoencoder
 from tests.distill.teachers.test_edm import EDM2, build
 from tests.tiny import experiment, once, recipe
 from tests.toys import Nearness
 from trainers import loop
 from trainers.data import DataFree
+from trainers.engine.session import Session
 from trainers.evaluation import check_images, draw_samples, fit_protocol
 from trainers.hooks import Evaluate, Samples
 from trainers.hooks.samples import layout, preview_inputs
-from trainers.pictures import denoiser_of, grid, visible
-from trainers.records import read
-from trainers.run import Run
-from trainers.session import Session
+from trainers.io.images import denoiser_of, grid, to_images
+from trainers.io.jsonl import read
+from trainers.recipe.run import Run
 
 SCALE = Normalisation((0.5, -1.0, 0.25, 2.0), (1.5, 2.0, 0.75, 3.0))
 
 
 def write(folder: Path) -> None:
-    """Teachers of latents [4, 8, 8] in three classes, `decoded` and `blind`; images [3, 16, 16] of those classes."""
+    """Teachers of latents [4, 8, 8] in three classes, `decoded` and `has_no_decoder`; images [3, 16, 16] of those classes."""
     denoiser = build({**EDM2, "img_channels": 4})
     denoiser.latents = SCALE
     for name in ("decoded", "blind"):
@@ -88,9 +88,9 @@ def test_pictures_are_decoded(latents: Path, tmp_path: Path) -> None:
     wanted = picture(by_hand(latents, session.sampler(noise, cond)))
     made = np.array(Image.open(tmp_path / "samples" / f"{0:012d}.png")).astype(int)
     assert made.shape == (6 * 66, 10 * 66, 3) and int(abs(made - wanted).max()) <= 1  # rounding to 8 bits
-    decoder = codec(denoiser_of(session.product))
+    decoder = autoencoder(denoiser_of(session.product))
     assert decoder is not None and decoder._vae is None  # type: ignore[attr-defined]
-    assert decoder is codec(session.teacher) if session.teacher else False
+    assert decoder is autoencoder(session.teacher) if session.teacher else False
 
 
 def test_latents_that_nothing_decodes(latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,14 +107,14 @@ def test_latents_that_nothing_decodes(latents: Path, tmp_path: Path, capsys: pyt
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == [f"{images:012d}_latents.png" for images in (8, 16)]
     samples = session.sampler(*preview_inputs(session))
-    seen = visible(samples, session.product)
+    seen = to_images(samples, session.product)
     assert seen.shape == (60, 3, 8, 8)
     assert torch.allclose(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(seen.std((0, 2, 3), correction=0), torch.full((3,), 0.5), atol=1e-5)
     assert torch.allclose(
         torch.corrcoef(torch.stack([seen[:, 1].flatten(), samples[:, 1].flatten()]))[0, 1], torch.ones(())
     )
-    assert visible(samples[:, :2], session.product).shape == (60, 1, 8, 8)
+    assert to_images(samples[:, :2], session.product).shape == (60, 1, 8, 8)
 
 
 def test_evaluation_compares_images_with_images(latents: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_evaluation_compares_images_with_images(latents: Path, tmp_path: Path) -
     assert record["protocol"] == protocol.name == "pca8(images, 30 real)"
     wanted = protocol.report(by_hand(latents, samples), labels)["frechet"]
     assert record["frechet"] == pytest.approx(wanted, rel=1e-5) and float(wanted) > 0
-    decoder = codec(denoiser_of(session.product))
+    decoder = autoencoder(denoiser_of(session.product))
     assert decoder is not None and decoder._vae is None  # type: ignore[attr-defined]
 
 

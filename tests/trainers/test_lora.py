@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from distill import UserError
 from distill.lora import Lora, attach, merge
 from distill.objectives import OBJECTIVES
-from launch.ema import ema
-from launch.export import export, export_product
+from launch.commands.ema import ema
+from launch.commands.export import export, export_product
 from tests.tiny import ADAPTERS, distillation, experiment, recipe
-from trainers import checkpoint, saving
+from trainers.checkpoints import checkpoint, saver
 from trainers.data import Digits
 from trainers.data.batches import inputs
-from trainers.distillation import check_objective, load_teacher
-from trainers.ema import EMA
+from trainers.engine.ema import EMA
+from trainers.engine.player import Player
+from trainers.engine.session import Session
 from trainers.loop import build, fit
-from trainers.products import load_product
-from trainers.run import Average, Optimizer, Run
-from trainers.session import Session
-from trainers.state import Player
+from trainers.recipe.run import Average, Optimizer, Run
+from trainers.runs.distillation import check_objective, load_teacher
+from trainers.runs.load import load_trained
 
 
 def session_of(settings: dict[str, Any]) -> Session:
@@ -78,7 +78,7 @@ def test_checkpoints_hold_what_trains(teachers: Path, tmp_path: Path) -> None:
     session = session_of(settings)
     session.step()
     session.state.average(8)
-    saving.save(session, tmp_path, keep=1)
+    saver.save(session, tmp_path, keep=1)
     folder = tmp_path / f"{8:012d}"
     for player, files in (("generator", ("generator", "ema", "power_ema_0.1")), ("fake", ("fake",))):
         names = {name for name in named(session, player) if "lora_" in name}
@@ -99,7 +99,7 @@ def test_a_file_never_writes_the_shared_base(teachers: Path, tmp_path: Path) -> 
     before = [value.clone() for value in session.teacher.parameters()]
     average = session.state.ema
     save_file({name: value + 1 for name, value in average.module.state_dict().items()}, tmp_path / "x.safetensors")
-    checkpoint.load_module(average.module, tmp_path / "x.safetensors", average.kept)
+    checkpoint.load_module(average.module, tmp_path / "x.safetensors", average.frozen_names)
     assert all(torch.equal(old, new) for old, new in zip(before, session.teacher.parameters(), strict=True))
 
 
@@ -137,22 +137,24 @@ def test_players_leave_alone_what_they_do_not_train(adapters: bool) -> None:
     if adapters:
         attach(network, Lora(rank=1))
     player = Player("x", network, Optimizer(lr=1e-3), Accelerator(cpu=True))
-    assert "fixed" in player.kept and len(player.parameters) == 2
+    assert "fixed" in player.frozen_names and len(player.parameters) == 2
     network.fixed.requires_grad_(True)  # another's affair
     with player.training():
         assert weight.requires_grad != adapters
     assert network.fixed.requires_grad and not any(p.requires_grad for p in player.parameters)
     assert torch.equal(weight, before if adapters else before / 2)  # once when it became a player
-    average = EMA(network, Average(), player.kept).module
-    kept = {name for name, p in average.named_parameters() if p.data_ptr() == network.get_parameter(name).data_ptr()}
-    assert kept == player.kept
+    average = EMA(network, Average(), player.frozen_names).module
+    frozen_names = {
+        name for name, p in average.named_parameters() if p.data_ptr() == network.get_parameter(name).data_ptr()
+    }
+    assert frozen_names == player.frozen_names
 
 
 def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) -> None:
     """Merged: stock diffusers knows nothing of adapters."""
     run = experiment(distillation("sid_lora", teachers, images=32, entry={"nsr": 1.0}))
     session = fit(run, tmp_path / "run", Accelerator(cpu=True))
-    product = load_product(tmp_path / "run")
+    product = load_trained(tmp_path / "run")
     plain = set(load_teacher(run, Digits().load()).state_dict())  # type: ignore[arg-type]
     assert {f"denoiser.{name}" for name in plain} == set(product.model.state_dict())
     noise, labels = inputs(session.dataset, session.batches.micro("x", 0, 0).random)
@@ -160,7 +162,7 @@ def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) ->
     start = build(run, Accelerator(cpu=True)).sampler(noise, labels)
     assert float((trained - start).abs().max()) > 0.05
     assert float((trained - merged).abs().max()) < 1e-5
-    unmerged = load_product(tmp_path / "run", merged=False).sampler(noise, labels)
+    unmerged = load_trained(tmp_path / "run", merged=False).sampler(noise, labels)
     assert torch.equal(trained, unmerged)
     assert export_product(product, tmp_path / "run", tmp_path / "export") < 1e-4
     with pytest.raises(UserError, match=r"^export: diffusers loads no adapters into UNet; give another --format$"):
@@ -175,7 +177,7 @@ def test_an_average_of_another_width(teachers: Path, tmp_path: Path) -> None:
     ema(run, 0.1)
     tracked = session.state.power_ema[0.1].module
     noise, labels = inputs(session.dataset, session.batches.micro("x", 0, 0).random)
-    posthoc = load_product(run, "posthoc/0.1").sampler(noise, labels)
+    posthoc = load_trained(run, "posthoc/0.1").sampler(noise, labels)
     assert float((posthoc - tracked(noise, labels)).abs().max()) < 1e-3
     assert float((posthoc - session.sampler(noise, labels)).abs().max()) > 1e-2
 

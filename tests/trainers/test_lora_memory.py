@@ -15,10 +15,10 @@ from distill import EDM, Denoiser
 from distill.denoiser import Condition
 from tests.tiny import distillation, experiment, recipe
 from tests.trainers.living import stored
-from trainers import distillation as building
+from trainers.engine.player import Player
+from trainers.engine.session import Session
 from trainers.loop import build
-from trainers.session import Session
-from trainers.state import Player
+from trainers.runs import distillation as building
 
 LORA = {"lr": 1e-3, "lora": {"rank": 8}}  # of widths 64 and 128; 64 of 320 ... 1280 in DMD2's SDXL
 

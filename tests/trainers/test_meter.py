@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainers.meter import Meter
+from trainers.engine.meter import Meter
 
 CPU = torch.device("cpu")
 
 
-class World:
+class PlannedAccelerator:
     """An accelerator of several ranks whose other ranks' tensors are known."""
 
     def __init__(self, *others: Tensor) -> None:
@@ -26,7 +26,7 @@ class World:
 
 
 def world(*others: Tensor) -> Accelerator:
-    return cast(Accelerator, World(*others))
+    return cast(Accelerator, PlannedAccelerator(*others))
 
 
 def filled(**values: list[float]) -> Meter:

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from distill import EDM, Denoiser, UserError
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
-from launch.export import export_product
+from launch.commands.export import export_product
 from tests.tiny import experiment, recipe
-from trainers.distillation import teacher_hash
 from trainers.loop import build, fit
-from trainers.products import load_product
+from trainers.runs.distillation import teacher_hash
+from trainers.runs.load import load_trained
 
 DIGITS = {"img_resolution": 8, "img_channels": 1, "label_dim": 10, "channel_mult": [1], "num_blocks": 1}
 EDM2 = DIGITS | {"model_channels": 8, "attn_resolutions": [], "channels_per_head": 8, "logvar_channels": 8}
@@ -63,7 +63,7 @@ def test_a_run_from_start_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     save_denoiser(Denoiser(EDMNet(**NCSNPP), EDM(), "edm"), tmp_path / "teacher")
     settings = recipe(tmp_path / "teacher", images=16, checkpoint_every=16, samples_every=16)
     fit(experiment(settings), tmp_path / "run", Accelerator(cpu=True))
-    product = load_product(tmp_path / "run")
+    product = load_trained(tmp_path / "run")
     x = product.sampler(torch.randn(2, 1, 8, 8), torch.tensor([3, 7]))
     assert x.shape == (2, 1, 8, 8) and bool(x.isfinite().all())
     assert export_product(product, tmp_path / "run", tmp_path / "pipeline") < 1e-4

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from distill.errors import UserError
 from tests.tiny import experiment, recipe
-from trainers import adam8bit, checkpoint
-from trainers.config import dump, to_yaml
+from trainers.checkpoints import checkpoint
+from trainers.engine import adam8bit
+from trainers.engine.session import Session
+from trainers.io.jsonl import read
 from trainers.loop import build, fit, load_run
-from trainers.records import read
-from trainers.run import Run
-from trainers.session import Session
+from trainers.recipe.run import Run
+from trainers.recipe.strict_yaml import dump, to_yaml
 
 CLASS = "tests.trainers.poison:Poisoned"
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from distill import EDM, Denoiser, Generator
 from distill.teachers import OwnNet, load_denoiser, save_denoiser
-from launch.export import export_product
+from launch.commands.export import export_product
 from tests.tiny import experiment, recipe
 from tests.trainers.test_resume import assert_same, fit, interrupted
-from trainers.distillation import teacher_hash
 from trainers.loop import build
-from trainers.products import load_product
+from trainers.runs.distillation import teacher_hash
+from trainers.runs.load import load_trained
 
 ADVERSARIAL = {"objective": {"name": "dmd2", "tap": "enter"}}
 ADAPTERS = {"lr": 1e-2, "lora": {"rank": 2}}
@@ -49,7 +49,7 @@ def test_from_start_to_export(teacher: Path, tmp_path: Path, monkeypatch: pytest
     """Also in bfloat16; what is exported runs without this package, as its card says."""
     run = tmp_path / "run"
     fit(recipe(teacher, images=16, checkpoint_every=16, samples_every=16, precision="bfloat16"), run)
-    product = load_product(run)
+    product = load_trained(run)
     assert isinstance(product.model, Generator)
     product.model.denoiser.autocast_dtype = None
     difference = export_product(product, run, tmp_path / "export", "safetensors")

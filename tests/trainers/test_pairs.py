@@ -17,12 +17,12 @@ from distill.guidance import classifier_free
 from distill.sampling import sample
 from distill.teachers import load_denoiser
 from tests.tiny import experiment, recipe, write_pairs
-from trainers import files
 from trainers.data import Dataset, Digits
 from trainers.data.batches import Batches, inputs
 from trainers.data.pairs import PairSet, open_pairs
-from trainers.distillation import load_pairs, teacher_hash
-from trainers.run import Run
+from trainers.io import atomic
+from trainers.recipe.run import Run
+from trainers.runs.distillation import load_pairs, teacher_hash
 
 CPU = torch.device("cpu")
 
@@ -96,8 +96,8 @@ def test_a_kill_at_any_moment_costs_nothing_but_time(
         return killing
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", kill(files.sync))
-        patch.setattr(files.os, "replace", kill(files.os.replace))
+        patch.setattr(atomic, "sync", kill(atomic.sync))
+        patch.setattr(atomic.os, "replace", kill(atomic.os.replace))
         with pytest.raises(Killed):
             list(write_pairs(teachers / "edm", tmp_path / "cut"))
     assert list(write_pairs(teachers / "edm", tmp_path / "cut")) == [8, 16, 20]
@@ -107,17 +107,17 @@ def test_a_kill_at_any_moment_costs_nothing_but_time(
 def test_what_is_whole_is_kept_and_what_is_damaged_made_again(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = everything(teachers / "pairs")
+    atomic_file = everything(teachers / "pairs")
     list(write_pairs(teachers / "edm", tmp_path / "p", count=12))
     first = (tmp_path / "p/pairs-00000.safetensors").stat().st_mtime_ns
     list(write_pairs(teachers / "edm", tmp_path / "p"))  # more of the same
-    assert everything(tmp_path / "p") == whole
+    assert everything(tmp_path / "p") == atomic_file
     assert (tmp_path / "p/pairs-00000.safetensors").stat().st_mtime_ns == first
-    damaged = bytearray(whole["pairs-00001.safetensors"])
+    damaged = bytearray(atomic_file["pairs-00001.safetensors"])
     damaged[-1] ^= 1
     (tmp_path / "p/pairs-00001.safetensors").write_bytes(damaged)
     list(write_pairs(teachers / "edm", tmp_path / "p"))
-    assert everything(tmp_path / "p") == whole
+    assert everything(tmp_path / "p") == atomic_file
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trainers.pictures import grid
+from trainers.io.images import grid
 
 
 def test_grey_images_stand_row_by_row_with_a_white_border() -> None:

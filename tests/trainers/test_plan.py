@@ -17,11 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from distill.errors import UserError
 from tests.tiny import distillation, experiment
-from trainers import adam8bit
 from trainers.data import Digits
+from trainers.engine import adam8bit
 from trainers.loop import build
-from trainers.plan import TEACHER_ALONE, cheapest, plan, remedies
-from trainers.run import Run, Sharding
+from trainers.plan.trace import TEACHER_ALONE, cheapest, plan, remedies
+from trainers.recipe.run import Run, Sharding
 
 CASES: dict[str, dict[str, Any]] = {
     "sid": {},

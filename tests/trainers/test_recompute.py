@@ -16,8 +16,8 @@ from distill import EDM, Denoiser, UserError, lora
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
 from tests.tiny import ADAPTERS, NETWORK, experiment, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.living import Living
+from trainers.engine.session import Session, recompute_blocks
 from trainers.loop import build
-from trainers.session import Session, recompute_blocks
 
 EDM_NETWORK = {
     "img_resolution": 8, "img_channels": 1, "label_dim": 10, "channel_mult": [1, 2], "num_blocks": 1,

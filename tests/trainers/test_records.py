@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainers.records import append, read, rewind
+from trainers.io.jsonl import append, read, rewind
 
 
 def test_lines_come_back(tmp_path: Path) -> None:

@@ -18,10 +18,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.tiny import DISTILLATIONS, NETWORK, Job, experiment, launch, placed, recipe, teacher_recipe
-from trainers import adam8bit, checkpoint, loop, saving
+from trainers import loop
+from trainers.checkpoints import checkpoint, saver
+from trainers.checkpoints.posthoc_ema import snapshots
+from trainers.engine import adam8bit
+from trainers.engine.session import Session
 from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
-from trainers.session import Session
-from trainers.snapshots import snapshots
 
 
 class Cut(Exception):
@@ -184,7 +186,7 @@ def test_a_resume_at_the_start_leaves_the_only_checkpoint_alone(
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.os, "rename", killed)
+        patch.setattr(saver.os, "rename", killed)
         with pytest.raises(RuntimeError):
             fit(settings, tmp_path / "run", resume=True)
     assert checkpoint.newest(tmp_path / "run/checkpoints") == (start, [])
@@ -202,9 +204,9 @@ def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, m
 
 PROGRAM = """
 import sys, time
-from trainers import saving
-sync = saving.sync
-saving.sync = lambda path: (time.sleep(0.02), sync(path))
+from trainers.checkpoints import saver
+sync = saver.sync
+saver.sync = lambda path: (time.sleep(0.02), sync(path))
 from launch.main import main
 main()
 """

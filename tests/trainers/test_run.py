@@ -10,9 +10,9 @@ import pytest
 from distill.errors import UserError
 from distill.objectives import OBJECTIVES
 from tests.tiny import DISTILLATIONS, experiment, recipe, teacher_recipe
-from trainers.config import dump, load_yaml, to_yaml
 from trainers.loop import build_experiment, load_run
-from trainers.run import Run, TeacherRun
+from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.strict_yaml import dump, load_yaml, to_yaml
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"images": 0}, "images: must be positive, got 0"),

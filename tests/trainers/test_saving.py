@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.tiny import experiment, recipe
-from trainers import checkpoint, records, saving
+from trainers.checkpoints import checkpoint, saver as saver_module
+from trainers.checkpoints.saver import SaveError, Saver
+from trainers.engine.session import Session
+from trainers.io import jsonl
 from trainers.loop import build, fit
-from trainers.saving import SaveError, Saver
-from trainers.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,8 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training goes on while a slow disk writes; the next save waits."""
-    saver, sync, go = Saver(tmp_path, 3, session.accelerator), saving.sync, threading.Event()
-    monkeypatch.setattr(saving, "sync", lambda path: (go.wait(30), sync(path)))
+    saver, sync, go = Saver(tmp_path, 3, session.accelerator), saver_module.sync, threading.Event()
+    monkeypatch.setattr(saver_module, "sync", lambda path: (go.wait(30), sync(path)))
     (weights,) = (p for n, p in session.state.players["fake"].bare.named_parameters() if n.endswith("conv_in.weight"))
     before = weights.clone()
     session.state.images = 8
@@ -64,15 +65,15 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux")
 def test_a_save_beside_training_steps_aside(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread alone, and not where training waits for it."""
-    saver, sync, seen, ours = Saver(tmp_path, 1, session.accelerator), saving.sync, set[int](), os.nice(0)
-    monkeypatch.setattr(saving, "sync", lambda path: (seen.add(os.getpriority(os.PRIO_PROCESS, 0)), sync(path)))
+    saver, sync, seen, ours = Saver(tmp_path, 1, session.accelerator), saver_module.sync, set[int](), os.nice(0)
+    monkeypatch.setattr(saver_module, "sync", lambda path: (seen.add(os.getpriority(os.PRIO_PROCESS, 0)), sync(path)))
     session.state.images = 8
     saver.save(session)
     saver.wait()
-    assert seen == {min(ours + saving.ASIDE, 19)} and os.getpriority(os.PRIO_PROCESS, 0) == ours
+    assert seen == {min(ours + saver.ASIDE, 19)} and os.getpriority(os.PRIO_PROCESS, 0) == ours
     seen.clear()
     session.state.images = 16
-    saver.must(session)
+    saver.save_now(session)
     assert seen == {ours}
 
 
@@ -81,9 +82,9 @@ def test_a_full_disk_ends_the_save_and_the_next_one_is_tried(
 ) -> None:
     saver = Saver(tmp_path, 1, session.accelerator)
     session.state.images = 8
-    saver.must(session)
+    saver.save_now(session)
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "sync", full)
+        patch.setattr(saver_module, "sync", full)
         for images in (16, 24):
             session.state.images = images
             saver.save(session)
@@ -95,7 +96,7 @@ def test_a_full_disk_ends_the_save_and_the_next_one_is_tried(
             assert err.endswith("; the newest is at 8\n") and err.count("\n") == 1
             assert [path.name for path in tmp_path.iterdir()] == [f"{8:012d}"]  # whole, and nothing half beside it
         with pytest.raises(SaveError, match=r"^the checkpoint at 24 images was not saved: .*No space left"):
-            saver.must(session)
+            saver.save_now(session)
     capfd.readouterr()
     session.state.images = 32
     saver.save(session)
@@ -107,10 +108,10 @@ def test_a_full_disk_ends_the_save_and_the_next_one_is_tried(
 def test_what_is_saved_is_not_saved_again(session: Session, tmp_path: Path) -> None:
     saver = Saver(tmp_path, 1, session.accelerator)
     session.state.images = 8
-    saver.must(session)
+    saver.save_now(session)
     (folder,) = checkpoint.folders(tmp_path)
     before = (folder / "manifest.json").stat().st_mtime_ns
-    saver.must(session)
+    saver.save_now(session)
     assert (folder / "manifest.json").stat().st_mtime_ns == before
 
 
@@ -120,7 +121,7 @@ def test_an_error_of_another_kind_is_no_disk_error(
     def wrong(path: Path) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(saving, "sync", wrong)
+    monkeypatch.setattr(saver_module, "sync", wrong)
     saver = Saver(tmp_path, 1, session.accelerator)
     saver.save(session)
     with pytest.raises(RuntimeError, match=r"^checkpoint: a bug$"):
@@ -132,7 +133,7 @@ def test_a_run_outlives_a_full_disk(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Saves fail from the second to the fourth; the run ends where it would have."""
-    settings, sync = recipe(teachers / "edm"), saving.sync
+    settings, sync = recipe(teachers / "edm"), saver.sync
     fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
     capfd.readouterr()
 
@@ -142,31 +143,31 @@ def test_a_run_outlives_a_full_disk(
             full(path)
         sync(path)
 
-    monkeypatch.setattr(saving, "sync", sometimes)
+    monkeypatch.setattr(saver_module, "sync", sometimes)
     fit(experiment(settings), tmp_path / "run", Accelerator(cpu=True))
     lines = capfd.readouterr().err.splitlines()
     told = [line.split(" images")[0] for line in lines if line.startswith("the checkpoint")]
     assert told == [f"the checkpoint at {images}" for images in (24, 48, 72, 96)]
     manifests = [(tmp_path / run / "checkpoints" / f"{96:012d}/manifest.json").read_text() for run in ("whole", "run")]
     assert manifests[0] == manifests[1]
-    assert len(records.read(tmp_path / "run/log.jsonl")) == 6
+    assert len(jsonl.read(tmp_path / "run/log.jsonl")) == 6
 
 
 def test_a_run_that_cannot_save_its_beginning_or_its_end_says_so(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving, "sync", full)
+    monkeypatch.setattr(saver_module, "sync", full)
     with pytest.raises(SaveError, match=r"^the checkpoint at 0 images was not saved: "):
         fit(experiment(recipe(teachers / "edm")), tmp_path / "first", Accelerator(cpu=True))
     monkeypatch.undo()
-    whole: Any = saving.sync
+    whole: Any = saver_module.sync
 
     def at_the_end(path: Path) -> None:
         if f"{96:012d}" in str(path):
             full(path)
         whole(path)
 
-    monkeypatch.setattr(saving, "sync", at_the_end)
+    monkeypatch.setattr(saver_module, "sync", at_the_end)
     with pytest.raises(SaveError, match=r"^the checkpoint at 96 images was not saved: "):
         fit(experiment(recipe(teachers / "edm")), tmp_path / "last", Accelerator(cpu=True))
     assert checkpoint.newest(tmp_path / "last/checkpoints")[0].name == f"{72:012d}"

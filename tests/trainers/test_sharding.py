@@ -18,13 +18,13 @@ from distill.teachers import EDM2Net, save_denoiser
 from tests.tiny import ADAPTERS, distill, distillation, experiment, launch, once, recipe, tiny_denoiser
 from tests.trainers.test_data_parallel import Report, assert_close, difference
 from tests.trainers.worker import train
-from trainers import sharding
-from trainers.distillation import check_objective, load_teacher
+from trainers.checkpoints.tensor_files import ShardedTensors
+from trainers.engine import sharding
 from trainers.loop import build, fit
-from trainers.plan import plan
-from trainers.products import load_product
-from trainers.run import Run
-from trainers.tensor_files import Stem
+from trainers.plan.trace import plan
+from trainers.recipe.run import Run
+from trainers.runs.distillation import check_objective, load_teacher
+from trainers.runs.load import load_trained
 
 LORA = {"generator": ADAPTERS, "fake": {"lr": 1e-2, "lora": {"rank": 3}}}
 TRAINED = {
@@ -203,7 +203,7 @@ def test_bytes_of_8_bit_adam_are_the_same_on_any_layout(teachers: Path, reports:
     assert_close(train(in_8_bits(reports), 4, save=str(tmp_path)), report(reports, "8 bits"), 1e-9)
     folders = [newest(str(folder)) for folder in (tmp_path, reports / "bits")]
     for name in ("generator.optimizer", "fake.optimizer"):
-        alone, two = (Stem(Path(folder), name) for folder in folders)
+        alone, two = (ShardedTensors(Path(folder), name) for folder in folders)
         assert set(alone) == set(two) and sum(key.endswith("codes") for key in alone) > 10
         for key in alone:
             same = torch.equal if alone[key].dtype == torch.uint8 else torch.allclose
@@ -289,7 +289,7 @@ def test_a_sharded_run_and_its_files(world: int, sharding: dict[str, Any], teach
     fit(experiment(settings), tmp_path / "alone", Accelerator(cpu=True))
     noise, labels = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.arange(4)
     for which in ("last", "best"):
-        sharded, alone = (load_product(tmp_path / run, which).sampler(noise, labels) for run in ("tiny", "alone"))
+        sharded, alone = (load_trained(tmp_path / run, which).sampler(noise, labels) for run in ("tiny", "alone"))
         assert difference(alone.flatten(), sharded.flatten()) < 1e-9
     metrics = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("tiny", "alone")]
     for ours, theirs in zip(*(map(json.loads, lines) for lines in metrics), strict=True):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.teachers import save_denoiser
-from launch.train import check
+from launch.commands.train import check
 from tests.tiny import ADAPTERS, experiment, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.test_resume import assert_same, fit, interrupted
-from trainers import checkpoint
+from trainers.checkpoints import checkpoint
 from trainers.loop import build
 
 

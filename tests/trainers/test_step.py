@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.objectives import Batch, Denoisers, Objective
 from tests.tiny import DISTILLATIONS, distillation, experiment, recipe, teacher_recipe
+from trainers.engine.player import Player
+from trainers.engine.session import Session
 from trainers.loop import build
-from trainers.run import Optimizer
-from trainers.session import Session
-from trainers.state import Player
+from trainers.recipe.run import Optimizer
 
 OBJECTIVES = {"sid": "edm", "diff_instruct": "edm", "fgm": "flow"}
 THROUGH_SCORES = {"sid": True, "diff_instruct": False, "fgm": True}

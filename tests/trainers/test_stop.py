@@ -18,11 +18,14 @@ from filelock import FileLock
 
 from distill.errors import UserError
 from tests.tiny import experiment, launch, recipe
-from trainers import checkpoint, evaluation, records, stop
+from trainers import evaluation
+from trainers.checkpoints import checkpoint
+from trainers.engine import stopping
+from trainers.engine.session import Session
+from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks import Log
+from trainers.io import jsonl
 from trainers.loop import fit
-from trainers.session import Session
-from trainers.stop import STOP, Stopped
 
 LAST = f"checkpoints/{96:012d}/manifest.json"
 
@@ -45,7 +48,7 @@ def tell(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGTERM)
     monkeypatch.setattr(Log, "__call__", telling)
 
 
-@pytest.mark.parametrize("number", stop.SIGNALS)
+@pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_signal_ends_the_update_saves_and_leaves(
     number: signal.Signals, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +97,7 @@ def test_a_stop_in_an_evaluation_comes_back_to_it(
     assert found["images"] == at and found["unfinished"][:2] == ["Evaluate", "Samples"]
     with STOP.listening():
         fit(experiment(settings), run, Accelerator(cpu=True), resume=True)
-    ours, theirs = (records.read(folder / "metrics.jsonl") for folder in (run, tmp_path / "whole"))
+    ours, theirs = (jsonl.read(folder / "metrics.jsonl") for folder in (run, tmp_path / "whole"))
     assert ours == theirs and len(ours) == 3
     assert sorted(p.name for p in (run / "samples").iterdir()) == [f"{i:012d}.png" for i in (40, 80, 96)]
     files = [folder / f"checkpoints/{96:012d}/generator.safetensors" for folder in (run, tmp_path / "whole")]
@@ -161,7 +164,7 @@ def test_two_runs_in_one_folder_are_refused(teachers: Path, tmp_path: Path) -> N
 
 
 PROGRAM = """
-from trainers.stop import STOP
+from trainers.engine.stopping import STOP
 polls, poll = 0, STOP.poll
 def counted():
     global polls

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.errors import UserError
-from trainers import tensor_files
-from trainers.tensor_files import Contents, Rows, Stem, file_name, share
+from trainers.checkpoints import tensor_files
+from trainers.checkpoints.tensor_files import Contents, Rows, ShardedTensors, file_name, share
 
 TENSORS = {
     "large": torch.arange(600.0).view(20, 30),
@@ -46,11 +46,11 @@ def write_all(folder: Path, world: int, whole: Tensor) -> list[int]:
 def test_what_any_number_wrote_is_read_whole_and_in_rows(world: int, tmp_path: Path) -> None:
     whole = torch.arange(21.0).view(7, 3)
     write_all(tmp_path, world, whole)
-    stem = Stem(tmp_path, "a")
+    stem = ShardedTensors(tmp_path, "a")
     assert set(stem) == set(TENSORS)
     for name, value in TENSORS.items():
         assert torch.equal(stem[name], value) and stem[name].dtype == value.dtype
-    other = Stem(tmp_path, "b")
+    other = ShardedTensors(tmp_path, "b")
     assert torch.equal(other["sharded"], whole)
     for first in range(7):
         for last in range(first + 1, 8):
@@ -80,13 +80,13 @@ def test_every_process_writes_its_share_and_each_tensor_is_written_once(tmp_path
 def test_missing_parts_are_seen(tmp_path: Path) -> None:
     write_all(tmp_path, 2, torch.arange(7.0)[:, None])
     with pytest.raises(UserError, match=r"^cannot read '.*/nothing.safetensors': "):
-        Stem(tmp_path, "nothing")
+        ShardedTensors(tmp_path, "nothing")
     (tmp_path / file_name("b", 1, 2)).unlink()
     with pytest.raises(UserError, match=r"b.safetensors': rows of sharded are missing$"):
-        Stem(tmp_path, "b")["sharded"]
+        ShardedTensors(tmp_path, "b")["sharded"]
     (tmp_path / file_name("a", 0, 2)).write_bytes(b"")
     with pytest.raises(UserError, match=r"^cannot read '.*a-00000-of-00002.safetensors': "):
-        Stem(tmp_path, "a")
+        ShardedTensors(tmp_path, "a")
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_missing_parts_are_seen(tmp_path: Path) -> None:
 def test_another_network_is_refused(change: dict[str, Tensor], wrong: str, tmp_path: Path) -> None:
     write_all(tmp_path, 1, torch.ones(7, 2))
     with pytest.raises(RuntimeError, match=wrong):
-        Stem(tmp_path, "a").load({**TENSORS, **change})
+        ShardedTensors(tmp_path, "a").load({**TENSORS, **change})
     fewer = {name: value for name, value in TENSORS.items() if name != "bf16"}
     with pytest.raises(RuntimeError, match="has bf16, which the network has not"):
-        Stem(tmp_path, "a").load(fewer)
-    Stem(tmp_path, "a").load(fewer, spare={"bf16"})
+        ShardedTensors(tmp_path, "a").load(fewer)
+    ShardedTensors(tmp_path, "a").load(fewer, spare={"bf16"})

@@ -18,11 +18,11 @@ from torch.distributed.tensor import DTensor
 
 from distill.objectives import Batch
 from tests.tiny import experiment
-from trainers import checkpoint, saving
+from trainers.checkpoints import checkpoint, saver
+from trainers.engine.player import Player
+from trainers.engine.session import Session
+from trainers.engine.sharding import local
 from trainers.loop import build
-from trainers.session import Session
-from trainers.sharding import local
-from trainers.state import Player
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -140,7 +140,7 @@ def train(
     finally:
         Player.step = step  # type: ignore[method-assign]
     if save:
-        saving.save(session, Path(save), keep=1)
+        saver.save(session, Path(save), keep=1)
     means = session.state.meter.read(session.accelerator)
     for name, player in players.items():
         report[f"{name} after"] = flat(player.parameters)

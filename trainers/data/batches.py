@@ -13,7 +13,7 @@ from distill.objectives import Batch, Pairs
 from distill.random import Random
 from trainers.data.dataset import Dataset, order
 from trainers.data.pairs import PairSet, condition
-from trainers.run import Experiment
+from trainers.recipe.run import Experiment
 
 C = TypeVar("C", Tensor, Condition)
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainers.data.shards import rows
-from trainers.files import sha256, whole
+from trainers.io.atomic import atomic_file, sha256
 
 HOME = "~/.cache/distill"
 
@@ -49,7 +49,7 @@ class Cache:
         files = {folder / f"{first // length:06d}.safetensors": (first, min(first + length, count)) for first in starts}
         if missing := {file: span for file, span in files.items() if not intact(file)}:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "origin.lock"), whole(folder / "origin.json") as staging:
+            with FileLock(folder / "origin.lock"), atomic_file(folder / "origin.json") as staging:
                 staging.write_text(json.dumps(description, indent=2) + "\n")
             quiet, told = not self.console.is_terminal, f"{what}: "
             for done in track(_fill(missing, make), what, len(missing), console=self.console, disable=quiet):
@@ -89,11 +89,11 @@ def _fill(missing: Mapping[Path, tuple[int, int]], make: Make) -> Iterator[int]:
 
 
 def _write(file: Path, columns: Mapping[str, Tensor]) -> None:
-    with whole(file) as staging:
+    with atomic_file(file) as staging:
         save_file({name: value.detach().cpu().contiguous() for name, value in columns.items()}, staging)
     stat = file.stat()
     receipt = {"bytes": stat.st_size, "time": stat.st_mtime_ns, "sha256": sha256(file)}
-    with whole(receipt_of(file)) as staging:
+    with atomic_file(receipt_of(file)) as staging:
         staging.write_text(json.dumps(receipt) + "\n")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from trainers.checkpoints.saver import Saver
+from trainers.engine.session import Session
 from trainers.hooks.hook import Hook
-from trainers.saving import Saver
-from trainers.session import Session
 
 
 class Checkpoints(Hook):

@@ -9,15 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from distill.metrics import Protocol
-from trainers.checkpoint import save_average, whole_average
-from trainers.console import spared
+from trainers.checkpoints.checkpoint import save_average, whole_average
+from trainers.engine.session import Session, make_image_sampler
 from trainers.evaluation import evaluate, fit_protocol
-from trainers.files import replaced
 from trainers.hooks.hook import Hook
-from trainers.pictures import let_go
-from trainers.records import append
-from trainers.run import Evaluation
-from trainers.session import Session, viewer_of
+from trainers.io.atomic import atomic_folder
+from trainers.io.console import tolerate_disk_errors
+from trainers.io.images import free_decoder
+from trainers.io.jsonl import append
+from trainers.recipe.run import Evaluation
 
 
 class Evaluate(Hook):
@@ -31,22 +31,22 @@ class Evaluate(Hook):
         if self.protocol is None:
             self.protocol = fit_protocol(session.source, self.settings)
         samples, seed, shape = self.settings.samples, session.run.seed, session.source.shape
-        viewer = viewer_of(session.sampler, session.product)
+        viewer = make_image_sampler(session.sampler, session.product)
         report = evaluate(viewer, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
-        let_go(session.product)
+        free_decoder(session.product)
         weights = whole_average(session)
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}
             session.accelerator.log(
                 {f"evaluation/{k}": v for k, v in report.items() if isinstance(v, float)}, step=session.state.images
             )
-            with spared(f"the evaluation at {session.state.images:,} images is"):
+            with tolerate_disk_errors(f"the evaluation at {session.state.images:,} images is"):
                 self._write(session, weights, record)
 
     def _write(self, session: Session, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
         append(self.folder / "metrics.jsonl", record)
         best = self.folder / "best" / "metrics.json"
         if not best.is_file() or record["frechet"] < json.loads(best.read_text())["frechet"]:
-            with replaced(best.parent) as staging:
+            with atomic_folder(best.parent) as staging:
                 save_average(weights, staging)
                 (staging / best.name).write_text(json.dumps({**record, "teacher": session.teacher_hash}) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from trainers.session import Session
+from trainers.engine.session import Session
 
 
 class Hook(ABC):

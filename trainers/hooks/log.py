@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill.errors import UserError
-from trainers.console import spared
+from trainers.engine.session import Session
 from trainers.hooks.hook import Hook
-from trainers.records import append
-from trainers.session import Session
+from trainers.io.console import tolerate_disk_errors
+from trainers.io.jsonl import append
 
 
 class Log(Hook):
@@ -53,7 +53,7 @@ class Log(Hook):
         if session.accelerator.is_main_process:
             speed = done / seconds
             timing = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1), "at": round(time.time(), 3)}
-            with spared(f"{self.file}: the line at {images:,} images is"):
+            with tolerate_disk_errors(f"{self.file}: the line at {images:,} images is"):
                 append(self.file, {"images": images, **means, **skipped, "time": timing})
             session.accelerator.log({**means, **skipped, "images_per_second": speed}, step=images)
             self._show(session, means, speed)

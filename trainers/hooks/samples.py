@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from distill.denoiser import Condition
-from distill.encoders import image_shape
+from distill.encoders.encoder import image_shape
 from distill.random import Random
-from trainers.console import plain, spared
 from trainers.data.batches import inputs, preview
+from trainers.engine.session import Session
+from trainers.engine.sharding import sharded
 from trainers.hooks.hook import Hook
-from trainers.pictures import LATENTS, blind, denoiser_of, grid, let_go, visible
-from trainers.session import Session
-from trainers.sharding import sharded
+from trainers.io.console import plain, tolerate_disk_errors
+from trainers.io.images import LATENTS, denoiser_of, free_decoder, grid, has_no_decoder, to_images
 
 COLUMNS, ROWS = 10, 6
 SIDE = 4096  # pixels of a picture at most: of large images there are fewer
@@ -37,13 +37,13 @@ class Samples(Hook):
         samples = session.sampler(*preview_inputs(session))
         if not main:  # it has lent its weights
             return
-        images = visible(samples, session.product)
-        let_go(session.product)
-        mark = "_latents" if blind(session.product) else ""
+        images = to_images(samples, session.product)
+        free_decoder(session.product)
+        mark = "_latents" if has_no_decoder(session.product) else ""
         if mark and not self.told:
             plain(stderr=True).print(f"samples: {LATENTS}", style="yellow")
             self.told = True
-        with spared(f"the samples at {session.state.images:,} images are"):
+        with tolerate_disk_errors(f"the samples at {session.state.images:,} images are"):
             self.folder.mkdir(exist_ok=True)
             grid(images, layout(session)[0]).save(self.folder / f"{session.state.images:012d}{mark}.png")
 

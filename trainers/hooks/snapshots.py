@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainers.checkpoint import trained
-from trainers.console import spared
+from trainers.checkpoints.checkpoint import trained
+from trainers.checkpoints.posthoc_ema import write
+from trainers.engine.session import Session
+from trainers.engine.sharding import gathered
 from trainers.hooks.hook import Hook
-from trainers.run import PowerEMA
-from trainers.session import Session
-from trainers.sharding import gathered
-from trainers.snapshots import write
+from trainers.io.console import tolerate_disk_errors
+from trainers.recipe.run import PowerEMA
 
 
 class Snapshots(Hook):
@@ -20,7 +20,9 @@ class Snapshots(Hook):
         self.folder, self.every = folder, settings.snapshot_every if settings else 0
 
     def __call__(self, session: Session) -> None:
-        averages = {std: gathered(trained(one.module, one.kept)) for std, one in session.state.power_ema.items()}
+        averages = {
+            std: gathered(trained(one.module, one.frozen_names)) for std, one in session.state.power_ema.items()
+        }
         if session.accelerator.is_main_process:
-            with spared(f"the snapshot at {session.state.images:,} images is"):
+            with tolerate_disk_errors(f"the snapshot at {session.state.images:,} images is"):
                 write(averages, session.state.images, self.folder)

@@ -38,8 +38,8 @@ class Family(nn.Module):
         self.guidance = guidance
         self.classes = 0
         self.null: Any = None
-        self.text_encoder: Any = None  # see distill.encoders; both come with the folder
-        self.codec: Any = None
+        self.text_encoder: Any = None  # see distill.encoders.encoder; both come with the folder
+        self.autoencoder: Any = None
         self.taps = self.find_taps()
 
     @property

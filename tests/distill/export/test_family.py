@@ -12,8 +12,8 @@ import torch
 from distill import Generator, UserError, load_generator
 from distill.export import export_generator
 from distill.export.export import largest_difference
-from distill.export.family import family, is_stock, stock_scheduler
 from distill.export.format import condition, inputs
+from distill.export.to_family_pipeline import family, is_stock, stock_scheduler
 from distill.teachers import load_denoiser
 from distill.teachers.families import Family
 from tests.exports import FACTS, OURS, snippet, strangers

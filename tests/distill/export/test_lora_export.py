@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from distill import Generator, UserError, lora
+from distill.encoders.parts import load_stock
 from distill.export import CardFacts, export_generator
 from distill.teachers import load_denoiser
-from distill.teachers.parts import load_stock
-from launch.export import export
+from launch.commands.export import export
 from tests.tiny import ADAPTERS, experiment, launch, recipe, tiny_denoiser
 from trainers.loop import fit
-from trainers.products import load_product
+from trainers.runs.load import load_trained
 
 FACTS = CardFacts(
     name="n", objective={"name": "sid"}, teacher="t", teacher_sha256="0", images=1, average="", metrics=None,
@@ -118,7 +118,7 @@ def test_a_run_of_adapters_leaves_as_adapters(
     fit(experiment(settings), tmp_path / "run", Accelerator(cpu=True))
     export(tmp_path / "run", tmp_path / "out", "lora")
     assert json.loads((tmp_path / "out" / "export_check.json").read_text())["largest_difference"] < 1e-4
-    product, pipe = load_product(tmp_path / "run"), load_stock(pipelines("sd15"))
+    product, pipe = load_trained(tmp_path / "run"), load_stock(pipelines("sd15"))
     pipe.load_lora_weights(tmp_path / "out")
     ours: Any = product.model.denoiser.network  # type: ignore[union-attr]
     x, time, cond = torch.randn(2, *ours.shape), torch.full((2,), 625.0), ours.example(2)

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from distill.export.onestep_pipeline import OneStepPipeline
+from distill.export.shipped.onestep_pipeline import OneStepPipeline
 
 NUMBERS = {"scale": 0.7, "timestep": 714.0, "input_scale": 0.9, "from_x_t": 1.1, "from_output": -0.6}
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from distill import EDM, UserError
-from distill.discriminator import R1, AdaptiveNoise, deceive_loss, judge_loss
+from distill.discriminator import R1, AdaptiveNoise, adversarial_loss, discriminator_loss
 from distill.objectives import (
     DMD2,
     Batch,
     Denoisers,
+    Estimates,
     FDistill,
     Objective,
-    Scores,
     SiDA,
     UniInstruct,
     l1_normaliser,
@@ -53,9 +53,9 @@ def test_sida_reductions(reduction: str) -> None:
         return objective.generator_loss(case.nets, x, case.batch)["adversarial"].sum()
 
     def published(x: Tensor) -> Tensor:
-        s = objective.scores(case.nets, x, case.batch, objective.times, logits=True)
+        s = objective.estimate(case.nets, x, case.batch, objective.times, logits=True)
         assert s.logits is not None
-        weight, entropy = 18 * l1_normaliser(x, s.teacher), deceive_loss(s.logits)
+        weight, entropy = 18 * l1_normaliser(x, s.teacher), adversarial_loss(s.logits)
         return {
             "rank": (weight * entropy.mean()).sum(),
             "sample": (weight * entropy).sum(),
@@ -90,7 +90,7 @@ def test_ratios_weight_the_samples(objective: FDistill | UniInstruct, divergence
     nets = replace(case.nets, memory=objective.new_memory())
     plain = replace(objective, divergence="reverse_kl")
     ours, theirs = (next(iter(each.generator_loss(nets, case.x, batch).values())) for each in (objective, plain))
-    s = objective.scores(case.nets, case.x, batch, objective.times, logits=True)
+    s = objective.estimate(case.nets, case.x, batch, objective.times, logits=True)
     assert s.logits is not None
     ratio = s.logits.detach().flatten(1).mean(1).exp()
     if isinstance(objective, FDistill):
@@ -118,7 +118,7 @@ def test_ratio_by_time_bins() -> None:
 
     def normalised(*ratios: float) -> list[float]:
         logits = torch.tensor(ratios).log()[:, None]
-        return objective.normalised_ratio(nets, Scores(nsr, nsr, nsr.double(), nsr, logits), batch).tolist()
+        return objective.normalised_ratio(nets, Estimates(nsr, nsr, nsr.double(), nsr, logits), batch).tolist()
 
     edges = objective.times.nsr(torch.arange(1, 10).double() / 10, EDM())
     first, middle, last = torch.bucketize(torch.tensor([0.01, 3.0, 30.0]).double(), edges).tolist()
@@ -188,7 +188,7 @@ def test_adversarial_terms_count_elements(objective: DMD2 | FDistill) -> None:
     x_t, t, _ = EDM().draw(case.x, objective.fake_times, draw)
     ours = objective.generator_loss(case.nets, case.x, case.batch)["adversarial"]
     logits = case.nets.fake(x_t, t, case.batch.cond, "logits")
-    assert torch.allclose(ours, 18 * objective.adversarial * deceive_loss(logits), rtol=1e-5)
+    assert torch.allclose(ours, 18 * objective.adversarial * adversarial_loss(logits), rtol=1e-5)
 
     assert case.batch.real is not None
     x_t, t, noise = EDM().draw(case.x.detach(), objective.fake_times, case.batch.random.stream("fake"))
@@ -199,7 +199,7 @@ def test_adversarial_terms_count_elements(objective: DMD2 | FDistill) -> None:
         real = case.batch.real.clone().requires_grad_()
         judged = case.nets.fake(EDM().diffuse(real, t, noise), t, case.batch.cond, "logits")
         (slope,) = torch.autograd.grad(judged.flatten(1).mean(1).sum(), real)
-        wanted = torch.stack(judge_loss(*both)).sum(0) + weight / 2 * (slope**2).flatten(1).sum(1)
+        wanted = torch.stack(discriminator_loss(*both)).sum(0) + weight / 2 * (slope**2).flatten(1).sum(1)
         assert torch.allclose(loss, 18 * objective.discriminator * wanted, rtol=1e-4)
 
 

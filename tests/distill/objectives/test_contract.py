@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from distill import Denoiser, DiscreteVP, Flow, Path, Random, UserError
+from distill.loss_weights import Weight
 from distill.objectives import Batch, Denoisers, Objective, Pairs, ScoreMismatching, Wrapper
 from distill.times import Times, UniformSteps
-from distill.weights import Weight
 from tests.toys import ALL_OBJECTIVES, ALL_PATHS, ON_SAMPLES, Tanh
 
 SHAPE, SIZE = (2, 3, 3), 18
@@ -136,8 +136,8 @@ def test_graph_through_the_networks_is_as_declared(objective: Objective, path: P
     case = make(objective, path)
     objective.generator_loss(case.nets, case.x, case.batch)
     assert len(case.conditional) >= asked(objective)
-    assert all(x_t.requires_grad == objective.through_scores for x_t, _, _ in case.conditional[:2])
-    if objective.through_scores:  # and the loss depends on it, through each of the two
+    assert all(x_t.requires_grad == objective.differentiates_denoisers for x_t, _, _ in case.conditional[:2])
+    if objective.differentiates_denoisers:  # and the loss depends on it, through each of the two
         for which in range(asked(objective)):
             case.calls.clear()
             terms = objective.generator_loss(case.nets, case.x, case.batch)

@@ -16,7 +16,7 @@ def test_the_terms_are_the_papers_times_the_number_of_elements() -> None:
     objective = DMD(regression=0.5, perceptual=L1())
     case = make(objective, EDM())
     terms = objective.generator_loss(case.nets, case.x, case.batch)
-    s = objective.scores(case.nets, case.x, case.batch, objective.times)
+    s = objective.estimate(case.nets, case.x, case.batch, objective.times)
     assert torch.allclose(terms["dmd"], dmd_loss(case.x, s.teacher, s.fake))
     pairs = case.batch.pairs
     assert pairs is not None and pairs.made is not None

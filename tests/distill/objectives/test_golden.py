@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser, Flow
-from distill.discriminator import ChannelMean, deceive_loss, judge_loss
+from distill.discriminator import ChannelMean, adversarial_loss, discriminator_loss
+from distill.loss_weights import denoising_weight
 from distill.objectives import (
     DMD,
     DMD2,
@@ -36,7 +37,6 @@ from distill.objectives import (
     sid_loss,
 )
 from distill.times import UniformFlow
-from distill.weights import denoising_weight
 from tests.toys import given
 
 GOLDEN = FilePath(__file__).parents[2] / "golden"
@@ -95,7 +95,7 @@ def ramp_position(sigma: Tensor) -> Tensor:
     return (sigma.double() ** (1 / 7) - low) / (high - low)
 
 
-def scores(golden: Golden, nets: Denoisers, x: Tensor) -> tuple[Tensor, Tensor]:
+def estimate(golden: Golden, nets: Denoisers, x: Tensor) -> tuple[Tensor, Tensor]:
     x_t = x + golden["sigma"][:, None, None, None] * golden["noise"]
     return nets.teacher(x_t, golden["sigma"]), nets.fake(x_t, golden["sigma"], None)
 
@@ -194,7 +194,7 @@ def test_sida_generator() -> None:
     pixels = x[0].numel()
     teacher, fake = scores(golden, nets, x)
     logits = ChannelMean()(network.encoder(x + golden["sigma"][:, None, None, None] * golden["noise"]))
-    weight, entropy = l1_normaliser(x, teacher), deceive_loss(logits)
+    weight, entropy = l1_normaliser(x, teacher), adversarial_loss(logits)
     assert_same(weight * entropy.mean(), golden["adversarial_loss"])
     assert_same(weight * sid_loss(x, teacher, fake, 1.0), golden["sid_loss_per_pixel"])
 
@@ -222,7 +222,7 @@ def test_sida_fake() -> None:
     assert_same(torch.autograd.grad(terms["denoising"].sum(), network.weight)[0], golden["grad_fake_weight"])
     by_sample = replace(objective, reduction="sample").fake_loss(with_critic(objective, nets), x, labelled)
     noisy = (value + golden["sigma"][:, None, None, None] * golden["noise"] for value in (x, golden["real"]))
-    entropies = torch.stack(judge_loss(*(ChannelMean()(network.encoder(x_t)) for x_t in noisy)))
+    entropies = torch.stack(discriminator_loss(*(ChannelMean()(network.encoder(x_t)) for x_t in noisy)))
     weight = denoising_weight("edm", golden["sigma"])
     assert_same(weight * entropies.mean(), golden["discriminator_loss"])
     assert_same(by_sample["discriminator"], (weight * entropies.mean(0)).detach())

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from distill import EDM, Flow, Path
-from distill.discriminator import deceive_loss
+from distill.discriminator import adversarial_loss
+from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives import (
     FGM,
     SIM,
@@ -34,7 +35,6 @@ from distill.objectives import (
 from distill.objectives.adversarial import logits_at
 from distill.objectives.f_distill import WEIGHTS
 from distill.objectives.sim import Exponential, Huber, Power, PseudoHuber, SquaredL2
-from distill.weights import GeneratorWeight, generator_weight
 from tests.toys import ALL_PATHS, PAIRLESS, At, ExactCritic, Normal, given, gradients, hermite
 
 KAPPAS = (-0.5, 0.0, 0.5, 1.0, 1.2, 2.0)
@@ -316,7 +316,7 @@ def ratio_weighted(divergence: str) -> Loss:
     """h(r) -<gap, x> with the exact ratio, held constant."""
 
     def loss(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
-        s = objective.scores(nets, x, batch, At(0.8), logits=True)
+        s = objective.estimate(nets, x, batch, At(0.8), logits=True)
         assert s.logits is not None
         h = WEIGHTS[divergence](s.logits[:, 0].exp())  # type: ignore[index]
         return h.detach() * diff_instruct_loss(x, s.teacher, s.fake)
@@ -326,7 +326,7 @@ def ratio_weighted(divergence: str) -> Loss:
 
 def adversarial(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
     """The generator's adversarial term alone, in units in which its gradient is that of its divergence's row."""
-    return 0.8**2 * deceive_loss(logits_at(nets, x, batch, At(0.8)))
+    return 0.8**2 * adversarial_loss(logits_at(nets, x, batch, At(0.8)))
 
 
 @pytest.mark.parametrize("divergence", [*WEIGHTS, "adversarial"])

@@ -48,7 +48,7 @@ def test_everything_else_is_the_inner_objectives() -> None:
     nets, x, batch = case()
     inner = Guided(objective=SiD(fake_weight="eps"), condition_dropout=0.5)
     objective = Rewarded(objective=inner, reward=Nearness(), reward_scale=1.0)
-    assert (objective.through_scores, objective.fake_weight) == (True, "eps")
+    assert (objective.differentiates_denoisers, objective.fake_weight) == (True, "eps")
     ours, theirs = (one.fake_loss(nets, x, batch) for one in (objective, inner))
     assert torch.equal(ours["denoising"], theirs["denoising"])
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from distill import UserError
 from distill.denoiser import Denoiser, Normalisation
-from distill.encoders import codec, image_shape
-from distill.teachers import Codec, load_denoiser, parts, save_denoiser
-from distill.teachers.parts import load_stock
-from distill.teachers.tiny.parts import autoencoder
+from distill.encoders.encoder import autoencoder, image_shape, parts
+from distill.encoders.parts import load_stock
+from distill.teachers import Autoencoder, load_denoiser, save_denoiser
+from distill.tiny.parts import autoencoder
 from tests.distill.teachers.test_edm import EDM2, build
 from tests.pipelines import build as build_pipeline
 
@@ -61,14 +61,14 @@ def test_edm2s_scale(folder: Path) -> None:
     scale = 0.5 / torch.tensor(RAW_STD, dtype=torch.float64)[:, None, None]
     bias = -torch.tensor(MEAN, dtype=torch.float64)[:, None, None] * scale
     x = latents(dtype=torch.float64)
-    ours = Codec(folder, SCALE, 4)
+    ours = Autoencoder(folder, SCALE, 4)
     images = vae.decode((x - bias) / scale).sample
     assert float((ours.decode(x) - images).abs().max()) < 1e-12
     distribution = vae.encode(images).latent_dist
     mean, std = ours.encode(images)
     assert float((mean - (distribution.mean * scale + bias)).abs().max()) < 1e-12
     assert float((std - distribution.std * scale).abs().max()) < 1e-12
-    single = codec(loaded)
+    single = autoencoder(loaded)
     assert single is not None and single.decode(x.float()).dtype == torch.float32
     assert float((single.decode(x.float()) - images).abs().max()) < 1e-5
 
@@ -82,7 +82,7 @@ def test_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = vae.decode(x * std + mean).sample
     (gradient,) = torch.autograd.grad((wanted * weight).sum(), x)
     monkeypatch.setattr(parts, "PIXELS", 600)
-    ours, sizes = Codec(folder, SCALE), list[int]()
+    ours, sizes = Autoencoder(folder, SCALE), list[int]()
     ours._loaded(x).decoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     plain = ours.decode(x)
     assert sizes == [2, 2, 1] and not plain.requires_grad
@@ -104,7 +104,7 @@ def test_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_copies_share_it_and_freeing_loses_nothing(folder: Path) -> None:
     teacher = load_denoiser(folder)
-    first, second = codec(teacher), codec(copy.deepcopy(teacher))
+    first, second = autoencoder(teacher), autoencoder(copy.deepcopy(teacher))
     assert first is second and first is not None and first._vae is None  # type: ignore[attr-defined]
     images = first.decode(latents())
     assert first._vae is not None  # type: ignore[attr-defined]
@@ -115,8 +115,11 @@ def test_copies_share_it_and_freeing_loses_nothing(folder: Path) -> None:
 
 def test_the_identity_is_of_files_and_scale(folder: Path) -> None:
     other = Normalisation(SCALE.mean, (1.0, 1.0, 1.0, 1.0))
-    assert len({Codec(folder).identity, Codec(folder, SCALE).identity, Codec(folder, other).identity}) == 3
-    assert Codec(folder, SCALE).identity == Codec(folder, SCALE).identity
+    assert (
+        len({Autoencoder(folder).identity, Autoencoder(folder, SCALE).identity, Autoencoder(folder, other).identity})
+        == 3
+    )
+    assert Autoencoder(folder, SCALE).identity == Autoencoder(folder, SCALE).identity
 
 
 def test_sdxl_with_a_scale_by_channel(tmp_path: Path) -> None:
@@ -130,7 +133,7 @@ def test_sdxl_with_a_scale_by_channel(tmp_path: Path) -> None:
         stock(**common, generator=torch.Generator().manual_seed(1), output_type=kind).images
         for kind in ("pt", "latent")
     )
-    ours = codec(load_denoiser(tmp_path))
+    ours = autoencoder(load_denoiser(tmp_path))
     assert ours is not None
     assert float((ours.decode(samples).clamp(-1, 1) / 2 + 0.5 - images).abs().max()) < 1e-5
 
@@ -140,7 +143,7 @@ def test_pipelines_say_how_large_images_are(name: str, pipelines: Folder) -> Non
     teacher = load_denoiser(pipelines(name))
     network: Any = teacher.network
     assert image_shape(teacher) == (3, network.pixels, network.pixels)
-    decoder = codec(teacher)
+    decoder = autoencoder(teacher)
     assert decoder is not None
     assert decoder.decode(torch.zeros(2, *network.shape)).shape == (2, 3, network.pixels, network.pixels)
 
@@ -149,7 +152,7 @@ def test_latents_without_an_autoencoder(tmp_path: Path) -> None:
     for number, given in enumerate((True, SCALE)):
         save_denoiser(edm2(given), tmp_path / str(number))
         loaded = load_denoiser(tmp_path / str(number))
-        assert loaded.latents == given and codec(loaded) is None and image_shape(loaded) is None
+        assert loaded.latents == given and autoencoder(loaded) is None and image_shape(loaded) is None
     pixels = edm2(False)
     assert image_shape(pixels) == (4, 8, 8)
 

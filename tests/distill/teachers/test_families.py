@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from distill import Denoiser, UserError
+from distill.encoders.parts import load_stock
 from distill.paths import DiscreteVP
-from distill.teachers import Codec, TextEncoder, load_denoiser
+from distill.teachers import Autoencoder, TextEncoder, load_denoiser
 from distill.teachers.families import Family
-from distill.teachers.parts import load_stock
 from tests.pipelines import PIPELINES
 
 Folder = Callable[[str], Path]
@@ -153,21 +153,21 @@ def test_the_codec_is_the_pipelines(name: str, pipelines: Folder) -> None:
     """Decoding is what the pipeline does with its latents; encoding is its inverse in shape and scale."""
     folder = pipelines(name)
     network: Any = load_denoiser(folder).network
-    codec, pipe = Codec(folder), load_stock(folder)
+    autoencoder, pipe = Autoencoder(folder), load_stock(folder)
     latents = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(4))
     shift = pipe.vae.config.get("shift_factor") or 0.0
     with torch.no_grad():
         theirs = pipe.vae.decode(latents / pipe.vae.config.scaling_factor + shift).sample
-    ours = codec.decode(latents)
+    ours = autoencoder.decode(latents)
     assert torch.equal(ours, theirs) and ours.shape == (1, 3, network.pixels, network.pixels)
-    mean, std = codec.encode(ours)
+    mean, std = autoencoder.encode(ours)
     assert mean.shape == std.shape == latents.shape and bool((std >= 0).all())
 
 
 def test_identities_tell_encoders_apart(pipelines: Folder) -> None:
     names = ("sd15", "sdxl", "sd3")
     encoders = {TextEncoder(pipelines(name)).identity for name in names}
-    codecs = {Codec(pipelines(name)).identity for name in names}
+    codecs = {Autoencoder(pipelines(name)).identity for name in names}
     assert len(encoders) == 3 and len(codecs) >= 2
     with pytest.raises(UserError, match=r": a DDPM takes no prompts$"):
         TextEncoder(pipelines("ddpm"))

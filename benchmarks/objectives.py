@@ -1,0 +1,180 @@
+"""Every shipped recipe of a data set side by side: trains what is not trained yet, teachers first, measures, writes
+page and picture.
+
+`make bench-objectives` writes docs/results/digits.md. All runs have seed, evaluation and noise in common; a call
+that was interrupted goes on where it was. Seconds are medians of iterations that take turns with SiD's in one process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from accelerate import Accelerator
+from PIL import Image, ImageDraw
+from rich.console import Console
+
+from launch.commands.classifier import classifier
+from launch.commands.evaluate import measure
+from launch.commands.pairs import pairs
+from launch.commands.quickstart import finish
+from launch.commands.recipes import find_recipe, shipped
+from launch.commands.sample import draw
+from launch.commands.train import resolve
+from trainers.engine.session import Session
+from trainers.io import jsonl
+from trainers.io.console import plain
+from trainers.io.images import grid
+from trainers.loop import build
+from trainers.recipe.run import Run
+from trainers.recipe.strict_yaml import load_yaml
+from trainers.runs.load import Trained, load_trained
+
+RUNS = Path("runs")  # where the shipped recipes look for teachers, classifiers and pairs
+BASE = "sid"
+LOOKS = 16  # evaluations of a run
+CLASSES = 10
+TURNS = 7
+PAIRS = 20_000
+
+
+def main(
+    data: Annotated[str, typer.Argument(help="the prefix of the recipes")] = "digits",
+    overrides: Annotated[list[str] | None, typer.Argument(help="changes to every recipe: data.path=folder")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the page and the picture")] = Path("docs/results"),
+    only: Annotated[list[str] | None, typer.Option(help="these recipes alone, such as sim, and sid")] = None,
+) -> None:
+    """Train, measure, write."""
+    console, rows, pictures = plain(), [], []
+    base = cast(Run, resolve(f"{data}_{BASE}", overrides or []))
+    for name, file in shipped().items():
+        title = name.removeprefix(f"{data}_")
+        chosen = name.startswith(f"{data}_") and (not only or title in (BASE, *only))
+        if not chosen or "objective" not in load_yaml(file):
+            continue
+        folder = _trained(name, overrides or [], console)
+        product, run = load_trained(folder), cast(Run, resolve(name, overrides or []))
+        rows.append(_row(title, product, folder, measure(product), _relative_seconds(run, base)))
+        pictures.append((title, draw(product, 2 * CLASSES)))
+        console.print(rows[-1])
+    pictures.append(("teacher, 35 evaluations", draw(product, 2 * CLASSES, teacher=True)))
+    out.mkdir(parents=True, exist_ok=True)
+    _picture(pictures, out / f"{data}.png")
+    command = "make bench-objectives" if data == "digits" else f"python -m benchmarks.objectives {data}"
+    notes = out / f"{data}_notes.md"  # written by hand: what the numbers do not say
+    (out / f"{data}.md").write_text(_page(data, command, rows) + (notes.read_text() if notes.exists() else ""))
+    console.print(f"{out / data}.md")
+
+
+def _trained(name: str, overrides: list[str], console: Console) -> Path:
+    """The finished run of a shipped recipe, after those of all the recipes whose runs it names."""
+    recipe = load_yaml(find_recipe(name))
+    for needed in _named(recipe):
+        if needed in shipped():
+            _trained(needed, overrides, console)
+    console.rule(name, align="left")
+    folder = RUNS / name
+    if recipe.get("trains") == "classifier":
+        if not folder.exists():
+            classifier(name, overrides)
+        return folder
+    run = resolve(name, overrides)
+    if isinstance(run, Run):
+        run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, every=run.images // LOOKS))
+        if run.pairs is not None:  # made once, checked after that
+            pairs(Path(run.teacher), Path(run.pairs.folder), PAIRS)
+    return finish(run, RUNS, console)
+
+
+def _named(settings: Any) -> Iterator[str]:
+    """The runs in whose folders a recipe's values lie."""
+    if isinstance(settings, dict):
+        for value in settings.values():
+            yield from _named(value)
+    elif isinstance(settings, str):
+        match Path(settings).parts:
+            case (RUNS.name, name, *_):
+                yield name
+
+
+def _row(title: str, product: Trained, folder: Path, report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    student, final = report["student"], report["student"]["frechet"]
+    reached = [r["images"] for r in jsonl.read(folder / "metrics.jsonl") if r["frechet"] <= 2 * final]
+    return {
+        "objective": title,
+        "distance": final,
+        "ratio": report["ratio"],
+        "halves": final / report["halves"],
+        "agreement": student.get("label_agreement", float("nan")),
+        "teacher": report["teacher"]["frechet"],
+        "images": product.images,
+        "reached": min(reached, default=product.images),
+        "seconds": seconds,
+        "protocol": f"{report['protocol']}, {report['samples']:,} samples, real halves {report['halves']:.4f}",
+    }
+
+
+def _relative_seconds(run: Run, base: Run) -> float:
+    """Seconds for an image of generator training, in those of the base recipe."""
+    sessions = [_session(run), _session(base)]
+    ratios = []
+    for turn in range(TURNS + 1):
+        ours, theirs = (_seconds(session) / session.run.batch_size for session in sessions)
+        if turn:  # the first is warm-up
+            ratios.append(ours / theirs)
+    return statistics.median(ratios)
+
+
+def _session(run: Run) -> Session:
+    session = build(dataclasses.replace(run, images=10**9), Accelerator(cpu=not torch.cuda.is_available()))
+    session.state.images = 10**8  # past every schedule
+    return session
+
+
+def _seconds(session: Session) -> float:
+    start = time.perf_counter()
+    session.step()
+    session.state.images += session.run.batch_size
+    if session.accelerator.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
+    head = (
+        f"# {data.capitalize()}: every objective side by side\n\nWritten by `{command}` with torch {torch.__version__};"
+        f" one row a shipped recipe (`configs/{data}_*.yaml`), seed 0.\n\nFrechet distance in {rows[0]['protocol']}."
+        " Students take 1 evaluation, teachers 35. *2 x final*: after how many images the student's distance first"
+        " was within twice its last (at one of the evaluations while it trained); *time*: seconds for the same number"
+        " of images, in SiD's.\n\n"
+        "| objective | distance | / teacher | / real halves | agreement | images | 2 x final | time | its teacher |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    lines = [
+        f"| {r['objective']} | {r['distance']:.4f} | {r['ratio']:.2f} | {r['halves']:.2f} | {r['agreement']:.2%} |"
+        f" {r['images']:,} | {r['reached']:,} | {r['seconds']:.2f} | {r['teacher']:.4f} |\n"
+        for r in rows
+    ]
+    return head + "".join(lines) + f"\n![samples of every student on the same noise and labels]({data}.png)\n"
+
+
+def _picture(pictures: list[tuple[str, torch.Tensor]], file: Path) -> None:
+    """One strip of samples for each objective, on the same noise and labels."""
+    strips = [(title, grid(images, len(images), least=28)) for title, images in pictures]
+    width, height, left = strips[0][1].width, strips[0][1].height, 150
+    canvas = Image.new(strips[0][1].mode, (left + width, height * len(strips)), "white")
+    pen = ImageDraw.Draw(canvas)
+    for index, (title, strip) in enumerate(strips):
+        canvas.paste(strip, (left, index * height))
+        pen.text((4, index * height + height // 2 - 5), title, fill="black")
+    canvas.save(file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

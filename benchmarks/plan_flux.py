@@ -1,0 +1,136 @@
+"""Plans of a FLUX-size teacher (11.9 billion parameters) on 8, 64 and 1024 GPUs: the tables of docs/scaling.md.
+
+`make plan-flux`. Stock diffusers' FLUX.1-dev by its configs alone. Every number is affine in the counts of its two
+kinds of blocks, of which there are 19 and 38: what is printed follows from traces of (1, 1), (2, 1) and (1, 2), in
+minutes and not in an hour. `--check` traces (2, 3) as well and prints how far the same rule is from it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from launch.commands.plan import gigabytes, travels
+from trainers.io.console import plain
+from trainers.loop import build_experiment
+from trainers.plan.ledger import Peak, Traffic
+from trainers.plan.trace import Plan, plan
+from trainers.recipe.run import Run
+
+BLOCKS = (19, 38)
+COMMON: dict[str, Any] = {
+    "objective": "sid",
+    "data": {"name": "data_free", "shape": [16, 128, 128]},
+    "images": 10**6,
+    "precision": "bfloat16",
+    "gradient_checkpointing": True,
+    "backprop": "one_by_one",
+    "entry": {"preset": "noise_flow"},
+}
+LORA = {"lora": {"rank": 64}}
+CASES: dict[str, Callable[[int], dict[str, Any]]] = {  # on so many machines
+    "whole networks, DDP": lambda machines: {},
+    "adapters of rank 64, DDP": lambda machines: {"generator": LORA, "fake": LORA},
+    "whole networks, sharded": lambda machines: {"sharding": {}},
+    "whole networks, sharded in each machine": lambda machines: {"sharding": {"replicas": machines}},
+}
+GPUS = (8, 64, 1024)
+MACHINE = 8
+SIDES = {"Down": "Encoder", "Up": "Decoder"}
+COLUMNS = ["configuration", "GPUs", "peak a GPU", "weights", "optimizers", "average", "gradients", "activations"]
+COLUMNS += ["sent a GPU", "out of its machine"]
+
+
+def skeleton(folder: Path, blocks: tuple[int, int]) -> str:
+    """FLUX.1-dev's folder without weights, of so many double and single blocks."""
+    import diffusers
+
+    levels: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+    }
+    with torch.device("meta"):
+        network = diffusers.FluxTransformer2DModel(
+            num_layers=blocks[0], num_single_layers=blocks[1], guidance_embeds=True
+        )
+        vae = diffusers.AutoencoderKL(**levels, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16)
+    parts = {"transformer": network, "vae": vae, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)}
+    for name, part in parts.items():
+        part.save_config(folder / name)
+    index = {name: ["diffusers", type(part).__name__] for name, part in parts.items()}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **index}))
+    return str(folder)
+
+
+def traced(blocks: tuple[int, int], gpus: int, changes: Mapping[str, Any]) -> Plan:
+    """The plan with a network of so many blocks, one sample a GPU."""
+    settings = {**COMMON, **changes, "name": "flux", "batch_size": gpus}
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = skeleton(Path(folder), blocks)
+        return plan(cast(Run, build_experiment({**settings, "teacher": teacher}, "flux")), gpus)
+
+
+def extended(corner: Plan, double: Plan, single: Plan, blocks: tuple[int, int]) -> Plan:
+    """The plan with `blocks`, of those with (1, 1), (2, 1) and (1, 2)."""
+
+    def line(of: Any) -> int:
+        first = of(corner)
+        return int(first + (blocks[0] - 1) * (of(double) - first) + (blocks[1] - 1) * (of(single) - first))
+
+    peaks = {}
+    for phase, peak in corner.peaks.items():
+        kinds = {kind: line(lambda one, p=phase, k=kind: one.peaks[p].kinds.get(k, 0)) for kind in peak.kinds}
+        peaks[phase] = Peak(sum(kinds.values()), kinds)
+    rest = {kind: line(lambda one, k=kind: one.rest.get(k, 0)) for kind in corner.rest}
+    traffic = {
+        key: Traffic(line(lambda one, k=key: one.traffic[k].calls), line(lambda one, k=key: one.traffic[k].bytes))
+        for key in corner.traffic
+    }
+    host = line(lambda one: one.host)
+    return replace(corner, peaks=peaks, rest=rest, traffic=traffic, host=host)
+
+
+def whole(gpus: int, changes: Mapping[str, Any], blocks: tuple[int, int] = BLOCKS) -> Plan:
+    """The plan with all the blocks."""
+    corner, double, single = (traced(few, gpus, changes) for few in ((1, 1), (2, 1), (1, 2)))
+    return extended(corner, double, single, blocks)
+
+
+def row(name: str, found: Plan) -> str:
+    """A line of the table."""
+    sizes = found.peak.kinds
+    weights = sum(size for kind, size in sizes.items() if kind.endswith(": weights"))
+    state = sum(size for kind, size in sizes.items() if kind.endswith(": optimizer"))
+    average, activations = sizes.get("average", 0), sizes.get("activations and temporaries", 0)
+    gradients = found.peak.bytes - weights - state - average - activations
+    nodes, traffic = max(1, found.processes // MACHINE), found.traffic.items()
+    talk = [travels(found, operation, who, each, nodes) for (_, operation, who), each in traffic]
+    cells = [found.peak.bytes, weights, state, average, gradients, activations, *map(sum, zip(*talk, strict=True))]
+    return f"| {name} | {found.processes} | {' | '.join(gigabytes(cell) for cell in cells)} |"
+
+
+def main() -> None:
+    """Print the table."""
+    console = plain()
+    if "--check" in sys.argv:
+        left, right = whole(8, {}, (2, 3)), traced((2, 3), 8, {})
+        console.print(f"(2, 3) blocks: {left.peak.bytes / right.peak.bytes - 1:+.2%} of the traced peak")
+        return
+    console.print(f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|")
+    for name, case in CASES.items():
+        for gpus in GPUS:
+            changes = case(gpus // MACHINE)
+            if gpus == GPUS[0] or "sharding" in changes:
+                found = whole(gpus, changes)
+            console.print(row(name, replace(found, processes=gpus)))  # under DDP all hold the same
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Encoders between data and a teacher: prompts to conditions, images to latents and back."""

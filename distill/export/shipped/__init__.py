@@ -1,0 +1,1 @@
+"""Source files that travel with exported weights; each needs only torch and diffusers."""

@@ -1,0 +1,183 @@
+"""A one-step generator under a diffusers pipeline's own class: every part of the teacher's pipeline but its network and
+scheduler, and a scheduler whose single step is the generator exactly.
+
+With one step at grid index T a stock scheduler lands on the betas' last entry, so they are cut after T. Two published
+conventions of the input are stock: unit noise (DMD2; DDIM) and pure noise of time T (SiD-LSG; Euler). Flow matching is
+stock where it starts, at t = 1. Anything else takes the few lines of `custom_scheduler.py` or `custom_flow.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from distill.denoiser import Denoiser
+from distill.encoders.parts import load_stock
+from distill.errors import UserError
+from distill.export.format import Format, Inputs, Reader, Source
+from distill.generator import Generator
+from distill.paths import DiscreteVP, Flow
+from distill.prediction import coefficients
+from distill.teachers import Autoencoder, TextEncoder
+from distill.teachers.families import Family
+
+PROMPTS = ["a photograph of a red cat", ""]
+CUSTOM = (
+    "No stock scheduler or pipeline takes this one step, so a short file comes with the weights and"
+    " `trust_remote_code=True` allows diffusers to run it. It needs only torch and diffusers: read it first."
+)
+KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
+def family(generator: Generator, teacher: Path | None) -> Format:
+    """The folder of the pipeline's own class, with all its parts; it is asked as users do, by prompts or labels, and
+    gives images, as the teacher's own autoencoder makes of the generator's samples."""
+    network = cast(Family, generator.denoiser.network)
+    if teacher is None:
+        raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for the other parts")
+    autoencoder, stock = Autoencoder(teacher), is_stock(generator)
+    labels = torch.tensor([0, network.classes - 1])
+    return Format(
+        cond=TextEncoder(teacher).encode(PROMPTS) if network.text else labels,
+        write=partial(write_family, generator, teacher),
+        read=partial(_read, network, stock),
+        snippet=partial(_snippet, network, stock),
+        loading="This is a stock diffusers pipeline: no code comes with the weights." if stock else CUSTOM,
+        limits=(f"One step without guidance: call the pipeline with the arguments above ({arguments(network)}).",),
+        library="diffusers",
+        batches=(2,),
+        shown=lambda samples: autoencoder.decode(samples).clamp(-1, 1),
+    )
+
+
+def is_stock(generator: Generator) -> bool:
+    """Whether stock diffusers computes this generator."""
+    if isinstance(generator.denoiser.path, Flow):
+        return generator.t == generator.scale == 1
+    return stock_scheduler(generator) is not None
+
+
+def write_family(generator: Generator, source: Path, folder: Path) -> None:
+    """Write `generator`, float32, with the other parts of the pipeline in `source`."""
+    network = cast(Family, generator.denoiser.network)
+    pipe = load_stock(source, **{network.part: network.model, "dtype": torch.float32})
+    scheduler = stock_scheduler(generator)
+    if scheduler is not None:
+        pipe.register_modules(scheduler=scheduler)
+    pipe.save_pretrained(folder)
+    if scheduler is None:
+        _write_custom_scheduler(generator, folder)
+    elif not is_stock(generator):
+        _write_custom_flow(generator, type(pipe).__name__, folder)
+
+
+def stock_scheduler(generator: Generator) -> Any:
+    """The stock scheduler whose one step is this generator, on a flow from wherever the pipeline starts; None where
+    there is none."""
+    import diffusers
+
+    path, t, scale = generator.denoiser.path, generator.t, generator.scale
+    if isinstance(path, Flow):
+        return diffusers.FlowMatchEulerDiscreteScheduler()  # without shift: a start is where it is said to be
+    if not isinstance(path, DiscreteVP):
+        return None
+    last = torch.tensor([t], dtype=torch.float64)
+    settings = {
+        "trained_betas": _betas(path)[: round(t) + 1],
+        "num_train_timesteps": round(t) + 1,
+        "prediction_type": KINDS[generator.denoiser.prediction],
+        "timestep_spacing": "trailing",
+        "steps_offset": 1,  # unused with this spacing, but pipelines ask for it
+    }
+    if scale == 1:
+        return diffusers.DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True)
+    if _multiplies(generator.denoiser) and scale == float(path.sigma(last)) and float(path.alpha(last)) > 0:
+        return diffusers.EulerDiscreteScheduler(**settings)
+    return None
+
+
+def _multiplies(denoiser: Denoiser) -> bool:
+    """Whether the pipeline multiplies its noise by the scheduler's init_noise_sigma; DiT's does not."""
+    return cast(Family, denoiser.network).text
+
+
+def _betas(path: DiscreteVP) -> list[float]:
+    """As diffusers computes them: float32, which survive JSON exactly."""
+    signal = torch.cat([torch.ones(1, dtype=torch.float64), path.alphas_cumprod.cpu()])
+    return cast(list[float], (1 - signal[1:] / signal[:-1]).float().tolist())
+
+
+def _write_custom_scheduler(generator: Generator, folder: Path) -> None:
+    """scheduler/onestep.py in place of the scheduler."""
+    denoiser, t = generator.denoiser, torch.tensor([generator.t], dtype=torch.float64)
+    c = coefficients(denoiser.prediction, denoiser.path, t, t, denoiser.sigma_data)
+    scaled = "init_noise_sigma" if _multiplies(denoiser) else "input_scale"
+    numbers = {
+        "timestep": float(denoiser.path.network_time(t)),
+        scaled: float(generator.scale),
+        "from_x_t": float(c.from_x_t),
+        "from_output": float(c.from_output),
+    }
+    for file in (folder / "scheduler").iterdir():
+        file.unlink()
+    code = Path(__file__).with_name("custom_scheduler.py").read_text()
+    (folder / "scheduler" / "onestep.py").write_text(code)
+    config = {"_class_name": "OneStepScheduler", **numbers}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    _edit_index(folder, scheduler=["onestep", "OneStepScheduler"])
+
+
+def _write_custom_flow(generator: Generator, pipeline: str, folder: Path) -> None:
+    """pipeline.py: the stock pipeline that starts at t from scaled noise."""
+    code = Path(__file__).with_name("custom_flow.py").read_text()
+    for name, value in (("StableDiffusion3Pipeline", pipeline), ("START = 1.0", f"START = {generator.t!r}")):
+        code = code.replace(name, value)
+    code = code.replace("SCALE = 1.0", f"SCALE = {float(generator.scale)!r}")
+    (folder / "pipeline.py").write_text(code)
+    _edit_index(folder, _class_name=["pipeline", "OneStepPipeline"])
+
+
+def _edit_index(folder: Path, **changes: Any) -> None:
+    file = folder / "model_index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2) + "\n")
+
+
+def asked(network: Family) -> str:
+    """The argument that says what two samples are of."""
+    return f"prompt={PROMPTS}" if network.text else f"class_labels=[0, {network.classes - 1}]"
+
+
+def arguments(network: Family) -> str:
+    """The other arguments of the pipeline's one step."""
+    return ", ".join(f"{name}={value!r}" for name, value in network.call().items())
+
+
+def _snippet(network: Family, stock: bool, source: Source) -> str:
+    trust = "" if stock else ", trust_remote_code=True"
+    return (
+        "from diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({source.quoted}{trust})\n"
+        f"images = pipe({asked(network)}, {arguments(network)}).images\n"
+    )
+
+
+def _read(network: Family, stock: bool, folder: Path) -> Reader:
+    return sampled(network, load_stock(folder, trust_remote_code=not stock))
+
+
+def sampled(network: Family, pipe: Any) -> Reader:
+    """What `pipe` makes of prompts or labels, as users call it."""
+
+    def sample(given: Inputs) -> Tensor:
+        labels = given.cond.tolist() if isinstance(given.cond, Tensor) else None
+        asked: dict[str, Any] = {"class_labels": labels} if labels else {"prompt": PROMPTS[: len(given.noise)]}
+        noise = {**network.latents(given.noise), "generator": torch.Generator().manual_seed(given.seed)}
+        images = pipe(**asked, **network.call(), **noise, output_type="np").images
+        return 2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1
+
+    return sample

@@ -1,0 +1,113 @@
+"""lora: the adapters alone, as `pipe.load_lora_weights` of diffusers reads them, for the teacher's own pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill import lora
+from distill.denoiser import Condition
+from distill.encoders.parts import load_stock
+from distill.errors import UserError
+from distill.export.format import Format, Inputs, Reader, Source
+from distill.export.to_family_pipeline import arguments, asked, family, is_stock, sampled, stock_scheduler
+from distill.generator import Generator
+from distill.teachers.families import Family
+
+
+def adapters(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
+    """For adapters that are not merged, of the families into whose networks diffusers loads some.
+
+    Where a stock scheduler takes the generator's step its config comes along, and the whole pipeline of `teacher` is
+    compared; else the network alone.
+    """
+    from diffusers.loaders import PeftAdapterMixin
+
+    network: Any = generator.denoiser.network
+    if not lora.adapted(network):
+        raise UserError("export: --format lora is for generators with adapters (generator.lora), this one has none")
+    if not (isinstance(network, Family) and isinstance(network.model, PeftAdapterMixin)):
+        raise UserError(f"export: diffusers loads no adapters into {type(network).__name__}; give another --format")
+    stock = teacher is not None and is_stock(generator)
+    loading = "They are added to the weights of the teacher, which is no part of this folder."
+    if not stock:
+        step = f"timestep {float(generator.denoiser.path.network_time(torch.tensor([generator.t]).double())):g}"
+        loading += f" Samples are one evaluation at {step} of unit normal noise times {generator.scale:g}, read as"
+        loading += f" {generator.denoiser.prediction}: no stock scheduler takes this step."
+    form = Format(
+        cond=cond,
+        write=partial(_write, generator, stock),
+        read=partial(_read, generator),
+        snippet=partial(_snippet, generator, stock),
+        loading=loading,
+        library="diffusers",
+    )
+    if teacher is None or not stock:
+        return form
+    whole = family(generator, teacher)
+    read = partial(_read_pipeline, generator, teacher)
+    return replace(form, cond=whole.cond, read=read, limits=whole.limits, batches=whole.batches, shown=whole.shown)
+
+
+def _write(generator: Generator, stock: bool, folder: Path) -> None:
+    """By diffusers' own writer. B takes up alpha/rank, so that no reader need know alpha."""
+    from diffusers.loaders import SD3LoraLoaderMixin, StableDiffusionLoraLoaderMixin
+    from peft import get_peft_model_state_dict
+
+    network: Any = generator.denoiser.network
+    (config,) = network.peft_config.values()
+    layers = {
+        name.removeprefix("model."): value * (config.lora_alpha / config.r) if ".lora_B." in name else value.clone()
+        for name, value in get_peft_model_state_dict(network).items()
+    }
+    if network.part == "unet":
+        StableDiffusionLoraLoaderMixin.save_lora_weights(folder, unet_lora_layers=layers)
+    else:  # every transformer's pipeline writes the same
+        SD3LoraLoaderMixin.save_lora_weights(folder, transformer_lora_layers=layers)
+    if stock:
+        stock_scheduler(generator).save_pretrained(folder / "scheduler")
+
+
+def _read(generator: Generator, folder: Path) -> Reader:
+    """The teacher's network with the adapters that diffusers reads."""
+    loaded = lora.share(generator)
+    lora.strip(loaded)
+    network: Any = loaded.denoiser.network
+    network.model.load_lora_adapter(folder, prefix=network.part, use_safetensors=True, local_files_only=True)
+    loaded.eval()
+
+    def sample(given: Inputs) -> Tensor:
+        x: Tensor = loaded(given.noise, given.cond)
+        return x
+
+    return sample
+
+
+def _read_pipeline(generator: Generator, teacher: Path, folder: Path) -> Reader:
+    """What the card's lines do."""
+    network: Any = generator.denoiser.network
+    pipe = load_stock(teacher)
+    pipe.load_lora_weights(folder)
+    pipe.scheduler = type(stock_scheduler(generator)).from_pretrained(folder / "scheduler")
+    return sampled(network, pipe)
+
+
+def _snippet(generator: Generator, stock: bool, source: Source) -> str:
+    network: Any = generator.denoiser.network
+    scheduler = type(stock_scheduler(generator)).__name__ if stock else ""
+    lines = (
+        f"from diffusers import {', '.join(['DiffusionPipeline', scheduler] if stock else ['DiffusionPipeline'])}\n"
+        f'{source.folder}pipe = DiffusionPipeline.from_pretrained("TEACHER")  # its folder, or its name on the hub\n'
+        "pipe.load_lora_weights(folder)\n"
+    )
+    if not stock:
+        return lines
+    return lines + (
+        f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")\n'
+        f"images = pipe({asked(network)}, {arguments(network)}).images\n"
+    )

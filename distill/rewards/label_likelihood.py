@@ -1,0 +1,52 @@
+"""How sure a classifier is of the label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from distill.denoiser import Denoiser
+from distill.encoders.encoder import image_shape
+from distill.errors import UserError
+from distill.metrics import Classifier
+from distill.rewards.reward import Reward
+
+
+class LogLikelihood(nn.Module):
+    """log p(label | x) [B], at most 0, of a classifier that gives logits [B, K]."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        log_likelihood: Tensor = self.classifier(x).log_softmax(1).gather(1, cond[:, None])[:, 0]
+        return log_likelihood
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierReward(Reward):
+    """log p(label | x) under a classifier that `distill classifier` trained."""
+
+    classifier: str  # its folder
+
+    name: ClassVar[str] = "log_likelihood"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classifier", str(Path(self.classifier).resolve()))  # found from anywhere later
+
+    def check(self, teacher: Denoiser) -> None:
+        super().check(teacher)
+        classifier = Classifier.load(self.classifier)
+        for what, theirs, ours in (
+            ("shape", classifier.shape, image_shape(teacher)),
+            ("classes", classifier.classes, teacher.network.classes),
+        ):
+            if theirs != ours:
+                raise UserError(f"reward.classifier: '{self.classifier}' has {what} {theirs}, the teacher {ours}")
+
+    def load(self) -> nn.Module:
+        return LogLikelihood(Classifier.load(self.classifier))

@@ -1,0 +1,323 @@
+"""Reads the data in a pickle without running it.
+
+A pickle is a program that may name and call anything. This reader looks up no name: it follows the opcodes with a
+stack of its own, keeps a name as a `Name` and a call of one as an `Object`, and gives meaning to the few calls that
+published checkpoints need: torch's tensors, whose bytes it reads itself, and containers. Any other name is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import pickletools
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError, one_line
+
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+# The head of torch's format before zip files, in which tensors inside a plain pickle are kept.
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+
+
+@dataclass(frozen=True)
+class Name:
+    """A global that the pickle names; never looked up."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass
+class Object:
+    """A call of `name` that was not made: the arguments, and the state that was to be set on the result."""
+
+    name: Name
+    args: tuple[Any, ...]
+    state: Any = None
+
+
+class Refused(Exception):
+    """The pickle holds something that no published checkpoint does."""
+
+
+def read_pickle(file: Path) -> Any:
+    """The object in a plain pickle; raises UserError, in one line, for anything damaged, foreign or hostile."""
+    try:
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            if view[:4] == b"PK\x03\x04":
+                raise Refused("it is a zip file, as torch.save writes; the published checkpoints are plain pickles")
+            return _Reader(_CALLS).read(view)  # a map: a claimed length beyond the end allocates nothing
+    except FileNotFoundError:
+        raise UserError(f"import: no file '{file}'") from None
+    except Exception as error:  # whatever a damaged stream makes of the opcodes' arguments
+        raise UserError(f"import: cannot read '{file}': {one_line(error) or type(error).__name__}") from error
+
+
+class _Reader:
+    """A stack machine for pickle's opcodes; `calls` maps the names it knows to what their calls amount to."""
+
+    def __init__(self, calls: Mapping[str, Callable[..., Any]], reference: Callable[[Any], Any] | None = None) -> None:
+        self.calls, self.reference = calls, reference
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def read(self, stream: Any) -> Any:
+        """The object of the next pickle in `stream`, which is left behind its end."""
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            step = _OPCODES.get(opcode.name)
+            if step is None:
+                raise Refused(f"opcode {opcode.name} is not allowed")
+            step(self, argument)
+        raise Refused("it has no end")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        if self.marks and len(self.stack) <= self.marks[-1]:
+            raise Refused("a mark is missing")
+        return self.stack.pop()
+
+    def items(self) -> list[Any]:
+        """Everything above the last mark."""
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def tuple(self, size: int) -> None:
+        self.push(tuple(reversed([self.pop() for _ in range(size)])))
+
+    def extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, set):
+            target.update(map(_key, values))
+        else:
+            raise Refused(f"{type(target).__name__} is no list")
+
+    def set_items(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(values) % 2:
+            raise Refused(f"{type(target).__name__} is no dict")
+        target.update(_pairs(values))
+
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
+            raise Refused(f"nothing is remembered under {index}")
+        self.push(self.memo[index])
+
+    def name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise Refused("a name is no text")
+        found = Name(module, name)
+        if str(found) not in self.calls:
+            raise Refused(f"the name '{found}' is not allowed")
+        self.push(found)
+
+    def stack_name(self) -> None:
+        name, module = self.pop(), self.pop()
+        self.name(module, name)
+
+    def call(self) -> None:
+        args, called = self.pop(), self.pop()
+        if not isinstance(called, Name) or not isinstance(args, tuple):
+            raise Refused(f"{type(called).__name__} is called, which is no name")
+        self.push(self.calls[str(called)](called, *args))
+
+    def build(self) -> None:
+        state, target = self.pop(), self.stack[-1]
+        if not isinstance(target, Object) or target.state is not None:
+            raise Refused(f"{type(target).__name__} is given a state")
+        target.state = state
+
+    def refer(self, identity: Any) -> None:
+        if self.reference is None:
+            raise Refused("a reference to outside of the pickle is not allowed")
+        self.push(self.reference(identity))
+
+
+def _key(value: Any) -> str | int:
+    if not isinstance(value, str | int):  # others may recurse without end where they are hashed
+        raise Refused(f"{type(value).__name__} is a key")
+    return value
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    return {_key(key): value for key, value in zip(values[::2], values[1::2], strict=True)}
+
+
+_CONSTANTS = """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE
+BINUNICODE8 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"""
+_OPCODES: dict[str, Callable[[_Reader, Any], None]] = {
+    **{name: lambda r, value: r.push(value) for name in _CONSTANTS.split()},
+    "PROTO": lambda r, _: None,
+    "FRAME": lambda r, _: None,
+    "NONE": lambda r, _: r.push(None),
+    "NEWTRUE": lambda r, _: r.push(True),
+    "NEWFALSE": lambda r, _: r.push(False),
+    "MARK": lambda r, _: r.marks.append(len(r.stack)),
+    "POP": lambda r, _: r.pop() and None,
+    "POP_MARK": lambda r, _: r.items().clear(),
+    "DUP": lambda r, _: r.push(r.stack[-1]),
+    "EMPTY_LIST": lambda r, _: r.push([]),
+    "EMPTY_DICT": lambda r, _: r.push({}),
+    "EMPTY_SET": lambda r, _: r.push(set()),
+    "EMPTY_TUPLE": lambda r, _: r.push(()),
+    "LIST": lambda r, _: r.push(r.items()),
+    "TUPLE": lambda r, _: r.push(tuple(r.items())),
+    "TUPLE1": lambda r, _: r.tuple(1),
+    "TUPLE2": lambda r, _: r.tuple(2),
+    "TUPLE3": lambda r, _: r.tuple(3),
+    "DICT": lambda r, _: r.push(_pairs(r.items())),
+    "FROZENSET": lambda r, _: r.push(frozenset(map(_key, r.items()))),
+    "APPEND": lambda r, _: r.extend([r.pop()]),
+    "APPENDS": lambda r, _: r.extend(r.items()),
+    "ADDITEMS": lambda r, _: r.extend(r.items()),
+    "SETITEM": lambda r, _: r.set_items([r.pop(), r.pop()][::-1]),
+    "SETITEMS": lambda r, _: r.set_items(r.items()),
+    "PUT": lambda r, index: r.memo.update({index: r.stack[-1]}),
+    "BINPUT": lambda r, index: r.memo.update({index: r.stack[-1]}),
+    "LONG_BINPUT": lambda r, index: r.memo.update({index: r.stack[-1]}),
+    "MEMOIZE": lambda r, _: r.memo.update({len(r.memo): r.stack[-1]}),
+    "GET": lambda r, index: r.recall(index),
+    "BINGET": lambda r, index: r.recall(index),
+    "LONG_BINGET": lambda r, index: r.recall(index),
+    "GLOBAL": lambda r, names: r.name(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda r, _: r.stack_name(),
+    "REDUCE": lambda r, _: r.call(),
+    "NEWOBJ": lambda r, _: r.call(),
+    "BUILD": lambda r, _: r.build(),
+    "PERSID": lambda r, identity: r.refer(identity),
+    "BINPERSID": lambda r, _: r.refer(r.pop()),
+}
+
+
+def _storage(called: Name, content: Any) -> Tensor:
+    """torch.storage._load_from_bytes: a storage as torch.save wrote it before zip files, as a tensor [n]."""
+    if not isinstance(content, bytes):
+        raise Refused(f"a storage is {type(content).__name__}")
+    stream = io.BytesIO(content)
+    claimed: list[tuple[torch.dtype, int]] = []
+
+    def claim(identity: Any) -> None:
+        kind, storage, _, _, count, view = identity
+        if kind != "storage" or not isinstance(storage, Name) or view is not None or type(count) is not int:
+            raise Refused(f"a storage is {reprlib.repr(identity)}")
+        claimed.append((STORAGES[storage.name], count))
+
+    def part(reference: Callable[[Any], Any] | None = None) -> Any:
+        return _Reader({f"torch.{name}": Object for name in STORAGES}, reference).read(stream)
+
+    head = part(), part(), part()
+    if head[:2] != (_MAGIC, _PROTOCOL) or not isinstance(head[2], dict) or head[2].get("little_endian") is not True:
+        raise Refused("a storage is not in torch's format")
+    part(claim)
+    part()
+    if len(claimed) != 1:
+        raise Refused(f"a storage holds {len(claimed)} storages")
+    dtype, count = claimed[0]
+    written, rest = stream.read(8), stream.read()
+    if int.from_bytes(written, "little") != count or len(rest) != count * dtype.itemsize:
+        raise Refused(f"a storage claims {count} numbers of {dtype.itemsize} bytes and has {len(rest)} bytes")
+    return torch.frombuffer(bytearray(rest), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def _tensor(called: Name, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """torch._utils._rebuild_tensor_v2."""
+    whole = [offset, *size, *stride]
+    if not isinstance(storage, Tensor) or any(type(n) is not int or n < 0 for n in whole) or len(size) != len(stride):
+        raise Refused("a tensor is not in torch's format")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if math.prod(size) > len(storage) or (0 not in size and last >= len(storage)):
+        raise Refused(f"a tensor claims shape {tuple(size)} of {len(storage)} numbers")
+    return storage.as_strided(size, stride, offset)
+
+
+def _parameter(called: Name, data: Any, *_: Any) -> Tensor:
+    """torch._utils._rebuild_parameter."""
+    if not isinstance(data, Tensor):
+        raise Refused(f"a parameter is {type(data).__name__}")
+    return data
+
+
+def _mapping(called: Name, items: Any = ()) -> dict[Any, Any]:
+    return _pairs([part for pair in items for part in pair])
+
+
+def _set(called: Name, items: Any = ()) -> set[Any]:
+    return set(map(_key, items))
+
+
+def _encode(called: Name, text: str, autoencoder: str) -> bytes:
+    """_codecs.encode: how protocol 2 writes bytes."""
+    if autoencoder != "latin1":
+        raise Refused(f"bytes are encoded as {reprlib.repr(autoencoder)}")
+    return text.encode(autoencoder)
+
+
+def _keep(called: Name, *args: Any) -> Object:
+    return Object(called, args)
+
+
+def _bare(called: Name, cls: Any, *_: Any) -> Object:
+    """copyreg._reconstructor: an instance that a state is to fill."""
+    if not isinstance(cls, Name):
+        raise Refused(f"an instance of {type(cls).__name__}")
+    return Object(cls, ())
+
+
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
+_KEPT = (
+    PERSISTENT,
+    "builtins.object",
+    "__builtin__.object",
+    "torch.Size",
+    "torch.device",
+    "torch.nn.modules.container.ModuleDict",
+    "torch.nn.modules.container.ModuleList",
+    "torch.nn.modules.container.Sequential",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"{base}.multiarray.{name}" for base in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")),
+    *(f"torch.{dtype}" for dtype in ("float16", "float32", "float64", "bfloat16", "int64", "uint8", "bool")),
+)
+_CALLS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_KEPT, _keep),
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.storage._load_from_bytes": _storage,
+    "collections.OrderedDict": _mapping,
+    "dnnlib.util.EasyDict": _mapping,
+    "_codecs.encode": _encode,
+    "builtins.set": _set,
+    "__builtin__.set": _set,
+    "copyreg._reconstructor": _bare,
+    "copy_reg._reconstructor": _bare,
+}

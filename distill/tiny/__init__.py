@@ -1,0 +1,42 @@
+"""Tiny teachers of the real classes with random weights, made on the spot: for `--tiny` and for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+PIPELINES = ("sd15", "sd21", "sdxl", "sd3", "pixart_alpha")
+
+
+def write_network(name: str, folder: Path) -> None:
+    """One of distill.tiny.networks as `distill import` leaves it; EDM2's with its autoencoder beside it."""
+    from distill.teachers.folder import save_denoiser
+    from distill.tiny.networks import network
+
+    save_denoiser(network(name), folder)
+    if name == "edm2":
+        from distill.tiny.parts import autoencoder
+
+        autoencoder(4).save_pretrained(folder / "vae")
+
+
+def write_pipeline(name: str, folder: Path) -> None:
+    """One of distill.tiny.pipelines as diffusers saves it."""
+    from distill.tiny.pipelines import build
+
+    build(name).save_pretrained(folder)
+
+
+def write_aesthetic(folder: Path) -> None:
+    """A CLIP with head.safetensors, as distill.rewards.AestheticReward reads them."""
+    from distill.tiny.parts import save_aesthetic
+
+    save_aesthetic(folder)
+
+
+TEACHERS: dict[str, Callable[[Path], None]] = {
+    **{name: partial(write_network, name) for name in ("edm", "edm_cond", "adm", "edm2")},
+    **{name: partial(write_pipeline, name) for name in PIPELINES},
+}
+"""By name: writes the teacher's folder, without a network."""

@@ -1,0 +1,1 @@
+"""The commands of `distill`, one thin file each."""

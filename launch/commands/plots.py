@@ -1,0 +1,50 @@
+"""The pictures of a finished distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from launch.commands.sample import draw
+from trainers.io import jsonl
+from trainers.io.images import grid
+from trainers.runs.load import Trained
+
+CLASSES, ROWS = 10, 5
+
+
+def side_by_side(product: Trained, file: Path) -> None:
+    """Teacher at 35 evaluations (left) and student at 1 (right): same noise, same labels, one class a column."""
+    from PIL import Image, ImageDraw
+
+    teacher, student = (grid(draw(product, CLASSES * ROWS, teacher=t), CLASSES) for t in (True, False))
+    gap, head = 24, 24
+    canvas = Image.new("L" if teacher.mode == "L" else "RGB", (2 * teacher.width + gap, teacher.height + head), "white")
+    pen = ImageDraw.Draw(canvas)
+    for left, picture, title in (
+        (0, teacher, "teacher, 35 evaluations"),
+        (teacher.width + gap, student, f"student, 1 evaluation, after {product.images:,} images"),
+    ):
+        canvas.paste(picture, (left, head))
+        pen.text((left + 4, 6), title, fill="black")
+    canvas.save(file)
+
+
+def distance_curve(folder: Path, report: dict[str, Any], file: Path) -> None:
+    """The student's Frechet distance against images, log-log, with the teacher's and the real halves' lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    points = [(r["images"], r["frechet"]) for r in jsonl.read(folder / "metrics.jsonl")]
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    axes.loglog(*zip(*points, strict=True), "o-", label="student, 1 evaluation")
+    axes.axhline(report["teacher"]["frechet"], color="C1", label="teacher, 35 evaluations")
+    axes.axhline(report["halves"], color="C2", linestyle="--", label="real halves against each other")
+    axes.set_xlabel("images of generator training")
+    axes.set_ylabel(f"Frechet distance, {report['protocol']}")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""Checkpoints: their format, the saver, tensors on disk, post-hoc averages."""

@@ -1,0 +1,145 @@
+"""What a teacher makes of a data set: prompts become embeddings, images latents, once. Afterwards both are read from
+the cache, and no encoder is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from distill.denoiser import Denoiser
+from distill.encoders.encoder import Encoder, autoencoder, text_encoder
+from distill.errors import UserError
+from distill.teachers import Network
+from trainers.data import Dataset
+from trainers.data.cache import Cache, Make, Table
+from trainers.io.console import plain
+from trainers.recipe.run import Run
+
+SHARD = 2**27  # bytes, about: what a kill loses
+AT_ONCE = 32  # items that an encoder gets
+FIRST = torch.zeros(1, dtype=torch.int64)
+
+
+def encode_dataset(
+    run: Run, dataset: Dataset, teacher: Denoiser, device: torch.device, real: bool, quiet: bool = False
+) -> Dataset:
+    """The data of `run` in the terms of its teacher (see Preparation.of); collective only in that ranks share work."""
+    return DatasetEncoder(run.cache, device, run.negative_prompt, quiet).of(dataset, teacher, real)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetEncoder:
+    """The folder of the cache, where encoders run, what prompt stands for none (None: as the encoder says), and
+    whether progress is told."""
+
+    cache: str
+    device: torch.device
+    negative_prompt: str | None = None
+    quiet: bool = False
+
+    def of(self, dataset: Dataset, teacher: Denoiser, real: bool) -> Dataset:
+        """`dataset`, which fits `teacher`, in the teacher's terms: conditions as it takes them and, where the samples
+        are latents, `real` ones. What stands for no prompt becomes the teacher's null condition.
+
+        Raises UserError where an encoder is missing or gives what does not fit.
+        """
+        if dataset.prompts is not None:
+            dataset = self._embedded(dataset, dataset.prompts, teacher)
+        if teacher.latents and dataset.read is not None:
+            dataset = self._latents(dataset, teacher) if real else dataclasses.replace(dataset, read=None)
+        return dataclasses.replace(dataset, shape=cast(Network, teacher.network).shape)
+
+    def _embedded(self, dataset: Dataset, prompts: Sequence[str], teacher: Denoiser) -> Dataset:
+        encoder, negative = text_encoder(teacher), self.negative_prompt
+        assert encoder is not None, "check_fit comes first"
+        encoder.device = self.device
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        distinct, where = list(numbers), torch.tensor([numbers[prompt] for prompt in prompts])
+
+        def encode(first: int, last: int) -> dict[str, Tensor]:
+            return encoder.encode(distinct[first:last])
+
+        def encode_null(first: int, last: int) -> dict[str, Tensor]:
+            return encoder.encode_null() if negative is None else encoder.encode([negative])
+
+        try:
+            table = self._tables("text", encoder)
+            row = table(_hash(["null", negative]), 1, 1, encode_null).rows(FIRST)
+            every = table(_hash(distinct), len(distinct), _length(row), encode)
+        finally:
+            encoder.free()
+        network: Any = teacher.network
+        network.null = {name: value[0].to(self.device) for name, value in row.items()}
+        return dataclasses.replace(dataset, embed=lambda positions: every.rows(where[positions]))
+
+    def _latents(self, dataset: Dataset, teacher: Denoiser) -> Dataset:
+        encoder, shape = autoencoder(teacher), cast(Network, teacher.network).shape
+        if encoder is None:
+            raise UserError(f"data: {dataset.name} holds pixels, the teacher's samples are latents and have no encoder")
+        content = (dataset.content or (lambda: _pixels(dataset)))()
+
+        def encode(first: int, last: int) -> dict[str, Tensor]:
+            mean, std = encoder.encode(dataset.images(torch.arange(first, last)).to(self.device))
+            return {"mean": mean, "std": std}
+
+        try:
+            table = self._tables("latents", encoder)
+            row = table(content, 1, 1, encode).rows(FIRST)
+            if (given := tuple(row["mean"].shape[1:])) != shape:
+                raise UserError(
+                    f"data: images {list(dataset.shape)} of {dataset.name} make latents {list(given)},"
+                    f" the teacher's samples are {list(shape)}"
+                )
+            every = table(content, dataset.count, _length(row), encode)
+        finally:
+            encoder.free()
+
+        def column(name: str) -> Callable[[Tensor], Tensor]:
+            return lambda positions: every.rows(positions, name)[name].float()
+
+        return dataclasses.replace(dataset, read=column("mean"), spread=column("std"))
+
+    def _tables(self, what: str, encoder: Encoder) -> Callable[[str, int, int, Make], Table]:
+        """(hash of the items, count, length of a shard, what encodes items first ... last-1) -> what they become."""
+        cache = Cache(Path(self.cache).expanduser(), plain(stderr=True, quiet=self.quiet))
+        identity = encoder.identity  # a hash of all its files: once
+
+        def table(content: str, count: int, length: int, encode: Make) -> Table:
+            @torch.no_grad()
+            def make(first: int, last: int) -> dict[str, Tensor]:
+                parts = [encode(at, min(at + AT_ONCE, last)) for at in range(first, last, AT_ONCE)]
+                return {key: _checked(what, key, torch.cat([part[key].cpu() for part in parts])) for key in parts[0]}
+
+            return cache.table(what, {"encoder": identity, "content": content, "at_once": AT_ONCE}, count, length, make)
+
+        return table
+
+
+def _checked(what: str, name: str, value: Tensor) -> Tensor:
+    """`value`; raises UserError where it is not finite, as of an encoder in half precision."""
+    if value.is_floating_point() and not value.isfinite().all():
+        raise UserError(f"{what}: the encoder gives a '{name}' that is not finite in {str(value.dtype)[6:]}")
+    return value
+
+
+def _length(row: Mapping[str, Tensor]) -> int:
+    """Rows of a shard."""
+    return max(1, SHARD // sum(value.nbytes for value in row.values()))
+
+
+def _hash(prompts: Sequence[str | None]) -> str:
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+
+def _pixels(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for positions in torch.arange(dataset.count).split(AT_ONCE):
+        digest.update(dataset.images(positions).numpy().tobytes())
+    return digest.hexdigest()

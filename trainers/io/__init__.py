@@ -1,0 +1,1 @@
+"""Files that are written whole, logs, locks, the console and images."""

@@ -1,0 +1,1 @@
+"""The memory and communication plan of a run."""

@@ -1,0 +1,1 @@
+"""A recipe: the dataclasses that are its schema, the strict reader of YAML, the shipped recipes."""

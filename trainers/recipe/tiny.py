@@ -1,0 +1,106 @@
+"""--tiny: a recipe's whole path in a minute, on tiny teachers of the real classes with random weights and no network.
+
+The key `tiny` of a recipe says what changes for it, by dotted key; SHORT says what changes in every one. In place of a
+value that begins with `tiny:` the thing of that name is made in the folder `tiny` of the run, and its path put.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from distill.errors import UserError
+from distill.tiny import TEACHERS, write_aesthetic
+from trainers.io.atomic import atomic_folder
+from trainers.recipe.strict_yaml import assign
+
+PREFIX = "tiny:"
+BATCH, UPDATES = 4, 4
+SHORT = {
+    "batch_size": BATCH,
+    "images": UPDATES * BATCH,
+    "log_every": BATCH,
+    "samples_every": UPDATES * BATCH,
+    "checkpoint_every": UPDATES * BATCH,
+    "generator.warmup": 0,
+    "fake.warmup": 0,
+}
+
+
+def shrink(recipe: dict[str, Any], changes: Any, folder: Path, where: str) -> dict[str, Any]:
+    """`recipe` with the `changes` of its key `tiny` for a run in `folder`, with what it needs made there.
+
+    Raises UserError, naming the file `where`, where the changes are missing or not to be made.
+    """
+    if not isinstance(changes, dict):
+        raise UserError(f"--tiny: {where} must say what to change, as in tiny: {{teacher: tiny:sd15}}, got {changes!r}")
+    recipe["name"] = f"{recipe.get('name')}_tiny"
+    recipe["cache"] = str(folder / "tiny" / "cache")
+    recipe["micro_batches"] = min(2, recipe.get("micro_batches", 1))
+    for dotted, value in {**SHORT, **changes}.items():
+        assign(recipe, str(dotted), placed(value, folder / "tiny"), f"{where}: tiny: {dotted}")
+    return recipe
+
+
+def placed(value: Any, folder: Path) -> Any:
+    """`value` with everything in it that begins with `tiny:` made in `folder` and replaced by its path."""
+    if isinstance(value, dict):
+        return {key: placed(one, folder) for key, one in value.items()}
+    if not isinstance(value, str) or not value.startswith(PREFIX):
+        return value
+    name, _, inside = value.removeprefix(PREFIX).partition("/")
+    if name not in MAKERS:
+        raise UserError(f"--tiny: {value!r} is none of {', '.join(PREFIX + name for name in MAKERS)}")
+    made = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{name}.lock"):  # of several processes one makes it
+        if not made.exists():
+            with atomic_folder(made) as staging:
+                MAKERS[name](staging)
+    return str((made / inside).resolve())
+
+
+def _pictures() -> Iterator[tuple[Any, str]]:
+    """20 pictures of 16x16 pixels and captions."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for caption in _prompts().read_text().splitlines()[:20]:
+        small = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        yield small.resize((16, 16), Image.Resampling.BICUBIC), caption
+
+
+def _labelled(folder: Path) -> None:
+    """The pictures, two in each of 10 classes."""
+    for number, (picture, _) in enumerate(_pictures()):
+        (place := folder / f"class_{number % 10}").mkdir(exist_ok=True)
+        picture.save(place / f"{number:02d}.png")
+
+
+def _captioned(folder: Path) -> None:
+    """The pictures, with the column `text`."""
+    with (folder / "metadata.jsonl").open("w") as lines:
+        for number, (picture, caption) in enumerate(_pictures()):
+            picture.save(folder / f"{number:02d}.png")
+            lines.write(json.dumps({"file_name": f"{number:02d}.png", "text": caption}) + "\n")
+
+
+def _prompts() -> Path:
+    return Path(str(files("configs") / "prompts.txt"))
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    **TEACHERS,
+    "labelled": _labelled,
+    "captioned": _captioned,
+    "prompts": lambda folder: shutil.copy(_prompts(), folder),
+    "aesthetic": write_aesthetic,
+}
+"""By name: fills a folder."""

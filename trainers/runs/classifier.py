@@ -1,0 +1,102 @@
+"""Trains the classifier whose features are a protocol, or whose opinion is a reward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from distill.errors import UserError
+from distill.metrics import Classifier
+from trainers.data import Data, Dataset, Digits
+from trainers.engine.player import Player
+from trainers.recipe.run import Optimizer
+
+CHUNK = 500
+
+Report = Callable[[int, float], None]
+"""(images done, accuracy on the held-out images so far)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRun:
+    """Train a classifier of `data`'s labels; `held_out` of the data measures its accuracy and is never trained on."""
+
+    trains: Literal["classifier"] = "classifier"
+    name: str
+    data: Data = Digits()
+    images: int  # length of the run
+    batch_size: int = 128
+    width: int = 128  # features
+    held_out: float = 0.1  # share of the data
+    seed: int = 0
+    optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.999), decay="cosine")
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: must be positive, got {getattr(self, name)}")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out: must be between 0 and 1, got {self.held_out}")
+
+
+def split(run: ClassifierRun, dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """The part to train on and the part held out, by a permutation of the run's seed."""
+    if dataset.labels is None or dataset.read is None:
+        raise UserError(f"data: a classifier is trained on labelled images, {dataset.name} lacks images or labels")
+    order = dataset.order(run.seed, torch.arange(dataset.count))
+    held = round(dataset.count * run.held_out)
+    if not 0 < held < dataset.count:
+        raise UserError(f"held_out: {run.held_out} of {dataset.count} images leaves a part empty")
+    return _part(dataset, order[held:]), _part(dataset, order[:held])
+
+
+def train_classifier(run: ClassifierRun, dataset: Dataset, accelerator: Accelerator, report: Report) -> Classifier:
+    """A classifier of `dataset`, frozen and on the CPU: a function of `run` alone on one machine.
+
+    `report` is called after each epoch and at the end. Raises UserError for data without images or labels.
+    """
+    train, held = split(run, dataset)
+    torch.manual_seed(run.seed)
+    classifier = Classifier(dataset.shape, dataset.classes, run.width, dataset.name)
+    player = Player("classifier", classifier, run.optimizer, accelerator)
+    done = 0
+    while done < run.images:
+        index = torch.arange(done, min(done + run.batch_size, run.images))
+        x, labels = _batch(train, train.order(run.seed, index), accelerator.device)
+        with player.training():
+            cross_entropy(classifier(x), labels).backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in player.parameters if p.grad is not None])
+            player.step(norm, player.learning_rate(done, run.images))
+        before, done = done, done + len(index)
+        if done == run.images or before // train.count < done // train.count:
+            classifier.accuracy = _accuracy(classifier, held, accelerator.device)
+            report(done, classifier.accuracy)
+    return classifier.cpu()
+
+
+def _accuracy(classifier: Classifier, dataset: Dataset, device: torch.device) -> float:
+    right = 0
+    for positions in torch.arange(dataset.count).split(CHUNK):
+        x, labels = _batch(dataset, positions, device)
+        right += int((classifier(x).argmax(dim=1) == labels).sum())
+    return right / dataset.count
+
+
+def _batch(dataset: Dataset, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    assert dataset.labels is not None
+    return dataset.images(positions).to(device), dataset.labels[positions].to(device)
+
+
+def _part(dataset: Dataset, positions: Tensor) -> Dataset:
+    assert dataset.labels is not None
+    labels = dataset.labels[positions]
+    return dataclasses.replace(
+        dataset, count=len(positions), labels=labels, read=lambda at: dataset.images(positions[at])
+    )
