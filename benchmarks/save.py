@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from benchmarks.step import NETWORK
 from distill.denoiser import Denoiser
-from distill.objectives import DiffInstruct
+from distill.objectives.diff_instruct import DiffInstruct
 from distill.paths import EDM
 from distill.teachers import build_unet, save_denoiser
 from trainers.checkpoints.checkpoint import folders

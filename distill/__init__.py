@@ -1,23 +1,51 @@
-"""One-step distillation of diffusion and flow models: the mathematics, in torch alone."""
+"""One-step distillation of diffusion and flow models: the mathematics and the models, in torch."""
 
-from distill.denoiser import Denoiser
-from distill.errors import UserError
-from distill.export import load_generator
-from distill.generator import Generator
-from distill.paths import EDM, VP, DiscreteVP, Draw, Flow, Path
-from distill.random import Random
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.conditions import Condition
+    from distill.denoiser import Denoiser
+    from distill.errors import UserError
+    from distill.export import load_generator
+    from distill.generator import Generator
+    from distill.networks.network import Network
+    from distill.paths import EDM, VP, DiscreteVP, Draw, Flow, Path
+    from distill.random import Random
+
+__version__ = "0.1.0"
 __all__ = [
     "EDM",
     "VP",
+    "Condition",
     "Denoiser",
     "DiscreteVP",
     "Draw",
     "Flow",
     "Generator",
+    "Network",
     "Path",
     "Random",
     "UserError",
     "load_generator",
 ]
-__version__ = "0.1.0"
+_HOMES = {
+    "conditions": ("Condition",),
+    "denoiser": ("Denoiser",),
+    "errors": ("UserError",),
+    "export": ("load_generator",),
+    "generator": ("Generator",),
+    "networks.network": ("Network",),
+    "paths": ("EDM", "VP", "DiscreteVP", "Draw", "Flow", "Path"),
+    "random": ("Random",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `distill.paths` alone imports little."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"distill.{module}"), name)
+    raise AttributeError(f"module 'distill' has no attribute {name!r}")

@@ -1,51 +1,68 @@
-"""network + path + prediction kind -> denoiser(x_t, t, cond) = E[x0 | x_t], in float32."""
+"""The denoiser: network, path and prediction kind together estimate the clean sample, in float32."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError
+from distill.networks.network import Network, PlainNetwork
 from distill.paths import Path
 from distill.prediction import KINDS, Kind, coefficients
 
-Condition: TypeAlias = Tensor | Mapping[str, Tensor] | None
-Denoise: TypeAlias = Callable[[Tensor, Tensor, Condition], Tensor]
+if TYPE_CHECKING:
+    from distill.encoders.latents import Normalisation
+
+Denoise: TypeAlias = Callable[[Tensor, Tensor, ConditionLike], Tensor]
 """(x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """Latents as a network takes them: (z - mean) / std, a number a channel, for z as the autoencoder gives it.
+class GuidableDenoiser(Protocol):
+    """The part of a Denoiser that objectives and samplers ask: a guided denoiser has it too."""
 
-    Raises UserError for what is no such pair.
-    """
+    @property
+    def path(self) -> Path:
+        """The Gaussian path of its samples."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    @property
+    def network(self) -> Network:
+        """Its network."""
 
-    def __post_init__(self) -> None:
-        finite = all(map(math.isfinite, (*self.mean, *self.std)))
-        if not finite or len(self.mean) != len(self.std) or not min(self.std, default=0) > 0:
-            given = f"{list(self.mean)} and {list(self.std)}"
-            raise UserError(f"latents: must have as many finite means as positive stds, got {given:.120}")
+    @property
+    def sigma_data(self) -> float:
+        """The standard deviation of the data."""
+
+    @property
+    def __call__(self) -> Callable[..., Any]:
+        """Return x0 [B, ...] for (x_t [B, ...], t [B], cond)."""
+
+    def null(self, cond: ConditionLike) -> Condition:
+        """Return the null condition in the form of `cond` [B, ...]."""
 
 
 class Denoiser(nn.Module):
-    """An estimate of the clean sample.
+    """An estimate of the clean sample: denoiser(x_t, t, cond) = E[x0 | x_t].
 
-    `network(x [B, ...], time [B], cond)` returns what `prediction` names, [B, ...]. It is handed the input scale of
-    EDM's preconditioning where that is the prediction, and `path.network_time(t)`. Its attribute `null`, if it has one,
-    is the null condition of one sample. Under `autocast_dtype` only the network runs in low precision: preconditioning
-    and the conversion to x0 stay in the dtype of x_t, float32 or better. With `latents` its samples are no pixels: they
-    need a decoder to be seen (distill.encoders.encoder); a Normalisation says how they are scaled. Raises UserError for an
-    unknown prediction kind.
+    The network is called as network(x [B, ...], time [B], cond) and returns what `prediction` names, [B, ...]. It gets
+    x_t scaled by EDM's input scale where the prediction is EDM's, and `path.network_time(t)` as its time. Under
+    `autocast_dtype` only the network runs in low precision: preconditioning and the conversion to x0 stay in the dtype
+    of x_t, float32 or better.
+
+    Args:
+        network: A Network, or any module that is called as module(x, time, labels or mapping or None).
+        path: The Gaussian path of its samples.
+        prediction: The kind of its output (distill.prediction).
+        sigma_data: The standard deviation of the data, which EDM's preconditioning uses.
+        autocast_dtype: The dtype of its compute; None for that of its weights.
+        latents: Whether its samples are latents, which a decoder makes images of; a Normalisation states their scale.
+
+    Raises:
+        UserError: The prediction kind is unknown.
     """
 
     def __init__(
@@ -60,50 +77,54 @@ class Denoiser(nn.Module):
         super().__init__()
         if prediction not in KINDS:
             raise UserError(f"prediction: must be one of {', '.join(KINDS)}, got {prediction!r}")
-        self.network = network
+        self.network = network if isinstance(network, Network) else PlainNetwork(network)
         self.path = path
         self.prediction: Kind = prediction
         self.sigma_data = sigma_data
         self.autocast_dtype = autocast_dtype
         self.latents = latents
 
+    def null(self, cond: ConditionLike) -> Condition:
+        """Return the null condition in the form of `cond` [B, ...]: what stood for no condition in training."""
+        cond = Condition.of(cond)
+        return cond if self.network.null is None else self.network.null.repeat_as(cond)
+
     @property
-    def null_cond(self) -> Any:
-        """The null condition of one sample, as its network states it: a label, a tensor, a mapping; None if none."""
-        return getattr(self.network, "null", None)
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(C, *spatial) of its samples as images, decoded where they are latents; None where nothing decodes them."""
+        if not self.latents:
+            return self.network.shape
+        decoder = self.network.autoencoder
+        return None if decoder is None else decoder.image_shape(self.network.shape)
 
-    def null(self, cond: Condition) -> Condition:
-        """The null condition in the form of `cond` [B, ...]: what stood for no condition in the network's training."""
-        if isinstance(cond, Mapping):
-            return {name: _like(self.null_cond[name], value) for name, value in cond.items()}
-        return None if cond is None else _like(self.null_cond, cond)
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
-        """x0 [B, ...] for `x_t` [B, ...] at `t` [B] on the path; float32, or float64 when x_t is."""
+    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
+        """Return x0 [B, ...] for `x_t` [B, ...] at `t` [B] on the path; float32, or float64 when x_t is."""
         return self._run(x_t, t, cond)
 
-    def with_features(self, x_t: Tensor, t: Tensor, cond: Condition, tap: str) -> tuple[Tensor, Tensor]:
-        """(x0, features): in one pass, also what the submodule at `tap` gives, [B, C, ...] in the dtype of x0.
+    def with_features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> tuple[Tensor, Tensor]:
+        """Return x0 and the features of the submodule at `tap`, [B, C, ...] in the dtype of x0, from one pass.
 
-        `tap` is a submodule's name, or one of the short names in the network's mapping `taps`. What the
-        submodule gives is made features by the network's method `tapped`, if it has one; else of a tuple its first
-        entry counts. Raises UserError for a name that is neither.
+        `tap` is the name of a submodule, or a short name in the network's `taps`. The network's `tapped` makes
+        features of the submodule's output.
+
+        Raises:
+            UserError: There is no submodule of this name.
         """
         seen: list[Tensor] = []
         with self._watching(tap, seen):
             x0 = self._run(x_t, t, cond)
         return x0, seen[0].to(x0.dtype)
 
-    def features(self, x_t: Tensor, t: Tensor, cond: Condition, tap: str) -> Tensor:
-        """The features alone: the network runs no further than `tap`."""
+    def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> Tensor:
+        """Return the features alone; the network runs no further than `tap`."""
         seen: list[Tensor] = []
-        with suppress(_Enough), self._watching(tap, seen, enough=True):
+        with suppress(_ReachedTap), self._watching(tap, seen, stop=True):
             self._run(x_t, t, cond)
         return seen[0].to(torch.promote_types(x_t.dtype, torch.float32))
 
     def module_at(self, tap: str) -> nn.Module:
-        """The submodule at `tap`; raises UserError as with_features does."""
-        taps = getattr(self.network, "taps", {})
+        """Return the submodule at `tap`; raises UserError as with_features does."""
+        taps = self.network.taps
         try:
             return self.network.get_submodule(taps.get(tap, tap))
         except AttributeError:
@@ -111,13 +132,11 @@ class Denoiser(nn.Module):
             raise UserError(f"tap: {kind} has no submodule '{tap}'; short names: {list(taps)}") from None
 
     @contextmanager
-    def _watching(self, tap: str, seen: list[Tensor], enough: bool = False) -> Iterator[None]:
-        tapped = getattr(self.network, "tapped", _first)
-
+    def _watching(self, tap: str, seen: list[Tensor], stop: bool = False) -> Iterator[None]:
         def look(module: nn.Module, inputs: object, output: Any) -> None:
-            seen.append(tapped(output))
-            if enough:
-                raise _Enough
+            seen.append(self.network.tapped(output))
+            if stop:
+                raise _ReachedTap
 
         handle = self.module_at(tap).register_forward_hook(look)
         try:
@@ -125,27 +144,17 @@ class Denoiser(nn.Module):
         finally:
             handle.remove()
 
-    def _run(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def _run(self, x_t: Tensor, t: Tensor, cond: ConditionLike) -> Tensor:
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         c = coefficients(self.prediction, self.path, t, x_t, self.sigma_data)
         x_in = x_t if c.input_scale is None else c.input_scale * x_t
         time = self.path.network_time(t.double()).to(x_t.dtype)
-        # One context a call: autocast's cache of casted weights never outlives it, so a call without graph cannot
-        # hand graphless weights to a later one.
+        # One autocast context a call: its cache of cast weights must not outlive the call, or a call without a graph
+        # would hand weights without a graph to a later one.
         with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            output = cast(Tensor, self.network(x_in, time, cond))
+            output = cast(Tensor, self.network(x_in, time, Condition.of(cond)))
         return c.from_x_t * x_t + c.from_output * output.to(x_t.dtype)
 
 
-def _like(one: int | Tensor, many: Tensor) -> Tensor:
-    if isinstance(one, int):
-        return torch.full_like(many, one)
-    return one.to(many.device, many.dtype).expand_as(many)
-
-
-def _first(output: Any) -> Tensor:
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
-
-
-class _Enough(Exception):
-    """Ends a network's forward at the tap."""
+class _ReachedTap(Exception):
+    """Ends the forward pass of a network at the tap."""

@@ -7,7 +7,7 @@ parameters at most, and one pass gives denoising and judgement together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
@@ -16,43 +16,52 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
-from distill.denoiser import Condition, Denoiser
+from distill.conditions import ConditionLike
+from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.paths import Path
 from distill.random import Random
 from distill.times import Times
 
 Want: TypeAlias = Literal["x0", "logits", "both"]
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+"""By the number of spatial dimensions."""
 
 
 class ChannelMean(nn.Module):
-    """Logits [B, h, w]: the mean of the features [B, C, h, w] over channels, without a parameter (SiDA)."""
+    """Logits [B, *spatial]: the mean of the features [B, C, *spatial] over channels, without a parameter (SiDA)."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.mean(1)
 
 
 class ConvHead(nn.Module):
-    """One logit a sample, [B, 1], from features [B, C, h, w] (DMD2's classifier on EDM's networks, arXiv:2405.14867).
+    """One logit a sample, [B, 1], from features [B, C, *spatial].
 
-    4x4 convolutions of stride 2, at least one, until 4x4 or less is left, then one that spans the rest, each with
-    group norm and SiLU, and a 1x1 convolution. On 8x8 features that is DMD2's; any resolution will do.
+    4x4 convolutions of stride 2, at least one, until 4x4 or less is left, then a convolution that spans the rest, each
+    with group norm and SiLU, and a 1x1 convolution. On 8x8 features that is DMD2's classifier on EDM's networks
+    (arXiv:2405.14867). Features of one to three spatial dimensions and any size will do.
+
+    Args:
+        channels: C of the features.
+        size: The spatial dimensions of the features.
     """
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
+    def __init__(self, channels: int, *size: int) -> None:
         super().__init__()
+        convolution = CONVOLUTIONS[len(size)]
         groups = math.gcd(32, max(1, channels // 4))  # never one channel alone, which a norm over 1x1 would erase
         layers: list[nn.Module] = []
 
-        def add(kernel: tuple[int, int], stride: int, padding: int) -> None:
-            convolution = nn.Conv2d(channels, channels, kernel, stride, padding)
-            layers.extend([convolution, nn.GroupNorm(groups, channels), nn.SiLU()])
+        def add(kernel: tuple[int, ...], stride: int, padding: int) -> None:
+            layers.extend([convolution(channels, channels, kernel, stride, padding)])
+            layers.extend([nn.GroupNorm(groups, channels), nn.SiLU()])
 
-        while min(height, width) > 1 and (not layers or max(height, width) > 4):
-            add((4, 4), 2, 1)
-            height, width = height // 2, width // 2
-        add((height, width), 1, 0)
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
+        while min(size) > 1 and (not layers or max(size) > 4):
+            add((4,) * len(size), 2, 1)
+            size = tuple(side // 2 for side in size)
+        add(size, 1, 0)
+        self.layers = nn.Sequential(*layers, convolution(channels, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         return cast(Tensor, self.layers(features)).flatten(1)
@@ -60,15 +69,11 @@ class ConvHead(nn.Module):
 
 @torch.no_grad()
 def feature_shape(denoiser: Denoiser, tap: str) -> tuple[int, ...]:
-    """(C, h, w) of the features at `tap`, measured on one sample of the network's own `shape`, `classes`
-    and null condition."""
-    network: Any = denoiser.network
+    """Return (C, *spatial) of the features at `tap`, measured on one example of the network's own."""
+    network = denoiser.network
     x_t = torch.zeros(1, *network.shape, dtype=next(network.parameters()).dtype)
     t = denoiser.path.time(torch.ones(1, dtype=torch.float64))
-    cond: Condition = torch.zeros(1, dtype=torch.int64) if network.classes else None
-    if isinstance(null := denoiser.null_cond, Mapping):
-        dtypes = {name: x_t.dtype if one.is_floating_point() else one.dtype for name, one in null.items()}
-        cond = {name: torch.ones(1, *one.shape, dtype=dtypes[name]) for name, one in null.items()}
+    cond = network.example(1).to(x_t.device, x_t.dtype)
     return tuple(denoiser.features(x_t, t, cond, tap).shape[1:])
 
 
@@ -85,7 +90,7 @@ class Critic(nn.Module):
         self.denoiser, self.tap, self.head = denoiser, tap, head
 
     def forward(
-        self, x_t: Tensor, t: Tensor, cond: Condition = None, want: Want = "x0"
+        self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Want = "x0"
     ) -> Tensor | tuple[Tensor, Tensor]:
         if want == "x0":
             x0: Tensor = self.denoiser(x_t, t, cond)
@@ -98,22 +103,22 @@ class Critic(nn.Module):
 
 
 def mean_logit(logits: Tensor) -> Tensor:
-    """[B, ...] to [B]."""
+    """Return the mean [B] of the logits [B, ...] of a sample."""
     return logits.flatten(1).mean(1)
 
 
 def discriminator_loss(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """(softplus(l_fake), softplus(-l_real)) [B]: the discriminator's two sides, averaged over a sample's logits."""
+    """Return (softplus(l_fake), softplus(-l_real)) [B], the discriminator's two losses, averaged over logits."""
     return softplus(fake).flatten(1).mean(1), softplus(-real).flatten(1).mean(1)
 
 
 def adversarial_loss(fake: Tensor) -> Tensor:
-    """softplus(-l_fake) [B]: the generator's side, non-saturating, averaged over a sample's logits."""
+    """Return softplus(-l_fake) [B], the generator's non-saturating loss, averaged over a sample's logits."""
     return softplus(-fake).flatten(1).mean(1)
 
 
 def accuracy(fake: Tensor, real: Tensor) -> Tensor:
-    """Share in [0, 1] of right judgements, [B], over both samples' logits [B, ...]."""
+    """Return the share in [0, 1] of right judgements, [B], over the logits [B, ...] of both samples."""
     return ((fake < 0).double().flatten(1).mean(1) + (real > 0).double().flatten(1).mean(1)) / 2
 
 
@@ -133,7 +138,7 @@ class R1:
                 raise UserError(f"{name}: must be at least 0, got {value}")
 
     def judge(self, judge: Callable[[Tensor], Tensor], real: Tensor, random: Random) -> tuple[Tensor, Tensor]:
-        """The logits [B, ...] that `judge` gives the `real` samples [B, ...], and the penalty [B]."""
+        """Return the logits [B, ...] that `judge` gives the `real` samples [B, ...], and the penalty [B]."""
         if not self.weight:
             return judge(real), real.new_zeros(len(real))
         if self.noise:
@@ -177,7 +182,7 @@ class AdaptiveNoise:
             raise UserError(f"images: must be positive, got {self.images}")
 
     def start(self) -> dict[str, Tensor]:
-        """What it remembers: the share, and the images at which it was last moved."""
+        """Return its memory at the start: the share, and the images at which it was last moved."""
         return {"share": torch.tensor(self.low, dtype=torch.float64), "images": torch.tensor(0.0, dtype=torch.float64)}
 
     def adapt(self, share: Tensor, last: Tensor, certainty: Tensor, images: int) -> None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill.denoiser import Condition, Denoiser
+from distill.conditions import ConditionLike
+from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.paths import EDM, DiscreteVP, Flow, Path
 
@@ -51,8 +52,8 @@ class Generator(nn.Module):
         self.t = t
         self.scale = sigma if scale is None else scale
 
-    def forward(self, z: Tensor, cond: Condition = None) -> Tensor:
-        """Samples [B, ...], float32, for unit normal `z` [B, ...]."""
+    def forward(self, z: Tensor, cond: ConditionLike = None) -> Tensor:
+        """Return samples [B, ...], float32, for unit normal `z` [B, ...]."""
         t = torch.full((len(z),), self.t, dtype=torch.float64, device=z.device)
         x: Tensor = self.denoiser(self.scale * z, t, cond)
         return x

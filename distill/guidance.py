@@ -9,32 +9,34 @@ smaller or earlier model (autoguidance, arXiv:2406.02507; recipe key `*_autoguid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor
 
-from distill.denoiser import Condition, Denoiser
+from distill.conditions import Condition, ConditionLike
+from distill.denoiser import GuidableDenoiser
 from distill.errors import UserError
-from distill.random import Random, expand
+from distill.networks.network import Network
+from distill.paths import Path
+from distill.random import Random
 
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """weak + scale (strong - weak), with the gradient through both; the attributes are those of `strong`.
+    """weak + scale (strong - weak), with the gradient through both; path, network and null are those of `strong`.
 
     Two calls, not one of a doubled batch: exact for any network, the strong estimate is bit-equal to the unguided one,
     and networks back-propagated one by one hold the activations of a single call. With a Critic's `want`, logits are
     those of the strong call, without guidance: at scale 0, of the weak one.
     """
 
-    strong: Callable[..., Any]
+    strong: Any
     weak: Callable[..., Any]
     scale: float
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition = None, *want: str) -> Any:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: str) -> Any:
         if self.scale == 0:
             return self.weak(x_t, t, cond, *want)
         strong = self.strong(x_t, t, cond, *want)
@@ -45,24 +47,40 @@ class GuidedDenoiser:
             return weak + self.scale * (strong[0] - weak), *strong[1:]
         return weak + self.scale * (strong - weak)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.strong, name)
+    @property
+    def path(self) -> Path:
+        """The path of `strong`."""
+        return cast(Path, self.strong.path)
+
+    @property
+    def network(self) -> Network:
+        """The network of `strong`."""
+        return cast(Network, self.strong.network)
+
+    @property
+    def sigma_data(self) -> float:
+        """The standard deviation of the data of `strong`."""
+        return cast(float, self.strong.sigma_data)
+
+    def null(self, cond: ConditionLike) -> Condition:
+        """Return the null condition of `strong` in the form of `cond` [B, ...]."""
+        return cast(Condition, self.strong.null(cond))
 
 
 def classifier_free(
-    denoise: Callable[..., Any], scale: float, null: Callable[[Condition], Condition]
+    denoise: Callable[..., Any], scale: float, null: Callable[[ConditionLike], Condition]
 ) -> GuidedDenoiser:
-    """`denoise` under its condition, guided by itself under the null condition `null(cond)`."""
+    """Return `denoise` guided by itself under the null condition `null(cond)`."""
 
-    def unconditional(x_t: Tensor, t: Tensor, cond: Condition = None, *want: str) -> Any:
+    def unconditional(x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: str) -> Any:
         return denoise(x_t, t, null(cond), *want)
 
     return GuidedDenoiser(denoise, unconditional, scale)
 
 
-def check_null(teacher: Denoiser, who: str) -> None:
-    """Raise UserError, in the name of `who`, where the teacher knows no null condition."""
-    if teacher.null_cond is None:
+def check_null(teacher: GuidableDenoiser, who: str) -> None:
+    """Raise UserError, naming `who` needs it, where the teacher has no null condition."""
+    if teacher.network.null is None:
         raise UserError(
             f"objective: {who} needs a teacher with a null condition, this one states none: it must be conditional"
             " and trained with label_dropout"
@@ -70,14 +88,5 @@ def check_null(teacher: Denoiser, who: str) -> None:
 
 
 def drop_conditions(cond: Condition, null: Condition, probability: float, random: Random) -> Condition:
-    """`cond` [B, ...] in which every sample's condition gives way to that of `null` with `probability`."""
-    drop = random.stream("condition dropout").uniform() < probability
-
-    def pick(given: Tensor, instead: Tensor) -> Tensor:
-        return torch.where(expand(drop, given), instead, given)
-
-    if isinstance(cond, Tensor) and isinstance(null, Tensor):
-        return pick(cond, null)
-    if isinstance(cond, Mapping) and isinstance(null, Mapping):
-        return {name: pick(value, null[name]) for name, value in cond.items()}
-    return cond
+    """Return `cond` [B, ...] in which each sample has the condition of `null` with `probability`."""
+    return cond.where(random.stream("condition dropout").uniform() < probability, null)

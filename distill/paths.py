@@ -8,7 +8,7 @@ Times, ratios and coefficients are [B]; only `draw` and the denoiser broadcast t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,12 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.random import Random, expand
 
-if TYPE_CHECKING:
-    from distill.times import Times
+
+class TimeLaw(Protocol):
+    """The part of a law of times (distill.times) that a path asks."""
+
+    def nsr(self, u: Tensor, path: Path) -> Tensor:
+        """Return the noise-to-signal ratio [B] at the quantiles `u` [B]."""
 
 
 class Draw(NamedTuple):
@@ -60,7 +64,7 @@ class Path:
         """alpha(t) x + sigma(t) noise, [B, ...], keeping the graph of x."""
         return expand(self.alpha(t), x).to(x.dtype) * x + expand(self.sigma(t), x).to(x.dtype) * noise
 
-    def draw(self, x: Tensor, times: Times, random: Random) -> Draw:
+    def draw(self, x: Tensor, times: TimeLaw, random: Random) -> Draw:
         """Diffuse `x` [B, ...] at times of the law `times`; a function of its arguments. t is float64."""
         t = self.time(times.nsr(random.stream("time").uniform(), self))
         noise = random.stream("noise").normal(*x.shape[1:], dtype=x.dtype)

@@ -11,6 +11,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from distill.annotations import LocalPath
 from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.metrics import Classifier
@@ -49,7 +50,7 @@ class L1(Perceptual):
 
 
 @dataclass(frozen=True)
-class PseudoHuber(Perceptual):
+class PseudoHuberDistance(Perceptual):
     """sqrt(mean square + c^2) - c: consistency training's instead of LPIPS (arXiv:2310.14189, there of sums and with
     c sqrt(N) for N elements, which is this times sqrt(N))."""
 
@@ -67,7 +68,7 @@ class PseudoHuber(Perceptual):
 class Features(Perceptual):
     """The mean square of the difference in the features of the classifier in `folder` (`distill classifier`)."""
 
-    folder: str
+    folder: LocalPath
 
     def network(self) -> Classifier:
         return Classifier.load(self.folder)
@@ -77,14 +78,14 @@ class Features(Perceptual):
         return ((features(made) - features(target)) ** 2).mean(1)
 
     def check(self, teacher: Denoiser) -> None:
-        ours, theirs = self.network().shape, getattr(teacher.network, "shape", None)
-        if theirs not in (None, ours):
+        ours, theirs = self.network().shape, teacher.network.shape
+        if theirs and theirs != ours:
             raise UserError(f"perceptual: the classifier '{self.folder}' sees {ours}, the teacher makes {theirs}")
 
 
 PERCEPTUALS: dict[str, type[Perceptual]] = {
     "mse": MSE,
     "l1": L1,
-    "pseudo_huber": PseudoHuber,
+    "pseudo_huber": PseudoHuberDistance,
     "classifier": Features,
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.denoiser import Condition, Denoiser
+from distill.conditions import ConditionLike
+from distill.denoiser import GuidableDenoiser
 from distill.errors import UserError
 from distill.random import expand
 
@@ -23,9 +24,9 @@ def heun_steps(evaluations: int) -> int:
 
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser,
+    denoiser: GuidableDenoiser,
     z: Tensor,
-    cond: Condition = None,
+    cond: ConditionLike = None,
     evaluations: int = 35,
     low: float = 0.002,
     high: float = 80.0,

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from distill.denoiser import Condition, Denoiser
 from distill.discriminator import Want
-from distill.objectives import DMD, OBJECTIVES, Autoguided, Decoupled, DiffInstruct, Guided, Objective, Rewarded, SiD
+from distill.objectives import OBJECTIVES, Objective
+from distill.objectives.autoguided import Autoguided
+from distill.objectives.decoupled import Decoupled
+from distill.objectives.diff_instruct import DiffInstruct
+from distill.objectives.dmd import DMD
+from distill.objectives.guided import Guided
+from distill.objectives.rewarded import Rewarded
+from distill.objectives.sid import SiD
 from distill.paths import PATHS, Flow, Path
 from distill.random import Random, expand
 from distill.rewards import Reward

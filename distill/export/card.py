@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from distill.denoiser import Condition
-from distill.export.format import Format, Source, network_of
+from distill.conditions import Condition
+from distill.export.format import Format, Source
 from distill.generator import Generator
 
 
@@ -30,7 +30,7 @@ class CardFacts:
 
 def render(facts: CardFacts, source: Source, generator: Generator, form: Format) -> str:
     """The text of README.md for `generator` in this format."""
-    prompts = isinstance(form.cond, Mapping)
+    prompts = form.cond.labels is None and bool(form.cond)
     front = {
         **({"library_name": form.library} if form.library else {}),
         "pipeline_tag": "text-to-image" if prompts else "unconditional-image-generation",
@@ -63,16 +63,17 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
 
 
 def _what(generator: Generator, cond: Condition) -> str:
-    channels, height, width = network_of(generator).shape
-    classes = network_of(generator).classes
+    network = generator.denoiser.network
+    shape, classes = " x ".join(map(str, network.shape)), network.classes
+    dimensions = "channels, height, width" if len(network.shape) == 3 else "channels, then the spatial dimensions"
     made = "a latent, which the teacher's decoder makes an image of," if generator.denoiser.latents else "an image"
     kind = f"conditional on {classes} classes" if classes else "unconditional"
-    if isinstance(cond, Mapping):
+    if cond and cond.labels is None:
         shapes = ", ".join(f"`{name}` {list(value.shape[1:])}" for name, value in cond.items())
         kind = f"conditional on the text encoders' {shapes}"
     return (
         "A one-step image generator, distilled from a multi-step diffusion or flow model: one evaluation of its"
-        f" network turns noise into {made} of {channels} x {height} x {width} (channels, height, width), {kind}."
+        f" network turns noise into {made} of {shape} ({dimensions}), {kind}."
     )
 
 

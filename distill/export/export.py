@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from distill.denoiser import Condition
+from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, one_line
 from distill.export.card import CardFacts, render
-from distill.export.format import Format, Source, condition, float32, inputs
+from distill.export.format import BATCH, Format, Source, float32, inputs
 from distill.export.to_diffusers import pipeline
 from distill.export.to_graph import onnx, torch_export
 from distill.export.to_lora import adapters
@@ -41,7 +41,7 @@ def export_generator(
     folder: Path,
     card: CardFacts,
     format: str = "diffusers",
-    cond: Condition = None,
+    cond: ConditionLike = None,
     teacher: Path | None = None,
     hub: str | None = None,
 ) -> float:
@@ -58,7 +58,7 @@ def export_generator(
     check_format(format)
     _refuse_foreign(folder)
     generator = float32(generator)
-    form = FORMATS[format](generator, condition(generator) if cond is None else cond, teacher)
+    form = FORMATS[format](generator, Condition.of(cond) or generator.denoiser.network.example(BATCH), teacher)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _workplace(folder) as work:
         staged = work / folder.name

@@ -1,21 +1,20 @@
-"""What an export format is: a writer, a reader of what it wrote, and how its user loads it."""
+"""An export format: a writer, a reader of its files, and the lines with which its user loads them."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.generator import Generator
 from distill.prediction import coefficients
-from distill.teachers import Network
 
 BATCH = 8
 
@@ -97,26 +96,8 @@ def float32(generator: Generator) -> Generator:
     return generator
 
 
-def network_of(generator: Generator) -> Network:
-    return cast(Network, generator.denoiser.network)
-
-
-def condition(generator: Generator) -> Condition:
-    """What BATCH samples are conditioned on in a check: the network's own `example`, or its classes in turn."""
-    network = network_of(generator)
-    if hasattr(network, "example"):
-        return cast(Condition, network.example(BATCH))
-    return torch.arange(BATCH) % network.classes if network.classes else None
-
-
 def inputs(generator: Generator, cond: Condition, batch: int, seed: int = 0) -> Inputs:
-    """Noise of `seed`, and the first `batch` of `cond`."""
-    noise = torch.randn(batch, *network_of(generator).shape, generator=torch.Generator().manual_seed(seed))
-    return Inputs(noise, seed, each(cond, lambda value: value[:batch]))
-
-
-def each(cond: Condition, function: Callable[[Tensor], Any]) -> Any:
-    """`function` of every tensor of `cond`, in its form."""
-    if isinstance(cond, Mapping):
-        return {name: function(value) for name, value in cond.items()}
-    return None if cond is None else function(cond)
+    """Return noise of `seed`, and the first `batch` conditions of `cond`."""
+    shape = generator.denoiser.network.shape
+    noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+    return Inputs(noise, seed, cond.rows(slice(batch)))

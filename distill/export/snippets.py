@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from distill.denoiser import Condition
-from distill.export.format import BATCH, network_of
+from distill.conditions import Condition
+from distill.export.format import BATCH
 from distill.generator import Generator
 
 RANDOM = {"torch": "torch.randn({})", "np": "np.random.standard_normal(({})).astype(np.float32)"}
@@ -16,22 +14,22 @@ EMBEDDINGS = "  # in place of what the text encoders give"
 
 def noise(generator: Generator, library: str) -> str:
     """BATCH times unit normal noise, of "torch" or "np"."""
-    sizes = ", ".join(map(str, (BATCH, *network_of(generator).shape)))
+    sizes = ", ".join(map(str, (BATCH, *generator.denoiser.network.shape)))
     return f"noise = {RANDOM[library].format(sizes)}\n"
 
 
 def conditions(generator: Generator, cond: Condition, library: str) -> dict[str, str]:
     """Name -> an expression for BATCH conditions like `cond`, of "torch" or "np"; labels have the name "labels"."""
-    if isinstance(cond, Mapping):
-        return {name: _ones(value, library) for name, value in cond.items()}
-    return {} if cond is None else {"labels": f"{library}.arange({BATCH}) % {network_of(generator).classes}"}
+    if cond.labels is not None:
+        return {"labels": f"{library}.arange({BATCH}) % {generator.denoiser.network.classes}"}
+    return {name: _ones(value, library) for name, value in cond.items()}
 
 
 def call(generator: Generator, cond: Condition) -> str:
     """Calls `generator`, a torch function of noise and condition."""
     given = conditions(generator, cond, "torch")
     lines, argument = "", ", labels" if given else ""
-    if isinstance(cond, Mapping):
+    if given and cond.labels is None:
         entries = "".join(f'    "{name}": {value},{EMBEDDINGS}\n' for name, value in given.items())
         lines, argument = f"prompts = {{\n{entries}}}\n", ", prompts"
     elif given:
@@ -44,7 +42,7 @@ def finish(generator: Generator, clamp: str) -> str:
     """Turns `samples` into `images`, or `latents`; `clamp` is the method's name."""
     if generator.denoiser.latents:
         return "latents = samples  # the teacher's decoder makes images of them\n"
-    shape = [BATCH, *network_of(generator).shape]
+    shape = [BATCH, *generator.denoiser.network.shape]
     return f"images = samples.{clamp}(-1, 1) / 2 + 0.5  # {shape}, in [0, 1]\n"
 
 

@@ -5,7 +5,6 @@ it is not.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,18 +17,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.errors import UserError
-from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants, network_of
-from distill.export.to_family_pipeline import family
+from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants
+from distill.export.shipped import shipped_source
+from distill.export.to_family_pipeline import family_pipeline
 from distill.generator import Generator
 from distill.paths import EDM
-from distill.teachers import EDM2Net, EDMNet, UNet
-from distill.teachers.families import Family
+from distill.teachers.edm import PublishedNetwork
+from distill.teachers.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
 MORE_STEPS = " The pipeline accepts a larger `num_inference_steps`, and its images are then wrong."
-HERE = Path(__file__).parent
 FUTURE = "from __future__ import annotations\n"
 IMPORT = "from distill.networks.edm_unet import SongUNet as Network\n"  # in onestep_network.py
 
@@ -37,14 +36,22 @@ IMPORT = "from distill.networks.edm_unet import SongUNet as Network\n"  # in one
 def pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
     """The folder for `DiffusionPipeline.from_pretrained`; raises UserError for networks that have none."""
     network = generator.denoiser.network
-    if isinstance(network, Family):
-        return family(generator, teacher)
-    if isinstance(network, UNet) and _is_stock(generator):
+    if network.pipeline_export is None:
+        kind = type(network).__name__
+        raise UserError(f"export: no diffusers pipeline takes a network of type {kind}; give another --format")
+    return WRITERS[network.pipeline_export](generator, cond, teacher)
+
+
+def _unet_pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
+    """A UNet2DModel, in the stock pipeline where that computes the generator, else in ours."""
+    if _is_stock(generator):
         return _format(generator, cond, partial(_write_stock, generator), stock=True)
-    if isinstance(network, UNet | EDMNet | EDM2Net):
-        return _format(generator, cond, partial(_write_custom, generator), stock=False)
-    kind = type(network).__name__
-    raise UserError(f"export: no diffusers pipeline takes a network of type {kind}; give another --format")
+    return _format(generator, cond, partial(_write_custom, generator, _write_unet), stock=False)
+
+
+def _code_pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
+    """A network that diffusers lacks, in our pipeline and with its source."""
+    return _format(generator, cond, partial(_write_custom, generator, _write_network), stock=False)
 
 
 def _format(generator: Generator, cond: Condition, write: Callable[[Path], None], stock: bool) -> Format:
@@ -86,15 +93,12 @@ def _scheduler(generator: Generator) -> Any:
     )
 
 
-def _write_custom(generator: Generator, folder: Path) -> None:
+def _write_custom(generator: Generator, write_part: Callable[[Generator, Path], list[str]], folder: Path) -> None:
+    """Write our pipeline; `write_part` writes its network and returns the network's entry in model_index.json."""
     import diffusers
 
-    if isinstance(generator.denoiser.network, UNet):
-        _unet(generator).save_pretrained(folder / "unet")
-        unet = ["diffusers", "UNet2DModel"]
-    else:
-        unet = _write_network(generator, folder / "unet")
-    shutil.copyfile(HERE / "onestep_pipeline.py", folder / "pipeline.py")
+    unet = write_part(generator, folder / "unet")
+    (folder / "pipeline.py").write_text(shipped_source("onestep_pipeline"), "utf-8")
     index = {
         "_class_name": ["pipeline", "OneStepPipeline"],
         "_diffusers_version": diffusers.__version__,
@@ -105,16 +109,21 @@ def _write_custom(generator: Generator, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def _write_unet(generator: Generator, folder: Path) -> list[str]:
+    _unet(generator).save_pretrained(folder)
+    return ["diffusers", "UNet2DModel"]
+
+
 def _write_network(generator: Generator, folder: Path) -> list[str]:
-    """EDM's or EDM2's network, code included; returns its entry in model_index.json."""
-    network = cast("EDMNet | EDM2Net", generator.denoiser.network)
-    module, body = ("edm", network.model) if isinstance(network, EDMNet) else ("edm2", network.unet)
+    """Write a network that diffusers lacks with its source."""
+    network = cast(PublishedNetwork, generator.denoiser.network)
+    module, body = network.kind, network.body
     config = {
         "_class_name": "OneStepNetwork",
         "settings": {
             name: network.settings[name] for name in signature(type(body)).parameters if name in network.settings
         },
-        "sample_size": network.shape[1],
+        "sample_size": network.shape[1],  # these networks are square
         "in_channels": network.shape[0],
         "num_class_embeds": network.classes or None,
     }
@@ -122,21 +131,21 @@ def _write_network(generator: Generator, folder: Path) -> list[str]:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     state = {f"network.{name}": value.contiguous() for name, value in body.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / f"{module}.py").write_text(_source(module, type(body).__name__), "utf-8")
+    (folder / f"{module}.py").write_text(_source(network.source, type(body).__name__), "utf-8")
     return [module, "OneStepNetwork"]
 
 
 def _source(module: str, name: str) -> str:
     """One file, as diffusers fetches no more for a part of a pipeline: the network's, then what makes a part of it."""
     network = (files("distill.networks") / f"{module}.py").read_text("utf-8")
-    part = (HERE / "onestep_network.py").read_text("utf-8")
+    part = shipped_source("onestep_network")
     lines = f"{network.replace(FUTURE, '')}\n\nNetwork = {name}\n"
     assert part.count(IMPORT) == 1
     return part.replace(IMPORT, lines)
 
 
 def _snippet(generator: Generator, stock: bool, source: Source) -> str:
-    classes = network_of(generator).classes
+    classes = generator.denoiser.network.classes
     trust = "" if stock else ", trust_remote_code=True"
     labels = f", class_labels={[i % classes for i in range(BATCH)]}" if classes else ""
     kind = "latents" if generator.denoiser.latents else "images"
@@ -149,15 +158,14 @@ def _snippet(generator: Generator, stock: bool, source: Source) -> str:
 
 def _loading(generator: Generator, stock: bool) -> str:
     classes = (
-        "\nSay which classes you want: without `class_labels` they are random." if network_of(generator).classes else ""
+        "\nSay which classes you want: without `class_labels` they are random."
+        if generator.denoiser.network.classes
+        else ""
     )
     if stock:
         return "This is a stock diffusers pipeline: no code comes with the weights." + classes
-    code = (
-        "`pipeline.py` comes"
-        if isinstance(generator.denoiser.network, UNet)
-        else "`pipeline.py` and the network's own file in `unet/` come"
-    )
+    both = "`pipeline.py` and the network's own file in `unet/` come"
+    code = both if generator.denoiser.network.pipeline_export == "code" else "`pipeline.py` comes"
     return (
         f"No stock diffusers pipeline computes this generator, so {code} with the weights and"
         " `trust_remote_code=True` allows diffusers to run that code. It needs only torch and diffusers: read it first."
@@ -175,7 +183,7 @@ def _read(folder: Path, trust: bool) -> Reader:
     latents = pipe.config.get("makes_latents", False)
 
     def sample(given: Inputs) -> Tensor:
-        labels = cast("Tensor | None", given.cond)
+        labels = given.cond.labels
         drawn = pipe(
             len(given.noise),
             class_labels=None if labels is None else labels.tolist(),
@@ -200,3 +208,11 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+WRITERS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
+    "unet": _unet_pipeline,
+    "code": _code_pipeline,
+    "family": family_pipeline,
+}
+"""By the `pipeline_export` of a network."""

@@ -16,15 +16,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from distill.denoiser import Denoiser
-from distill.encoders.parts import load_stock
+from distill.conditions import Condition
+from distill.encoders.autoencoder import DiffusersAutoencoder
+from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError
 from distill.export.format import Format, Inputs, Reader, Source
+from distill.export.shipped import shipped_source
 from distill.generator import Generator
 from distill.paths import DiscreteVP, Flow
+from distill.pipeline_folder import load_stock_pipeline
 from distill.prediction import coefficients
-from distill.teachers import Autoencoder, TextEncoder
-from distill.teachers.families import Family
+from distill.teachers.families import LatentFamily
 
 PROMPTS = ["a photograph of a red cat", ""]
 CUSTOM = (
@@ -34,16 +36,19 @@ CUSTOM = (
 KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
-def family(generator: Generator, teacher: Path | None) -> Format:
+def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
     """The folder of the pipeline's own class, with all its parts; it is asked as users do, by prompts or labels, and
     gives images, as the teacher's own autoencoder makes of the generator's samples."""
-    network = cast(Family, generator.denoiser.network)
+    network = cast(LatentFamily, generator.denoiser.network)
     if teacher is None:
         raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for the other parts")
-    autoencoder, stock = Autoencoder(teacher), is_stock(generator)
-    labels = torch.tensor([0, network.classes - 1])
+    autoencoder, stock = DiffusersAutoencoder(teacher), is_stock(generator)
+    if network.text:
+        cond = Condition(PipelineTextEncoder(teacher, type(network)).encode(PROMPTS))
+    else:
+        cond = Condition(labels=torch.tensor([0, network.classes - 1]))
     return Format(
-        cond=TextEncoder(teacher).encode(PROMPTS) if network.text else labels,
+        cond=cond,
         write=partial(write_family, generator, teacher),
         read=partial(_read, network, stock),
         snippet=partial(_snippet, network, stock),
@@ -64,8 +69,8 @@ def is_stock(generator: Generator) -> bool:
 
 def write_family(generator: Generator, source: Path, folder: Path) -> None:
     """Write `generator`, float32, with the other parts of the pipeline in `source`."""
-    network = cast(Family, generator.denoiser.network)
-    pipe = load_stock(source, **{network.part: network.model, "dtype": torch.float32})
+    network = cast(LatentFamily, generator.denoiser.network)
+    pipe = load_stock_pipeline(source, **{network.part: network.model, "dtype": torch.float32})
     scheduler = stock_scheduler(generator)
     if scheduler is not None:
         pipe.register_modules(scheduler=scheduler)
@@ -96,14 +101,13 @@ def stock_scheduler(generator: Generator) -> Any:
     }
     if scale == 1:
         return diffusers.DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True)
-    if _multiplies(generator.denoiser) and scale == float(path.sigma(last)) and float(path.alpha(last)) > 0:
+    if (
+        cast(LatentFamily, generator.denoiser.network).takes_scaled_noise
+        and scale == float(path.sigma(last))
+        and float(path.alpha(last)) > 0
+    ):
         return diffusers.EulerDiscreteScheduler(**settings)
     return None
-
-
-def _multiplies(denoiser: Denoiser) -> bool:
-    """Whether the pipeline multiplies its noise by the scheduler's init_noise_sigma; DiT's does not."""
-    return cast(Family, denoiser.network).text
 
 
 def _betas(path: DiscreteVP) -> list[float]:
@@ -116,7 +120,7 @@ def _write_custom_scheduler(generator: Generator, folder: Path) -> None:
     """scheduler/onestep.py in place of the scheduler."""
     denoiser, t = generator.denoiser, torch.tensor([generator.t], dtype=torch.float64)
     c = coefficients(denoiser.prediction, denoiser.path, t, t, denoiser.sigma_data)
-    scaled = "init_noise_sigma" if _multiplies(denoiser) else "input_scale"
+    scaled = "init_noise_sigma" if cast(LatentFamily, denoiser.network).takes_scaled_noise else "input_scale"
     numbers = {
         "timestep": float(denoiser.path.network_time(t)),
         scaled: float(generator.scale),
@@ -125,7 +129,7 @@ def _write_custom_scheduler(generator: Generator, folder: Path) -> None:
     }
     for file in (folder / "scheduler").iterdir():
         file.unlink()
-    code = Path(__file__).with_name("custom_scheduler.py").read_text()
+    code = shipped_source("custom_scheduler")
     (folder / "scheduler" / "onestep.py").write_text(code)
     config = {"_class_name": "OneStepScheduler", **numbers}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -134,7 +138,7 @@ def _write_custom_scheduler(generator: Generator, folder: Path) -> None:
 
 def _write_custom_flow(generator: Generator, pipeline: str, folder: Path) -> None:
     """pipeline.py: the stock pipeline that starts at t from scaled noise."""
-    code = Path(__file__).with_name("custom_flow.py").read_text()
+    code = shipped_source("custom_flow")
     for name, value in (("StableDiffusion3Pipeline", pipeline), ("START = 1.0", f"START = {generator.t!r}")):
         code = code.replace(name, value)
     code = code.replace("SCALE = 1.0", f"SCALE = {float(generator.scale)!r}")
@@ -147,17 +151,17 @@ def _edit_index(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2) + "\n")
 
 
-def asked(network: Family) -> str:
+def asked(network: LatentFamily) -> str:
     """The argument that says what two samples are of."""
     return f"prompt={PROMPTS}" if network.text else f"class_labels=[0, {network.classes - 1}]"
 
 
-def arguments(network: Family) -> str:
+def arguments(network: LatentFamily) -> str:
     """The other arguments of the pipeline's one step."""
     return ", ".join(f"{name}={value!r}" for name, value in network.call().items())
 
 
-def _snippet(network: Family, stock: bool, source: Source) -> str:
+def _snippet(network: LatentFamily, stock: bool, source: Source) -> str:
     trust = "" if stock else ", trust_remote_code=True"
     return (
         "from diffusers import DiffusionPipeline\n"
@@ -166,17 +170,17 @@ def _snippet(network: Family, stock: bool, source: Source) -> str:
     )
 
 
-def _read(network: Family, stock: bool, folder: Path) -> Reader:
-    return sampled(network, load_stock(folder, trust_remote_code=not stock))
+def _read(network: LatentFamily, stock: bool, folder: Path) -> Reader:
+    return sampled(network, load_stock_pipeline(folder, trust_remote_code=not stock))
 
 
-def sampled(network: Family, pipe: Any) -> Reader:
+def sampled(network: LatentFamily, pipe: Any) -> Reader:
     """What `pipe` makes of prompts or labels, as users call it."""
 
     def sample(given: Inputs) -> Tensor:
-        labels = given.cond.tolist() if isinstance(given.cond, Tensor) else None
-        asked: dict[str, Any] = {"class_labels": labels} if labels else {"prompt": PROMPTS[: len(given.noise)]}
-        noise = {**network.latents(given.noise), "generator": torch.Generator().manual_seed(given.seed)}
+        labels, prompts = given.cond.labels, PROMPTS[: len(given.noise)]
+        asked: dict[str, Any] = {"prompt": prompts} if labels is None else {"class_labels": labels.tolist()}
+        noise = {**network.pipeline_noise(given.noise), "generator": torch.Generator().manual_seed(given.seed)}
         images = pipe(**asked, **network.call(), **noise, output_type="np").images
         return 2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1
 

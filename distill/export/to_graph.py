@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from distill.denoiser import Condition
+from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError
-from distill.export.format import Format, Inputs, Reader, Source, constants, each, inputs
+from distill.export.format import Format, Inputs, Reader, Source, constants, inputs
 from distill.export.snippets import call, conditions, finish, noise
 from distill.generator import Generator
 
@@ -38,11 +38,11 @@ class OneStep(nn.Module):
         self.network = generator.denoiser.network
         self.constants = constants(generator)
 
-    def forward(self, noise: Tensor, cond: Condition = None) -> Tensor:
+    def forward(self, noise: Tensor, cond: ConditionLike = None) -> Tensor:
         c = self.constants
         x_t = c["scale"] * noise
         time = noise.new_full((noise.shape[0],), c["timestep"])  # len() would fix the batch
-        output = cast(Tensor, self.network(c["input_scale"] * x_t, time, cond))
+        output = cast(Tensor, self.network(c["input_scale"] * x_t, time, Condition.of(cond)))
         return c["from_x_t"] * x_t + c["from_output"] * output
 
 
@@ -119,7 +119,7 @@ def onnx(generator: Generator, cond: Condition, _: Path | None = None) -> Format
 def _trace(generator: Generator, cond: Condition) -> torch.export.ExportedProgram:
     given = inputs(generator, cond, batch=2)
     batch = torch.export.Dim("batch", min=1, max=MOST)
-    arguments = (given.noise,) if cond is None else (given.noise, given.cond)
+    arguments = (given.noise, given.cond.plain) if cond else (given.noise,)
     program = torch.export.export(OneStep(generator), arguments, dynamic_shapes=_sizes(cond, batch))
     for node in list(program.graph.nodes):
         node.meta.pop("stack_trace", None)  # names files of this machine
@@ -131,7 +131,8 @@ def _trace(generator: Generator, cond: Condition) -> torch.export.ExportedProgra
 
 def _sizes(cond: Condition, batch: Any) -> tuple[Any, ...]:
     """That the first dimension of noise and condition is `batch`, in the form of the arguments."""
-    return ({0: batch},) if cond is None else ({0: batch}, each(cond, lambda value: {0: batch}))
+    sizes = {name: {0: batch} for name in cond}
+    return ({0: batch}, *([sizes["labels"] if cond.labels is not None else sizes] if cond else []))
 
 
 def _read_program(folder: Path) -> Reader:
@@ -139,7 +140,7 @@ def _read_program(folder: Path) -> Reader:
         program: Any = torch.export.load(folder / PROGRAM).module()
 
     def sample(given: Inputs) -> Tensor:
-        x: Tensor = program(given.noise) if given.cond is None else program(given.noise, given.cond)
+        x: Tensor = program(given.noise, given.cond.plain) if given.cond else program(given.noise)
         return x
 
     return sample
@@ -153,9 +154,7 @@ def _read_model(folder: Path) -> Reader:
     session = onnxruntime.InferenceSession(folder / MODEL, providers=["CPUExecutionProvider"])
 
     def sample(given: Inputs) -> Tensor:
-        cond = given.cond
-        named = {} if cond is None else cond if isinstance(cond, Mapping) else {"labels": cond}
-        feed = {name: value.numpy() for name, value in {"noise": given.noise, **named}.items()}
+        feed = {name: value.numpy() for name, value in {"noise": given.noise, **given.cond}.items()}
         return torch.from_numpy(session.run(None, feed)[0])
 
     return sample

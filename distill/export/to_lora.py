@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from distill import lora
-from distill.denoiser import Condition
-from distill.encoders.parts import load_stock
+from distill.conditions import Condition
 from distill.errors import UserError
 from distill.export.format import Format, Inputs, Reader, Source
-from distill.export.to_family_pipeline import arguments, asked, family, is_stock, sampled, stock_scheduler
+from distill.export.to_family_pipeline import arguments, asked, family_pipeline, is_stock, sampled, stock_scheduler
 from distill.generator import Generator
-from distill.teachers.families import Family
+from distill.pipeline_folder import load_stock_pipeline
 
 
 def adapters(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
@@ -26,12 +25,10 @@ def adapters(generator: Generator, cond: Condition, teacher: Path | None) -> For
     Where a stock scheduler takes the generator's step its config comes along, and the whole pipeline of `teacher` is
     compared; else the network alone.
     """
-    from diffusers.loaders import PeftAdapterMixin
-
     network: Any = generator.denoiser.network
     if not lora.adapted(network):
         raise UserError("export: --format lora is for generators with adapters (generator.lora), this one has none")
-    if not (isinstance(network, Family) and isinstance(network.model, PeftAdapterMixin)):
+    if network.adapter_part is None:
         raise UserError(f"export: diffusers loads no adapters into {type(network).__name__}; give another --format")
     stock = teacher is not None and is_stock(generator)
     loading = "They are added to the weights of the teacher, which is no part of this folder."
@@ -49,7 +46,7 @@ def adapters(generator: Generator, cond: Condition, teacher: Path | None) -> For
     )
     if teacher is None or not stock:
         return form
-    whole = family(generator, teacher)
+    whole = family_pipeline(generator, cond, teacher)
     read = partial(_read_pipeline, generator, teacher)
     return replace(form, cond=whole.cond, read=read, limits=whole.limits, batches=whole.batches, shown=whole.shown)
 
@@ -65,7 +62,7 @@ def _write(generator: Generator, stock: bool, folder: Path) -> None:
         name.removeprefix("model."): value * (config.lora_alpha / config.r) if ".lora_B." in name else value.clone()
         for name, value in get_peft_model_state_dict(network).items()
     }
-    if network.part == "unet":
+    if network.adapter_part == "unet":
         StableDiffusionLoraLoaderMixin.save_lora_weights(folder, unet_lora_layers=layers)
     else:  # every transformer's pipeline writes the same
         SD3LoraLoaderMixin.save_lora_weights(folder, transformer_lora_layers=layers)
@@ -78,7 +75,7 @@ def _read(generator: Generator, folder: Path) -> Reader:
     loaded = lora.share(generator)
     lora.strip(loaded)
     network: Any = loaded.denoiser.network
-    network.model.load_lora_adapter(folder, prefix=network.part, use_safetensors=True, local_files_only=True)
+    network.model.load_lora_adapter(folder, prefix=network.adapter_part, use_safetensors=True, local_files_only=True)
     loaded.eval()
 
     def sample(given: Inputs) -> Tensor:
@@ -91,7 +88,7 @@ def _read(generator: Generator, folder: Path) -> Reader:
 def _read_pipeline(generator: Generator, teacher: Path, folder: Path) -> Reader:
     """What the card's lines do."""
     network: Any = generator.denoiser.network
-    pipe = load_stock(teacher)
+    pipe = load_stock_pipeline(teacher)
     pipe.load_lora_weights(folder)
     pipe.scheduler = type(stock_scheduler(generator)).from_pretrained(folder / "scheduler")
     return sampled(network, pipe)

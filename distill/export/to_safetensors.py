@@ -13,13 +13,15 @@ from typing import cast
 
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.errors import UserError, one_line
 from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants
 from distill.export.snippets import call, conditions, finish, noise
 from distill.generator import Generator
-from distill.teachers import EDM2Net, EDMNet, OwnNet, denoiser_files, load_denoiser, save_denoiser
-from distill.teachers.families import Family
+from distill.teachers import denoiser_files, load_denoiser, save_denoiser
+from distill.teachers.edm import PublishedNetwork
+from distill.teachers.families import LatentFamily
+from distill.teachers.own import OwnNet
 
 SETTINGS = "generator.json"
 
@@ -27,22 +29,24 @@ SETTINGS = "generator.json"
 def weights(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
     """For every generator whose denoiser can be saved; a family's with the configs of its pipeline, of `teacher`."""
 
+    network = generator.denoiser.network
+
     def write(folder: Path) -> None:
-        if isinstance(generator.denoiser.network, Family):
-            _save_family(generator.denoiser.network, teacher, folder)
+        if isinstance(network, LatentFamily):
+            _save_family(network, teacher, folder)
         else:
             save_denoiser(generator.denoiser, folder)
         settings = {"t": generator.t, "scale": generator.scale}
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     def snippet(source: Source) -> str:
-        if isinstance(generator.denoiser.network, OwnNet):
+        if network.own_class is not None:
             return _own_snippet(generator, cond, source)
         load = f"import torch\nfrom distill import load_generator\n{source.folder}generator = load_generator(folder)\n"
         return load + call(generator, cond)
 
-    own = isinstance(generator.denoiser.network, OwnNet)
-    needs = "torch, safetensors and the file of the network's class" if own else "the package `distill-onestep`"
+    own = "torch, safetensors and the file of the network's class"
+    needs = "the package `distill-onestep`" if network.own_class is None else own
     loading = f"It needs {needs}. For distill-onestep the folder is a teacher too.{_authors(generator)}"
     return Format(cond=cond, write=write, read=_read, snippet=snippet, loading=loading)
 
@@ -63,7 +67,7 @@ def load_generator(folder: str | Path) -> Generator:
         raise UserError(f"'{file}' is damaged: {type(error).__name__}: {one_line(error)}") from error
 
 
-def _save_family(network: Family, teacher: Path | None, folder: Path) -> None:
+def _save_family(network: LatentFamily, teacher: Path | None, folder: Path) -> None:
     """The network and what else load_pipeline reads: no text encoder, no autoencoder."""
     if teacher is None:
         raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for its configs")
@@ -89,7 +93,7 @@ def _own_snippet(generator: Generator, cond: Condition, source: Source) -> str:
     """A network of the user's own is called by its own class."""
     network = cast(OwnNet, generator.denoiser.network)
     module, _, name = network.name.partition(":")
-    c, labels = constants(generator), "" if cond is None else ", labels"
+    c, labels = constants(generator), ", labels" if cond else ""
     return (
         f"import torch\nfrom safetensors.torch import load_file\nfrom {module} import {name}\n{source.folder}"
         f"network = {name}(**{network.settings}).eval()\n"
@@ -104,14 +108,13 @@ def _own_snippet(generator: Generator, cond: Condition, source: Source) -> str:
 def _authors(generator: Generator) -> str:
     """How the authors' code loads their networks."""
     network = generator.denoiser.network
-    if not isinstance(network, EDMNet | EDM2Net):
+    if network.authors_class is None:
         return ""
-    name = "EDMPrecond" if isinstance(network, EDMNet) else "Precond"
     labels = f"torch.eye({network.classes})[labels]" if network.classes else "None"
-    arguments = json.dumps({**network.settings, "sigma_data": generator.denoiser.sigma_data})
+    arguments = json.dumps({**cast(PublishedNetwork, network).settings, "sigma_data": generator.denoiser.sigma_data})
     return f"""
 
-`network.safetensors` is also the state dict of `{name}` of the authors' code, constructed with
+`network.safetensors` is also the state dict of `{network.authors_class}` of the authors' code, constructed with
 
 ```json
 {arguments}

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, one_line
 from distill.metrics.images import Shape
 
 DESCRIPTION, WEIGHTS = "classifier.json", "classifier.safetensors"
@@ -75,8 +75,7 @@ class Classifier(nn.Module):
             classifier = cls(**{**fields, "shape": tuple(fields["shape"])})
             classifier.load_state_dict(load_file(folder / WEIGHTS))
         except Exception as error:  # json, safetensors and torch each raise their own kinds for a damaged folder
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"classifier: cannot read '{folder}': {type(error).__name__}: {reason}") from error
+            raise UserError(f"classifier: cannot read '{folder}': {type(error).__name__}: {one_line(error)}") from error
         return classifier.requires_grad_(False).eval()
 
 

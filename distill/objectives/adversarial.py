@@ -1,8 +1,8 @@
-"""What the objectives with a discriminator share."""
+"""The losses that objectives with a discriminator share."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,8 +13,14 @@ from distill.times import Times
 
 
 class Discriminated(NamedTuple):
-    """The fake phase with a discriminator: the `denoising` loss [B] with its `weight` [B], the discriminator's `loss`
-    [B] on both sides, and its logits of the real samples [B, ...]."""
+    """The losses of a fake phase with a discriminator.
+
+    Attributes:
+        denoising: The denoising loss [B], weighted.
+        weight: The weight [B] of the denoising loss.
+        loss: The discriminator's loss [B], on both sides, with its R1 penalty.
+        real: The logits [B, ...] of the real samples.
+    """
 
     denoising: Tensor
     weight: Tensor
@@ -23,34 +29,43 @@ class Discriminated(NamedTuple):
 
 
 def denoise_and_discriminate(
-    nets: Denoisers, x: Tensor, batch: Batch, times: Times, weight: Weight, r1: R1, judge: Times | None = None
+    nets: Denoisers,
+    x: Tensor,
+    batch: Batch,
+    times: Times,
+    weight: Weight,
+    r1: R1,
+    discriminator_times: Times | None = None,
 ) -> Discriminated:
-    """Denoise the generated `x` [B, ...] at `times` in one pass that judges it as well; judge the real samples in
-    another that ends at the tap. With a law of its own, `judge`, the discriminator needs a third, as far as the tap.
+    """Denoise the generated `x` [B, ...] and judge it in one pass; judge the real samples in a pass to the tap.
 
-    A real sample shares time, noise and label with a generated one, so that they differ in nothing else. Notes the
-    discriminator's accuracy.
+    With a law of its own, `discriminator_times`, the discriminator takes a third pass, as far as the tap. A real sample
+    shares time, noise and label with a generated one, so that they differ in nothing else. Notes the discriminator's
+    accuracy.
     """
+    assert batch.real is not None
     x, random = x.detach(), batch.random.stream("fake")
     x_t, t, noise = nets.path.draw(x, times, random)
     w = denoising_weight(weight, nets.path.nsr(t), nets.teacher.sigma_data).to(x.dtype)
-    if judge is None:
+    if discriminator_times is None:
         denoised, fake = nets.fake(x_t, t, batch.cond, "both")
     else:
         denoised = nets.fake(x_t, t, batch.cond)
-        x_t, t, noise = nets.path.draw(x, judge, random.stream("judge"))
+        x_t, t, noise = nets.path.draw(x, discriminator_times, random.stream("judge"))
         fake = nets.fake(x_t, t, batch.cond, "logits")
 
     def logits_of(sample: Tensor) -> Tensor:
-        return cast(Tensor, nets.fake(nets.path.diffuse(sample, t, noise), t, batch.cond, "logits"))
+        logits: Tensor = nets.fake(nets.path.diffuse(sample, t, noise), t, batch.cond, "logits")
+        return logits
 
-    real, penalty = r1.judge(logits_of, cast(Tensor, batch.real), random.stream("r1"))
-    batch.note("accuracy", accuracy(fake, real), nets.path.nsr(t))
+    real, penalty = r1.judge(logits_of, batch.real, random.stream("r1"))
+    nets.note("accuracy", accuracy(fake, real), nets.path.nsr(t))
     for_fake, for_real = discriminator_loss(fake, real)
     return Discriminated(w * per_sample((denoised - x) ** 2), w, for_fake + for_real + penalty, real)
 
 
 def logits_at(nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> Tensor:
-    """The discriminator's logits [B, ...] of `x` [B, ...] diffused at `times`, with a graph into x."""
+    """Return the discriminator's logits [B, ...] of `x` [B, ...] diffused at `times`, with a graph into x."""
     x_t, t, _ = nets.path.draw(x, times, batch.random.stream("judge"))
-    return cast(Tensor, nets.fake(x_t, t, batch.cond, "logits"))
+    logits: Tensor = nets.fake(x_t, t, batch.cond, "logits")
+    return logits

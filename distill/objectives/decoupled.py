@@ -45,7 +45,7 @@ class Decoupled(Wrapper):
             x_t, t, _ = nets.path.draw(x, self.guidance_times, batch.random.stream("guidance"))
             conditional = nets.teacher(x_t, t, batch.cond)
             unconditional = nets.teacher(x_t, t, nets.teacher.null(batch.cond))
-            batch.note("guidance", (conditional - unconditional).abs().flatten(1).mean(1), nets.path.nsr(t))
+            nets.note("guidance", (conditional - unconditional).abs().flatten(1).mean(1), nets.path.nsr(t))
         term = guidance_loss(x, conditional, unconditional, self.teacher_cfg)
         if self.guidance_weight == "l1":
             guided = unconditional + self.teacher_cfg * (conditional - unconditional)

@@ -38,7 +38,10 @@ class DMD(Objective):
     def __post_init__(self) -> None:
         if not self.regression >= 0:
             raise UserError(f"regression: must be at least 0, got {self.regression}")
-        object.__setattr__(self, "needs", frozenset({"pairs"}) if self.regression else frozenset())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"pairs"} if self.regression else ())
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
@@ -49,7 +52,7 @@ class DMD(Objective):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
-        batch.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
+        nets.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
         terms = {"dmd": dmd_loss(x, s.teacher, s.fake)}
         if self.regression:
             assert batch.pairs is not None and batch.pairs.made is not None

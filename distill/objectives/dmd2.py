@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ class DMD2(Objective):
     noise: AdaptiveNoise | None = None  # Diffusion-GAN's range within that law; the authors use all of it
     r1: R1 = R1()  # off, as in the paper
 
-    needs: ClassVar[frozenset[str]] = frozenset({"real"})
+    needs = frozenset({"real"})
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         return Critic(fake, self.tap, ConvHead(*feature_shape(fake, self.tap)))
@@ -48,7 +47,7 @@ class DMD2(Objective):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
-        batch.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
+        nets.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
         deceive = adversarial_loss(logits_at(nets, x, batch, self.discriminator_law(nets)))
         return {"dmd": dmd_loss(x, s.teacher, s.fake), "adversarial": self.adversarial * x[0].numel() * deceive}
 
@@ -56,7 +55,7 @@ class DMD2(Objective):
         law = self.discriminator_law(nets) if self.judge_times or self.noise else None
         judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1, law)
         if self.noise is not None:
-            certainty = batch.mean(judged.real.detach().sign().flatten(1).mean(1))
-            self.noise.adapt(nets.memory["share"], nets.memory["images"], certainty, batch.images)
-            batch.note("noise_share", nets.memory["share"][None])
+            certainty = nets.mean(judged.real.detach().sign().flatten(1).mean(1))
+            self.noise.adapt(nets.memory["share"], nets.memory["images"], certainty, nets.images)
+            nets.note("noise_share", nets.memory["share"][None])
         return {"denoising": judged.denoising, "discriminator": self.discriminator * x[0].numel() * judged.loss}

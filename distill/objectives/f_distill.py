@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class FDistill(Objective):
     memory: float = 0.0  # what that mean keeps of the last one; 0.5 on ImageNet 64
     r1: R1 = R1()
 
-    needs: ClassVar[frozenset[str]] = frozenset({"real"})
+    needs = frozenset({"real"})
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio_range[0] < self.ratio_range[1]:
@@ -72,9 +72,9 @@ class FDistill(Objective):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times, logits=True)
-        h = WEIGHTS[self.divergence](self.normalised_ratio(nets, s, batch))
-        h = h / batch.mean(h)
-        batch.note("weight", h * l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
+        h = WEIGHTS[self.divergence](self.normalised_ratio(nets, s))
+        h = h / nets.mean(h)
+        nets.note("weight", h * l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
         deceive = adversarial_loss(logits_at(nets, x, batch, self.fake_times))
         return {
             "f_distill": h * dmd_loss(x, s.teacher, s.fake),
@@ -85,7 +85,7 @@ class FDistill(Objective):
         judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
         return {"denoising": judged.denoising, "discriminator": self.discriminator * x[0].numel() * judged.loss}
 
-    def normalised_ratio(self, nets: Denoisers, s: Estimates, batch: Batch) -> Tensor:
+    def normalised_ratio(self, nets: Denoisers, s: Estimates) -> Tensor:
         """The ratio [B] over its mean in its time bin, on all ranks and by memory over the updates.
 
         Bins hold equal shares of the law of times; the authors' edges are unverified.
@@ -96,7 +96,7 @@ class FDistill(Objective):
         edges = self.times.nsr(bins[1:].to(nsr.dtype) / self.bins, nets.path)
         index = torch.bucketize(nsr, edges)
         inside = (index[:, None] == bins).to(ratio.dtype)
-        mean, known = batch.mean(inside * ratio[:, None]) / batch.mean(inside), nets.memory["ratio"]
+        mean, known = nets.mean(inside * ratio[:, None]) / nets.mean(inside), nets.memory["ratio"]
         now = self.memory * known + (1 - self.memory) * mean
         known.copy_(torch.where(now.isfinite(), now, known))  # 0/0 in an empty bin; nan in an update to be skipped
         return ratio / known[index].to(ratio.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,7 +63,7 @@ class FGM(Objective):
     fake_times: Times = LogNormal(0.0, 1.0)  # unverified, as above
     fake_weight: Weight = "velocity"  # plain conditional flow matching on the generator's samples
 
-    differentiates_denoisers: ClassVar[bool] = True
+    differentiates_denoisers = True
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
@@ -73,5 +72,5 @@ class FGM(Objective):
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
         weight = velocity_weight(nets.path, s.t)
-        batch.note("weight", weight, nets.path.nsr(s.t))
+        nets.note("weight", weight, nets.path.nsr(s.t))
         return {"fgm": fgm_loss(x, s.teacher, s.fake, weight, self.first, self.second)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 from torch import Tensor
 
@@ -39,9 +38,9 @@ class Guided(Wrapper):
         check_null(teacher, "guidance")
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        teacher: Any = classifier_free(nets.teacher, self.teacher_cfg, nets.teacher.null)
+        teacher = classifier_free(nets.teacher, self.teacher_cfg, nets.teacher.null)
         fake = classifier_free(nets.fake, self.fake_cfg, nets.teacher.null)
-        return self.objective.generator_loss(replace(nets, teacher=cast(Denoiser, teacher), fake=fake), x, batch)
+        return self.objective.generator_loss(replace(nets, teacher=teacher, fake=fake), x, batch)
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         null = nets.teacher.null

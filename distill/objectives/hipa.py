@@ -8,7 +8,6 @@ the two terms are the paper's, their exact form and every number here are ours (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +48,9 @@ class HiPA(Objective):
     high_frequency: float = 1.0  # unverified
     cutoff: float = 0.5  # unverified
 
-    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
-    trains_fake: ClassVar[bool] = False
-    uses_samples: ClassVar[bool] = False
+    needs = frozenset({"pairs"})
+    trains_fake = False
+    uses_samples = False
 
     def __post_init__(self) -> None:
         if not 0 < self.cutoff < 1:

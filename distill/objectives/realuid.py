@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -45,8 +44,8 @@ class RealUID(Objective):
     fake_times: Times = UniformFlow()
     fake_weight: Weight = "velocity"
 
-    needs: ClassVar[frozenset[str]] = frozenset({"real"})
-    differentiates_denoisers: ClassVar[bool] = True
+    needs = frozenset({"real"})
+    differentiates_denoisers = True
 
     def __post_init__(self) -> None:
         if not self.a > 0:
@@ -58,7 +57,7 @@ class RealUID(Objective):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
-        batch.note("weight", velocity_weight(nets.path, s.t), nets.path.nsr(s.t))
+        nets.note("weight", velocity_weight(nets.path, s.t), nets.path.nsr(s.t))
         teacher, fake, given = (from_x0("velocity", nets.path, x0, s.x_t, s.t) for x0 in (s.teacher, s.fake, x))
         return {"realuid": realuid_loss(given, teacher, fake, self.a, self.b)}
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.encoders.encoder import autoencoder
 from distill.errors import UserError
 from distill.objectives.objective import Batch, Denoisers
 from distill.objectives.wrapper import Wrapper
@@ -42,8 +41,8 @@ class Rewarded(Wrapper):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         terms = super().generator_loss(nets, x, batch)
-        decoder = autoencoder(nets.teacher)
+        decoder = nets.teacher.network.autoencoder
         images = x if decoder is None else decoder.decode(x, graph=True)
         reward = nets.frozen[self.reward.name](images.clamp(-1, 1), batch.cond)
-        batch.note(self.reward.name, reward)
+        nets.note(self.reward.name, reward)
         return {**terms, self.reward.name: -self.reward_scale * reward}

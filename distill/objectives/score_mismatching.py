@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,13 +31,13 @@ class ScoreMismatching(Objective):
     fake_times: Times = Karras(0.01, 0.31, rho=1.0)
     fake_weight: Weight = "eps"
 
-    needs: ClassVar[frozenset[str]] = frozenset({"real"})
-    differentiates_denoisers: ClassVar[bool] = True
+    needs = frozenset({"real"})
+    differentiates_denoisers = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         x_t, t, noise = nets.path.draw(x, self.times, batch.random.stream("generator"))
         fake = nets.fake(x_t, t, batch.cond)
-        batch.note("fake_error", ((fake - x) ** 2).flatten(1).mean(1), nets.path.nsr(t))
+        nets.note("fake_error", ((fake - x) ** 2).flatten(1).mean(1), nets.path.nsr(t))
         return {"found": noise_loss(from_x0("eps", nets.path, fake, x_t, t), noise) / 2}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:

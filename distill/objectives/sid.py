@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -30,11 +30,11 @@ class SiD(Objective):
     weight: Literal["l1", GeneratorWeight] = "l1"  # l1: 1 / mean |x - teacher|; the others are by noise
     scale: float = 100.0  # the authors' loss scale lambda_theta (irrelevant to Adam but for its eps)
 
-    differentiates_denoisers: ClassVar[bool] = True
+    differentiates_denoisers = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
         nsr = nets.path.nsr(s.t)
         weight = l1_normaliser(x, s.teacher) if self.weight == "l1" else generator_weight(self.weight, nsr).to(x.dtype)
-        batch.note("weight", weight, nsr)
+        nets.note("weight", weight, nsr)
         return {"sid": self.scale * weight * sid_loss(x, s.teacher, s.fake, self.alpha)}

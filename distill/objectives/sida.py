@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ Reduction = Literal["all", "rank", "sample"]
 CLAMP = 10.0  # of the logits, on the generator's side alone: beyond it the adversarial gradient is 0
 
 
-def shared_weight(weight: Tensor, reduction: Reduction, batch: Batch) -> Tensor:
+def shared_weight(weight: Tensor, reduction: Reduction, nets: Denoisers) -> Tensor:
     """The factor on each sample's cross-entropy, from the `weight` [B] of each sample.
 
     The authors average the cross-entropy over a rank's micro-batch and then weight it by each sample:
@@ -29,7 +29,7 @@ def shared_weight(weight: Tensor, reduction: Reduction, batch: Batch) -> Tensor:
     """
     if reduction == "sample":
         return weight
-    return batch.mean(weight) if reduction == "all" else weight.mean(0)
+    return nets.mean(weight) if reduction == "all" else weight.mean(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class SiDA(Objective):
     reduction: Reduction = "all"  # of the cross-entropy over a batch; the authors' is "rank"
     r1: R1 = R1()  # off, as in the paper
 
-    needs: ClassVar[frozenset[str]] = frozenset({"real"})
-    differentiates_denoisers: ClassVar[bool] = True
+    needs = frozenset({"real"})
+    differentiates_denoisers = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.mix <= 1:
@@ -61,17 +61,17 @@ class SiDA(Objective):
         return images >= self.generator_from
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.estimate(nets, x, batch, self.times, logits=batch.images >= self.adversarial_from)
+        s = self.estimate(nets, x, batch, self.times, logits=nets.images >= self.adversarial_from)
         weight = l1_normaliser(x, s.teacher)
-        batch.note("weight", weight, nets.path.nsr(s.t))
+        nets.note("weight", weight, nets.path.nsr(s.t))
         sid = self.scale * weight * sid_loss(x, s.teacher, s.fake, self.alpha)
         if s.logits is None:
             return {"sid": sid}
-        shared = x[0].numel() * shared_weight(weight, self.reduction, batch)
+        shared = x[0].numel() * shared_weight(weight, self.reduction, nets)
         adversarial = self.adversarial * shared * adversarial_loss(s.logits.clamp(-CLAMP, CLAMP))
         return {"sid": (1 - self.mix) * sid, "adversarial": self.mix * adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
-        weight = self.discriminator * shared_weight(judged.weight, self.reduction, batch)
+        weight = self.discriminator * shared_weight(judged.weight, self.reduction, nets)
         return {"denoising": judged.denoising, "discriminator": weight * judged.loss / 2}

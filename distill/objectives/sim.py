@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class SIM(Objective):
     weight: GeneratorWeight = "none"  # k(t), beyond what the space brings; 1 in the paper's tables
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # SiD's; unverified, the training code is not public
 
-    differentiates_denoisers: ClassVar[bool] = True
+    differentiates_denoisers = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
@@ -131,5 +131,5 @@ class SIM(Objective):
         unit = nets.path.alpha(s.t) / nets.path.sigma(s.t) ** 2 if self.space == "score" else torch.ones_like(nsr)
         with torch.no_grad():
             factor = self.distance.factor(expand(unit, x).to(x.dtype) * (s.teacher - s.fake))
-            batch.note("weight", weight * unit**2 * factor.flatten(1).mean(1), nsr)
+            nets.note("weight", weight * unit**2 * factor.flatten(1).mean(1), nsr)
         return {"sim": weight.to(x.dtype) * sim_loss(x, s.teacher, s.fake, self.distance, unit)}

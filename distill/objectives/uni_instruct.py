@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -36,8 +35,8 @@ class UniInstruct(Objective):
     adversarial_from: int = 200_000  # images until which the ratio is not asked: SiD alone
     r1: R1 = R1()
 
-    needs: ClassVar[frozenset[str]] = frozenset({"real"})
-    differentiates_denoisers: ClassVar[bool] = True
+    needs = frozenset({"real"})
+    differentiates_denoisers = True
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         return Critic(fake, "encoder", ChannelMean())
@@ -46,18 +45,18 @@ class UniInstruct(Objective):
         return images >= self.generator_from
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.estimate(nets, x, batch, self.times, logits=batch.images >= self.adversarial_from)
+        s = self.estimate(nets, x, batch, self.times, logits=nets.images >= self.adversarial_from)
         weight = l1_normaliser(x, s.teacher)
         loss = self.scale * sid_loss(x, s.teacher, s.fake, alpha=1.0)
         if s.logits is None:
             return {"uni_instruct": weight * loss}
         h = WEIGHTS[self.divergence](density_ratio(s.logits, *self.ratio_range))
-        h = h / batch.mean(h)
-        batch.note("weight", h * weight, nets.path.nsr(s.t))
-        adversarial = self.adversarial * x[0].numel() * batch.mean(weight) * adversarial_loss(s.logits.clamp(-10, 10))
+        h = h / nets.mean(h)
+        nets.note("weight", h * weight, nets.path.nsr(s.t))
+        adversarial = self.adversarial * x[0].numel() * nets.mean(weight) * adversarial_loss(s.logits.clamp(-10, 10))
         return {"uni_instruct": h * weight * loss, "adversarial": adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
-        weight = self.discriminator * batch.mean(judged.weight)
+        weight = self.discriminator * nets.mean(judged.weight)
         return {"denoising": judged.denoising, "discriminator": weight * judged.loss / 2}

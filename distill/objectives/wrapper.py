@@ -14,15 +14,31 @@ from distill.times import Times
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper(Objective):
-    """Everything that it does not change is the inner objective's, the fake's training included."""
+    """An objective whose unchanged parts, the training of the fake included, are those of the inner `objective`."""
 
     objective: Objective
     fake_times: Times = field(init=False)
     fake_weight: Weight = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("fake_times", "fake_weight", "needs", "through_scores", "trains_fake", "uses_samples"):
+        for name in ("fake_times", "fake_weight"):  # how a frozen dataclass sets its own fields
             object.__setattr__(self, name, getattr(self.objective, name))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.objective.needs
+
+    @property
+    def differentiates_denoisers(self) -> bool:
+        return self.objective.differentiates_denoisers
+
+    @property
+    def trains_fake(self) -> bool:
+        return self.objective.trains_fake
+
+    @property
+    def uses_samples(self) -> bool:
+        return self.objective.uses_samples
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
@@ -30,6 +46,12 @@ class Wrapper(Objective):
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         return self.objective.build_fake(fake)
+
+    def further_teachers(self) -> dict[str, str]:
+        return self.objective.further_teachers()
+
+    def check_further_teacher(self, name: str, other: Denoiser, teacher: Denoiser) -> None:
+        self.objective.check_further_teacher(name, other, teacher)
 
     def load_frozen(self) -> dict[str, nn.Module]:
         return self.objective.load_frozen()

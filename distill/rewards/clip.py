@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from distill.annotations import LocalPath
+from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
-from distill.encoders.encoder import image_shape
-from distill.errors import UserError
+from distill.errors import UserError, one_line
 from distill.rewards.reward import Reward
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class ClipScore(nn.Module):
         super().__init__()
         self.images, self.prompts = images, nn.Buffer(prompts)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        cosine: Tensor = (self.images(x) * (self.prompts if cond is None else self.prompts[cond])).sum(1)
+    def forward(self, x: Tensor, cond: ConditionLike = None) -> Tensor:
+        labels = Condition.of(cond).labels
+        cosine: Tensor = (self.images(x) * (self.prompts if labels is None else self.prompts[labels])).sum(1)
         return 100 * cosine
 
 
@@ -68,21 +69,18 @@ class AestheticScore(nn.Module):
         super().__init__()
         self.images, self.head = images, head
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cond: ConditionLike = None) -> Tensor:
         score: Tensor = self.head(self.images(x))[:, 0]
         return score
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ClipBased(Reward):
-    clip: str  # folder of a CLIPModel with its tokenizer and preprocessor_config.json, or a hub id
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "clip", _absolute_if_local(self.clip))
+    clip: LocalPath  # folder of a CLIPModel with its tokenizer and preprocessor_config.json, or a hub id
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
-        channels = cast(tuple[int, ...], image_shape(teacher))[0]
+        channels = (teacher.image_shape or (0,))[0]
         if channels not in (1, 3):
             raise UserError(f"reward: {self.name} judges images of 1 or 3 channels, the teacher's have {channels}")
 
@@ -97,7 +95,7 @@ class ClipReward(_ClipBased):
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
-        if getattr(teacher.network, "text", False):
+        if teacher.network.text_encoder is not None:
             raise UserError("reward.prompts: are one a class, the teacher takes prompts in place of classes")
         if len(self.prompts) != (teacher.network.classes or 1):
             have = f"{len(self.prompts)} given, the teacher has {teacher.network.classes} classes"
@@ -116,22 +114,13 @@ class ClipReward(_ClipBased):
 class AestheticReward(_ClipBased):
     """A head of linear layers on CLIP's unit image embedding, such as LAION's aesthetic predictors."""
 
-    head: str  # .safetensors file of linear layers, in the order of the numbers in their names
+    head: LocalPath  # .safetensors file of linear layers, in the order of the numbers in their names
 
     name: ClassVar[str] = "aesthetic"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "head", _absolute_if_local(self.head))
 
     def load(self) -> nn.Module:
         _, _, images = _load(self.clip)
         return AestheticScore(images, _head(self.head, images.projection.out_features))
-
-
-def _absolute_if_local(source: str) -> str:
-    """The absolute path of what exists here, found from anywhere later; a hub id as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _load(source: str) -> tuple[CLIPModel, Any, ClipImages]:
@@ -145,8 +134,7 @@ def _load(source: str) -> tuple[CLIPModel, Any, ClipImages]:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
         statistics = tuple(settings["image_mean"]), tuple(settings["image_std"])
     except Exception as error:  # transformers and safetensors each raise their own kinds
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"reward.clip: cannot read '{source}': {type(error).__name__}: {reason}") from error
+        raise UserError(f"reward.clip: cannot read '{source}': {type(error).__name__}: {one_line(error)}") from error
     if info["missing_keys"]:
         raise UserError(f"reward.clip: the weights in '{source}' lack {sorted(info['missing_keys'])[0]}")
     model = model.float().requires_grad_(False).eval()
@@ -172,8 +160,7 @@ def _head(file: str, width: int) -> nn.Sequential:
         head = nn.Sequential(*layers)
         score = head(torch.zeros(1, width))
     except Exception as error:  # safetensors, torch and a file of another kind
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"reward.head: cannot read '{file}': {type(error).__name__}: {reason}") from error
+        raise UserError(f"reward.head: cannot read '{file}': {type(error).__name__}: {one_line(error)}") from error
     if score.shape != (1, 1):
         raise UserError(f"reward.head: '{file}' ends in {score.shape[1]} numbers, expected one")
     return head

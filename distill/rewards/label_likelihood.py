@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from distill.annotations import LocalPath
+from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
-from distill.encoders.encoder import image_shape
 from distill.errors import UserError
 from distill.metrics import Classifier
 from distill.rewards.reward import Reward
@@ -22,8 +22,9 @@ class LogLikelihood(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        log_likelihood: Tensor = self.classifier(x).log_softmax(1).gather(1, cond[:, None])[:, 0]
+    def forward(self, x: Tensor, cond: ConditionLike) -> Tensor:
+        labels = Condition.of(cond)["labels"]
+        log_likelihood: Tensor = self.classifier(x).log_softmax(1).gather(1, labels[:, None])[:, 0]
         return log_likelihood
 
 
@@ -31,18 +32,15 @@ class LogLikelihood(nn.Module):
 class ClassifierReward(Reward):
     """log p(label | x) under a classifier that `distill classifier` trained."""
 
-    classifier: str  # its folder
+    classifier: LocalPath  # its folder
 
     name: ClassVar[str] = "log_likelihood"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "classifier", str(Path(self.classifier).resolve()))  # found from anywhere later
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
         classifier = Classifier.load(self.classifier)
         for what, theirs, ours in (
-            ("shape", classifier.shape, image_shape(teacher)),
+            ("shape", classifier.shape, teacher.image_shape),
             ("classes", classifier.classes, teacher.network.classes),
         ):
             if theirs != ours:

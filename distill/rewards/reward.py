@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import nn
 
 from distill.denoiser import Denoiser
-from distill.encoders.encoder import autoencoder
 from distill.errors import UserError
 
 
@@ -25,5 +24,5 @@ class Reward:
 
     def check(self, teacher: Denoiser) -> None:
         """Raise UserError when it cannot judge what this teacher's generator will make."""
-        if teacher.latents and autoencoder(teacher) is None:
+        if teacher.latents and teacher.network.autoencoder is None:
             raise UserError(f"reward: {self.name} judges pixels, the teacher's samples are latents and have no decoder")

@@ -1,9 +1,8 @@
-"""A pretrained thing -> Denoiser."""
+"""Pretrained models as denoisers: folders, pipelines, published checkpoints, exact mixtures."""
 
-from distill.encoders.parts import Autoencoder, TextEncoder
 from distill.teachers.analytic import GaussianMixture
 from distill.teachers.edm import EDM2Net, EDMNet
-from distill.teachers.folder import DESCRIPTION, Network, load_denoiser, save_denoiser
+from distill.teachers.folder import DESCRIPTION, load_denoiser, save_denoiser
 from distill.teachers.own import OwnNet
 from distill.teachers.pipeline import copy_autoencoder, copy_pipeline, denoiser_files, download, load_pipeline
 from distill.teachers.published.checkpoints import Found, read_published
@@ -16,9 +15,7 @@ __all__ = [
     "EDMNet",
     "Found",
     "GaussianMixture",
-    "Network",
     "OwnNet",
-    "TextEncoder",
     "UNet",
     "build_unet",
     "copy_autoencoder",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distill.denoiser import Condition, Denoiser
+from distill.conditions import Condition, ConditionLike
+from distill.denoiser import Denoiser
 from distill.errors import UserError
+from distill.networks.network import Network, null_label
 from distill.paths import Path
 from distill.random import Random, expand
 
@@ -19,7 +21,7 @@ class GaussianMixture(Denoiser):
     """
 
     def __init__(self, path: Path, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
-        super().__init__(nn.Identity(), path, "x0")
+        super().__init__(Network(), path, "x0")
         weights = torch.ones_like(stds) if weights is None else weights
         for name, values in (("std", stds), ("weight", weights)):
             if len(means) != len(values) or not bool((values > 0).all()):
@@ -29,12 +31,9 @@ class GaussianMixture(Denoiser):
                 )
         self.means, self.stds = nn.Buffer(means), nn.Buffer(stds)
         self.log_weights = nn.Buffer((weights / weights.sum()).log())
+        self.network.shape, self.network.null = tuple(means.shape[1:]), null_label(len(means))
 
-    @property
-    def null_cond(self) -> int:
-        return len(self.means)
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
         """x0 [B, ...] for `x_t` [B, ...] at `t` [B]: component means weighted by their responsibilities."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         alpha, sigma = self.path.alpha(t)[:, None].to(x_t.dtype), self.path.sigma(t)[:, None].to(x_t.dtype)  # [B, 1]
@@ -44,8 +43,8 @@ class GaussianMixture(Denoiser):
         offset = flat - alpha[..., None] * means  # [B, K, D]
         log_density = -0.5 * (offset**2).sum(-1) / variance - 0.5 * means.shape[1] * variance.log()
         share = (log_weights + log_density).softmax(1)  # [B, K]
-        if isinstance(cond, Tensor):
-            one = torch.nn.functional.one_hot(cond, len(means) + 1).to(x_t.dtype)
+        if (labels := Condition.of(cond).labels) is not None:
+            one = torch.nn.functional.one_hot(labels, len(means) + 1).to(x_t.dtype)
             share = one[:, :-1] + one[:, -1:] * share
         component = means + (alpha * stds**2 / variance)[..., None] * offset
         return (share[..., None] * component).sum(1).reshape(x_t.shape)

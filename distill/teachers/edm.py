@@ -1,27 +1,30 @@
-"""EDM's and EDM2's networks as what Denoiser calls: (x [B, C, H, W] scaled by c_in, time [B] = 1000 c_noise, cond) ->
+"""EDM's and EDM2's networks as networks of a teacher: (x [B, C, H, W] scaled by c_in, time [B] = 1000 c_noise, cond) ->
 F [B, C, H, W]. Their state dicts are those of the published checkpoints.
 
-`cond` is labels int64 [B], or None, or for EDM a mapping of `labels` and `augment` [B, augment_dim]. A label outside
-0 ... classes-1 is the null condition: a row of zeros in place of the one-hot row. `null` is `classes` where the network
-was trained with it, else None.
+`cond` has `labels` int64 [B] or is empty; for EDM it may hold `augment` [B, augment_dim]. A label outside
+0 ... classes-1 is the null condition: a row of zeros in place of the one-hot row.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.errors import UserError
 from distill.networks.edm2_unet import Block as MPBlock
 from distill.networks.edm2_unet import MPConv, MPFourier, UNet
 from distill.networks.edm_unet import Block, DhariwalUNet, SongUNet
+from distill.networks.network import Network, null_label
 from distill.networks.recompute import recompute
+from distill.teachers.weights_file import fill, read_weights, save_weights
 
+Kind = TypeVar("Kind", bound="PublishedNetwork")
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 VARIANTS = {  # those of the published checkpoints
     "model_type": tuple(BODIES),
@@ -31,12 +34,77 @@ VARIANTS = {  # those of the published checkpoints
 }
 
 
-class EDMNet(nn.Module):
+class PublishedNetwork(Network):
+    """A network whose weights bear the names of the authors' checkpoints.
+
+    Attributes:
+        settings: The keyword arguments of the published network.
+        kind: The name of this kind in denoiser.json.
+        source: The module of `distill.networks` that travels with its exports.
+        published_body: The attribute of the authors' class that holds the body, and the body's possible classes.
+    """
+
+    pipeline_export = "code"
+    settings: dict[str, Any]
+    kind: ClassVar[str]
+    source: ClassVar[str]
+    published_body: ClassVar[tuple[str, tuple[str, ...]]]
+
+    @property
+    def body(self) -> nn.Module:
+        """The network without its preconditioning, which travels with exports."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls: type[Kind], settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> Kind:
+        """Return the network of `settings` with the weights `state`, float32, in eval mode.
+
+        Raises:
+            UserError: The settings make no network, or the weights do not fit it.
+        """
+        with torch.device("meta"):
+            network = cls(**settings)
+        fill(network, state)
+        return network.eval()
+
+    def description(self) -> dict[str, Any]:
+        return {"name": self.kind, **self.settings}
+
+    def save(self, folder: Path) -> None:
+        save_weights(self, folder)
+
+    @classmethod
+    def load(cls: type[Kind], folder: Path, description: Mapping[str, Any], weights: bool = True) -> Kind:
+        settings = {name: value for name, value in description["network"].items() if name != "name"}
+        if weights:
+            network = cls.build(settings, read_weights(folder))
+        else:
+            with torch.device("meta"):
+                network = cls(**settings)
+        network.null = null_label(description.get("null"))
+        return network
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Let every block recompute its activations in backward passes."""
+        for module in (*self.body.enc.values(), *self.body.dec.values()):  # type: ignore[operator]
+            if isinstance(module, Block | MPBlock):
+                recompute(module)
+
+
+class EDMNet(PublishedNetwork):
     """DDPM++, NCSN++ or ADM as EDM uses them (arXiv:2206.00364).
 
     `settings` are the keyword arguments of the published network: those of SongUNet or DhariwalUNet, and `model_type`,
-    which says whose. Raises UserError for settings that do not make a network.
+    which names one of the two.
+
+    Raises:
+        UserError: The settings make no network.
     """
+
+    kind = "edm"
+    source = "edm_unet"
+    authors_class = "EDMPrecond"
+    published_body = ("model", tuple(BODIES))
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -49,28 +117,34 @@ class EDMNet(nn.Module):
         self.model = BODIES[model_type](**{name: value for name, value in settings.items() if name != "model_type"})
         self.taps = _taps("model", self.model)
         self.shape = _shape(settings)
-        self.classes: int = settings.get("label_dim", 0)
-        self.null: int | None = None
+        self.classes = settings.get("label_dim", 0)
         self.augment_dim: int = settings.get("augment_dim", 0)
 
+    @property
+    def body(self) -> nn.Module:
+        body: nn.Module = self.model
+        return body
+
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        given = cond if isinstance(cond, Mapping) else {"labels": cond}
-        augment = given.get("augment")
+        augment = cond.get("augment")
         if augment is None:  # zeros still reach the weights: under DDP all parameters want a gradient
             augment = x.new_zeros(x.shape[0], self.augment_dim)
-        return cast(Tensor, self.model(x, time / 1000, _one_hot(given.get("labels"), x, self.classes), augment))
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Let every block recompute its activations in backward passes."""
-        _recompute_blocks(self.model)
+        return cast(Tensor, self.model(x, time / 1000, _one_hot(cond.labels, x, self.classes), augment))
 
 
-class EDM2Net(nn.Module):
+class EDM2Net(PublishedNetwork):
     """The network of EDM2 (arXiv:2312.02696) with its head for the uncertainty of the loss.
 
     `settings` are the keyword arguments of the published network: those of UNet, and `logvar_channels`.
-    Raises UserError for settings that do not make a network.
+
+    Raises:
+        UserError: The settings make no network.
     """
+
+    kind = "edm2"
+    source = "edm2_unet"
+    authors_class = "Precond"
+    published_body = ("unet", ("UNet",))
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -82,39 +156,31 @@ class EDM2Net(nn.Module):
         self.logvar_linear = MPConv(channels, 1)
         self.taps = _taps("unet", self.unet)
         self.shape = _shape(settings)
-        self.classes: int = settings.get("label_dim", 0)
-        self.null: int | None = None
+        self.classes = settings.get("label_dim", 0)
+
+    @property
+    def body(self) -> nn.Module:
+        return self.unet
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        labels = _one_hot(cast("Tensor | None", cond), x, self.classes)
-        output = cast(Tensor, self.unet(x, time / 1000, labels))
+        output = cast(Tensor, self.unet(x, time / 1000, _one_hot(cond.labels, x, self.classes)))
         if self.training:  # no loss need use the head, but under DDP all parameters want a gradient
             output = output + 0 * self.logvar(time)[:, None, None, None]
         return output
 
     def logvar(self, time: Tensor) -> Tensor:
-        """u [B], the logarithm of the expected loss at `time` [B] = 1000 c_noise (section 2.1 and appendix A)."""
+        """Return u [B], the logarithm of the expected loss at `time` [B] = 1000 c_noise (section 2.1, appendix A)."""
         return cast(Tensor, self.logvar_linear(self.logvar_fourier(time / 1000))).squeeze(1)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Let every block recompute its activations in backward passes."""
-        _recompute_blocks(self.unet)
-
     def after_step(self) -> None:
-        """Forced weight normalisation of the U-Net (eq. 66), for the trainer to call once after an update."""
+        """Normalise the weights of the U-Net (eq. 66); the trainer calls this once after each update."""
         for module in self.unet.modules():
             if isinstance(module, MPConv):
                 module.normalize()
 
 
-def _recompute_blocks(body: SongUNet | DhariwalUNet | UNet) -> None:
-    for module in (*body.enc.values(), *body.dec.values()):
-        if isinstance(module, Block | MPBlock):
-            recompute(module)
-
-
 def _one_hot(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
-    """One-hot rows [B, classes] in the dtype of x; zeros without labels."""
+    """Return one-hot rows [B, classes] in the dtype of x; zeros without labels."""
     if labels is None:
         return x.new_zeros(x.shape[0], classes)
     return (labels[:, None] == torch.arange(classes, device=x.device)).to(x.dtype)
@@ -141,7 +207,7 @@ def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str,
 
 
 def _is_like(value: object, example: object) -> bool:
-    """Of the type of `example` and of a reasonable size."""
+    """Return whether `value` is of the type of `example` and of a reasonable size."""
     if isinstance(example, tuple):
         entries = value if isinstance(value, list | tuple) else [None] * 99
         return len(entries) <= 16 and all(_is_like(entry, example[0]) for entry in entries)
@@ -156,6 +222,6 @@ def _shape(settings: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _taps(name: str, body: SongUNet | DhariwalUNet | UNet) -> dict[str, str]:
-    """Short names of Denoiser.features: the encoder's last block, and the last before the way up."""
+    """Return the taps: the encoder's last block, and the last block before the way up."""
     last = list(body.enc)[-1]
     return {"encoder": f"{name}.enc.{last}", "middle": f"{name}.dec.{last.split('_')[0]}_in1"}

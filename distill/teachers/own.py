@@ -1,4 +1,4 @@
-"""A network of the user's own file as what Denoiser calls; docs/add_a_teacher.md adds one."""
+"""A network of the user's own file as a network of a teacher; docs/add_a_teacher.md adds one."""
 
 from __future__ import annotations
 
@@ -11,60 +11,93 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from distill.denoiser import Condition, Denoiser
+from distill.conditions import Condition
+from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
+from distill.networks.network import Network, null_label
+from distill.teachers.weights_file import check_weights, read_weights, save_weights
 
 
-class OwnNet(nn.Module):
+class OwnNet(Network):
     """An instance of the user's class `name` ("my_package.my_module:MyNet"), constructed with `settings`, in float32.
 
-    It is called as module(x [B, C, H, W], time [B], labels int64 [B]), without labels where there are none, and gives
-    what the denoiser's prediction says, [B, C, H, W]. `shape`, `classes` and `null` are Network's. The taps are its
-    submodules by their own names, and those of its mapping `taps`, if it has one. Code inside the folder `foreign` is
-    never run. Raises UserError for a class that cannot be had, and for a form that is none.
+    It is called as module(x [B, C, *spatial], time [B], labels int64 [B]), without labels where there are none, and
+    returns what the denoiser's prediction names, [B, C, *spatial]. Its taps are its submodules by their own names, and
+    those of its mapping `taps`, if it has one. Code inside the folder `foreign` is never run.
+
+    Raises:
+        UserError: The class cannot be had, or shape and classes are none.
     """
 
     def __init__(
         self,
         name: str,
         settings: Mapping[str, Any],
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         classes: int = 0,
         null: int | None = None,
         foreign: FilePath | None = None,
     ) -> None:
         super().__init__()
-        for what, numbers, least, count in (("shape", shape, 1, 3), ("classes", [classes], 0, 1)):
-            whole = isinstance(numbers, list | tuple) and all(type(n) is int and n >= least for n in numbers)
-            if not whole or len(numbers) != count:
-                wanted = "three positive integers" if count == 3 else "an integer of at least 0"
-                raise UserError(f"{what}: must be {wanted}, got {shape if count == 3 else classes!r}")
+        if not _positive_integers(shape):
+            raise UserError(f"shape: must be positive integers [channels, *spatial], got {shape}")
+        if type(classes) is not int or classes < 0:
+            raise UserError(f"classes: must be an integer of at least 0, got {classes!r}")
         self.name, self.settings = name, dict(settings)
-        self.shape, self.classes, self.null = (shape[0], shape[1], shape[2]), classes, null
+        self.shape, self.classes, self.null = tuple(shape), classes, null_label(null)
         self.module = _construct(name, self.settings, foreign).float()
         names = {part: part for part, _ in self.module.named_modules() if part} | getattr(self.module, "taps", {})
         self.taps = {short: f"module.{full}" for short, full in names.items()}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        output = cast(Tensor, self.module(x, time) if cond is None else self.module(x, time, cond))
+        output = cast(Tensor, self.module(x, time) if cond.labels is None else self.module(x, time, cond.labels))
         if output.shape != x.shape:  # which might broadcast to it
             raise UserError(f"network: {self.name} gives {list(output.shape)} for x of {list(x.shape)}")
         return output
+
+    @property
+    def own_class(self) -> str:
+        return self.name
+
+    def description(self) -> dict[str, Any]:
+        return {"name": self.name, **self.settings}
+
+    def save(self, folder: FilePath) -> None:
+        save_weights(self.module, folder)
+
+    @classmethod
+    def load(cls, folder: FilePath, description: Mapping[str, Any], weights: bool = True) -> OwnNet:
+        settings = dict(description["network"])
+        shape, classes = description.get("shape", ()), description.get("classes", 0)
+        arguments = (settings.pop("name"), settings, shape, classes, description.get("null"), folder)
+        if not weights:
+            with torch.device("meta"):
+                return OwnNet(*arguments)
+        state = read_weights(folder)
+        network = OwnNet(*arguments)  # in memory of its own: it may keep tensors that are no weights
+        check_weights(network.module, state)
+        network.module.load_state_dict(state)
+        return network
+
+
+def _positive_integers(shape: object) -> bool:
+    whole = isinstance(shape, list | tuple) and all(type(n) is int and n >= 1 for n in shape)
+    return whole and len(cast(Any, shape)) >= 2
 
 
 @torch.no_grad()
 def try_out(denoiser: Denoiser) -> None:
     """Call a denoiser of an OwnNet once, on zeros; raises UserError when its network cannot be called like this."""
     network = cast(OwnNet, denoiser.network)
-    labels = [0, network.classes - 1 if network.null is None else network.null] if network.classes else None
-    cond = None if labels is None else torch.tensor(labels)
+    label = network.classes - 1 if network.null_label is None else network.null_label
+    cond = Condition(labels=torch.tensor([0, label])) if network.classes else Condition()
     t = denoiser.path.time(torch.ones(2, dtype=torch.float64))
     try:
         denoiser(torch.zeros(2, *network.shape), t, cond)
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
-        arguments = "(x, time)" if cond is None else "(x, time, labels)"
+        arguments = "(x, time, labels)" if cond else "(x, time)"
         raise UserError(f"network: {network.name} fails when called with {arguments}: {_words(error)}") from error
 
 

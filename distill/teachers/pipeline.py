@@ -13,17 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from distill.denoiser import Denoiser
+from distill.encoders.autoencoder import DiffusersAutoencoder
+from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError, one_line
 from distill.paths import DiscreteVP, Flow
 from distill.paths import Path as NoisePath
+from distill.pipeline_folder import (
+    INDEX,
+    class_name,
+    load_model,
+    meta_model,
+    part_folder,
+    pixels_per_latent,
+    read_json,
+)
 from distill.prediction import Kind
-from distill.teachers.families import DDPM, FAMILIES, Family
+from distill.teachers.families import FAMILIES, Family
 
-INDEX, CHOICES = "model_index.json", "distill.json"
+CHOICES = "distill.json"
 DEFAULTS: dict[str, Any] = {"resolution": None, "guidance": None}
-"""`resolution`: height and width of an image in pixels; null: what the pipeline makes by default. `guidance`: the scale
-that a network with guidance embedded (FLUX.1-dev) is told; null: 3.5, the pipeline's default."""
-KEPT = (".json", ".safetensors", ".txt", ".model")  # weights, configs and the files of tokenizers
+"""`resolution` is the size of an image in pixels, [height, width] or one number for a square; null is the pipeline's
+default. `guidance` is the scale that a network with guidance embedded (FLUX.1-dev) is told; null is the pipeline's
+default, 3.5."""
+COPIED = (".json", ".safetensors", ".txt", ".model")  # weights, configs and the files of tokenizers
 PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -35,12 +47,19 @@ def load_pipeline(folder: str | Path, weights: bool = True) -> Denoiser:
     folder = Path(folder)
     index = read_json(folder / INDEX)
     family = family_of(folder)
+    place, kind = part_folder(folder, family.part), class_name(index, family.part)
     try:
-        network = family(load_part(folder, family.part, (family.network,), weights), **_chosen(folder, family))
+        model = load_model(place, kind, family.part, (family.network_class,)) if weights else meta_model(place, kind)
+        network = family(model, **_choices(folder, family))
     except UserError as error:
         raise UserError(f"teacher: '{folder}': {error}") from error
-    path, prediction = read_scheduler(part(folder, "scheduler") / "scheduler_config.json", _class(index, "scheduler"))
-    return Denoiser(network, path, prediction, latents=isinstance(network, Family)).eval()
+    scheduler = part_folder(folder, "scheduler") / "scheduler_config.json"
+    path, prediction = read_scheduler(scheduler, class_name(index, "scheduler"))
+    if family.latents:
+        network.autoencoder = DiffusersAutoencoder(folder, channels=network.shape[0])
+    if family.text:
+        network.text_encoder = PipelineTextEncoder(folder, family)
+    return Denoiser(network, path, prediction, latents=family.latents).eval()
 
 
 def download(name: str) -> Path:
@@ -57,7 +76,7 @@ def copy_pipeline(source: Path, folder: Path, **choices: Any) -> None:
     """Copy the parts of a pipeline to `folder`, with what is chosen of DEFAULTS; nothing that could run code."""
     parts = [name for name, held in read_json(source / INDEX).items() if isinstance(held, list)]
     places = [name for name in parts if (source / name).is_dir()] or ["."]  # the earliest keep all parts in one folder
-    for file in (file for place in places for file in (source / place).iterdir() if file.suffix in KEPT):
+    for file in (file for place in places for file in (source / place).iterdir() if file.suffix in COPIED):
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
@@ -78,7 +97,7 @@ def copy_autoencoder(source: str, folder: Path) -> None:
             root = Path(snapshot_download(source, allow_patterns=wanted))
         except Exception as error:  # no network, no such model, no permission, no id at all
             raise UserError(f"import: '{source}' is no folder, nor a model of the hub: {one_line(error)}") from error
-    root = part(root, "vae")
+    root = part_folder(root, "vae")
     if not (root / "config.json").is_file() or not any(root.glob("*.safetensors")):
         raise UserError(f"import: '{source}' holds no autoencoder: a config.json and .safetensors weights")
     folder.mkdir(parents=True)
@@ -87,7 +106,7 @@ def copy_autoencoder(source: str, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def family_of(folder: Path) -> type[Family] | type[DDPM]:
+def family_of(folder: Path) -> type[Family]:
     """The family of a pipeline folder; raises UserError when there is none."""
     name = read_json(folder / INDEX).get("_class_name")
     if name not in FAMILIES:
@@ -97,7 +116,7 @@ def family_of(folder: Path) -> type[Family] | type[DDPM]:
 
 def denoiser_files(folder: Path) -> list[Path]:
     """The files that make the denoiser, and not those of text encoders and autoencoders."""
-    parts = [part(folder, "scheduler"), part(folder, family_of(folder).part)]
+    parts = [part_folder(folder, "scheduler"), part_folder(folder, family_of(folder).part)]
     found = [*(folder / name for name in (INDEX, CHOICES)), *(f for p in parts for f in sorted(p.iterdir()))]
     return [file for file in dict.fromkeys(found) if file.suffix in (".json", ".safetensors") and file.is_file()]
 
@@ -135,94 +154,30 @@ def read_scheduler(file: Path, name: Any) -> tuple[NoisePath, Kind]:
     return path, PREDICTIONS[predicted]
 
 
-def load_part(folder: Path, name: str, allowed: tuple[str, ...], weights: bool = True) -> Any:
-    """A component of the pipeline that is a model of diffusers of an `allowed` class, float32, in eval mode; on the
-    meta device without its `weights`.
-
-    Raises UserError when it is missing, damaged or another.
-    """
-    place, kind = part(folder, name), _class(read_json(folder / INDEX), name)
-    return load_model(place, kind, name, allowed) if weights else outline(place, kind)
-
-
-def outline(place: Path, kind: str) -> Any:
-    """The model of diffusers of class `kind` whose config.json is in the folder `place`, on the meta device."""
-    import diffusers
-    import torch
-
-    try:
-        with torch.device("meta"):
-            return getattr(diffusers, kind).from_config(read_json(place / "config.json")).eval()
-    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
-
-
-def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> Any:
-    """The model of diffusers in the folder `place`, of class `kind`; see `load_part`."""
-    import diffusers
-    import torch
-
-    if kind not in allowed:
-        raise UserError(f"{name} must be {' or '.join(allowed)}, got {kind!r}")
-    if not any(place.glob("*.safetensors")):  # diffusers would go on to a pickle, which may run code
-        raise UserError(f"cannot read '{place}': it holds no .safetensors file")
-    try:
-        model, info = getattr(diffusers, kind).from_pretrained(
-            place, output_loading_info=True, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-    except Exception as error:  # diffusers, safetensors and torch each raise their own kinds for a damaged folder
-        raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if wrong:
-        raise UserError(f"the weights in '{place}' do not fit their config, first at {wrong[0]}")
-    return model.eval()
-
-
-def _chosen(folder: Path, family: type[Family] | type[DDPM]) -> dict[str, Any]:
-    """Arguments of a family beside its network."""
+def _choices(folder: Path, family: type[Family]) -> dict[str, Any]:
+    """Return the arguments of a family beside its network, as `distill.json` chooses them."""
     choices = read_json(folder / CHOICES) if (folder / CHOICES).is_file() else {}
     if unknown := choices.keys() - DEFAULTS.keys():
         raise UserError(f"{CHOICES}: unknown key {min(unknown)!r}; allowed: {', '.join(DEFAULTS)}")
     for name, value in choices.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        if value is not None and not _is_positive(value, name == "resolution"):
             raise UserError(f"{CHOICES}: {name}: must be positive or null, got {value!r}")
-    if not issubclass(family, Family):
+    if not family.latents:
         if any(value is not None for value in choices.values()):
             raise UserError(f"{CHOICES}: a network of pixels has no choice of resolution or guidance")
         return {}
-    factor = compression(folder)
+    factor = pixels_per_latent(folder)
     resolution, guidance = choices.get("resolution"), choices.get("guidance")
-    if resolution is not None and resolution % factor:
+    sides = (resolution, resolution) if isinstance(resolution, int | float) else resolution
+    if sides is not None and any(side % factor for side in sides):
         raise UserError(f"{CHOICES}: resolution: must be a multiple of {factor}, got {resolution}")
-    chosen: dict[str, Any] = {"factor": factor, "side": None if resolution is None else resolution // factor}
+    size = None if sides is None else tuple(int(side // factor) for side in sides)
+    chosen: dict[str, Any] = {"factor": factor, "size": size}
     return chosen if guidance is None else chosen | {"guidance": guidance}
 
 
-def compression(folder: Path) -> int:
-    """Pixels to a side of one latent."""
-    config = read_json(part(folder, "vae") / "config.json")
-    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
-    if not isinstance(blocks, list):
-        raise UserError(f"cannot read '{part(folder, 'vae')}': its config lists no blocks")
-    return int(2 ** (len(blocks) - 1))
-
-
-def part(folder: Path, name: str) -> Path:
-    """The folder of a part; the earliest pipelines keep all parts in one."""
-    return folder / name if (folder / name).is_dir() else folder
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; raises UserError for anything else."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"teacher: cannot read '{file}': it is no JSON object")
-    return content
-
-
-def _class(index: dict[str, Any], name: str) -> Any:
-    entry = index.get(name)
-    return entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+def _is_positive(value: Any, or_pair: bool) -> bool:
+    """Return whether `value` is a positive number, or with `or_pair` a list of two."""
+    if or_pair and isinstance(value, list) and len(value) == 2:
+        return all(_is_positive(one, False) for one in value)
+    return not isinstance(value, bool) and isinstance(value, int | float) and value > 0

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel as what Denoiser calls."""
+"""diffusers' UNet2DModel as a network of a teacher."""
 
 from __future__ import annotations
 
@@ -6,44 +6,55 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.errors import UserError, one_line
+from distill.networks.network import Network, null_label
+from distill.pipeline_folder import load_model, meta_model
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 
-class UNet(nn.Module):
-    """UNet2DModel behind the denoiser's interface: (x [B, C, H, W], time [B], labels int64 [B] or None).
+class UNet(Network):
+    """UNet2DModel behind the denoiser's interface: (x [B, C, H, W], time [B], labels int64 [B] or none).
 
     `null` is the label of the null condition, which is the network's last; None where there is none.
     """
 
+    pipeline_export = "unet"
+
     def __init__(self, unet: UNet2DModel, null: int | None = None) -> None:
         super().__init__()
-        self.unet, self.null = unet, null
+        self.unet, self.null = unet, null_label(null)
+        size = unet.config["sample_size"]
+        self.shape = (unet.config["in_channels"], *((size, size) if isinstance(size, int) else size))
+        self.classes = (unet.config["num_class_embeds"] or 0) - (null is not None)
         self.taps = {"encoder": f"unet.down_blocks.{len(unet.down_blocks) - 1}", "middle": "unet.mid_block"}
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample."""
-        size = self.unet.config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config["in_channels"], height, width
-
-    @property
-    def classes(self) -> int:
-        """Number of class labels, that of the null condition left out; 0 when unconditional."""
-        return (self.unet.config["num_class_embeds"] or 0) - (self.null is not None)
-
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        return cast(Tensor, self.unet(x, time, class_labels=cond, return_dict=False)[0])
+        return cast(Tensor, self.unet(x, time, class_labels=cond.labels, return_dict=False)[0])
+
+    def description(self) -> None:
+        """Return None: a description without `network` is that of a UNet2DModel."""
+
+    def save(self, folder: FilePath) -> None:
+        self.unet.save_pretrained(folder / "unet")
+
+    @classmethod
+    def load(cls, folder: FilePath, description: Mapping[str, Any], weights: bool = True) -> UNet:
+        place, kind = folder / "unet", "UNet2DModel"
+        if not weights:
+            return UNet(meta_model(place, kind), description.get("null"))
+        try:
+            return UNet(load_model(place, kind, "unet", (kind,)), description.get("null"))
+        except UserError as error:
+            raise UserError(f"teacher: {error}") from error
 
 
 def build_unet(config: Mapping[str, Any], null: int | None = None) -> UNet:
-    """A freshly initialised UNet2DModel from its config; raises UserError when diffusers refuses it."""
+    """Return a freshly initialised UNet2DModel from its config; raises UserError when diffusers refuses it."""
     from diffusers import UNet2DModel
 
     try:
@@ -52,19 +63,22 @@ def build_unet(config: Mapping[str, Any], null: int | None = None) -> UNet:
         raise UserError(f"unet: diffusers refuses this UNet2DModel config: {one_line(error)}") from error
 
 
-def load_unet(folder: FilePath) -> UNet:
-    """The UNet2DModel that diffusers saved in `folder`; raises UserError when it is missing or damaged."""
-    from diffusers import UNet2DModel
+def fresh_unet(settings: Mapping[str, Any], shape: tuple[int, ...], classes: int, null: bool) -> UNet:
+    """Return a freshly initialised UNet2DModel for samples of `shape` (C, H, W).
 
-    if not any(folder.glob("*.safetensors")):  # diffusers would go on to a pickle, which may run code
-        raise UserError(f"teacher: cannot read '{folder}': it holds no .safetensors file")
-    try:
-        unet, info = UNet2DModel.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, use_safetensors=True
-        )
-    except Exception as error:  # diffusers, safetensors and torch each raise their own kinds for a damaged folder
-        raise UserError(f"teacher: cannot read '{folder}': {one_line(error)}") from error
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if wrong:
-        raise UserError(f"teacher: the weights in '{folder}' do not fit their config, first at {wrong[0]}")
-    return UNet(unet)
+    Args:
+        settings: The UNet2DModel's config without what follows from the data.
+        shape: (C, H, W) of a sample.
+        classes: The number of class labels; 0 for an unconditional network.
+        null: Whether the label after the classes is the null condition.
+    """
+    if len(shape) != 3:
+        raise UserError(f"network: a UNet2DModel takes samples (C, H, W), got {shape}")
+    channels, height, width = shape
+    form = {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": channels,
+        "out_channels": channels,
+        "num_class_embeds": classes + null or None,
+    }
+    return build_unet({**settings, **form}, classes if null else None)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from distill.denoiser import Denoiser, Normalisation
+from distill.denoiser import Denoiser
+from distill.encoders.latents import Normalisation
 from distill.paths import EDM
 from distill.teachers.edm import EDM2Net, EDMNet
 

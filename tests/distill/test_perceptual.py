@@ -10,7 +10,8 @@ from torch import nn
 
 from distill import EDM, Denoiser, UserError
 from distill.metrics import Classifier
-from distill.objectives import DMD, HiPA
+from distill.objectives.dmd import DMD
+from distill.objectives.hipa import HiPA
 from distill.perceptual import L1, MSE, PERCEPTUALS, Features, Perceptual, PseudoHuber
 from tests.tiny import tiny_denoiser
 

@@ -178,7 +178,7 @@ NEEDY = """
 from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
-from distill.objectives import SiD
+from distill.objectives.sid import SiD
 
 @dataclass(frozen=True, kw_only=True)
 class Needy(SiD):

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.objectives import Batch, Denoisers, SiD
+from distill.objectives import Batch, Denoisers
+from distill.objectives.sid import SiD
 from distill.random import Random
 
 

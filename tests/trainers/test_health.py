@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distill.objectives import Batch, Denoisers, Estimates, Objective, per_sample, sid_loss
+from distill.objectives import Batch, Denoisers, Estimates, Objective, per_sample
+from distill.objectives.sid import sid_loss
 from distill.times import LogNormal, Times
 from tests.tiny import experiment, recipe
 from trainers.engine.session import Session

@@ -17,7 +17,9 @@ from torch import Tensor
 from distill.denoiser import Normalisation
 from distill.encoders.encoder import autoencoder
 from distill.errors import UserError
-from distill.objectives import DiffInstruct, Rewarded, SiD
+from distill.objectives.diff_instruct import DiffInstruct
+from distill.objectives.rewarded import Rewarded
+from distill.objectives.sid import SiD
 from distill.teachers import load_denoiser, save_denoiser
 from distill.tiny.parts import autoencoder
 from tests.distill.teachers.test_edm import EDM2, build

@@ -15,7 +15,8 @@ from distill.errors import UserError
 from distill.generator import PRESETS
 from distill.lora import Lora
 from distill.loss_weights import Weight
-from distill.objectives import DISTANCES, OBJECTIVES, Distance, Objective
+from distill.objectives import OBJECTIVES, Objective
+from distill.objectives.sim import DISTANCES, Distance
 from distill.paths import EDM, PATHS, Path
 from distill.perceptual import PERCEPTUALS, Perceptual
 from distill.power_ema import PowerProfile

@@ -1,24 +1,27 @@
-"""DDPM and DDIM pipelines: a UNet2DModel of pixels, unconditional or class-conditional. Predicts what its scheduler
-says: noise, v or the clean sample."""
+"""DDPM and DDIM pipelines: a UNet2DModel of pixels, unconditional or class-conditional.
+
+The network predicts what its scheduler says: noise, v or the clean sample.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from distill.errors import UserError
+from distill.teachers.families.family import Family
 from distill.teachers.unet import UNet
 
 
-class DDPM(UNet):
-    """Conditioned on the index of the step and on labels."""
+class DDPM(UNet, Family):
+    """A UNet2DModel conditioned on the index of the step and on labels."""
 
-    pipelines: ClassVar[tuple[str, ...]] = ("DDPMPipeline", "DDIMPipeline")
-    network: ClassVar[str] = "UNet2DModel"
-    part: ClassVar[str] = "unet"
-    text: ClassVar[bool] = False
+    pipelines = ("DDPMPipeline", "DDIMPipeline")
+    network_class = "UNet2DModel"
+    part = "unet"
+    latents = False
 
     def __init__(self, model: Any) -> None:
-        super().__init__(model)
+        UNet.__init__(self, model)
         config = model.config
         if config["out_channels"] != config["in_channels"]:
             raise UserError("unet: must give as many channels as it takes, no variances")

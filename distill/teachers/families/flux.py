@@ -10,39 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.denoiser import Condition
-from distill.teachers.families.family import Conditions, Family
+from distill.conditions import Condition
+from distill.teachers.families.family import Conditions, LatentFamily, places
 
 
-class Flux(Family):
+class Flux(LatentFamily):
     """Conditioned on t, `prompt` [B, L, D], `pooled` [B, P] and, where embedded, a fixed `guidance`.
 
     Predicts the velocity noise - x0 of patches [B, H/2 W/2, 4 C], each with its row and column.
     """
 
     pipelines = ("FluxPipeline",)
-    network = "FluxTransformer2DModel"
-    patch = 2
+    network_class = "FluxTransformer2DModel"
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.config["in_channels"] // 4, self.side, self.side
-
-    def default_side(self) -> int:
-        return 128  # the pipeline's default_sample_size
+    def patch(self) -> int:
+        return 2
 
     @property
-    def conditions(self) -> dict[str, tuple[int, ...]]:
+    def channels(self) -> int:
+        return int(self.config["in_channels"]) // 4
+
+    def default_size(self) -> tuple[int, int]:
+        return 128, 128  # the pipeline's default_sample_size
+
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         return {
             "prompt": (512, self.config["joint_attention_dim"]),
             "pooled": (self.config["pooled_projection_dim"],),
         }
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        given = self.given(x, cond)
-        half = self.side // 2
-        rows, columns = torch.meshgrid(*2 * (torch.arange(half, device=x.device),), indexing="ij")
-        places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(half * half, 3).to(x.dtype)
+        given = self.embeddings(x, cond)
+        rows, columns = places(self.size[0] // 2, self.size[1] // 2, x.device)
+        ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(x.dtype)
         guidance = x.new_full((x.shape[0],), self.guidance) if self.config["guidance_embeds"] else None
         output: Tensor = self.model(
             hidden_states=self.packed(x),
@@ -51,21 +52,22 @@ class Flux(Family):
             pooled_projections=given["pooled"],
             encoder_hidden_states=given["prompt"],
             txt_ids=x.new_zeros(given["prompt"].shape[1], 3),
-            img_ids=places,
+            img_ids=ids,
             return_dict=False,
         )[0]
         return self.samples(output)
 
     def packed(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] as patches [B, H/2 W/2, 4 C]."""
+        """Return [B, C, H, W] as patches [B, H/2 W/2, 4 C]."""
         patches = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [B, C, H/2, 2, W/2, 2]
         packed: Tensor = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return packed
 
     def samples(self, output: Tensor) -> Tensor:
-        """The inverse of `packed`."""
-        half, channels = self.side // 2, self.shape[0]
-        patches = output.unflatten(1, (half, half)).unflatten(3, (channels, 2, 2))  # [B, H/2, W/2, C, 2, 2]
+        """Return patches as samples: the inverse of `packed`."""
+        patches = output.unflatten(1, (self.size[0] // 2, self.size[1] // 2)).unflatten(
+            3, (self.shape[0], 2, 2)
+        )  # [B, H/2, W/2, C, 2, 2]
         samples: Tensor = patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
         return samples
 
@@ -77,5 +79,5 @@ class Flux(Family):
     def call(self) -> dict[str, Any]:
         return super().call() | {"guidance_scale": self.guidance}
 
-    def latents(self, z: Tensor) -> dict[str, Tensor]:
+    def pipeline_noise(self, z: Tensor) -> dict[str, Tensor]:
         return {"latents": self.packed(z)}

@@ -6,28 +6,28 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from distill.denoiser import Condition
-from distill.teachers.families.family import Conditions, Family
+from distill.conditions import Condition
+from distill.teachers.families.family import Conditions, LatentFamily
 
 
-class PixArt(Family):
+class PixArt(LatentFamily):
     """Conditioned on the index of the step, on `prompt` [B, L, D] under `mask` [B, L], and at 1024 pixels on the size.
 
     Predicts noise, then variances, which are left.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
-    network = "PixArtTransformer2DModel"
+    network_class = "PixArtTransformer2DModel"
 
-    @property
-    def conditions(self) -> dict[str, tuple[int, ...]]:
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"prompt": (120, self.config["caption_channels"]), "mask": (120,)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        given = self.given(x, cond)
+        given = self.embeddings(x, cond)
         size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.config["sample_size"] == 128:  # the networks of 1024 pixels alone know their size
-            size = {"resolution": x.new_full((x.shape[0], 2), self.pixels), "aspect_ratio": x.new_ones(x.shape[0], 1)}
+            size = {"resolution": x.new_tensor(self.pixels).expand(x.shape[0], 2)}
+            size["aspect_ratio"] = x.new_full((x.shape[0], 1), self.pixels[0] / self.pixels[1])
         output: Tensor = self.model(
             x,
             encoder_hidden_states=given["prompt"],

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.teachers.families.family import Conditions
 from distill.teachers.families.pixart import PixArt
 
@@ -19,14 +19,13 @@ class Sana(PixArt):
     """
 
     pipelines = ("SanaPipeline",)
-    network = "SanaTransformer2DModel"
+    network_class = "SanaTransformer2DModel"
 
-    @property
-    def conditions(self) -> dict[str, tuple[int, ...]]:
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"prompt": (300, self.config["caption_channels"]), "mask": (300,)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        given = self.given(x, cond)
+        given = self.embeddings(x, cond)
         output: Tensor = self.model(
             x,
             encoder_hidden_states=given["prompt"],

@@ -6,27 +6,26 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.denoiser import Condition
-from distill.teachers.families.family import Conditions, Family
+from distill.conditions import Condition
+from distill.teachers.families.family import Conditions, LatentFamily
 
 
-class SD3(Family):
+class SD3(LatentFamily):
     """Conditioned on 1000 t, `prompt` [B, L, D] and `pooled` [B, P]. Predicts the velocity noise - x0.
 
     The scheduler's `shift` says which times a sampler visits; the path is the same for all of them.
     """
 
     pipelines = ("StableDiffusion3Pipeline",)
-    network = "SD3Transformer2DModel"
+    network_class = "SD3Transformer2DModel"
     unguided = 0.0
 
-    @property
-    def conditions(self) -> dict[str, tuple[int, ...]]:
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         prompt = (77 + 256, self.config["joint_attention_dim"])  # CLIP's tokens, then T5's
         return {"prompt": prompt, "pooled": (self.config["pooled_projection_dim"],)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        given = self.given(x, cond)
+        given = self.embeddings(x, cond)
         output: Tensor = self.model(
             hidden_states=x,
             timestep=time,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.teachers.families.family import Conditions
 from distill.teachers.families.stable_diffusion import LENGTH, StableDiffusion
 
@@ -16,15 +16,14 @@ class SDXL(StableDiffusion):
 
     pipelines = ("StableDiffusionXLPipeline",)
 
-    @property
-    def conditions(self) -> dict[str, tuple[int, ...]]:
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         sizes = 6 * self.config["addition_time_embed_dim"]
         pooled = self.config["projection_class_embeddings_input_dim"] - sizes
         return {"prompt": (LENGTH, self.config["cross_attention_dim"]), "pooled": (pooled,)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        given = self.given(x, cond)
-        sizes = x.new_tensor([self.pixels, self.pixels, 0, 0, self.pixels, self.pixels]).expand(x.shape[0], 6)
+        given = self.embeddings(x, cond)
+        sizes = x.new_tensor([*self.pixels, 0, 0, *self.pixels]).expand(x.shape[0], 6)
         added = {"text_embeds": given["pooled"], "time_ids": sizes}  # original size, crop's corner, target size
         output: Tensor = self.model(
             x, time, encoder_hidden_states=given["prompt"], added_cond_kwargs=added, return_dict=False

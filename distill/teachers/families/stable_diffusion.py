@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.teachers.families.family import Conditions, UNetFamily
 
 LENGTH = 77  # tokens of a prompt under CLIP
@@ -17,15 +17,14 @@ class StableDiffusion(UNetFamily):
     """Conditioned on the index of the step and on `prompt` [B, 77, D]."""
 
     pipelines = ("StableDiffusionPipeline",)
-    network = "UNet2DConditionModel"
+    network_class = "UNet2DConditionModel"
     unguided = 0.0
 
-    @property
-    def conditions(self) -> dict[str, tuple[int, ...]]:
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"prompt": (LENGTH, self.config["cross_attention_dim"])}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        prompt = self.given(x, cond)["prompt"]
+        prompt = self.embeddings(x, cond)["prompt"]
         output: Tensor = self.model(x, time, encoder_hidden_states=prompt, return_dict=False)[0]
         return output
 

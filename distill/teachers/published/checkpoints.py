@@ -15,18 +15,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from distill.denoiser import Denoiser, Normalisation
+from distill.denoiser import Denoiser
+from distill.encoders.latents import Normalisation
 from distill.errors import UserError, one_line
+from distill.networks.network import null_label
 from distill.paths import EDM
-from distill.teachers.edm import BODIES
-from distill.teachers.folder import build_network
+from distill.teachers.edm import EDM2Net, EDMNet, PublishedNetwork
 from distill.teachers.published.pickles import PERSISTENT, Object, Refused, read_pickle
 
 # Constructor arguments that change no output: precision, the sampler's range, and labels dropped in training.
 _APART = ("sigma_data", "use_fp16", "sigma_min", "sigma_max", "label_dropout")
 _MOST_MODULES = 100_000
-# Class of the published network, name and classes of the network inside.
-_CLASSES = {"edm": ("EDMPrecond", "model", tuple(BODIES)), "edm2": ("Precond", "unet", ("UNet",))}
+_KINDS: dict[str, type[PublishedNetwork]] = {kind.kind: kind for kind in (EDMNet, EDM2Net)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def _found(data: Any, kind: str) -> Found:
     if not isinstance(data, dict) or "ema" not in data:
         held = reprlib.repr(list(data)) if isinstance(data, dict) else type(data).__name__
         raise Refused(f"must hold a dict with the network under 'ema', got {held}")
-    outer, inner, bodies = _CLASSES[kind]
+    inner, bodies = _KINDS[kind].published_body
+    outer = _KINDS[kind].authors_class
     name, attributes = _record(data["ema"], "ema")
     body = _record(_children(attributes)[inner], inner)[0] if name == outer and inner in _children(attributes) else None
     arguments: Any = attributes.get("_init_kwargs")
@@ -74,9 +75,9 @@ def _found(data: Any, kind: str) -> Found:
     if type(sigma_data) not in (int, float) or not 0 < sigma_data < 1e6:
         raise Refused(f"sigma_data: must be positive, got {reprlib.repr(sigma_data)}")
     state = weights(data["ema"])
-    network = build_network({"name": kind, **settings}, state)
+    network = _KINDS[kind].build(settings, state)
     if network.classes and arguments.get("label_dropout"):
-        network.null = network.classes  # a dropped label is a row of zeros
+        network.null = null_label(network.classes)  # a dropped label is a row of zeros
     encoder, latents = _encoder(data.get("encoder"), network.shape[0])
     denoiser = Denoiser(network, EDM(), "edm", sigma_data, latents=latents).eval()
     return Found(denoiser, settings, sum(parameter.numel() for parameter in network.parameters()), encoder)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from distill import Denoiser, DiscreteVP, Flow, Path, Random, UserError
 from distill.loss_weights import Weight
-from distill.objectives import Batch, Denoisers, Objective, Pairs, ScoreMismatching, Wrapper
+from distill.objectives import Batch, Denoisers, Objective, Pairs
+from distill.objectives.score_mismatching import ScoreMismatching
+from distill.objectives.wrapper import Wrapper
 from distill.times import Times, UniformSteps
 from tests.toys import ALL_OBJECTIVES, ALL_PATHS, ON_SAMPLES, Tanh
 

@@ -11,22 +11,18 @@ from torch import Tensor
 from distill import EDM, VP, Flow, Path, Random
 from distill.denoiser import Condition
 from distill.discriminator import Want
-from distill.objectives import (
-    DMD,
-    DMD2,
-    FGM,
-    SIM,
-    Batch,
-    Denoisers,
-    DiffInstruct,
-    FDistill,
-    Objective,
-    RealUID,
-    ScoreMismatching,
-    SiD,
-    SiDA,
-    UniInstruct,
-)
+from distill.objectives import Batch, Denoisers, Objective
+from distill.objectives.diff_instruct import DiffInstruct
+from distill.objectives.dmd import DMD
+from distill.objectives.dmd2 import DMD2
+from distill.objectives.f_distill import FDistill
+from distill.objectives.fgm import FGM
+from distill.objectives.realuid import RealUID
+from distill.objectives.score_mismatching import ScoreMismatching
+from distill.objectives.sid import SiD
+from distill.objectives.sida import SiDA
+from distill.objectives.sim import SIM
+from distill.objectives.uni_instruct import UniInstruct
 from distill.objectives.sim import Exponential, Huber, SquaredL2
 from distill.prediction import Kind, coefficients, from_x0
 from distill.random import expand

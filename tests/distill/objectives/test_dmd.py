@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill import EDM, UserError
-from distill.objectives import DMD, dmd_loss
+from distill.objectives.dmd import DMD, dmd_loss
 from distill.perceptual import L1
 from tests.distill.objectives.test_contract import make
 from tests.toys import gradients

@@ -18,24 +18,14 @@ from torch import Tensor, nn
 from distill import EDM, Denoiser, Flow
 from distill.discriminator import ChannelMean, adversarial_loss, discriminator_loss
 from distill.loss_weights import denoising_weight
-from distill.objectives import (
-    DMD,
-    DMD2,
-    FGM,
-    Batch,
-    Denoisers,
-    DiffInstruct,
-    Objective,
-    RealUID,
-    SiD,
-    SiDA,
-    diff_instruct_loss,
-    dmd_loss,
-    l1_normaliser,
-    realuid_fake_loss,
-    realuid_loss,
-    sid_loss,
-)
+from distill.objectives import Batch, Denoisers, Objective, l1_normaliser
+from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
+from distill.objectives.dmd import DMD, dmd_loss
+from distill.objectives.dmd2 import DMD2
+from distill.objectives.fgm import FGM
+from distill.objectives.realuid import RealUID, realuid_fake_loss, realuid_loss
+from distill.objectives.sid import SiD, sid_loss
+from distill.objectives.sida import SiDA
 from distill.times import UniformFlow
 from tests.toys import given
 

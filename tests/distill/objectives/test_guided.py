@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from distill import EDM, VP, Denoiser, DiscreteVP, Flow, Generator, Path, Random
 from distill.denoiser import Condition
 from distill.guidance import GuidedDenoiser, classifier_free
-from distill.objectives import FGM, Autoguided, Batch, Decoupled, Denoisers, DiffInstruct, Guided, Objective, SiD
+from distill.objectives import Batch, Denoisers, Objective
+from distill.objectives.autoguided import Autoguided
+from distill.objectives.decoupled import Decoupled
+from distill.objectives.diff_instruct import DiffInstruct
+from distill.objectives.fgm import FGM
+from distill.objectives.guided import Guided
+from distill.objectives.sid import SiD
 from distill.teachers import GaussianMixture
 from distill.times import UniformSteps
 from tests.distill.objectives.test_golden import GOLDEN, assert_same

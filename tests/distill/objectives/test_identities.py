@@ -9,23 +9,14 @@ import torch
 from torch import Tensor
 
 from distill import Denoiser, Flow, Random
-from distill.objectives import (
-    Batch,
-    Denoisers,
-    Distance,
-    ScoreMismatching,
-    denoising_loss,
-    diff_instruct_loss,
-    dmd_loss,
-    fgm_loss,
-    l1_normaliser,
-    per_sample,
-    realuid_fake_loss,
-    realuid_loss,
-    sid_loss,
-    sim_loss,
-    velocity_weight,
-)
+from distill.objectives import Batch, Denoisers, denoising_loss, l1_normaliser, per_sample
+from distill.objectives.diff_instruct import diff_instruct_loss
+from distill.objectives.dmd import dmd_loss
+from distill.objectives.fgm import fgm_loss, velocity_weight
+from distill.objectives.realuid import realuid_fake_loss, realuid_loss
+from distill.objectives.score_mismatching import ScoreMismatching
+from distill.objectives.sid import sid_loss
+from distill.objectives.sim import Distance, sim_loss
 from distill.objectives.sim import Exponential, Huber, Power, PseudoHuber, SquaredL2
 from tests.toys import Tanh, gradients
 

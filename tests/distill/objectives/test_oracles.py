@@ -18,20 +18,14 @@ from torch import Tensor
 from distill import EDM, Flow, Path
 from distill.discriminator import adversarial_loss
 from distill.loss_weights import GeneratorWeight, generator_weight
-from distill.objectives import (
-    FGM,
-    SIM,
-    Batch,
-    Denoisers,
-    DiffInstruct,
-    Distance,
-    Objective,
-    RealUID,
-    Rewarded,
-    ScoreMismatching,
-    SiD,
-    diff_instruct_loss,
-)
+from distill.objectives import Batch, Denoisers, Objective
+from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
+from distill.objectives.fgm import FGM
+from distill.objectives.realuid import RealUID
+from distill.objectives.rewarded import Rewarded
+from distill.objectives.score_mismatching import ScoreMismatching
+from distill.objectives.sid import SiD
+from distill.objectives.sim import SIM, Distance
 from distill.objectives.adversarial import logits_at
 from distill.objectives.f_distill import WEIGHTS
 from distill.objectives.sim import Exponential, Huber, Power, PseudoHuber, SquaredL2

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from distill import EDM, Denoiser, Random, UserError
 from distill.generator import Generator
-from distill.objectives import Batch, Denoisers, DiffInstruct, Guided, Objective, Rewarded, SiD
+from distill.objectives import Batch, Denoisers, Objective
+from distill.objectives.diff_instruct import DiffInstruct
+from distill.objectives.guided import Guided
+from distill.objectives.rewarded import Rewarded
+from distill.objectives.sid import SiD
 from distill.teachers import load_denoiser
 from tests.toys import Nearness, Tanh
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from distill import Denoiser, Flow, Path, UserError
-from distill.objectives import FGM, Objective, RealUID
+from distill.objectives import Objective
+from distill.objectives.fgm import FGM
+from distill.objectives.realuid import RealUID
 from tests.toys import At
 
 

@@ -1,0 +1,72 @@
+"""The text encoder of a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.pipeline_folder import INDEX, file_hash, load_stock_pipeline, read_json
+
+
+class PromptEncoding(Protocol):
+    """The part of a pipeline family that a text encoder asks (distill.teachers.families)."""
+
+    text: Any
+
+    def encode(self, pipe: Any, prompts: list[str]) -> Mapping[str, Tensor]: ...
+
+    def encode_null(self, pipe: Any) -> Mapping[str, Tensor]: ...
+
+
+class PipelineTextEncoder:
+    """Prompts to text conditions, as the pipeline's own `encode_prompt` makes them.
+
+    The tokenizers and encoders of the pipeline in `folder` are loaded at the first use, on `device` and in `dtype`.
+
+    Raises:
+        UserError: Pipelines of this family take no prompts.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        family: PromptEncoding,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.folder, self.family, self.device, self.dtype = Path(folder), family, device, dtype
+        if not family.text:
+            raise UserError(f"teacher: '{folder}': a {getattr(family, '__name__', family)} takes no prompts")
+        self._pipe: Any = None
+
+    @property
+    def identity(self) -> str:
+        """The SHA-256 of the encoders and tokenizers."""
+        parts = [p for p in sorted(self.folder.iterdir()) if p.name.startswith(("text_encoder", "tokenizer"))]
+        return file_hash([self.folder / INDEX, *(file for place in parts for file in sorted(place.rglob("*")))])
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Return the conditions [N, ...] of N prompts, on the CPU."""
+        return {name: value.cpu() for name, value in self.family.encode(self._load(), prompts).items()}
+
+    @torch.no_grad()
+    def encode_null(self) -> dict[str, Tensor]:
+        """Return the condition [1, ...] that stands for no prompt in the pipeline's own guidance, on the CPU."""
+        return {name: value.cpu() for name, value in self.family.encode_null(self._load()).items()}
+
+    def free(self) -> None:
+        """Release the encoders; the next use reads their files again."""
+        self._pipe = None
+
+    def _load(self) -> Any:
+        if self._pipe is None:
+            parts = [name for name, entry in read_json(self.folder / INDEX).items() if isinstance(entry, list)]
+            unused = {name: None for name in parts if not name.startswith(("text_encoder", "tokenizer", "scheduler"))}
+            self._pipe = load_stock_pipeline(self.folder, **unused, dtype=self.dtype).to(self.device)
+        return self._pipe

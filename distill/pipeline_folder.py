@@ -1,0 +1,106 @@
+"""The folder of a diffusers pipeline, as `save_pretrained` writes it: its index, its parts and their models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError, one_line
+
+INDEX = "model_index.json"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; raises UserError for anything else."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"teacher: cannot read '{file}': it is no JSON object")
+    return content
+
+
+def part_folder(folder: Path, name: str) -> Path:
+    """Return the folder of a part. The earliest pipelines keep all their parts in one folder."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def class_name(index: dict[str, Any], name: str) -> Any:
+    """Return the class of the part `name` that the pipeline's `index` states."""
+    entry = index.get(name)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+
+
+def pixels_per_latent(folder: Path) -> int:
+    """Return the number of pixels to a side of one latent, from the config of the autoencoder."""
+    config = read_json(part_folder(folder, "vae") / "config.json")
+    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    if not isinstance(blocks, list):
+        raise UserError(f"cannot read '{part_folder(folder, 'vae')}': its config lists no blocks")
+    return int(2 ** (len(blocks) - 1))
+
+
+def meta_model(place: Path, kind: str) -> Any:
+    """Build the diffusers model of class `kind` from the config.json in `place`, on the meta device.
+
+    Raises UserError when the config is missing or makes no such model.
+    """
+    import diffusers
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return getattr(diffusers, kind).from_config(read_json(place / "config.json")).eval()
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
+
+
+def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> Any:
+    """Load the diffusers model of class `kind` in the folder `place`, float32, in eval mode.
+
+    Raises UserError when the class is not one of `allowed` for the part `name`, when its weights are missing, damaged
+    or no safetensors, and when they do not fit their config.
+    """
+    import diffusers
+    import torch
+
+    if kind not in allowed:
+        raise UserError(f"{name} must be {' or '.join(allowed)}, got {kind!r}")
+    if not any(place.glob("*.safetensors")):  # diffusers would go on to a pickle, which may run code
+        raise UserError(f"cannot read '{place}': it holds no .safetensors file")
+    try:
+        model, info = getattr(diffusers, kind).from_pretrained(
+            place, output_loading_info=True, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    except Exception as error:  # diffusers, safetensors and torch each raise their own kinds for a damaged folder
+        raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"the weights in '{place}' do not fit their config, first at {wrong[0]}")
+    return model.eval()
+
+
+def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
+    """Load the stock pipeline in `folder`, in eval mode; raises UserError when diffusers cannot load it."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, **arguments)
+    except Exception as error:  # diffusers and transformers raise their own kinds
+        raise UserError(f"teacher: diffusers cannot load '{folder}': {one_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def file_hash(files: list[Path]) -> str:
+    """Return the SHA-256 over the names and contents of `files`."""
+    total = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as opened:
+                content = hashlib.file_digest(opened, "sha256").hexdigest()
+            total.update(f"{file.parent.name}/{file.name} {content}\n".encode())
+    return total.hexdigest()

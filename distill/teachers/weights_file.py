@@ -1,0 +1,53 @@
+"""The weights of a network that diffusers does not know: one safetensors file under the network's own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill.errors import UserError, one_line
+
+WEIGHTS = "network.safetensors"
+
+
+def save_weights(module: nn.Module, folder: Path) -> None:
+    """Write the state of `module` to `folder`, what is of floating type in float32."""
+    save_file({name: _stored(value) for name, value in module.state_dict().items()}, folder / WEIGHTS)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the state in `folder`, mapped into memory; raises UserError when it is missing or damaged."""
+    file = folder / WEIGHTS
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
+
+
+def check_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise UserError when names or shapes of `state` are not those of the network."""
+    wanted = {key: value.shape for key, value in network.state_dict().items()}
+    for key in sorted(wanted.keys() ^ state.keys()):
+        raise UserError(f"weights: '{key}' is {'missing' if key in wanted else 'no weight of this network'}")
+    for key, shape in wanted.items():
+        if state[key].shape != shape:
+            raise UserError(f"weights: '{key}' has shape {tuple(state[key].shape)}, the network {tuple(shape)}")
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a `network` on the meta device the weights `state`, float32; raises UserError when they do not fit.
+
+    Nothing is allocated before names and shapes are known to agree.
+    """
+    check_weights(network, state)
+    copies = {key: value.to(torch.float32, copy=True) for key, value in state.items()}  # a file read is a map of it
+    network.load_state_dict(copies, assign=True)
+
+
+def _stored(value: Tensor) -> Tensor:
+    return (value.detach().float() if value.is_floating_point() else value.detach()).contiguous()
