@@ -80,7 +80,7 @@ def classifier_free(
 
 def check_null(teacher: GuidableDenoiser, who: str) -> None:
     """Raise UserError, naming `who` needs it, where the teacher has no null condition."""
-    if teacher.network.null is None:
+    if not teacher.network.has_null:
         raise UserError(
             f"objective: {who} needs a teacher with a null condition, this one states none: it must be conditional"
             " and trained with label_dropout"

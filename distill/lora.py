@@ -1,8 +1,9 @@
 """Low-rank adapters (Hu et al., arXiv:2106.09685) on the convolutions and linear layers of a network, through peft.
 
-Each becomes W x + alpha/rank B A x with W frozen, A random and B zero: the network starts as what it was. Networks that
-`share` their weights have each a tree of modules of its own over the same tensors, so that adapters of one are nowhere
-in another: there is no switch that could stand wrongly, neither in a forward nor when a backward recomputes it.
+An adapted layer becomes W x + alpha/rank B A x with W frozen, A random and B zero: the network starts unchanged.
+Networks that share weights (`share_parameters`) have a tree of modules each over the same tensors. The adapters of one
+network are therefore in no other: no switch can be in a wrong position, neither in a forward pass nor when a backward
+pass recomputes one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Lora:
                 raise UserError(f"{name}: must be positive, got {getattr(self, name)}")
 
 
-def share(module: Module, names: Container[str] | None = None) -> Module:
+def share_parameters(module: Module, names: Container[str] | None = None) -> Module:
     """A copy of `module` in which the parameters of these `names` (null: all) are the very tensors of `module`.
 
     Buffers are copied, since a network may write them in training. Moving the shared parameters in place, to a device

@@ -1,4 +1,7 @@
-"""The `distill` command."""
+"""The `distill` command.
+
+Commands import what they need when they are called, so that `distill --help` does not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,6 @@ from launch.commands import (
     try_,
 )
 from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, follow_launcher, leave
-from trainers.engine.collectives import GONE, is_lost_process
 from trainers.engine.stopping import STOP, Stopped
 
 app = typer.Typer(
@@ -55,43 +57,43 @@ app.add_typer(import_.app, name="import")
 
 
 def main() -> None:
-    """Run the command and end with its exit code (docs/cluster.md); what went wrong is one line on stderr, a traceback
-    only with --debug."""
+    """Run the command and end with its exit code (docs/cluster.md).
+
+    A mistake of the user's is one line on stderr; --debug shows a traceback as well.
+    """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.path.append(os.getcwd())  # a recipe may name the user's own my_module:MyObjective
     try:
         with STOP.listening():
-            _obey(arguments)
+            try:
+                follow_launcher()
+                app(args=arguments, prog_name="distill")
+            except Stopped as stopped:  # within the context, where another signal changes nothing
+                if os.environ.get("RANK", "0") == "0":
+                    print_error(stopped)
+                leave(EXIT_STOPPED)
     except UserError as error:
         if debug:
             traceback.print_exc()
-        _tell(error)
+        print_error(error)
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:  # a folder that cannot be written, a full disk
         if debug:
             raise
-        _tell(error, " (--debug shows where)")
+        print_error(error, " (--debug shows where)")
         sys.exit(1)
     except RuntimeError as error:
+        from trainers.engine.collectives import GONE, is_lost_process
+
         if debug or "WORLD_SIZE" not in os.environ or not is_lost_process(error):
             raise
-        _tell(f"{GONE}, its output says why; `distill resume` goes on")
+        print_error(f"{GONE}, its output says why; `distill resume` goes on")
         leave(1)
 
 
-def _obey(arguments: list[str]) -> None:
-    """Run the command; when it has stopped it leaves here, where another signal changes nothing."""
-    try:
-        follow_launcher()
-        app(args=arguments, prog_name="distill")
-    except Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            _tell(stopped)
-        leave(EXIT_STOPPED)
-
-
-def _tell(error: object, more: str = "") -> None:
+def print_error(error: object, more: str = "") -> None:
+    """Print an error in one line, unless another process has printed it."""
     if not getattr(error, "already_printed", False):
         print(f"distill: {error}{more}", file=sys.stderr)
 

@@ -11,18 +11,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-import torch
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, NoReturn
 
 from distill.errors import UserError
-from trainers.engine.stopping import INTERRUPTED, LAUNCHER, SIGNALS
-from trainers.recipe.run import Experiment
+from trainers.engine.stopping import INTERRUPTED, SIGNALS, STOP
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from trainers.recipe.run import Experiment
 
 EXIT_USER_ERROR, EXIT_STOPPED = 2, 75  # 75: EX_TEMPFAIL of sysexits.h, try again
 PATIENCE = 60.0  # seconds that processes have to leave after the first of them
 PR_SET_PDEATHSIG = 1
+LAUNCHER = "DISTILL_LAUNCHER"  # in the environment: the id of the process that started this one and others
 
 
 def in_world() -> bool:
@@ -46,6 +48,8 @@ def relaunch(processes: int, arguments: list[str]) -> NoReturn:
     What it is told by signals it tells them. It ends with the exit code of the one that failed first. Raises UserError
     when there are fewer GPUs than processes.
     """
+    import torch
+
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), LAUNCHER: str(os.getpid())}
     common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -110,6 +114,7 @@ def follow_launcher() -> None:
     """Let this process be told to stop when the launcher that started it, be it torchrun, is gone, even by kill -9
     (Linux)."""
     ours = os.environ.get(LAUNCHER)
+    STOP.launcher = int(ours) if ours else None
     if sys.platform == "linux" and (ours or "TORCHELASTIC_RUN_ID" in os.environ):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
         if ours and os.getppid() != int(ours):  # it was gone already
@@ -117,15 +122,14 @@ def follow_launcher() -> None:
 
 
 def join_world(processes: int | None, run: Experiment, folder: Path) -> Accelerator:
-    """This process's Accelerator with the run's trackers; raises UserError when its world is not the one asked for."""
+    """Return this process's Accelerator; raises UserError when its world is not the one asked for."""
+    from trainers.engine.world import start_accelerator
+
     world = world_size()
     if processes not in (None, world):  # before it waits for processes that may never come
         raise UserError(f"--processes: {processes} asked for, but the launcher started {world}; leave it out there")
-    torch.backends.cudnn.deterministic = True  # or no resume on a GPU repeats its bits
-    torch.backends.cudnn.allow_tf32 = False  # float32 is what the recipe says; bfloat16 is the fast choice
-    cpu, trackers, logs = not torch.cuda.is_available(), list(run.tracking) or None, str(folder / "tensorboard")
     try:
-        accelerator = Accelerator(cpu=cpu, log_with=trackers, project_dir=logs)
+        accelerator = start_accelerator(run, folder)
     except ValueError as error:  # half of a launcher's environment
         raise UserError(f"WORLD_SIZE: {world} processes announced, but they cannot be joined: {error}") from error
     if accelerator.num_processes != world:

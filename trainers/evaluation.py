@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import torch
 from accelerate import Accelerator
 
 from distill.denoiser import Denoiser
-from distill.encoders.encoder import image_shape
 from distill.errors import UserError
 from distill.metrics import Classifier, ClassifierFeatures, Extractor, Protocol
 from distill.random import Random
 from trainers.data import Dataset
 from trainers.data.batches import inputs
-from trainers.engine.session import Sampler
+from trainers.engine.sampler import Sampler, make_image_sampler
 from trainers.engine.stopping import STOP
+from trainers.io.console import plain
 from trainers.recipe.run import Evaluation
+
+if TYPE_CHECKING:
+    from trainers.runs.load import Trained
 
 CHUNK = 500  # samples at once, fewer of large images
 PIXELS = 2**22
@@ -38,7 +47,7 @@ def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
 def check_images(source: Dataset, teacher: Denoiser) -> None:
     """Raise UserError when the teacher's samples as they are seen are no match for the images of `source`, or it has
     none."""
-    if (shape := image_shape(teacher)) is None:
+    if (shape := teacher.image_shape) is None:
         raise UserError("evaluation: judges pixels, the teacher's samples are latents and have no decoder")
     if source.read is None:
         raise UserError(f"evaluation: needs real images, data: {source.name} has none")
@@ -66,7 +75,7 @@ def draw_samples(
     last: int,
     seed: int,
     device: torch.device,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Samples first ... last-1 [N, C, H, W] and their labels [N] on the CPU: the same inputs for every model.
 
@@ -78,8 +87,8 @@ def draw_samples(
         index = torch.arange(start, min(start + chunk, last), device=device)
         noise, cond = inputs(dataset, Random.at(seed, index).stream("evaluation"))
         images.append(sampler(noise, cond).float().cpu())
-        if isinstance(cond, torch.Tensor):
-            labels.append(cond.cpu())
+        if cond.labels is not None:
+            labels.append(cond.labels.cpu())
     return torch.cat(images), torch.cat(labels) if labels else None
 
 
@@ -90,7 +99,7 @@ def evaluate(
     samples: int,
     seed: int,
     accelerator: Accelerator,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> dict[str, float | int | str]:
     """The protocol's report on `samples` samples of `shape`; collective, each rank draws as many, the last perhaps more
     than are asked for.
@@ -111,8 +120,38 @@ def evaluate(
     return protocol.report(images, labels)
 
 
+def compare(trained: Trained, samples: int | None = None, classifier: str | Path | None = None) -> dict[str, Any]:
+    """Compare student and teacher with the real images, and write evaluation.json; see Trained.evaluate.
+
+    Both models get the same noise and labels.
+    """
+    run = trained.run
+    settings = run.evaluation if classifier is None else replace(run.evaluation, classifier=str(classifier))
+    check_images(trained.source, trained.denoiser)
+    protocol = fit_protocol(trained.source, settings)
+    count = samples or settings.samples
+    accelerator = Accelerator(cpu=trained.device.type == "cpu")
+    report: dict[str, Any] = {"protocol": protocol.name, "samples": count, "images": trained.images}
+    report |= {"average": trained.average, "halves": protocol.halves}
+    samplers = {"student": trained.sampler, "teacher": trained.teacher_sampler}
+    if trained.teacher_sampler is None:
+        samplers = {"teacher": trained.sampler}
+    for name, sampler in samplers.items():
+        assert sampler is not None
+        with plain(stderr=True).status(f"{name}: {count:,} samples"):
+            images = make_image_sampler(sampler, trained.model)
+            shape = trained.source.shape
+            numbers = evaluate(images, trained.dataset, protocol, count, run.seed, accelerator, shape)
+        report[name] = {key: value for key, value in numbers.items() if isinstance(value, float)}
+    if "student" in report:
+        report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
+    if accelerator.is_main_process:
+        (trained.folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
 def _chunk(shape: tuple[int, ...]) -> int:
-    return max(1, min(CHUNK, PIXELS // (shape[1] * shape[2])))
+    return max(1, min(CHUNK, PIXELS // math.prod(shape[1:])))
 
 
 def _polled(images: torch.Tensor) -> torch.Tensor:

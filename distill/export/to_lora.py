@@ -72,7 +72,7 @@ def _write(generator: Generator, stock: bool, folder: Path) -> None:
 
 def _read(generator: Generator, folder: Path) -> Reader:
     """The teacher's network with the adapters that diffusers reads."""
-    loaded = lora.share(generator)
+    loaded = lora.share_parameters(generator)
     lora.strip(loaded)
     network: Any = loaded.denoiser.network
     network.model.load_lora_adapter(folder, prefix=network.adapter_part, use_safetensors=True, local_files_only=True)

@@ -30,6 +30,8 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self.classes, self.width, self.data, self.accuracy = shape, classes, width, data, accuracy
+        if len(shape) != 3:
+            raise UserError(f"classifier: takes images (C, H, W), got {list(shape)}")
         channels, height, length = shape
         positions = -(-height // 4) * -(-length // 4)
         self.body = nn.Sequential(*_convolution(channels, 32, 1), *_convolution(32, 64, 2), *_convolution(64, 64, 2))

@@ -64,6 +64,11 @@ class Network(nn.Module):
         return made
 
     @property
+    def has_null(self) -> bool:
+        """Whether it knows a null condition; that of prompts is known once the text encoder has made it."""
+        return self.null is not None or self.text_encoder is not None
+
+    @property
     def null_label(self) -> int | None:
         """The label of the null condition; None where it is no label."""
         return None if self.null is None or self.null.labels is None else int(self.null.labels)

@@ -6,7 +6,7 @@ from distill.teachers.folder import DESCRIPTION, load_denoiser, save_denoiser
 from distill.teachers.own import OwnNet
 from distill.teachers.pipeline import copy_autoencoder, copy_pipeline, denoiser_files, download, load_pipeline
 from distill.teachers.published.checkpoints import Found, read_published
-from distill.teachers.unet import UNet, build_unet
+from distill.teachers.unet import UNet, build_unet, fresh_unet
 
 __all__ = [
     "DESCRIPTION",
@@ -22,6 +22,7 @@ __all__ = [
     "copy_pipeline",
     "denoiser_files",
     "download",
+    "fresh_unet",
     "load_denoiser",
     "load_pipeline",
     "read_published",

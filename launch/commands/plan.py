@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from typing import Annotated
 
 import typer
 
 from distill.errors import UserError
-from launch.commands.train import Overrides, Recipe, resolve
-from trainers.io.console import plain
-from trainers.plan.ledger import ALL, Traffic
-from trainers.plan.trace import Plan, cheapest
-from trainers.plan.trace import plan as trace
-from trainers.recipe.run import Run
+from launch.options import Overrides, Recipe, resolve_recipe
 
-UNITS = {"": 1.0, "MB": 1e6, "GB": 1e9, "TB": 1e12, "MIB": 2.0**20, "GIB": 2.0**30, "TIB": 2.0**40}
 HEADROOM = 0.1  # of the memory, for what no trace sees: CUDA's context, cuBLAS, NCCL, fragmentation (unverified)
 EXIT_TOO_LARGE = 1
 
@@ -24,17 +17,22 @@ EXIT_TOO_LARGE = 1
 def plan(
     recipe: Recipe,
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(help="GPUs in all", min=1)] = 1,
-    memory: Annotated[str, typer.Option(help="of each GPU, as 80GB or 80GiB")] = "80GB",
-    nodes: Annotated[int | None, typer.Option(help="machines they are in; 8 GPUs each when left out", min=1)] = None,
+    gpus: Annotated[int, typer.Option(help="The number of GPUs in all.", min=1)] = 1,
+    memory: Annotated[str, typer.Option(help="The memory of each GPU, as 80GB or 80GiB.")] = "80GB",
+    nodes: Annotated[
+        int | None, typer.Option(help="The machines that they are in. Default: 8 GPUs each.", min=1)
+    ] = None,
 ) -> None:
-    """Memory and communication of a recipe on each GPU, and what makes it fit; exit code 1 where it does not.
+    """Show memory and communication of a recipe on each GPU, and what makes it fit; exit code 1 where it does not.
 
     The trainer's own code is traced on tensors without values. Only the teacher's configs need be there.
     """
-    run, console, size = resolve(recipe, overrides or []), plain(), read_bytes(memory)
-    if not isinstance(run, Run):
-        raise UserError(f"{recipe}: this recipe is for `distill teacher`, whose one network needs no plan")
+    from trainers.io.console import plain
+    from trainers.plan.report import gigabytes, read_bytes, table
+    from trainers.plan.trace import cheapest
+    from trainers.plan.trace import plan as trace
+
+    run, console, size = resolve_recipe(recipe, overrides), plain(), read_bytes(memory)
     nodes = nodes or -(-gpus // 8)
     if gpus % nodes:
         raise UserError(f"--nodes: {nodes} must divide --gpus {gpus}")
@@ -53,50 +51,3 @@ def plan(
     else:
         console.print(f"cheapest changes that make it fit: {shlex.join(changes)}, {gigabytes(better.peak.bytes)}")
     raise typer.Exit(EXIT_TOO_LARGE)
-
-
-def table(run: Run, found: Plan, nodes: int) -> list[str]:
-    """Lines that tell a plan."""
-    share = run.batch_size // found.processes
-    lines = [
-        f"{run.name} on {found.processes} GPUs in {nodes} machines: {share} samples a GPU and update,"
-        f" in {run.micro_batches} micro-batches",
-        f"peak {gigabytes(found.peak.bytes)} a GPU in: {found.phase}; largest: {found.largest}",
-    ]
-    for kind, size in sorted(found.peak.kinds.items(), key=lambda item: -item[1]):
-        lines += [f"  {kind:28}{gigabytes(size):>12}"] if size else []
-    lines += [f"in host memory, for each GPU: {gigabytes(found.host)}"] if found.host else []
-    lines += ["peak of each phase"]
-    lines += [f"  {phase:28}{gigabytes(peak.bytes):>12}" for phase, peak in found.peaks.items()]
-    lines += ["communication of an update: messages, what a GPU sends, what leaves its machine"]
-    for (phase, operation, who), traffic in found.traffic.items():
-        name = f"{phase}, {operation.strip('_')}{'' if who == ALL else f', {who}'}"
-        sizes = (traffic.bytes, *travels(found, operation, who, traffic, nodes))
-        lines += [f"  {name:46}" + "".join(f"{gigabytes(size):>12}" for size in sizes)]
-    return lines if found.traffic else [*lines, "  none"]
-
-
-def travels(found: Plan, operation: str, who: str, traffic: Traffic, nodes: int) -> tuple[float, float]:
-    """Bytes that a GPU sends at least, and that leave a machine, on the average of all."""
-    groups, machine = found.groups(who), found.processes // nodes
-    machines = [len({rank // machine for rank in group}) for group in groups]
-    outside = sum(parties * sent(operation, traffic, parties) for parties in machines) / nodes
-    return sent(operation, traffic, len(groups[0])), outside
-
-
-def sent(operation: str, traffic: Traffic, parties: int) -> float:
-    """Bytes that one of `parties` sends at least: (n-1)/n of what it gathers or scatters, twice that to reduce all."""
-    return traffic.bytes * (parties - 1) / parties * (2 if "reduce" in operation and "scatter" not in operation else 1)
-
-
-def gigabytes(size: float) -> str:
-    """10^9 bytes, or 10^6 of what is small."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"
-
-
-def read_bytes(text: str) -> float:
-    """The bytes of a size such as 80GB; raises UserError for what is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", text.strip())
-    if found is None or found[2].upper() not in UNITS or not float(found[1]):
-        raise UserError(f"--memory: must be a size as 80GB or 80GiB, got {text!r}")
-    return float(found[1]) * UNITS[found[2].upper()]

@@ -15,15 +15,7 @@ from typing import Annotated
 import typer
 
 from distill.errors import UserError
-from launch.commands.export import export_product
-from launch.commands.sample import draw
-from launch.commands.train import Overrides, Recipe, check, check_fresh, resolve
-from launch.processes import join_world
-from trainers.io.console import plain
-from trainers.io.images import grid
-from trainers.loop import fit
-from trainers.recipe.run import Run
-from trainers.runs.load import load_trained
+from launch.options import Overrides, Recipe, resolve_recipe
 
 SAMPLES = 4
 # Before a card's snippet: an import of ours raises. After it: what it drew.
@@ -34,11 +26,13 @@ COUNT = "\nprint(len(globals().get('images', globals().get('latents'))))\n"
 def try_(
     recipe: Recipe,
     overrides: Overrides = None,
-    folder: Annotated[Path | None, typer.Option(help="folder to keep it in; nothing is kept when left out")] = None,
+    folder: Annotated[Path | None, typer.Option(help="The folder to keep it in. Default: nothing is kept.")] = None,
 ) -> None:
     """Walk a recipe's whole path with --tiny, from its teacher to the use of its export, and tell the seconds."""
+    from trainers.api import refuse_used
+
     if folder is not None:
-        check_fresh(folder)
+        refuse_used(folder)
         walk(recipe, overrides or [], folder)
         return
     with TemporaryDirectory(prefix="distill-") as temporary:
@@ -46,21 +40,24 @@ def try_(
 
 
 def walk(recipe: str, overrides: list[str], folder: Path) -> None:
-    """The steps of `try` in `folder`; raises UserError where one fails."""
+    """Take the steps of `try` in `folder`; raises UserError where one fails."""
+    import trainers
+    from trainers.engine.world import start_accelerator
+    from trainers.loop import fit
+    from trainers.runs.open import open_run
+
     with timed("make teacher and data"):
-        run = resolve(recipe, overrides, tiny=folder)
-    if not isinstance(run, Run):
-        raise UserError(f"{recipe}: this recipe is for `distill teacher`, which has no --tiny")
+        run = resolve_recipe(recipe, overrides, tiny=folder)
     with timed("load and check"):
-        check(run, 1, fresh=True)
+        opened = open_run(run, 1)
     with timed("cache and train") as note:
-        fit(run, folder, join_world(None, run, folder))
+        fit(opened, folder, start_accelerator(run, folder))
         note(f"{run.images // run.batch_size} updates")
     with timed("sample"):
-        product = load_trained(folder)
-        grid(draw(product, SAMPLES), SAMPLES).save(folder / "sample.png")
+        trained = trainers.load(folder)
+        trainers.grid(trained.sample(SAMPLES), SAMPLES).save(folder / "sample.png")
     with timed("export") as note:
-        note(f"differs by {export_product(product, folder, folder / 'export'):.1e} from the trainer's")
+        note(f"differs by {trained.export():.1e} from the trainer's")
     with timed("use the export without this package") as note:
         note(f"{use_export(folder / 'export')} samples")
 
@@ -68,6 +65,8 @@ def walk(recipe: str, overrides: list[str], folder: Path) -> None:
 @contextmanager
 def timed(step: str) -> Iterator[Callable[[str], None]]:
     """Print the seconds of a step and what it noted."""
+    from trainers.io.console import plain
+
     notes: list[str] = []
     started = time.perf_counter()
     yield notes.append

@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.tiny import experiment, recipe
-from trainers.checkpoints import checkpoint, saver as saver_module
+from trainers.checkpoints import checkpoint
+from trainers.checkpoints import saver as saver_module
 from trainers.checkpoints.saver import SaveError, Saver
 from trainers.engine.session import Session
 from trainers.io import jsonl

@@ -1,9 +1,9 @@
-"""What a checkpoint holds, whether it is whole, and the way back from it.
+"""The contents of a checkpoint, the check that it is whole, and the way back from it.
 
-checkpoints/IMAGES/ holds, as safetensors (see trainers.checkpoints.tensor_files), the weights that the players train, those of
-every average, the optimizers' state, the objective's memory and the meter; `state.json` the counters and the recipe;
-`manifest.json` size and SHA-256 of each file. Loading runs no code. The frozen teacher is never saved, its identity
-always. trainers.checkpoints.saver writes it.
+checkpoints/IMAGES/ holds safetensors files (see trainers.checkpoints.tensor_files) of the weights that the players
+train, every average, the optimizers' state, the objective's memory and the meter. `state.json` holds the counters and
+the recipe, `manifest.json` the size and SHA-256 of each file. Loading runs no code. The frozen teacher is never saved,
+its identity always. trainers.checkpoints.saver writes checkpoints.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import UserError
-from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, write
+from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write
 from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.engine.sharding import gathered
@@ -26,12 +25,13 @@ from trainers.recipe.strict_yaml import dump
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-AVERAGE = "ema.safetensors"
+AVERAGE_STEM = "ema"
+AVERAGE = f"{AVERAGE_STEM}{SUFFIX}"
 FORMAT = 3
 
 
 def contents(session: Session) -> Contents:
-    """Every tensor of the state, by file."""
+    """Return every tensor of the state, by file."""
     state, accelerator = session.state, session.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     found: dict[str, dict[str, Tensor | Rows]] = {}
@@ -48,7 +48,7 @@ def contents(session: Session) -> Contents:
 
 
 def describe(session: Session) -> dict[str, Any]:
-    """Everything else of the state: state.json."""
+    """Return everything else of the state: state.json."""
     state = session.state
     return {
         "format": FORMAT,
@@ -58,21 +58,30 @@ def describe(session: Session) -> dict[str, Any]:
         "unfinished": state.unfinished,
         "teacher": session.teacher_hash,
         "recipe": dump(session.run),
+        "shape": session.dataset.shape,
+        "classes": session.dataset.classes,
     }
 
 
 def folders(root: Path) -> list[Path]:
-    """Checkpoint folders under `root`, newest first, valid or not."""
+    """Return the checkpoint folders under `root`, newest first, valid or not."""
     if not root.is_dir():
         return []
     return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
 
 
-def flaw(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None when every file has the size and hash of the manifest."""
+def flaw(folder: Path, need: Container[str] | None = None) -> str | None:
+    """Return the flaw of a checkpoint folder; None when its files have the sizes and hashes of the manifest.
+
+    Args:
+        folder: The checkpoint.
+        need: The names of the tensor files to check, without rank and ending; None for all files.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         for name, expected in manifest.items():
+            if need is not None and name != STATE and stem_of(name) not in need:
+                continue
             file = folder / name
             if not file.is_file():
                 return f"{name} is missing"
@@ -89,22 +98,40 @@ def flaw(folder: Path) -> str | None:
     return None if STATE in manifest else f"{MANIFEST} lists no {STATE}"
 
 
-def newest(root: Path) -> tuple[Path, list[str]]:
-    """The newest valid checkpoint under `root`, and a line for each newer one that was skipped.
+def newest(root: Path, need: Container[str] | None = None) -> tuple[Path, list[str]]:
+    """Return the newest valid checkpoint under `root`, and a line for each newer one that was skipped.
 
-    Raises UserError when there is none: a run never starts from zero silently.
+    Args:
+        root: The folder of checkpoints.
+        need: The tensor files that must be whole, as in `flaw`; the others are not read.
+
+    Raises:
+        UserError: There is no valid checkpoint. A run never starts from zero silently.
     """
     skipped: list[str] = []
     for folder in folders(root):
-        wrong = flaw(folder)
+        wrong = flaw(folder, need)
         if wrong is None:
             return folder, skipped
         skipped.append(f"skipped checkpoint '{folder}': {wrong}")
     raise UserError("; ".join([f"no valid checkpoint in '{root}'", *skipped]))
 
 
+def newest_state(root: Path) -> dict[str, Any] | None:
+    """Return state.json of the newest checkpoint under `root` that has one, without checking any hash.
+
+    It tells a launcher how many processes to start; the run itself checks every file.
+    """
+    for folder in folders(root):
+        try:
+            return read_state(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
 def restore(session: Session, folder: Path) -> None:
-    """Load `folder` into the session; raises UserError when it is another run's."""
+    """Load a checkpoint into the session; raises UserError when it is that of another run."""
     description = read_state(folder)
     if description["teacher"] != session.teacher_hash:
         raise UserError(
@@ -126,7 +153,7 @@ def restore(session: Session, folder: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """state.json of a valid checkpoint."""
+    """Read state.json of a checkpoint; raises UserError for one of another format."""
     description: dict[str, Any] = json.loads((folder / STATE).read_text())
     if description["format"] != FORMAT:
         raise UserError(f"'{folder}' has checkpoint format {description['format']}; this version reads {FORMAT}")
@@ -134,8 +161,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def whole_average(session: Session) -> dict[str, Tensor]:
-    """The averaged weights, for the first process to save; collective where they are sharded."""
-    return gathered(trained(session.state.ema.module, session.state.ema.frozen_names))
+    """Return the averaged weights for the first process to save; collective where they are sharded."""
+    return gathered(trained(session.model, session.state.ema.frozen_names))
 
 
 def save_average(weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -143,48 +170,62 @@ def save_average(weights: Mapping[str, Tensor], folder: Path) -> None:
     save_tensors(weights, folder / AVERAGE)
 
 
-def load_average(folder: Path, module: torch.nn.Module, frozen_names: Container[str] = ()) -> None:
-    """Load the averaged weights of a checkpoint into `module`, but for the parameters that are `frozen_names`."""
+def load_average(folder: Path, module: nn.Module, frozen_names: Container[str] = ()) -> None:
+    """Load the averaged weights of a checkpoint into `module`, without the parameters of `frozen_names`."""
     load_module(module, folder / AVERAGE, frozen_names)
 
 
-def save_module(module: torch.nn.Module, file: Path, frozen_names: Container[str] = ()) -> None:
-    """Write parameters and buffers of `module`, but for those that are `frozen_names` as they are."""
+def check_average(folder: Path, module: nn.Module) -> None:
+    """Raise RuntimeError when the averaged weights of a checkpoint are those of another network, by their shapes."""
+    ShardedTensors(folder, AVERAGE_STEM).check(trained(module))
+
+
+def save_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()) -> None:
+    """Write parameters and buffers of `module`, without the parameters of `frozen_names`."""
     save_tensors(trained(module, frozen_names), file)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write whole tensors."""
+    """Write tensors to one file; of a sharded one, the rows of this rank."""
     write({name: rows for name, value in tensors.items() if (rows := own_rows(value))}, file)
 
 
-def load_module(module: torch.nn.Module, file: Path, frozen_names: Container[str] = ()) -> None:
-    """Load what save_module wrote, or what several processes did of that name, the `frozen_names` parameters staying as they
-    are; raises UserError when it cannot be read, RuntimeError when it is another network's."""
-    ShardedTensors(file.parent, file.name.removesuffix(SUFFIX)).load(trained(module, frozen_names), spare=frozen_names)
+def load_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()) -> None:
+    """Load what save_module wrote, or what several processes wrote under that name, into `module`.
+
+    The parameters of `frozen_names` stay as they are.
+
+    Raises:
+        UserError: A file cannot be read.
+        RuntimeError: The file is that of another network.
+    """
+    ShardedTensors(file.parent, file.name.removesuffix(SUFFIX)).load(trained(module, frozen_names), frozen_names)
 
 
-def trained(module: torch.nn.Module, frozen_names: Container[str] = ()) -> dict[str, Tensor]:
-    """Parameters and buffers of `module`, but for those that are `frozen_names` as they are."""
+def trained(module: nn.Module, frozen_names: Container[str] = ()) -> dict[str, Tensor]:
+    """Return parameters and buffers of `module`, without the parameters of `frozen_names`."""
     return {name: value for name, value in module.state_dict().items() if name not in frozen_names}
 
 
 def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in player.bare.named_parameters():
         for key, value in player.optimizer.state.get(parameter, {}).items():
-            if value is not None:
+            if isinstance(value, Tensor):
                 yield f"{name}|{key}", value
+            elif value is not None:
+                kind = type(player.optimizer).__name__
+                raise UserError(f"{player.name}: {kind} keeps '{key}' as no tensor, so that no checkpoint can hold it")
 
 
-def _load_optimizer(player: Player, stem: ShardedTensors) -> None:
+def _load_optimizer(player: Player, saved: ShardedTensors) -> None:
     parameters = dict(player.bare.named_parameters())
-    # torch makes Adam's in the first step
+    # torch makes Adam's moments in the first step.
     later = set() if player.settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
-    keeps = {name: set(player.optimizer.state.get(p, ())) or later for name, p in parameters.items()}
-    for name in stem:
+    expected = {name: set(player.optimizer.state.get(p, ())) or later for name, p in parameters.items()}
+    for name in saved:
         parameter, key = name.split("|")
-        if key not in keeps[parameter]:
+        if key not in expected[parameter] and not player.own_optimizer:
             raise UserError(
                 f"{player.name}.name: {player.settings.name} cannot go on where another optimizer has saved"
             )
-        player.optimizer.state[parameters[parameter]][key] = stem.like(name, parameters[parameter])
+        player.optimizer.state[parameters[parameter]][key] = saved.like(name, parameters[parameter])

@@ -68,7 +68,7 @@ def snapshots(folder: Path) -> list[Snapshot]:
     ]
 
 
-def plan(found: list[Snapshot], std: float, images: int) -> Synthesis:
+def synthesis_of(found: list[Snapshot], std: float, images: int) -> Synthesis:
     """How the snapshots `found` make the average of relative width `std` after `images` images.
 
     Raises UserError for a width that no profile has, an end without a snapshot, and when more than MOST_LEFT of the

@@ -8,7 +8,8 @@ all, `rows`: {name: [first, whole]}. Any number of processes reads what any othe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -40,6 +41,11 @@ Contents = Mapping[str, Mapping[str, Tensor | Rows]]
 def file_name(stem: str, rank: int, world: int) -> str:
     """The file of process `rank` of `world`."""
     return f"{stem}-{rank:05d}-of-{world:05d}{SUFFIX}" if world > 1 else stem + SUFFIX
+
+
+def stem_of(name: str) -> str:
+    """Return the name of a tensor file without rank and ending: "ema" for "ema-00000-of-00002.safetensors"."""
+    return re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(SUFFIX))
 
 
 def share(contents: Contents, rank: int, world: int) -> dict[str, dict[str, Rows]]:
@@ -144,10 +150,9 @@ class ShardedTensors:
         here = local_rows(other)
         return shard_like(self.rows(name, here.first, len(here.tensor)), other)
 
-    def load(self, into: Mapping[str, Tensor], spare: object = ()) -> None:
-        """Copy every tensor into that of its name; those of the file in `spare` need no place. Raises RuntimeError
-        when names or shapes differ."""
-        unknown = [name for name in self if name not in into and name not in cast(Any, spare)]
+    def check(self, into: Mapping[str, Tensor], frozen_names: Container[str] = ()) -> None:
+        """Raise RuntimeError when names or shapes are not those of `into`; names of `frozen_names` need no place."""
+        unknown = [name for name in self if name not in into and name not in frozen_names]
         if missing := [name for name in into if name not in self._pieces]:
             raise RuntimeError(f"'{self.where}' lacks {', '.join(missing[:3])}")
         if unknown:
@@ -155,6 +160,11 @@ class ShardedTensors:
         for name, target in into.items():
             if (shape := self._shape(name)) != list(target.shape):
                 raise RuntimeError(f"'{self.where}': {name} is {shape}, the network's is {list(target.shape)}")
+
+    def load(self, into: Mapping[str, Tensor], frozen_names: Container[str] = ()) -> None:
+        """Copy every tensor into the tensor of its name, in place; raises RuntimeError as `check` does."""
+        self.check(into, frozen_names)
+        for name, target in into.items():
             here = local_rows(target.detach())
             if here.tensor.numel():
                 here.tensor.copy_(self.rows(name, here.first, len(here.tensor) if target.ndim else 1))

@@ -3,6 +3,6 @@
 from trainers.data.dataset import Dataset
 from trainers.data.prompts import Prompts
 from trainers.data.source import Data
-from trainers.data.sources import DATA, DataFree, Digits, Images
+from trainers.data.sources import DATA, DataFree, Digits, GivenData, Images
 
-__all__ = ["DATA", "Data", "DataFree", "Dataset", "Digits", "Images", "Prompts"]
+__all__ = ["DATA", "Data", "DataFree", "Dataset", "Digits", "GivenData", "Images", "Prompts"]

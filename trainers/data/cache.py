@@ -25,7 +25,7 @@ from trainers.io.atomic import atomic_file, sha256
 
 HOME = "~/.cache/distill"
 
-Make = Callable[[int, int], dict[str, Tensor]]
+Make = Callable[[int, int], Mapping[str, Tensor]]
 """(first, last) -> rows first ... last-1 of every column, [N, ...]."""
 
 

@@ -1,4 +1,4 @@
-"""An image data set in memory or decoded on demand, or conditions alone: labels, prompts."""
+"""A data set: samples in memory or decoded on demand, or conditions alone (labels, prompts)."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.errors import UserError
 
-UNKNOWN = (0, 0, 0)
+UNKNOWN: tuple[int, ...] = ()
+"""The shape of prompts alone, until the shape of the teacher's samples is known."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`count` images of `shape` (C, H, W) with `labels` int64 [count], with as many `prompts`, or with neither.
+    """Samples with labels, with prompts, or with neither; or conditions alone.
 
-    `read(positions)` returns the images at int64 positions [B] on the host as float32 [B, C, H, W] in [-1, 1]; None
-    where there are conditions alone, which is all that a data-free objective needs. `content()` is a hash of what it
-    reads, where there is one that takes less than reading it.
-
-    Prompts alone have the shape of the teacher's samples, UNKNOWN until it is there. `prepare` gives what a teacher
-    wants besides: `embed(positions)`, the prompts as tensors [B, ...]; and for one of latents `read` returns those,
-    their means, and `spread(positions)` their standard deviations.
+    Attributes:
+        name: The name in messages and in the names of protocols.
+        count: The number of samples.
+        shape: (C, *spatial) of a sample; UNKNOWN for prompts alone until the teacher is known.
+        labels: Int64 [count].
+        read: (int64 positions [B]) -> samples on the host, float32 [B, C, *spatial], images in [-1, 1]; None where
+            there are conditions alone, which is all that a data-free objective needs. Once the data set is encoded for
+            a teacher of latents, `read` returns the means of latents.
+        prompts: As many prompts as there are samples.
+        embed: (positions [B]) -> the prompts as tensors [B, ...] by name, once the data set is encoded.
+        spread: (positions [B]) -> the standard deviations of the latents, once the data set is encoded.
+        content: () -> a hash of what `read` reads, where there is a hash that takes less than reading it.
     """
 
     name: str
     count: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     labels: Tensor | None
     read: Callable[[Tensor], Tensor] | None
     prompts: Sequence[str] | None = None
@@ -40,29 +46,32 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """Number of classes; 0 without labels."""
+        """The number of classes; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     def cond(self, positions: Tensor) -> Condition:
-        """The conditions at `positions` [B], both on the host: labels [B], tensors [B, ...] by name, or None."""
+        """Return the conditions [B, ...] at `positions` [B], both on the host."""
         if self.prompts is not None:
-            assert self.embed is not None, "prompts are no condition before `prepare`"
-            return self.embed(positions)
-        return None if self.labels is None else self.labels[positions]
+            assert self.embed is not None, "prompts are a condition after `encode_dataset` alone"
+            return Condition(self.embed(positions))
+        return Condition() if self.labels is None else Condition(labels=self.labels[positions])
 
     def order(self, seed: int, index: Tensor) -> Tensor:
-        """See `order`."""
+        """Return the positions [B] of the items `index` [B] in an endless stream of shuffled epochs."""
         return order(self.count, seed, index)
 
     def images(self, positions: Tensor) -> Tensor:
-        """What `read` gives at `positions` [B], float32 [B, C, H, W]; raises UserError where there are no images."""
+        """Return the samples at `positions` [B], float32 [B, C, *spatial]; raises UserError where there are none."""
         if self.read is None:
             raise UserError(f"data: {self.name} has no images; name a data set of real ones (digits, images)")
         return self.read(positions)
 
 
 def order(count: int, seed: int, index: Tensor) -> Tensor:
-    """Positions [B] of the items `index` [B] in an endless stream of epochs of `count`, each its own permutation."""
+    """Return positions [B] of the items `index` [B] in an endless stream of epochs of `count`.
+
+    Each epoch is a permutation of its own.
+    """
     positions = torch.empty_like(index)
     for epoch in torch.unique(index // count).tolist():
         here = index // count == epoch

@@ -1,5 +1,7 @@
-"""What a teacher makes of a data set: prompts become embeddings, images latents, once. Afterwards both are read from
-the cache, and no encoder is loaded."""
+"""Encode a data set for a teacher, once: prompts become embeddings, images become latents.
+
+Afterwards both are read from the cache, and no encoder is loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,65 +10,65 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from distill.conditions import Condition
 from distill.denoiser import Denoiser
-from distill.encoders.encoder import Encoder, autoencoder, text_encoder
+from distill.encoders.protocols import Encoder
 from distill.errors import UserError
-from distill.teachers import Network
 from trainers.data import Dataset
 from trainers.data.cache import Cache, Make, Table
 from trainers.io.console import plain
-from trainers.recipe.run import Run
 
 SHARD = 2**27  # bytes, about: what a kill loses
 AT_ONCE = 32  # items that an encoder gets
 FIRST = torch.zeros(1, dtype=torch.int64)
 
 
-def encode_dataset(
-    run: Run, dataset: Dataset, teacher: Denoiser, device: torch.device, real: bool, quiet: bool = False
-) -> Dataset:
-    """The data of `run` in the terms of its teacher (see Preparation.of); collective only in that ranks share work."""
-    return DatasetEncoder(run.cache, device, run.negative_prompt, quiet).of(dataset, teacher, real)
-
-
 @dataclasses.dataclass(frozen=True)
 class DatasetEncoder:
-    """The folder of the cache, where encoders run, what prompt stands for none (None: as the encoder says), and
-    whether progress is told."""
+    """Encodes a data set for a teacher, through the cache.
+
+    Attributes:
+        cache: The folder of the cache.
+        device: The device of the encoders.
+        negative_prompt: The prompt that stands for none; None leaves that to the encoder.
+        quiet: Whether to print no progress.
+    """
 
     cache: str
     device: torch.device
     negative_prompt: str | None = None
     quiet: bool = False
 
-    def of(self, dataset: Dataset, teacher: Denoiser, real: bool) -> Dataset:
-        """`dataset`, which fits `teacher`, in the teacher's terms: conditions as it takes them and, where the samples
-        are latents, `real` ones. What stands for no prompt becomes the teacher's null condition.
+    def encode(self, dataset: Dataset, teacher: Denoiser, real: bool) -> Dataset:
+        """Return `dataset`, which fits `teacher`, in the teacher's terms.
 
-        Raises UserError where an encoder is missing or gives what does not fit.
+        Prompts become embeddings, images become latents where the teacher's samples are latents and `real` ones are
+        needed. The condition that stands for no prompt becomes the teacher's null condition. Ranks share the work.
+
+        Raises:
+            UserError: An encoder is missing, or what it makes does not fit.
         """
         if dataset.prompts is not None:
             dataset = self._embedded(dataset, dataset.prompts, teacher)
         if teacher.latents and dataset.read is not None:
             dataset = self._latents(dataset, teacher) if real else dataclasses.replace(dataset, read=None)
-        return dataclasses.replace(dataset, shape=cast(Network, teacher.network).shape)
+        return dataclasses.replace(dataset, shape=teacher.network.shape)
 
     def _embedded(self, dataset: Dataset, prompts: Sequence[str], teacher: Denoiser) -> Dataset:
-        encoder, negative = text_encoder(teacher), self.negative_prompt
+        encoder, negative = teacher.network.text_encoder, self.negative_prompt
         assert encoder is not None, "check_fit comes first"
         encoder.device = self.device
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         distinct, where = list(numbers), torch.tensor([numbers[prompt] for prompt in prompts])
 
-        def encode(first: int, last: int) -> dict[str, Tensor]:
+        def encode(first: int, last: int) -> Mapping[str, Tensor]:
             return encoder.encode(distinct[first:last])
 
-        def encode_null(first: int, last: int) -> dict[str, Tensor]:
+        def encode_null(first: int, last: int) -> Mapping[str, Tensor]:
             return encoder.encode_null() if negative is None else encoder.encode([negative])
 
         try:
@@ -75,12 +77,11 @@ class DatasetEncoder:
             every = table(_hash(distinct), len(distinct), _length(row), encode)
         finally:
             encoder.free()
-        network: Any = teacher.network
-        network.null = {name: value[0].to(self.device) for name, value in row.items()}
+        teacher.network.null = Condition(row).map(lambda value: value[0].to(self.device))
         return dataclasses.replace(dataset, embed=lambda positions: every.rows(where[positions]))
 
     def _latents(self, dataset: Dataset, teacher: Denoiser) -> Dataset:
-        encoder, shape = autoencoder(teacher), cast(Network, teacher.network).shape
+        encoder, shape = teacher.network.autoencoder, teacher.network.shape
         if encoder is None:
             raise UserError(f"data: {dataset.name} holds pixels, the teacher's samples are latents and have no encoder")
         content = (dataset.content or (lambda: _pixels(dataset)))()

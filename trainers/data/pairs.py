@@ -1,8 +1,8 @@
-"""A folder of ODE pairs: what the multi-step teacher makes of noise, as `distill pairs` writes it.
+"""A folder of ODE pairs: noise and what the multi-step teacher makes of it, as `distill pairs` writes it.
 
-`pairs.json` says of which teacher, data and setting they are, and lists the shards, safetensors files of `noise` and
-`target` [N, C, H, W] and, under a teacher of classes, `label` [N], of prompts `cond.NAME` [N, ...] for each tensor of
-their embeddings; shards are mapped into memory, not read.
+`pairs.json` states the teacher, the data and the settings, and lists the shards. A shard is a safetensors file of
+`noise` and `target` [N, C, *spatial] with the condition: `label` [N] for classes, `cond.NAME` [N, ...] for each tensor
+of a prompt's embedding. Shards are mapped into memory, not read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.errors import UserError
 from trainers.data.shards import rows
 
@@ -26,32 +26,37 @@ DESCRIPTION = "pairs.json"
 
 @dataclass(frozen=True)
 class PairSet:
-    """`count` pairs in shards of equal length but for the last, and how many of them each global batch takes."""
+    """`count` pairs of the teacher with the hash `teacher`, in shards of equal length but for the last."""
 
+    folder: Path
     count: int
-    per_batch: int
+    teacher: str
     shards: tuple[Mapping[str, Tensor], ...]
 
     def rows(self, positions: Tensor) -> dict[str, Tensor]:
-        """`noise` and `target` [P, C, H, W] and the condition, if any, at int64 positions [P]: see `condition`."""
+        """Return `noise`, `target` [P, C, *spatial] and the columns of the condition at int64 positions [P]."""
         return rows(self.shards, positions)
 
-
-def spelled(cond: Condition) -> dict[str, Tensor]:
-    """A condition as columns of a shard: `label`, or `cond.NAME` for each tensor of a mapping."""
-    if isinstance(cond, Mapping):
-        return {f"cond.{name}": value for name, value in cond.items()}
-    return {} if cond is None else {"label": cond}
+    def check_teacher(self, teacher: str) -> None:
+        """Raise UserError unless the pairs are those of the teacher with the hash `teacher`."""
+        if self.teacher != teacher:
+            raise UserError(f"pairs: '{self.folder}' holds pairs of another teacher")
 
 
-def condition(columns: Mapping[str, Tensor]) -> Condition:
-    """The inverse."""
-    mapping = {name.removeprefix("cond."): value for name, value in columns.items() if name.startswith("cond.")}
-    return mapping or columns.get("label")
+def columns_of(cond: Condition) -> dict[str, Tensor]:
+    """Return a condition as columns of a shard: `label` for labels, `cond.NAME` for any other tensor."""
+    return {"label" if name == "labels" else f"cond.{name}": value for name, value in cond.items()}
+
+
+def condition_of(columns: Mapping[str, Tensor]) -> Condition:
+    """Return the condition in the columns of a shard: the inverse of `columns_of`."""
+    if "label" in columns:
+        return Condition(labels=columns["label"])
+    return Condition({n.removeprefix("cond."): value for n, value in columns.items() if n.startswith("cond.")})
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """pairs.json of a folder; raises UserError where it is missing or damaged."""
+    """Read pairs.json of a folder; raises UserError where it is missing or damaged."""
     try:
         description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
         assert {"teacher", "shape", "classes", "count", "shards"} <= description.keys()
@@ -62,11 +67,13 @@ def describe(folder: Path) -> dict[str, Any]:
         raise UserError(f"pairs: '{folder / DESCRIPTION}' is damaged ({type(error).__name__})") from error
 
 
-def open_pairs(folder: Path, per_batch: int, teacher: str, shape: tuple[int, ...], classes: int) -> PairSet:
-    """The pairs in `folder`; raises UserError unless they are complete and of the teacher with this hash and form."""
+def open_pairs(folder: Path, shape: tuple[int, ...], classes: int) -> PairSet:
+    """Open the pairs in `folder`.
+
+    Raises:
+        UserError: They are incomplete, or of another shape or number of classes.
+    """
     description = describe(folder)
-    if description["teacher"] != teacher:
-        raise UserError(f"pairs: '{folder}' holds pairs of another teacher")
     for what, theirs, ours in (
         ("shape", tuple(description["shape"]), shape),
         ("classes", description["classes"], classes),
@@ -77,7 +84,8 @@ def open_pairs(folder: Path, per_batch: int, teacher: str, shape: tuple[int, ...
     done = sum(shard["pairs"] for shard in shards.values())
     if done != count:
         raise UserError(f"pairs: '{folder}' holds {done:,} of {count:,} pairs; `distill pairs` goes on from there")
-    return PairSet(count, per_batch, tuple(_shard(folder / name, shard["bytes"]) for name, shard in shards.items()))
+    opened = tuple(_shard(folder / name, shard["bytes"]) for name, shard in shards.items())
+    return PairSet(folder, count, description["teacher"], opened)
 
 
 def _shard(file: Path, size: int) -> dict[str, Tensor]:

@@ -135,13 +135,13 @@ def _kept(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, int,
 
 @dataclass(frozen=True)
 class DataFree(Data):
-    """No images: the teacher's `shape` (C, H, W) and its `classes`, drawn uniformly (0: unconditional)."""
+    """No images: the teacher's `shape` (C, *spatial) and its `classes`, drawn uniformly (0: unconditional)."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.shape) < 1 or self.classes < 0:
+        if len(self.shape) < 2 or min(self.shape) < 1 or self.classes < 0:
             raise UserError(f"shape must be positive and classes at least 0, got {self.shape} and {self.classes}")
 
     def load(self) -> Dataset:
@@ -149,4 +149,20 @@ class DataFree(Data):
         return Dataset("data_free", max(self.classes, 1), self.shape, labels, None)
 
 
-DATA: dict[str, type[Data]] = {"digits": Digits, "images": Images, "prompts": Prompts, "data_free": DataFree}
+@dataclass(frozen=True)
+class GivenData(Data):
+    """A data set that the caller gave as a Python object; a recipe cannot hold it."""
+
+    title: str = "object"
+
+    def load(self) -> Dataset:
+        raise UserError(f"data: '{self.title}' was given as a Python object; give it again, as data=...")
+
+
+DATA: dict[str, type[Data]] = {
+    "digits": Digits,
+    "images": Images,
+    "prompts": Prompts,
+    "data_free": DataFree,
+    "object": GivenData,
+}

@@ -13,11 +13,11 @@ from trainers.recipe.run import Average, PowerEMA
 
 
 class EMA:
-    """A copy of `module` that follows it by the half-life or the power function that is its `rule`.
+    """A copy of `module` that follows it by its `rule`, a half-life or a power function.
 
-    Parameters that are `frozen_names` as they are it shares, buffers are copied; of a sharded one it holds its shards. With a
-    ramp-up of the half-life (SiD; EDM, arXiv:2206.00364, appendix F.2), and by a power function always, the first
-    update copies the parameters.
+    The copy shares the parameters of `frozen_names` with the module; buffers are copied. Of a sharded module it holds
+    this rank's shards. The first update copies the parameters under a power function, and under a half-life with a
+    ramp-up (SiD; EDM, arXiv:2206.00364, appendix F.2).
     """
 
     def __init__(self, module: nn.Module, rule: Average | PowerProfile, frozen_names: Container[str] = ()) -> None:

@@ -20,24 +20,40 @@ from trainers.engine.meter import Meter
 from trainers.engine.sharding import reshard, sharded
 from trainers.recipe.run import Optimizer
 
+OptimizerFactory = Callable[[str, list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+"""(name of the player, its named parameters) -> an optimizer that reads `found_inf` as torch's fused ones do."""
 _SYNC_BUFFERS = "forward_sync_buffers"  # in every forward; torch before 2.13 calls it broadcast_buffers
 if _SYNC_BUFFERS not in inspect.signature(nn.parallel.DistributedDataParallel).parameters:
     _SYNC_BUFFERS = "broadcast_buffers"
 
 
 class Player:
-    """A trained network.
+    """A network that trains, with its optimizer.
 
-    `bare` is the network itself, for every frozen or graphless use; `module` is the same network behind its own DDP
-    reducer, for its update alone; a sharded network (trainers.engine.sharding) is both. It trains the parameters that require
-    gradients when it gets them (all, or adapters); between updates none does. The names of the others are `frozen_names`: they
-    may be shared, and it never touches them.
+    It trains the parameters that require gradients when it gets them: all, or adapters. Between updates no parameter
+    requires a gradient.
+
+    Attributes:
+        bare: The network itself, for every frozen use and every use without a graph.
+        module: The same network behind a DDP reducer of its own, for its update alone; a sharded network is both.
+        frozen_names: The names of the other parameters. Several networks may share them; a player never touches them.
+        optimizer: The optimizer of the parameters that train.
+        skipped: The number of non-finite updates in the run.
+        streak: The number of non-finite updates in a row until now.
+        longest: The longest such row since the last check.
     """
 
-    def __init__(self, name: str, network: nn.Module, settings: Optimizer, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        settings: Optimizer,
+        accelerator: Accelerator,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
         self.name, self.settings = name, settings
         self.bare = network if sharded(network) else network.to(accelerator.device)
-        self.frozen_names = frozen(self.bare)
+        self.frozen_names = frozen_names(self.bare)
         trained = {name: parameter for name, parameter in self.bare.named_parameters() if name not in self.frozen_names}
         self.parameters = list(trained.values())
         # These put weights back where their network wants them after an update (EDM2: on the unit sphere). The base
@@ -46,7 +62,8 @@ class Player:
         self._after_steps: list[Callable[[], None]] = [module.after_step for module in own]  # type: ignore[misc]
         self._constrain()
         self.module = wrap(self.bare, accelerator)  # hooks go to the parameters that require gradients here
-        self.optimizer = build_optimizer(list(trained.items()), settings)
+        named, self.own_optimizer = list(trained.items()), optimizer is not None
+        self.optimizer = build_optimizer(named, settings) if optimizer is None else optimizer(name, named)
         device = accelerator.device
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # non-finite updates, all and in a row
         self.streak = torch.zeros((), dtype=torch.int64, device=device)
@@ -88,7 +105,9 @@ class Player:
         # One for weights on the host has to be there before: torch would not wait for its copy.
         hosted = any(parameter.device.type != bad.device.type for parameter in self.parameters)
         self.optimizer.found_inf = bad.float().cpu() if hosted else bad.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        # An optimizer of the caller's that does not read it is asked by the host, which waits for the device here.
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False) or not bool(bad):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._constrain()
         self.skipped += bad
@@ -104,7 +123,7 @@ class Player:
         return {"skipped": int(self.skipped), "streak": int(self.streak), "longest": int(self.longest)}
 
 
-def frozen(network: nn.Module) -> frozenset[str]:
+def frozen_names(network: nn.Module) -> frozenset[str]:
     """Names of the parameters that require no gradients."""
     return frozenset(name for name, parameter in network.named_parameters() if not parameter.requires_grad)
 

@@ -31,7 +31,7 @@ from torch.nn.utils import get_total_norm
 
 from distill.denoiser import Denoiser
 from distill.discriminator import Critic
-from distill.lora import share
+from distill.lora import share_parameters
 from trainers.recipe.run import Run
 
 KINDS_OF_BLOCKS = ("_no_split_modules", "_repeated_blocks")
@@ -83,7 +83,7 @@ def layouts_of(run: Run, accelerator: Accelerator) -> dict[str, Layout]:
     return found
 
 
-def alias(module: Module) -> Module:
+def alias_parameters(module: Module) -> Module:
     """A copy of `module` with parameters of its own over the same memory, for `shard` to take its rows from."""
     return copy.deepcopy(module, {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()})
 
@@ -109,9 +109,9 @@ def shard(
 
 
 def copy_sharded_like(network: Module, frozen_names: Container[str] = ()) -> Module:
-    """A copy of `network` that is laid out as it is; parameters that are `frozen_names` it shares, buffers are copied."""
+    """Return a copy of `network` with its layout; it shares the parameters of `frozen_names` and copies buffers."""
     if not sharded(network):
-        return share(network, frozen_names)
+        return share_parameters(network, frozen_names)
     other, layout = network.blank(), cast(Layout, network.layout)  # type: ignore[operator]
     own = dict(network.named_parameters())
     _cut(other, layout, {p for name, p in other.named_parameters() if not isinstance(own[name], DTensor)})

@@ -1,45 +1,48 @@
 """Leaving in time: signals, a scheduler's time limit, and how the ranks of a run agree on it.
 
-A run that is told to stop finishes its update, saves and leaves by Stopped, on all ranks after the same update, of
-whichever it was told. Everything else leaves at once: what it has written is whole, and doing it again goes on.
+When any rank is told to stop, all ranks finish the same update, save, and raise Stopped. Other commands exit at once:
+their files are written atomically, so that rerunning them continues where they stopped.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from accelerate import Accelerator
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+    from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 INTERRUPTED = 130  # the exit code at the second SIGINT
 LEAST = 60.0  # seconds before the time limit at which a run stops, at least
 ORPHAN = 600  # seconds that a process whose launcher is gone has left
-LAUNCHER = "DISTILL_LAUNCHER"  # in the environment: the id of the process that started this one and others
 TIME_LIMIT = 1  # in place of a signal's number
 
 
 class Stopped(Exception):
-    """Told to stop, and stopped."""
+    """The process was told to stop, and has stopped."""
 
 
 class Stop:
-    """What this process was told, and what the processes of a run agreed on."""
+    """The reason for which this process is to stop, and the agreement of the processes of a run on it."""
 
     def __init__(self) -> None:
         self.longest_save = 0.0  # seconds
+        self.launcher: int | None = None  # the process that started this one as one of several
+        self._listening = False
         self._reset()
 
     def _reset(self) -> None:
         self.reason = 0  # a signal's number, or TIME_LIMIT
-        self._interrupts, self._hold = 0, False
+        self._interrupts, self._deferred = 0, False
         self._end: float | None = None  # on the clock of time.monotonic, which nobody sets back
         self._group: dist.ProcessGroup | None = None
         self._asked: tuple[Any, torch.Tensor] | None = None
@@ -47,42 +50,52 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, signals stop this process."""
+        """Let signals stop this process while the context is open.
+
+        An inner context changes nothing, nor does a context on another thread than the main one, which gets no signals.
+        """
+        if self._listening or threading.current_thread() is not threading.main_thread():
+            yield
+            return
         self._reset()
-        before = {one: signal.signal(one, self._told) for one in SIGNALS}
+        self._listening = True
+        before = {one: signal.signal(one, self._on_signal) for one in SIGNALS}
         try:
             yield
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
+            self._listening = False
             self._reset()
 
     def limit(self, seconds: float) -> None:
-        """There are so many seconds left; of several limits the first counts."""
+        """Stop the run so that it ends within this many seconds; of several limits the first counts."""
         end = time.monotonic() + seconds
         self._end = end if self._end is None else min(end, self._end)
 
-    def _told(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts == 2:
             os._exit(INTERRUPTED)
         if self.reason:
             return
         self.reason = number
-        if LAUNCHER in os.environ and os.getppid() != int(os.environ[LAUNCHER]):
+        if self.launcher is not None and os.getppid() != self.launcher:
             signal.alarm(ORPHAN)  # nobody is left to end it where it hangs
-        if not self._hold:
+        if not self._deferred:
             raise Stopped(f"stopped by {self.name}")
 
     @property
     def name(self) -> str:
-        """Of the reason."""
+        """The name of the reason."""
         return "the time limit" if self.reason == TIME_LIMIT else signal.Signals(self.reason).name
 
     @contextmanager
-    def held(self, accelerator: Accelerator) -> Iterator[None]:
-        """Within it, a process that is told to stop goes on to its next poll; collective."""
-        self._hold, self._last, self._longest, self.longest_save = True, time.monotonic(), 0.0, 0.0
+    def deferred(self, accelerator: Accelerator) -> Iterator[None]:
+        """Let a process that is told to stop go on to its next poll while the context is open. Collective."""
+        import torch.distributed as dist  # here, so that `distill --help` does not wait for torch
+
+        self._deferred, self._last, self._longest, self.longest_save = True, time.monotonic(), 0.0, 0.0
         # Past training's own group: an answer is never waited for.
         self._group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         try:
@@ -90,17 +103,22 @@ class Stop:
             if self._asked is not None:
                 self._asked[0].wait()
         finally:
-            self._hold, self._group, self._asked = False, None, None
+            self._deferred, self._group, self._asked = False, None, None
 
     def poll(self) -> None:
-        """Between two updates, or batches of an evaluation, on every rank of a run: raises Stopped where one was told
-        to, at the same poll on all, which is one later."""
+        """Raise Stopped where a rank was told to stop; every rank calls this between two updates or batches.
+
+        All ranks raise at the same poll. The all-reduce of one poll is read at the next, so that nobody waits for it.
+        """
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last), now
         if self._end is not None and self._end - now < max(LEAST, 2 * self.longest_save + self._longest):
             self.reason = self.reason or TIME_LIMIT
         agreed = self.reason
         if self._group is not None:
+            import torch
+            import torch.distributed as dist
+
             agreed = 0
             if self._asked is not None:
                 self._asked[0].wait()
@@ -114,4 +132,4 @@ class Stop:
 
 
 STOP = Stop()
-"""Signals are the process's, and so is what hears them."""
+"""The one Stop of this process, since signals come to a process."""

@@ -1,10 +1,11 @@
-"""What happens beside training, each every so many images. Hooks never change what is trained."""
+"""Hooks: what happens beside training, each every so many images. They never change what is trained."""
 
 from trainers.hooks.checkpoint import Checkpoints
 from trainers.hooks.evaluate import Evaluate
+from trainers.hooks.finite import FiniteCheck, NotFinite
 from trainers.hooks.hook import Hook
 from trainers.hooks.log import Log
 from trainers.hooks.samples import Samples
 from trainers.hooks.snapshots import Snapshots
 
-__all__ = ["Checkpoints", "Evaluate", "Hook", "Log", "Samples", "Snapshots"]
+__all__ = ["Checkpoints", "Evaluate", "FiniteCheck", "Hook", "Log", "NotFinite", "Samples", "Snapshots"]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from distill.metrics import Protocol
 from trainers.checkpoints.checkpoint import save_average, whole_average
-from trainers.engine.session import Session, make_image_sampler
+from trainers.engine.sampler import make_image_sampler
+from trainers.engine.session import Session
 from trainers.evaluation import evaluate, fit_protocol
 from trainers.hooks.hook import Hook
 from trainers.io.atomic import atomic_folder
@@ -31,9 +32,9 @@ class Evaluate(Hook):
         if self.protocol is None:
             self.protocol = fit_protocol(session.source, self.settings)
         samples, seed, shape = self.settings.samples, session.run.seed, session.source.shape
-        viewer = make_image_sampler(session.sampler, session.product)
+        viewer = make_image_sampler(session.sampler, session.model)
         report = evaluate(viewer, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
-        free_decoder(session.product)
+        free_decoder(session.model)
         weights = whole_average(session)
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}

@@ -8,13 +8,22 @@ from trainers.engine.session import Session
 
 
 class Hook(ABC):
-    """Called on every rank when the images done pass a multiple of `every`, and at the end of the run; 0: never."""
+    """Something that happens beside training, on every rank, every so many images and at the end of the run.
+
+    A hook of one's own sets `every` and defines `__call__`; `trainers.train(..., hooks=[MyHook()])` calls it. It may
+    read the session and write files, and must not change `session.state`. Where it writes, it asks
+    `session.accelerator.is_main_process` first. It may end the run by raising UserError.
+
+    Attributes:
+        every: Images between two calls; 0 for never.
+    """
 
     every: int
 
     def due(self, before: int, now: int, total: int) -> bool:
-        """Whether the update from `before` to `now` images of `total` calls the hook."""
+        """Return whether the update from `before` to `now` images of `total` calls the hook."""
         return self.every > 0 and (now // self.every > before // self.every or now >= total)
 
     @abstractmethod
-    def __call__(self, session: Session) -> None: ...
+    def __call__(self, session: Session) -> None:
+        """Do it, after the update that made it due."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill.errors import UserError
 from trainers.engine.session import Session
 from trainers.hooks.hook import Hook
 from trainers.io.console import tolerate_disk_errors
@@ -18,8 +17,7 @@ from trainers.io.jsonl import append
 class Log(Hook):
     """Means since the last log point over all ranks; the only reading of the device by the host.
 
-    Everything but `time` in a line of log.jsonl is a function of the run. Raises UserError when a player's updates
-    were not finite `max_skipped` times in a row.
+    Everything but `time` in a line of log.jsonl is a function of the run.
     """
 
     def __init__(self, folder: Path, every: int, console: Console) -> None:
@@ -57,13 +55,6 @@ class Log(Hook):
                 append(self.file, {"images": images, **means, **skipped, "time": timing})
             session.accelerator.log({**means, **skipped, "images_per_second": speed}, step=images)
             self._show(session, means, speed)
-        failed = [name for name, counts in counters.items() if counts["longest"] >= session.run.max_skipped]
-        for player in session.state.players.values():
-            if failed:
-                player.streak.zero_()  # a resume after the cause was removed counts anew
-            player.longest.copy_(player.streak)
-        if failed:
-            raise NotFinite(failed[0], counters[failed[0]]["longest"], images)
 
     def _show(self, session: Session, means: dict[str, float], speed: float) -> None:
         shown = {
@@ -95,13 +86,3 @@ def with_ratios(means: dict[str, float]) -> dict[str, float]:
         f"health/fake_vs_teacher{b}": mean / means[teacher + b] for b, mean in errors.items() if means.get(teacher + b)
     }
     return means | ratios
-
-
-class NotFinite(UserError):
-    """Too many non-finite updates in a row."""
-
-    def __init__(self, player: str, count: int, images: int) -> None:
-        super().__init__(
-            f"{player}: {count} updates in a row had a non-finite loss or gradient at {images:,} images; they were"
-            " skipped and the state saved. Lower its lr, set max_grad_norm, or try precision: float32"
-        )

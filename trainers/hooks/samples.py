@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from distill.denoiser import Condition
-from distill.encoders.encoder import image_shape
+from distill.conditions import Condition
 from distill.random import Random
 from trainers.data.batches import inputs, preview
 from trainers.engine.session import Session
 from trainers.engine.sharding import sharded
 from trainers.hooks.hook import Hook
 from trainers.io.console import plain, tolerate_disk_errors
-from trainers.io.images import LATENTS, denoiser_of, free_decoder, grid, has_no_decoder, to_images
+from trainers.io.images import LATENTS, denoiser_of, free_decoder, grid, has_no_decoder, picture_size, to_images
 
 COLUMNS, ROWS = 10, 6
 SIDE = 4096  # pixels of a picture at most: of large images there are fewer
@@ -32,14 +31,14 @@ class Samples(Hook):
 
     def __call__(self, session: Session) -> None:
         main = session.accelerator.is_main_process
-        if not (main or sharded(session.product)):
+        if not (main or sharded(session.model)):
             return
         samples = session.sampler(*preview_inputs(session))
         if not main:  # it has lent its weights
             return
-        images = to_images(samples, session.product)
-        free_decoder(session.product)
-        mark = "_latents" if has_no_decoder(session.product) else ""
+        images = to_images(samples, session.model)
+        free_decoder(session.model)
+        mark = "_latents" if has_no_decoder(session.model) else ""
         if mark and not self.told:
             plain(stderr=True).print(f"samples: {LATENTS}", style="yellow")
             self.told = True
@@ -50,7 +49,7 @@ class Samples(Hook):
 
 def layout(session: Session) -> tuple[int, int]:
     """Columns and rows of the picture."""
-    _, height, width = image_shape(denoiser_of(session.product)) or session.dataset.shape
+    height, width = picture_size(denoiser_of(session.model).image_shape or session.dataset.shape)
     return max(1, min(COLUMNS, SIDE // width)), max(1, min(ROWS, SIDE // height))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, cons
 def _wandb_login() -> bool:
     import wandb
 
-    return os.environ.get("WANDB_MODE") is not None or bool(wandb.api.api_key)
+    # wandb reads its own environment: a mode that is chosen there stands.
+    return wandb.setup().settings.mode != "online" or bool(wandb.api.api_key)
 
 
 def _wandb_id(folder: Path) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.encoders.encoder import autoencoder
 from distill.generator import Generator
 
 if TYPE_CHECKING:
@@ -18,44 +18,61 @@ LATENTS = "these pictures are of latents, their first 3 channels: a vae/ in the 
 
 
 def denoiser_of(model: nn.Module) -> Denoiser:
-    """The denoiser in a one-step generator, or the model itself."""
+    """Return the denoiser in a one-step generator, or the model itself."""
     return model.denoiser if isinstance(model, Generator) else cast(Denoiser, model)
 
 
 def has_no_decoder(model: nn.Module) -> bool:
-    """Whether the samples of `model` are latents that nothing decodes."""
-    return denoiser_of(model).latents is not False and autoencoder(denoiser_of(model)) is None
+    """Return whether the samples of `model` are latents that nothing decodes."""
+    denoiser = denoiser_of(model)
+    return bool(denoiser.latents) and denoiser.network.autoencoder is None
 
 
 def to_images(samples: Tensor, model: nn.Module) -> Tensor:
-    """The samples [N, C, H, W] of `model` as images [N, 1 or 3, H, W]: latents are decoded.
+    """Return the samples [N, C, *spatial] of `model` as images [N, 1 or 3, *spatial]: latents are decoded.
 
-    Of latents that nothing decodes the first three channels, which look like the image: each has 0 at its mean over all
-    samples and 1 at two standard deviations.
+    Of latents that nothing decodes it returns the first three channels, which look like the image. Each has 0 at its
+    mean over all samples and 1 at two standard deviations.
     """
+    denoiser = denoiser_of(model)
     if has_no_decoder(model):
         seen = samples[:, : 3 if samples.shape[1] >= 3 else 1].float()
-        std, mean = torch.std_mean(seen, (0, 2, 3), keepdim=True, correction=0)
+        std, mean = torch.std_mean(seen, (0, *range(2, seen.ndim)), keepdim=True, correction=0)
         return (seen - mean) / (2 * std).clamp(min=1e-8)
-    decoder = autoencoder(denoiser_of(model)) if denoiser_of(model).latents else None
+    decoder = denoiser.network.autoencoder if denoiser.latents else None
     return samples if decoder is None else decoder.decode(samples)
 
 
 def free_decoder(model: nn.Module) -> None:
-    """Free the decoder, if there is one, until it is next used."""
-    if (decoder := autoencoder(denoiser_of(model))) is not None:
+    """Release the decoder of `model`, if there is one, until it is next used."""
+    if (decoder := denoiser_of(model).network.autoencoder) is not None:
         decoder.free()
 
 
+def picture_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return height and width of the picture of a sample of `shape` (C, *spatial); frames lie side by side."""
+    return shape[-2] if len(shape) > 2 else 1, shape[-1] * math.prod(shape[1:-2])
+
+
+def flat_pictures(images: Tensor) -> Tensor:
+    """Return images [N, C, *spatial] as [N, C, H, W]: frames side by side, a single spatial dimension as one row."""
+    if images.ndim == 3:
+        return images[:, :, None]
+    while images.ndim > 4:  # [N, C, F, ..., H, W] -> [N, C, ..., H, F W]
+        images = images.movedim(2, -2).flatten(-2)
+    return images
+
+
 def grid(images: Tensor, columns: int, least: int = 64, border: int = 1) -> Image:
-    """`images` [N, C, H, W] in [-1, 1] as one picture, row by row, each enlarged to at least `least` pixels
-    and framed by `border` white ones.
+    """Return `images` [N, C, *spatial] in [-1, 1] as one picture, row by row.
+
+    Each image is enlarged to at least `least` pixels and framed by `border` white ones.
 
     Values become 8 bits as in EDM's and SiD's evaluation: 127.5 x + 128, truncated.
     """
     from PIL.Image import fromarray
 
-    count, channels, height, width = images.shape
+    count, channels, height, width = (images := flat_pictures(images)).shape
     factor = max(1, -(-least // height))
     pixels = (images.detach().float().cpu() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
     pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)

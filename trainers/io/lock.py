@@ -14,8 +14,7 @@ LOCK = ".lock"
 
 
 def take(lock: FileLock) -> None:
-    """Take the lock of a run folder, which is made where there is none, until it is released or this process ends,
-    however it ends. Raises UserError when another process has it."""
+    """Take the lock of a run folder; raises UserError when another process has it."""
     file = Path(lock.lock_file)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:

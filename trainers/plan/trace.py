@@ -21,19 +21,22 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
-from distill.denoiser import Condition, Denoiser
-from distill.encoders.encoder import parts, text_encoder
+from distill.conditions import Condition
+from distill.denoiser import Denoiser
+from distill.encoders import autoencoder
 from distill.errors import UserError
 from distill.lora import Lora
 from distill.objectives import Batch, Pairs
+from distill.pipeline_folder import meta_model
 from distill.random import Random
-from distill.teachers import Network, load_denoiser
-from distill.teachers.pipeline import outline
+from distill.teachers import load_denoiser
 from trainers.data import Dataset
-from trainers.data.batches import Batches
+from trainers.data.batches import Batches, BatchSizes
+from trainers.engine.networks import set_precision
 from trainers.engine.player import Player
-from trainers.engine.session import Session, set_precision
+from trainers.engine.session import Session
 from trainers.engine.sharding import offloaded
+from trainers.engine.step import advance
 from trainers.plan.ledger import ALL, WITHIN, Ledger, Peak, Traffic
 from trainers.recipe.run import PlayerSettings, Run, Sharding
 from trainers.runs.distillation import assemble
@@ -87,18 +90,20 @@ def plan(run: Run, processes: int) -> Plan:
     run.check_world(processes)
     run = replace(run, log_every=run.batch_size, start=None)
     teacher = set_precision(load_denoiser(run.teacher, weights=False), run)
-    shape = cast(Network, teacher.network).shape
+    further = {name: load_denoiser(folder, weights=False) for name, folder in run.objective.further_teachers().items()}
     with _fake(ledger := Ledger(), processes) as mode:
-        teacher.network._apply(lambda value: value)
-        world = cast(Accelerator, PlannedAccelerator(processes, ledger))
+        for denoiser in (teacher, *further.values()):
+            denoiser.network._apply(lambda value: value)
+        accelerator = cast(Accelerator, PlannedAccelerator(processes, ledger))
         with mode:
             cond = example(teacher, run)
         run.objective.check(teacher)
-        batches = ShapeBatches(
-            run, Dataset("blank", 1, shape, None, None), "real" in run.objective.needs, 0, processes, CPU
-        )
+        dataset = Dataset("shapes", 1, teacher.network.shape, None, None)
+        sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
+        real = "real" in run.objective.needs
+        batches = ShapeBatches(dataset, sizes, run.seed, run.dtype, real, 0, processes, CPU)
         batches.example = cond
-        session = assemble(run, world, teacher, batches.dataset, batches)
+        session = assemble(run, accelerator, teacher, dataset, batches, further)
         session.state.images = run.images - run.batch_size
         ledger.host = _hosted(session)
         ledger.track_players(session.state.players)
@@ -109,7 +114,7 @@ def plan(run: Run, processes: int) -> Plan:
             _name(ledger, session)
             rest = {kind: size for kind, size in ledger.kinds.items() if size}
             ledger.restart()
-            _advance(session)
+            advance(session)
         replicas = 1 if run.sharding is None else run.sharding.replicas
         traffic = dict(ledger.traffic) if processes > 1 else {}
         return Plan(processes, dict(ledger.peaks), rest, traffic, replicas, ledger.host_peak)
@@ -179,12 +184,6 @@ def cheapest(run: Run, processes: int, fits: Callable[[Plan], bool], best: Plan)
     return applied, best
 
 
-def _advance(session: Session) -> None:
-    session.step()
-    for ema in (session.state.ema, *session.state.power_ema.values()):
-        ema.update(session.state.images, session.run.batch_size)
-
-
 def _make_state(player: Player) -> None:
     """Of the optimizer, as its first step does."""
     with player.training():
@@ -216,41 +215,30 @@ def _name(ledger: Ledger, session: Session) -> None:
 
 
 class ShapeBatches(Batches):
-    """Batches of shapes."""
+    """Batches of shapes without values."""
 
-    example: Condition = None
+    example: Condition
 
     def micro(self, stream: str, first: int, micro: int) -> Batch:
-        noise, cond = self._noise(self.size)
+        """Return a micro-batch of zeros."""
+        noise, cond = self._zeros(self.size)
         real = torch.zeros_like(noise) if self.real else None
         pairs = None
-        if isinstance(self.run, Run) and self.run.pairs is not None and stream == "generator":
-            share = self.run.pairs_per_batch // (self.world * self.run.micro_batches)
-            pairs = Pairs(self._noise(share)[0], *self._noise(share))
+        if self.pairs_size and stream == "generator":
+            pairs = Pairs(self._zeros(self.pairs_size)[0], *self._zeros(self.pairs_size))
         return Batch(noise, Random(torch.zeros(self.size, dtype=torch.int64)), cond, real, pairs)
 
-    def _noise(self, count: int) -> tuple[Tensor, Condition]:
-        return torch.zeros(count, *self.dataset.shape, dtype=self.run.dtype), repeated(self.example, count)
-
-
-def repeated(cond: Condition, count: int) -> Condition:
-    """A condition of one sample, for `count`."""
-    if isinstance(cond, Mapping):
-        return {name: value.new_zeros(count, *value.shape[1:]) for name, value in cond.items()}
-    return None if cond is None else cond.new_zeros(count)
+    def _zeros(self, count: int) -> tuple[Tensor, Condition]:
+        cond = self.example.map(lambda value: value.new_zeros(count, *value.shape[1:]))
+        return torch.zeros(count, *self.dataset.shape, dtype=self.dtype), cond
 
 
 def example(teacher: Denoiser, run: Run) -> Condition:
-    """Some condition of one sample, as the teacher takes it; of prompts, that of none is known from here."""
-    network: Any = teacher.network
-    if text_encoder(teacher) is None:
-        return torch.zeros(1, dtype=torch.int64) if network.classes else None
-    shapes = network.conditions
-    cond = {
-        name: torch.zeros(1, *shape, dtype=run.dtype if name != "mask" else torch.int64)
-        for name, shape in shapes.items()
-    }
-    network.null = {name: value[0] for name, value in cond.items()}
+    """Return some condition [1, ...], as the teacher takes it; the null condition of prompts is known from here."""
+    network = teacher.network
+    cond = network.example(1).to(CPU, run.dtype)
+    if network.text_encoder is not None:
+        network.null = cond.map(lambda value: value[0])
     return cond
 
 
@@ -281,7 +269,7 @@ def _fake(ledger: Ledger, processes: int) -> Iterator[FakeTensorMode]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(nn.Module, "_apply", lambda *label: _moved(mode, *label)))
-        stack.enter_context(mock.patch.object(parts, "load_model", _autoencoder))
+        stack.enter_context(mock.patch.object(autoencoder, "load_model", _autoencoder))
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
         dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
@@ -301,7 +289,7 @@ def _from_host(inputs: Any, parameter: Any) -> list[Tensor]:
 
 def _autoencoder(place: Path, kind: str, *names: Any) -> Any:
     """In place of distill.encoders.parts.load_model, for rewards of decoded samples."""
-    return outline(place, kind)._apply(lambda value: value)
+    return meta_model(place, kind)._apply(lambda value: value)
 
 
 def _moved(mode: FakeTensorMode, module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from distill.annotations import LocalPath
 from distill.errors import UserError
 from distill.generator import PRESETS
 from distill.lora import Lora
@@ -25,15 +26,15 @@ from distill.rewards import REWARDS, Reward
 from distill.times import TIMES, LogNormal, Times
 from trainers.data import DATA, Data, Digits
 from trainers.data.cache import HOME
-from trainers.recipe.strict_yaml import family
+from trainers.recipe.strict_yaml import register_choices
 
-family(Objective, OBJECTIVES)
-family(Distance, DISTANCES)
-family(Path, PATHS)
-family(Perceptual, PERCEPTUALS)
-family(Times, TIMES)
-family(Reward, REWARDS)
-family(Data, DATA)
+register_choices(Objective, OBJECTIVES)
+register_choices(Distance, DISTANCES)
+register_choices(Path, PATHS)
+register_choices(Perceptual, PERCEPTUALS)
+register_choices(Times, TIMES)
+register_choices(Reward, REWARDS)
+register_choices(Data, DATA)
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -150,7 +151,7 @@ class Evaluation:
     every: int = 0
     samples: int = 10_000
     components: int = 48  # principal components of the real images that are the features
-    classifier: str | None = None  # folder that `distill classifier` wrote: its features and labels instead
+    classifier: LocalPath | None = None  # folder that `distill classifier` wrote: its features and labels instead
 
     def __post_init__(self) -> None:
         _not_negative(self, "every")
@@ -163,7 +164,7 @@ class Evaluation:
 class OdePairs:
     """What `distill pairs` wrote to `folder`; each batch takes `fraction` as many pairs as it has samples."""
 
-    folder: str
+    folder: LocalPath
     fraction: float = 1.0  # DMD on Stable Diffusion took 1/2
 
     def __post_init__(self) -> None:
@@ -212,6 +213,7 @@ class Experiment:
     checkpoint_every: int = 100_000
     keep: int = 3  # newest checkpoints kept
     tracking: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    objects: tuple[str, ...] = ()  # what the caller gave as Python objects, which a resume needs again
 
     def __post_init__(self) -> None:
         _positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
@@ -248,14 +250,14 @@ class Run(Experiment):
     """Distil `teacher` (a folder written by `distill teacher`) into a one-step generator under `objective`."""
 
     trains: Literal["generator"] = "generator"
-    teacher: str
+    teacher: LocalPath
     objective: Objective
     negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: its pipeline's own
     cache: str = HOME  # of embeddings of prompts and latents of images; runs share it
     pairs: OdePairs | None = None
     entry: GeneratorInput = GeneratorInput()
     # a run folder, or its best/, whose averaged generator this one begins as; null: the teacher
-    start: str | None = None
+    start: LocalPath | None = None
     generator: PlayerSettings = PlayerSettings()
     fake: PlayerSettings = PlayerSettings()
     fake_updates: int = 1  # per generator update

@@ -27,23 +27,23 @@ from distill.errors import UserError
 T = TypeVar("T")
 _UNIONS = (Union, types.UnionType)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
-_FAMILIES: dict[Any, Mapping[str, type]] = {}
-_SPELLED: dict[type, str] = {}  # the name that dump gives back for a member of a family
+_CHOICES: dict[Any, Mapping[str, type]] = {}
+_NAMES: dict[type, str] = {}  # the name that dump writes for a class that a recipe names
 
 
-def family(base: type, registry: Mapping[str, type]) -> None:
+def register_choices(base: type, registry: Mapping[str, type]) -> None:
     """Let fields annotated with `base` be named in YAML: by a key of `registry`, or as a user's 'module:Class'."""
-    _FAMILIES[base] = registry
-    _SPELLED.update({cls: name for name, cls in registry.items()})
+    _CHOICES[base] = registry
+    _NAMES.update({cls: name for name, cls in registry.items()})
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """The dataclass (or member of a family) that `data` spells; `where`, such as a file, opens every message."""
+    """Return the dataclass that `data` states; `where`, such as a file, opens every message."""
     return cast(T, _value(cls, data, where, ""))
 
 
 def dump(instance: Any) -> dict[str, Any]:
-    """The inverse: plain types with every default spelled out, so that build(type(x), dump(x)) == x."""
+    """Return a dataclass as plain types, every default spelled out, so that build(type(x), dump(x)) == x."""
     hints = get_type_hints(type(instance))
     return {name: _plain(getattr(instance, name), hints[name]) for name in _fields(type(instance))}
 
@@ -128,15 +128,17 @@ def _error(where: str, key: str, text: str, subject: str = "key") -> UserError:
 
 
 def _must(hint: Any, value: Any, where: str, key: str) -> UserError:
-    nearest = _nearest(value, _FAMILIES.get(_without_none(hint), get_args(_without_none(hint))))
+    nearest = _nearest(value, _CHOICES.get(_without_none(hint), get_args(_without_none(hint))))
     return _error(where, key, f" must be {_expected(hint)}, got {reprlib.repr(value)}{nearest}")
 
 
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     inner = _without_none(hint)
+    if dataclasses.is_dataclass(inner) and isinstance(value, cast(type, inner)):  # a Python caller gave the object
+        return value
     if value is None and inner is not hint:
         return None
-    if inner in _FAMILIES:
+    if inner in _CHOICES:
         return _member(inner, value, where, key)
     if dataclasses.is_dataclass(inner):
         return _group(cast(type, inner), value, where, key)
@@ -165,7 +167,7 @@ def _group(cls: type, value: Any, where: str, key: str) -> Any:
 
 
 def _member(base: type, value: Any, where: str, key: str) -> Any:
-    settings, registry = dict(value) if isinstance(value, Mapping) else {"name": value}, _FAMILIES[base]
+    settings, registry = dict(value) if isinstance(value, Mapping) else {"name": value}, _CHOICES[base]
     name = settings.pop("name", value)
     if not isinstance(name, str) or (name not in registry and ":" not in name):
         raise _must(base, name, where, key)
@@ -173,7 +175,7 @@ def _member(base: type, value: Any, where: str, key: str) -> Any:
     own_fields = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)  # not only inherited ones
     if not own_fields or not issubclass(cls, base) or "name" in _fields(cls):
         raise _error(where, key, f": {name!r} must be a dataclass and a {base.__name__}, without a field 'name'")
-    _SPELLED[cls] = name
+    _NAMES[cls] = name
     return _group(cls, settings, where, key)
 
 
@@ -220,8 +222,8 @@ def _number(value: Any) -> Any:
 
 def _plain(value: Any, hint: Any = Any) -> Any:
     if dataclasses.is_dataclass(value):
-        name = _SPELLED.get(type(value), f"{type(value).__module__}:{type(value).__qualname__}")
-        return ({"name": name} if _without_none(hint) in _FAMILIES else {}) | dump(value)
+        name = _NAMES.get(type(value), f"{type(value).__module__}:{type(value).__qualname__}")
+        return ({"name": name} if _without_none(hint) in _CHOICES else {}) | dump(value)
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
@@ -239,8 +241,8 @@ def _without_none(hint: Any) -> Any:
 
 def _expected(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
-    if hint in _FAMILIES:
-        return f"one of {', '.join(_FAMILIES[hint])} or your own 'module:Class', alone or as the key 'name'"
+    if hint in _CHOICES:
+        return f"one of {', '.join(_CHOICES[hint])} or your own 'module:Class', alone or as the key 'name'"
     if origin is Literal:
         return f"one of {', '.join(map(repr, args))}"
     if origin in _UNIONS:

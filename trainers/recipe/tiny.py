@@ -44,14 +44,14 @@ def shrink(recipe: dict[str, Any], changes: Any, folder: Path, where: str) -> di
     recipe["cache"] = str(folder / "tiny" / "cache")
     recipe["micro_batches"] = min(2, recipe.get("micro_batches", 1))
     for dotted, value in {**SHORT, **changes}.items():
-        assign(recipe, str(dotted), placed(value, folder / "tiny"), f"{where}: tiny: {dotted}")
+        assign(recipe, str(dotted), materialise(value, folder / "tiny"), f"{where}: tiny: {dotted}")
     return recipe
 
 
-def placed(value: Any, folder: Path) -> Any:
-    """`value` with everything in it that begins with `tiny:` made in `folder` and replaced by its path."""
+def materialise(value: Any, folder: Path) -> Any:
+    """Return `value` with everything in it that begins with `tiny:` made in `folder` and replaced by its path."""
     if isinstance(value, dict):
-        return {key: placed(one, folder) for key, one in value.items()}
+        return {key: materialise(one, folder) for key, one in value.items()}
     if not isinstance(value, str) or not value.startswith(PREFIX):
         return value
     name, _, inside = value.removeprefix(PREFIX).partition("/")

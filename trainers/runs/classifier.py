@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,7 +17,10 @@ from distill.errors import UserError
 from distill.metrics import Classifier
 from trainers.data import Data, Dataset, Digits
 from trainers.engine.player import Player
+from trainers.io.atomic import atomic_folder
 from trainers.recipe.run import Optimizer
+from trainers.recipe.shipped import find_recipe
+from trainers.recipe.strict_yaml import build, load_yaml, override
 
 CHUNK = 500
 
@@ -100,3 +104,22 @@ def _part(dataset: Dataset, positions: Tensor) -> Dataset:
     return dataclasses.replace(
         dataset, count=len(positions), labels=labels, read=lambda at: dataset.images(positions[at])
     )
+
+
+def resolve_classifier(recipe: str, overrides: Sequence[str] = ()) -> ClassifierRun:
+    """Return the classifier's training of a recipe; raises UserError where it is wrong or for something else."""
+    settings = override(load_yaml(find_recipe(recipe)), overrides)
+    if settings.get("trains") != "classifier":
+        raise UserError(f"{recipe}: this recipe is not for `distill classifier`; one that is says `trains: classifier`")
+    return build(ClassifierRun, settings, recipe)
+
+
+def write_classifier(run: ClassifierRun, folder: Path | None, report: Report) -> tuple[Classifier, Path]:
+    """Train a classifier into `folder`, runs/NAME by default; raises UserError where there is something already."""
+    folder = folder or Path("runs") / run.name
+    if folder.exists():
+        raise UserError(f"'{folder}' exists already: --folder or name= writes another")
+    trained = train_classifier(run, run.data.load(), Accelerator(cpu=not torch.cuda.is_available()), report)
+    with atomic_folder(folder) as staging:
+        trained.save(staging)
+    return trained, folder

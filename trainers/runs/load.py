@@ -1,75 +1,196 @@
-"""What a run has made, loaded for use: the averaged network of a checkpoint, with its teacher and data."""
+"""What a run has made, loaded for use: the averaged network of a checkpoint, with its teacher."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distill import lora
 from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
+from distill.teachers import load_denoiser
 from trainers.checkpoints import checkpoint
 from trainers.data import Dataset
-from trainers.data.encode import encode_dataset
-from trainers.engine.player import frozen
-from trainers.engine.session import Sampler, make_sampler, set_precision
+from trainers.data.encode import DatasetEncoder
+from trainers.engine.networks import set_precision
+from trainers.engine.player import frozen_names
+from trainers.engine.sampler import Sampler, make_sampler
+from trainers.engine.world import default_device
+from trainers.evaluation import compare
 from trainers.io.console import plain
-from trainers.loop import load_run
+from trainers.recipe.load import load_run
 from trainers.recipe.run import Run, TeacherRun
-from trainers.runs.distillation import attach_adapters, load_teacher, one_step_generator, teacher_hash
+from trainers.runs.distillation import attach_adapters, teacher_identity
+from trainers.runs.draw import draw
+from trainers.runs.export import export_trained
+from trainers.runs.open import Objects, check_fit
 from trainers.runs.teacher import fresh_denoiser
 
 POSTHOC = "posthoc.json"  # beside the weights of an average that was made of snapshots
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Trained:
-    """A one-step `model` (Generator) or a teacher (Denoiser) after `images` images, and how to sample it."""
+    """What a run has made. Its data are opened when they are first asked for.
 
+    Attributes:
+        folder: The run folder.
+        run: The recipe.
+        model: The averaged network, on `device`, frozen, in eval mode: a Generator, or the Denoiser of a teacher run.
+        images: The number of images that it was trained on.
+        average: The name of the average that the weights are, in words.
+        teacher: The teacher of a distillation; None for a teacher run.
+        device: The device of the networks.
+        frozen_names: The parameters of the model that did not train, which files lack.
+        objects: What the caller gave as objects in place of names in the recipe.
+    """
+
+    folder: Path
     run: Run | TeacherRun
     model: Generator | Denoiser
-    sampler: Sampler
-    dataset: Dataset
-    source: Dataset  # as it was opened, see Session
     images: int
-    average: str  # which one the weights are, in words
+    average: str
     teacher: Denoiser | None
     device: torch.device
-    frozen_names: frozenset[str] = frozenset()  # parameters of the model that did not train, which files lack
+    frozen_names: frozenset[str] = frozenset()
+    objects: Objects = Objects()
+
+    @property
+    def generator(self) -> Generator:
+        """The one-step generator; raises UserError for a teacher run."""
+        if not isinstance(self.model, Generator):
+            why = "its teacher/ is a diffusers folder already; export takes distillations"
+            raise UserError(f"'{self.folder}' trains a teacher: {why}")
+        return self.model
+
+    @property
+    def sampler(self) -> Sampler:
+        """How to sample the model: a generator in one evaluation, a teacher in 35."""
+        return make_sampler(self.model, self.run)
 
     @property
     def teacher_sampler(self) -> Sampler | None:
-        """The teacher at 35 evaluations; None when the product is itself a teacher."""
+        """How to sample the teacher, in 35 evaluations; None for a teacher run."""
         return None if self.teacher is None else make_sampler(self.teacher, self.run)
 
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser in the model."""
+        return self.model.denoiser if isinstance(self.model, Generator) else self.model
 
-def load_trained(folder: Path, which: str = "last", merged: bool = True) -> Trained:
-    """The newest valid checkpoint's average ("last"), the "best"'s, or one that `distill ema` has made ("posthoc/0.1").
+    @cached_property
+    def source(self) -> Dataset:
+        """The data as they are: pixels, prompts. Raises UserError when they cannot be had."""
+        source = self.objects.data or self.run.data.load()
+        if isinstance(self.run, Run) and self.teacher is not None:
+            check_fit(self.teacher, self.run.teacher, source)
+        return source
 
-    Adapters are `merged` into their weights, or kept as in the file. Raises UserError when there is none.
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data in the teacher's terms, without its images: prompts as embeddings."""
+        if not isinstance(self.run, Run) or self.teacher is None:
+            return self.source
+        encoder = DatasetEncoder(self.run.cache, self.device, self.run.negative_prompt)
+        return encoder.encode(self.source, self.teacher, real=False)
+
+    def sample(
+        self,
+        count: int = 60,
+        label: int | None = None,
+        prompts: Sequence[str] = (),
+        seed: int = 0,
+        teacher: bool = False,
+    ) -> Tensor:
+        """Return samples as images [N, C, *spatial], in [-1, 1] but for overshoots.
+
+        Noise and conditions are the same for student and teacher.
+
+        Args:
+            count: The number of samples.
+            label: One class for all; None for the classes, or the recipe's prompts, in turn.
+            prompts: Prompts in place of the recipe's, in turn.
+            seed: The seed of the noise.
+            teacher: Whether to sample the teacher, at 35 evaluations, instead.
+
+        Raises:
+            UserError: The label or the prompts do not go with the teacher, or the recipe's prompts are gone.
+        """
+        return draw(self, count, label, seed, teacher, prompts)
+
+    def evaluate(self, samples: int | None = None, classifier: str | Path | None = None) -> dict[str, Any]:
+        """Compare student and teacher with the real images under a named protocol, and write evaluation.json.
+
+        Args:
+            samples: The samples of each model; None for the recipe's number.
+            classifier: The folder of a classifier in whose features to measure; None for the recipe's.
+
+        Returns:
+            protocol, samples, images, average, halves, student, teacher and ratio.
+
+        Raises:
+            UserError: There are no real images, or they are not what the model makes.
+        """
+        return compare(self, samples, classifier)
+
+    def export(self, folder: str | Path | None = None, format: str = "diffusers", hub: str | None = None) -> float:
+        """Write the averaged generator for others to load, and return its largest difference from ours.
+
+        Args:
+            folder: The export's folder; None for `export`, or `export-FORMAT`, in the run folder.
+            format: diffusers, safetensors, lora, onnx or torch-export.
+            hub: The id of the model on the Hugging Face hub that its card names.
+
+        Raises:
+            UserError: The run trains a teacher or has not trained, or the format has no place for the generator.
+        """
+        return export_trained(self, folder, format, hub)
+
+
+def load_trained(
+    folder: str | Path,
+    which: str = "last",
+    merged: bool = True,
+    objects: Objects = Objects(),  # noqa: B008  (frozen)
+) -> Trained:
+    """Load what a run has made; it needs neither the data nor their caches.
+
+    Args:
+        folder: The run folder.
+        which: "last" for the average of the newest valid checkpoint, "best" for that of the smallest distance, or
+            "posthoc/0.1" for an average that `distill ema` has made.
+        merged: Whether adapters are merged into their weights.
+        objects: What the caller gives as objects in place of names in the recipe.
+
+    Raises:
+        UserError: There is no such average, or it was trained from another teacher.
     """
+    folder = Path(folder)
     run = load_run(folder)
     source, description = _source(folder, which)
-    if isinstance(run, Run) and description["teacher"] != teacher_hash(run.teacher):
-        raise UserError(f"'{folder}' was trained from another teacher than is now in '{run.teacher}'")
-    dataset = source_data = run.data.load()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
+    teacher: Denoiser | None = None
+    model: Generator | Denoiser
     if isinstance(run, Run):
-        teacher = load_teacher(run, dataset)
-        dataset = encode_dataset(run, dataset, teacher, device, real=False)
+        if description["teacher"] != teacher_identity(run, objects):
+            raise UserError(f"'{folder}' was trained from another teacher than is now in '{run.teacher}'")
+        teacher = set_precision(objects.teacher or load_denoiser(run.teacher), run)
         denoiser = copy.deepcopy(teacher)
         attach_adapters(denoiser, run.generator)
-        model: Generator | Denoiser = one_step_generator(denoiser, run)
+        model = Generator(denoiser, *run.entry.at(denoiser.path))
     else:
-        teacher, model = None, set_precision(fresh_denoiser(run, dataset), run)
-    frozen_names = frozen(model)
-    checkpoint.load_average(source, model, frozen_names)
+        model = fresh_denoiser(run, *_sample_form(folder, run))
+    frozen = frozen_names(model)
+    checkpoint.load_average(source, model, frozen)
     if merged and isinstance(run, Run) and run.generator.lora is not None:
         lora.merge(model)
     for module in (model, teacher):
@@ -77,12 +198,11 @@ def load_trained(folder: Path, which: str = "last", merged: bool = True) -> Trai
             module.to(device).requires_grad_(False).eval()
     images, std = description["images"], description.get("std")
     average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
-    return Trained(
-        run, model, make_sampler(model, run), dataset, source_data, images, average, teacher, device, frozen_names
-    )
+    return Trained(folder, run, model, images, average, teacher, device, frozen, objects)
 
 
 def _source(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the averaged weights and their description."""
     if which == "best":
         metrics = folder / "best" / "metrics.json"
         if not metrics.is_file():
@@ -93,7 +213,16 @@ def _source(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
         if which not in made:
             raise UserError(f"which: '{folder}' has no '{which}'; allowed: {', '.join(['last', 'best', *made])}")
         return made[which].parent, json.loads(made[which].read_text())
-    found, skipped = checkpoint.newest(folder / "checkpoints")
+    found, skipped = checkpoint.newest(folder / "checkpoints", need=(checkpoint.AVERAGE_STEM,))
     for line in skipped:
         plain(stderr=True).print(line, style="yellow")
     return found, checkpoint.read_state(found)
+
+
+def _sample_form(folder: Path, run: TeacherRun) -> tuple[tuple[int, ...], int]:
+    """Return shape and classes of a teacher run's samples, from a checkpoint; an older one leaves them to the data."""
+    state = checkpoint.newest_state(folder / "checkpoints") or {}
+    if "shape" in state:
+        return tuple(state["shape"]), state["classes"]
+    dataset = run.data.load()
+    return dataset.shape, dataset.classes

@@ -18,14 +18,18 @@ from distill.errors import UserError
 from distill.guidance import classifier_free
 from distill.random import Random
 from distill.sampling import heun_steps, sample
+from distill.teachers import DESCRIPTION as TEACHER
 from distill.teachers import load_denoiser
-from trainers.data import Dataset
+from trainers.data import Data, DataFree, Dataset
 from trainers.data.batches import inputs
 from trainers.data.cache import HOME
 from trainers.data.encode import DatasetEncoder
-from trainers.data.pairs import DESCRIPTION, describe, spelled
+from trainers.data.pairs import DESCRIPTION, columns_of, describe
 from trainers.io.atomic import atomic_file, sha256
-from trainers.runs.distillation import check_fit, teacher_hash
+from trainers.recipe.load import RUN_FILE, load_run
+from trainers.recipe.strict_yaml import build, override
+from trainers.runs.distillation import teacher_hash
+from trainers.runs.open import check_fit
 
 SHARD = 1000  # pairs
 
@@ -60,14 +64,14 @@ def make_pairs(
     """
     denoiser = load_denoiser(teacher).to(device).requires_grad_(False)
     check_fit(denoiser, teacher, dataset)
-    dataset = DatasetEncoder(cache, device).of(dataset, denoiser, real=False)
-    if settings.teacher_cfg != 1 and denoiser.null_cond is None:
+    dataset = DatasetEncoder(cache, device).encode(dataset, denoiser, real=False)
+    if settings.teacher_cfg != 1 and not denoiser.network.has_null:
         raise UserError(f"teacher_cfg: the teacher '{teacher}' states no null condition")
     form: dict[str, Any] = {"data": dataset.name, "shape": list(dataset.shape), "classes": dataset.classes}
     if dataset.prompts is not None:
         form["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()
     description = {"teacher": teacher_hash(teacher), **form, **asdict(settings)}
-    shards = _kept(folder, description, count)
+    shards = _whole_shards(folder, description, count)
     for first in range(0, count, SHARD):
         file, rows = folder / f"pairs-{first // SHARD:05d}.safetensors", min(SHARD, count - first)
         if shards.get(file.name, {}).get("pairs") != rows:
@@ -82,7 +86,7 @@ def make_pairs(
         yield first + rows
 
 
-def _kept(folder: Path, description: dict[str, Any], count: int) -> dict[str, Any]:
+def _whole_shards(folder: Path, description: dict[str, Any], count: int) -> dict[str, Any]:
     """The shards in `folder` that are whole, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / DESCRIPTION).is_file():
@@ -103,6 +107,30 @@ def _kept(folder: Path, description: dict[str, Any], count: int) -> dict[str, An
 def _solve(denoiser: Denoiser, settings: PairSettings, dataset: Dataset, index: Tensor) -> dict[str, Tensor]:
     """The pairs `index` [B]."""
     noise, cond = inputs(dataset, Random.at(settings.seed, index).stream("pairs"))
-    guided: Any = classifier_free(denoiser, settings.teacher_cfg, denoiser.null)
+    guided = classifier_free(denoiser, settings.teacher_cfg, denoiser.null)
     pair = {"noise": noise, "target": sample(guided, noise, cond, settings.evaluations)}
-    return {**pair, **spelled(cond)}
+    return {**pair, **columns_of(cond)}
+
+
+def pair_source(teacher: Path, data: str | None = None) -> tuple[Path, Dataset]:
+    """Return a teacher's folder, and the data whose conditions its pairs have.
+
+    Args:
+        teacher: A teacher's run folder, or its teacher/ folder.
+        data: The data as in a recipe; None for those of the teacher's run.
+
+    Raises:
+        UserError: There is no teacher, or it does not say how frequent its classes are.
+    """
+    folder = teacher if (teacher / TEACHER).exists() else teacher / "teacher"
+    if not folder.is_dir():
+        raise UserError(f"teacher: '{teacher}' holds no teacher: neither {TEACHER} nor a folder teacher/")
+    if data is not None:
+        return folder, build(Data, override({}, [f"data={data}"])["data"], "--data").load()
+    run = folder.resolve().parent
+    if (run / RUN_FILE).is_file():
+        return folder, load_run(run).data.load()
+    network = load_denoiser(folder, weights=False).network
+    if network.classes:
+        raise UserError(f"--data: '{folder}' does not say how frequent its classes are; name the data")
+    return folder, DataFree(network.shape).load()

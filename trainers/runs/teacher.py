@@ -11,59 +11,73 @@ import torch
 from accelerate import Accelerator
 
 from distill.denoiser import Denoiser
-from distill.errors import UserError
 from distill.guidance import drop_conditions
 from distill.objectives import denoising_loss
-from distill.teachers import build_unet, save_denoiser
-from trainers.data import Dataset
+from distill.teachers import fresh_unet, save_denoiser
+from trainers.data.batches import Batches, BatchSizes
 from trainers.engine.ema import EMA, power_averages
+from trainers.engine.networks import recompute_activations, set_precision
 from trainers.engine.player import Player, TrainState
-from trainers.engine.session import Session, make_batches, make_sampler, recompute_blocks, set_precision
+from trainers.engine.sampler import make_sampler
+from trainers.engine.session import Session
 from trainers.engine.step import Terms, update
 from trainers.io.atomic import atomic_folder
 from trainers.recipe.run import TeacherRun
+from trainers.runs.open import Opened
 
 
-def build_teacher(run: TeacherRun, accelerator: Accelerator) -> Session:
-    """One player, the denoiser of a fresh UNet2DModel, trained on real images."""
-    dataset = run.data.load()
+def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
+    """Build the session of a teacher's training: one player, the denoiser of a fresh UNet2DModel, on real images."""
+    run, dataset = cast(TeacherRun, opened.run), opened.source
     torch.manual_seed(run.seed)
-    denoiser = set_precision(fresh_denoiser(run, dataset), run)
+    denoiser = fresh_denoiser(run, dataset.shape, dataset.classes)
     if run.gradient_checkpointing:
-        recompute_blocks(denoiser.network)
-    player = Player("teacher", denoiser, run.optimizer, accelerator)
-    batches = make_batches(run, dataset, True, accelerator)
+        recompute_activations(denoiser.network)
+    player = Player("teacher", denoiser, run.optimizer, accelerator, opened.objects.optimizer)
+    sizes = BatchSizes(run.batch_size, run.micro_batches)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = Batches(dataset, sizes, run.seed, run.dtype, True, rank, world, accelerator.device)
     state = TrainState({"teacher": player}, EMA(denoiser, run.ema), power_averages(denoiser, run.power_ema))
-
-    def loss(micro: int) -> Terms:
-        batch = batches.micro("teacher", state.images, micro)
-        assert batch.real is not None
-        x0, cond, random = batch.real, batch.cond, batch.random
-        if run.label_dropout:
-            cond = drop_conditions(cond, denoiser.null(cond), run.label_dropout, random)
-        terms = denoising_loss(player.module, run.path, x0, cond, run.times, run.weight, random, run.sigma_data)
-        return {"denoising": terms}
-
-    step = partial(update, player, loss, "teacher", run, state, accelerator)
-    product = cast(Denoiser, state.ema.module)
-    return Session(run, accelerator, dataset, dataset, batches, state, step, product, make_sampler(product, run))
+    model = cast(Denoiser, state.ema.module)
+    sampler = make_sampler(model, run)
+    return Session(
+        run, accelerator, dataset, dataset, batches, state, teacher_round, model, sampler, finish=write_result
+    )
 
 
-def fresh_denoiser(run: TeacherRun, dataset: Dataset) -> Denoiser:
-    """A UNet2DModel from `run.network`, with shape and classes from the data, under the run's path and prediction."""
-    if dataset.read is None:
-        raise UserError(f"data: a teacher is trained on real images, {dataset.name} has none")
-    if dataset.prompts is not None:
-        raise UserError(f"data: a teacher is trained on labels or none, {dataset.name} has prompts")
-    channels, height, width = dataset.shape
-    size = height if height == width else (height, width)
-    shape = {"sample_size": size, "in_channels": channels, "out_channels": channels}
-    if run.label_dropout and not dataset.classes:
-        raise UserError(f"label_dropout: {dataset.name} has no labels to drop; set it to 0")
-    null = dataset.classes if run.label_dropout else None
-    embeddings = dataset.classes + (null is not None)
-    network = build_unet({**run.network, **shape, "num_class_embeds": embeddings or None}, null)
-    return Denoiser(network, run.path, run.prediction, run.sigma_data)
+def teacher_round(session: Session) -> None:
+    """Update a teacher that trains."""
+    update(session, "teacher", "teacher", partial(teacher_terms, session))
+
+
+def teacher_terms(session: Session, micro: int) -> Terms:
+    """Return the denoising loss [B] of a teacher that trains, on real samples."""
+    run, player = cast(TeacherRun, session.run), session.state.players["teacher"]
+    batch = session.batches.micro("teacher", session.state.images, micro)
+    assert batch.real is not None
+    x0, cond, random = batch.real, batch.cond, batch.random
+    if run.label_dropout:
+        null = cast(Denoiser, player.bare).null(cond)
+        cond = drop_conditions(cond, null, run.label_dropout, random)
+    terms = denoising_loss(player.module, run.path, x0, cond, run.times, run.weight, random, run.sigma_data)
+    return {"denoising": terms}
+
+
+def fresh_denoiser(run: TeacherRun, shape: tuple[int, ...], classes: int) -> Denoiser:
+    """Return a denoiser of a fresh UNet2DModel under the run's path, prediction and precision.
+
+    Args:
+        run: The recipe, which holds the network's config.
+        shape: (C, H, W) of a sample.
+        classes: The number of class labels; 0 without labels.
+    """
+    network = fresh_unet(run.network, shape, classes, null=run.label_dropout > 0)
+    return set_precision(Denoiser(network, run.path, run.prediction, run.sigma_data), run)
+
+
+def write_result(session: Session, folder: Path) -> None:
+    """Write the averaged teacher of a finished run."""
+    write_teacher(cast(Denoiser, session.model), folder)
 
 
 def write_teacher(teacher: Denoiser, folder: Path) -> None:

@@ -16,10 +16,9 @@ from distill import EDM, UserError
 from distill.discriminator import R1, AdaptiveNoise, adversarial_loss, discriminator_loss
 from distill.objectives import Batch, Denoisers, Estimates, Objective, l1_normaliser
 from distill.objectives.dmd2 import DMD2
-from distill.objectives.f_distill import FDistill
+from distill.objectives.f_distill import WEIGHTS, Divergence, FDistill, density_ratio
 from distill.objectives.sida import SiDA
 from distill.objectives.uni_instruct import UniInstruct
-from distill.objectives.f_distill import WEIGHTS, Divergence, density_ratio
 from distill.times import Karras
 from tests.distill.objectives.test_contract import make
 from tests.toys import gradients

@@ -21,9 +21,8 @@ from distill.objectives.realuid import RealUID
 from distill.objectives.score_mismatching import ScoreMismatching
 from distill.objectives.sid import SiD
 from distill.objectives.sida import SiDA
-from distill.objectives.sim import SIM
+from distill.objectives.sim import SIM, Exponential, Huber, SquaredL2
 from distill.objectives.uni_instruct import UniInstruct
-from distill.objectives.sim import Exponential, Huber, SquaredL2
 from distill.prediction import Kind, coefficients, from_x0
 from distill.random import expand
 from distill.times import Karras, LogNormal, Times

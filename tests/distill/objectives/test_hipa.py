@@ -11,8 +11,7 @@ from torch import Tensor
 from distill import EDM, Denoiser, UserError
 from distill.objectives import Batch, Denoisers, Pairs
 from distill.objectives.guided import Guided
-from distill.objectives.hipa import HiPA
-from distill.objectives.hipa import edges, high_frequency_loss, high_pass
+from distill.objectives.hipa import HiPA, edges, high_frequency_loss, high_pass
 from distill.perceptual import L1
 from tests.toys import given
 

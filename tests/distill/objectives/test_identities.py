@@ -16,8 +16,7 @@ from distill.objectives.fgm import fgm_loss, velocity_weight
 from distill.objectives.realuid import realuid_fake_loss, realuid_loss
 from distill.objectives.score_mismatching import ScoreMismatching
 from distill.objectives.sid import sid_loss
-from distill.objectives.sim import Distance, sim_loss
-from distill.objectives.sim import Exponential, Huber, Power, PseudoHuber, SquaredL2
+from distill.objectives.sim import Distance, Exponential, Huber, Power, PseudoHuber, SquaredL2, sim_loss
 from tests.toys import Tanh, gradients
 
 ALPHAS = (0.0, 0.5, 1.0, 1.2)

@@ -19,16 +19,15 @@ from distill import EDM, Flow, Path
 from distill.discriminator import adversarial_loss
 from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives import Batch, Denoisers, Objective
+from distill.objectives.adversarial import logits_at
 from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
+from distill.objectives.f_distill import WEIGHTS
 from distill.objectives.fgm import FGM
 from distill.objectives.realuid import RealUID
 from distill.objectives.rewarded import Rewarded
 from distill.objectives.score_mismatching import ScoreMismatching
 from distill.objectives.sid import SiD
-from distill.objectives.sim import SIM, Distance
-from distill.objectives.adversarial import logits_at
-from distill.objectives.f_distill import WEIGHTS
-from distill.objectives.sim import Exponential, Huber, Power, PseudoHuber, SquaredL2
+from distill.objectives.sim import SIM, Distance, Exponential, Huber, Power, PseudoHuber, SquaredL2
 from tests.toys import ALL_PATHS, PAIRLESS, At, ExactCritic, Normal, given, gradients, hermite
 
 KAPPAS = (-0.5, 0.0, 0.5, 1.0, 1.2, 2.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launch.commands.sample import draw
 from trainers.io import jsonl
 from trainers.io.images import grid
 from trainers.runs.load import Trained
@@ -13,17 +12,17 @@ from trainers.runs.load import Trained
 CLASSES, ROWS = 10, 5
 
 
-def side_by_side(product: Trained, file: Path) -> None:
+def side_by_side(trained: Trained, file: Path) -> None:
     """Teacher at 35 evaluations (left) and student at 1 (right): same noise, same labels, one class a column."""
     from PIL import Image, ImageDraw
 
-    teacher, student = (grid(draw(product, CLASSES * ROWS, teacher=t), CLASSES) for t in (True, False))
+    teacher, student = (grid(trained.sample(CLASSES * ROWS, teacher=t), CLASSES) for t in (True, False))
     gap, head = 24, 24
     canvas = Image.new("L" if teacher.mode == "L" else "RGB", (2 * teacher.width + gap, teacher.height + head), "white")
     pen = ImageDraw.Draw(canvas)
     for left, picture, title in (
         (0, teacher, "teacher, 35 evaluations"),
-        (teacher.width + gap, student, f"student, 1 evaluation, after {product.images:,} images"),
+        (teacher.width + gap, student, f"student, 1 evaluation, after {trained.images:,} images"),
     ):
         canvas.paste(picture, (left, head))
         pen.text((left + 4, 6), title, fill="black")

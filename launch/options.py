@@ -1,0 +1,66 @@
+"""The arguments and options that several commands share, and recipes as commands name them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.errors import UserError
+
+if TYPE_CHECKING:
+    from trainers.recipe.run import Run, TeacherRun
+
+Recipe = Annotated[str, typer.Argument(help="A shipped recipe (see `distill recipes`) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the recipe, such as images=10000 or objective.alpha=1.0.")
+]
+Processes = Annotated[
+    int | None, typer.Option(help="Processes to start: one a GPU, or CPU processes where there is no GPU.", min=1)
+]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(help="[days-]hours:minutes:seconds after which the run has saved and ended with exit code 75."),
+]
+Folder = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")]
+Which = Annotated[
+    str,
+    typer.Option(help="The weights: last (newest checkpoint), best (smallest distance), or posthoc/NAME."),
+]
+
+
+def resolve_recipe(recipe: str, overrides: list[str] | None = None, tiny: Path | None = None) -> Run:
+    """Return the distillation of a recipe; DISTILL_CACHE replaces the default cache folder.
+
+    Raises:
+        UserError: The recipe is wrong, or it trains a teacher.
+    """
+    from trainers.recipe.load import resolve
+    from trainers.recipe.run import Run
+
+    run = resolve(recipe, overrides or [], tiny=tiny)
+    if not isinstance(run, Run):
+        raise UserError(f"{recipe}: this recipe is for `distill teacher`")
+    return dataclasses.replace(run, cache=cache_folder(run.cache))
+
+
+def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> TeacherRun:
+    """Return the teacher's training of a recipe; raises UserError where it is wrong, or distils a teacher."""
+    from trainers.recipe.load import resolve
+    from trainers.recipe.run import TeacherRun
+
+    run = resolve(recipe, overrides or [])
+    if not isinstance(run, TeacherRun):
+        raise UserError(f"{recipe}: this recipe is for `distill train`")
+    return run
+
+
+def cache_folder(given: str | None = None) -> str:
+    """Return the folder of embeddings and latents: as given, or DISTILL_CACHE in place of the default."""
+    from trainers.data.cache import HOME
+
+    cache = os.environ.get("DISTILL_CACHE", HOME) if given in (None, HOME) else given
+    return str(cache) if str(cache).startswith("~") else str(Path(str(cache)).resolve())

@@ -1,0 +1,207 @@
+"""The library's door: train, resume and load a run from Python."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+
+from distill.denoiser import Denoiser
+from distill.errors import UserError
+from trainers.checkpoints import checkpoint
+from trainers.data import Dataset, GivenData
+from trainers.engine.collectives import on_main_process
+from trainers.engine.player import OptimizerFactory
+from trainers.engine.stopping import STOP
+from trainers.engine.world import start_accelerator
+from trainers.hooks.hook import Hook
+from trainers.loop import fit
+from trainers.recipe.changes import accepted_changes
+from trainers.recipe.load import load_run, resolve
+from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.runs.load import Trained, load_trained
+from trainers.runs.open import Objects, open_run
+
+GIVEN_TEACHER = "object"
+"""The `teacher` of a run whose teacher the caller gave as an object."""
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Run | TeacherRun,
+    folder: str | Path | None = None,
+    processes: int = 1,
+    *,
+    hooks: Sequence[Hook] = (),
+    optimizer: OptimizerFactory | None = None,
+    accelerator: Accelerator | None = None,
+    **overrides: Any,
+) -> Trained:
+    """Train a run from its first image to its last, and return what it has made.
+
+    It works in a script, in a notebook, and on every rank of a program that `accelerate launch` or `torchrun` started.
+
+    Args:
+        recipe: The name of a shipped recipe, a YAML file, or a mapping of a recipe's keys.
+        folder: The run folder; None for `runs/NAME`.
+        processes: The number of processes to start on this machine. Leave it at 1 in a program that a launcher started.
+        hooks: Further hooks, called beside the run's own.
+        optimizer: (name of the player, its named parameters) -> its optimizer, in place of the recipe's.
+        accelerator: An Accelerator of the caller's own; None to start one.
+        **overrides: Changes to the recipe by key: `images=1000`, `generator={"lr": 1e-4}`. Objects are taken too:
+            `teacher` may be a Denoiser, `data` a Dataset, `objective` an Objective. What run.yaml cannot hold it lists
+            in `objects`, and `resume` needs it again.
+
+    Raises:
+        UserError: Something in the recipe is wrong or missing, or the folder holds a run.
+        Stopped: The process was told to stop; the state is saved.
+    """
+    objects, changes = take_objects(overrides, hooks, optimizer)
+    run = with_objects(resolve(recipe, changes=changes), objects)
+    folder = Path(folder or Path("runs") / run.name)
+    if processes > 1:
+        command = "teacher" if isinstance(run, TeacherRun) else "train"
+        start_processes(command, run, folder, processes, objects)
+        return load(folder)
+    with STOP.listening():
+        accelerator = accelerator or start_accelerator(run, folder)
+        on_main_process(accelerator, partial(refuse_used, folder))
+        fit(open_run(run, accelerator.num_processes, objects=objects), folder, accelerator)
+    return load(folder, objects=objects)
+
+
+def resume(
+    folder: str | Path,
+    processes: int | None = None,
+    *,
+    allow: Iterable[str] = (),
+    recipe: Run | TeacherRun | None = None,
+    hooks: Sequence[Hook] = (),
+    optimizer: OptimizerFactory | None = None,
+    accelerator: Accelerator | None = None,
+    **overrides: Any,
+) -> Trained:
+    """Continue a run from its newest valid checkpoint, and return what it has made.
+
+    Args:
+        folder: The run folder.
+        processes: The number of processes to start on this machine; None for as many as before.
+        allow: The keys whose change may change what is trained.
+        recipe: The experiment as it is to go on; None for the folder's own.
+        hooks: As for `train`; they must be given again, as every object.
+        optimizer: As for `train`.
+        accelerator: As for `train`.
+        **overrides: Changes to the recipe, and objects, as for `train`.
+
+    Raises:
+        UserError: There is no valid checkpoint, it is that of another run, or a change would change what is trained.
+        Stopped: The process was told to stop; the state is saved.
+    """
+    folder, allow = Path(folder), tuple(allow)
+    objects, changes = take_objects(overrides, hooks, optimizer)
+    run = resolve(recipe or load_run(folder), changes=changes)
+    state = checkpoint.newest_state(folder / "checkpoints")
+    if state is not None:
+        accepted_changes(state, run, allow)  # again with the checkpoint that turns out to be valid
+    if processes is None and accelerator is None and PartialState().num_processes == 1:
+        processes = 1 if state is None else state["processes"]
+    if processes is not None and processes > 1:
+        start_processes("resume", run, folder, processes, objects, allow)
+        return load(folder)
+    with STOP.listening():
+        accelerator = accelerator or start_accelerator(run, folder)
+        opened = open_run(run, accelerator.num_processes, fresh=False, objects=objects)
+        fit(opened, folder, accelerator, allow)
+    return load(folder, objects=objects)
+
+
+def load(folder: str | Path, which: str = "last", *, objects: Objects | None = None, **given: Any) -> Trained:
+    """Load what a run has made: an object with `.sample`, `.evaluate`, `.export`, `.generator` and `.teacher`.
+
+    Args:
+        folder: The run folder.
+        which: "last" for the newest valid checkpoint, "best" for the smallest distance, or "posthoc/NAME".
+        objects: The objects in place of names in the recipe, together.
+        **given: The same one by one: `teacher` as a Denoiser, `data` as a Dataset.
+
+    Raises:
+        UserError: There is no such run or no such average.
+    """
+    return load_trained(folder, which, objects=objects or Objects(**given))
+
+
+def take_objects(
+    overrides: Mapping[str, Any], hooks: Sequence[Hook], optimizer: OptimizerFactory | None
+) -> tuple[Objects, dict[str, Any]]:
+    """Split overrides into objects that no recipe can hold and changes to the recipe."""
+    changes = dict(overrides)
+    teacher = changes.pop("teacher") if isinstance(changes.get("teacher"), Denoiser) else None
+    data = changes.pop("data") if isinstance(changes.get("data"), Dataset) else None
+    if teacher is not None:
+        changes["teacher"] = GIVEN_TEACHER
+    if data is not None:
+        changes["data"] = GivenData(data.name)
+    return Objects(teacher, data, tuple(hooks), optimizer), changes
+
+
+def with_objects(run: Run | TeacherRun, objects: Objects) -> Run | TeacherRun:
+    """Return the run with the names of its objects, which run.yaml then lists."""
+    names = list(objects.names)
+    if isinstance(run, Run) and type(run.objective).__module__ == "__main__":  # no other process can import it
+        names.append("objective")
+    return replace(run, objects=tuple(names)) if names else run
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise UserError when `folder` holds a run already."""
+    if checkpoint.folders(folder / "checkpoints") or any((folder / name).exists() for name in ("log.jsonl", "best")):
+        raise UserError(
+            f"'{folder}' holds a run already: `distill resume {folder}` continues it, --folder or name= starts another"
+        )
+
+
+def start_processes(
+    command: str,
+    run: Run | TeacherRun,
+    folder: Path,
+    processes: int,
+    objects: Objects,
+    allow: Iterable[str] = (),
+) -> None:
+    """Run `distill COMMAND` in several processes on this machine, and show its output as it comes.
+
+    The command starts the processes, which need no guard in the caller's script. Objects cannot reach them.
+
+    Raises:
+        UserError: Objects were given, or the command failed.
+    """
+    if given := (*objects.names, *(["objective"] if "objective" in run.objects else [])):
+        raise UserError(
+            f"processes: {processes} processes cannot share the objects {', '.join(given)}; start your program with"
+            f" `accelerate launch --num_processes {processes}` and leave processes out"
+        )
+    with TemporaryDirectory(prefix="distill-") as temporary:
+        if command == "resume":
+            before = dump(load_run(folder))
+            changed = [f"{key}={json.dumps(value)}" for key, value in dump(run).items() if value != before.get(key)]
+            arguments = [str(folder), *changed, *(option for key in allow for option in ("--allow", key))]
+        else:
+            file = Path(temporary) / f"{run.name}.yaml"
+            file.write_text(to_yaml(dump(run)), encoding="utf-8")
+            arguments = [str(file), "--folder", str(folder)]
+        program = [sys.executable, "-m", "launch.main", command, *arguments, "--processes", str(processes)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
+            last = ""
+            for line in started.stdout or ():
+                print(line, end="", flush=True)  # a notebook shows what this process prints, not what its children do
+                last = line.strip() or last
+    if started.returncode:
+        raise UserError(last.removeprefix("distill: ") or f"{command}: ended with exit code {started.returncode}")

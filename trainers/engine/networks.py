@@ -1,0 +1,38 @@
+"""How a network is set up for a run: its precision, and the recomputation of its activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from distill.denoiser import Denoiser
+from distill.errors import UserError
+from trainers.recipe.run import Experiment
+
+
+def set_precision(denoiser: Denoiser, run: Experiment) -> Denoiser:
+    """Put a denoiser into the precision of `run`, in place, and return it."""
+    if run.precision == "float64":
+        denoiser.double()
+    denoiser.autocast_dtype = torch.bfloat16 if run.precision == "bfloat16" else None
+    return denoiser
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """Let the blocks of `network` recompute their activations in a backward pass (gradient checkpointing).
+
+    Calls `enable_gradient_checkpointing()`, which diffusers' models have, on the first submodule that has it.
+
+    Raises:
+        UserError: No submodule can recompute its activations.
+    """
+    for module in network.modules():
+        enable = getattr(module, "enable_gradient_checkpointing", None)
+        if enable is None:
+            continue
+        try:
+            enable()
+        except ValueError:  # raised by the models of diffusers that cannot
+            break
+        return
+    raise UserError(f"gradient_checkpointing: {type(network).__name__} cannot recompute its activations; leave it out")

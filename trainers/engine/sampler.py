@@ -1,0 +1,36 @@
+"""How a model is sampled, in the precision of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from distill.conditions import Condition
+from distill.denoiser import Denoiser
+from distill.generator import Generator
+from distill.sampling import sample
+from trainers.io.images import to_images
+from trainers.recipe.run import Experiment
+
+Sampler = Callable[[Tensor, Condition], Tensor]
+"""(z [B, C, *spatial] unit normal, cond) -> samples [B, C, *spatial], without a graph."""
+
+
+def make_sampler(model: Generator | Denoiser, run: Experiment) -> Sampler:
+    """Return the sampler of `model`: a Generator takes one evaluation, a Denoiser 35; noise may have any dtype."""
+    draw = model if isinstance(model, Generator) else partial(sample, model)
+
+    @torch.no_grad()
+    def sampler(z: Tensor, cond: Condition) -> Tensor:
+        samples: Tensor = draw(z.to(run.dtype), cond.to(z.device, run.dtype))
+        return samples
+
+    return sampler
+
+
+def make_image_sampler(sampler: Sampler, model: Generator | Denoiser) -> Sampler:
+    """Return (z, cond) -> the samples of `sampler` as images."""
+    return lambda z, cond: to_images(sampler(z, cond), model)

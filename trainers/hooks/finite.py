@@ -1,0 +1,34 @@
+"""End a run whose updates are no longer finite."""
+
+from __future__ import annotations
+
+from distill.errors import UserError
+from trainers.engine.session import Session
+from trainers.hooks.hook import Hook
+
+
+class NotFinite(UserError):
+    """Too many updates in a row were not finite."""
+
+    def __init__(self, player: str, count: int, images: int) -> None:
+        super().__init__(
+            f"{player}: {count} updates in a row had a non-finite loss or gradient at {images:,} images; they were"
+            " skipped and the state saved. Lower its lr, set max_grad_norm, or try precision: float32"
+        )
+
+
+class FiniteCheck(Hook):
+    """Raises NotFinite when the updates of a player were not finite `max_skipped` times in a row."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def __call__(self, session: Session) -> None:
+        counts = {name: int(player.longest) for name, player in session.state.players.items()}
+        failed = [name for name, longest in counts.items() if longest >= session.run.max_skipped]
+        for player in session.state.players.values():
+            if failed:
+                player.streak.zero_()  # a resume after the cause was removed counts anew
+            player.longest.copy_(player.streak)
+        if failed:
+            raise NotFinite(failed[0], counts[failed[0]], session.state.images)

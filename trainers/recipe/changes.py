@@ -1,0 +1,40 @@
+"""The changes of a recipe that a resume accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from distill.errors import UserError
+from trainers.recipe.load import build_experiment
+from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.strict_yaml import diff, dump
+
+FREE = {"name", "images", "keep", "tracking", "evaluation", "max_skipped", "objects"}
+FREE |= {"teacher", "start", "cache", "pairs.folder", "data.path"}  # paths: the content is compared by its hash
+"""The keys that may change without changing what is trained."""
+
+
+def accepted_changes(state: Mapping[str, Any], run: Run | TeacherRun, allow: Iterable[str] = ()) -> list[str]:
+    """Return a line for each key that changed since the checkpoint with this `state`.
+
+    Args:
+        state: state.json of the checkpoint.
+        run: The experiment that resumes.
+        allow: The keys whose change the user accepts though it may change what is trained.
+
+    Raises:
+        UserError: A key changed that may change what is trained and that is not under a key of `allow`.
+    """
+    before = dump(build_experiment(state["recipe"], "checkpoint"))  # with the defaults of keys that are newer than it
+    changes = {line.partition(":")[0]: line for line in diff(before, dump(run))}
+    free = FREE | set(allow)
+    refused = {
+        key: line
+        for key, line in changes.items()
+        if not key.endswith("_every") and not any(key == one or key.startswith(f"{one}.") for one in free)
+    }
+    if refused:
+        options = " ".join(f"--allow {key}" for key in refused)
+        raise UserError(f"{', '.join(refused.values())}: this would change what is trained; {options} accepts it")
+    return [f"changed since the checkpoint: {line}" for line in changes.values()]

@@ -1,0 +1,94 @@
+"""A recipe or a run folder as a Run or TeacherRun."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+from distill.annotations import LocalPath
+from distill.errors import UserError
+from trainers.recipe.run import EXPERIMENTS, Run, TeacherRun
+from trainers.recipe.shipped import find_recipe
+from trainers.recipe.strict_yaml import assign, build, dump, load_yaml, override
+from trainers.recipe.tiny import shrink
+
+RUN_FILE = "run.yaml"
+T = TypeVar("T")
+
+
+def load_run(folder: Path) -> Run | TeacherRun:
+    """Return the experiment whose run.yaml is in `folder`; raises UserError where there is none."""
+    file = folder / RUN_FILE
+    if not file.is_file():
+        raise UserError(f"'{folder}' is not a run folder: it has no {RUN_FILE}")
+    return build_experiment(load_yaml(file), str(file))
+
+
+def build_experiment(data: Mapping[str, Any], where: str) -> Run | TeacherRun:
+    """Return the experiment that the mapping `data` states; its key `trains`, or else its other keys, say which kind.
+
+    `where`, such as a file, opens every message of a UserError.
+    """
+    kind = data.get("trains", "generator" if {"objective", "teacher"} & set(data) else "teacher")
+    if kind not in EXPERIMENTS:
+        raise UserError(f"{where}: key 'trains' must be one of {', '.join(EXPERIMENTS)}, got {kind!r}")
+    return build(EXPERIMENTS[kind], {**data, "trains": kind}, where)
+
+
+def resolve(
+    recipe: str | Path | Mapping[str, Any] | Run | TeacherRun,
+    overrides: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    tiny: Path | None = None,
+) -> Run | TeacherRun:
+    """Return the experiment of a recipe, the local files and folders that it names as absolute paths.
+
+    Args:
+        recipe: The name of a shipped recipe, a YAML file, a mapping of a recipe's keys, or an experiment.
+        overrides: Changes as text: key=value, objective.alpha=1.0.
+        changes: Changes as values, by key or dotted key; a mapping changes the keys that it names.
+        tiny: The folder of a run with the recipe's `tiny` changes; None for the recipe as it is.
+
+    Raises:
+        UserError: The recipe is missing, or a key or a value is wrong.
+    """
+    if isinstance(recipe, Run | TeacherRun):
+        if not overrides and not changes:
+            return resolve_paths(recipe)
+        settings, where = dump(recipe), recipe.name
+    elif isinstance(recipe, Mapping):
+        settings, where = dict(recipe), "recipe"
+    else:
+        settings, where = load_yaml(find_recipe(str(recipe))), str(recipe)
+    shrunk = settings.pop("tiny", None)
+    if tiny is not None:
+        settings = shrink(settings, shrunk, tiny, where)
+    settings = override(settings, overrides)
+    for key, value in (changes or {}).items():
+        for dotted, one in _flat(key, value):
+            assign(settings, dotted, one, f"{key}=")
+    return resolve_paths(build_experiment(settings, where))
+
+
+def resolve_paths(run: T) -> T:
+    """Return an experiment, or a part of it, with every LocalPath that exists made absolute."""
+    if not dataclasses.is_dataclass(run) or isinstance(run, type):
+        return run
+    hints, changes = get_type_hints(type(run), include_extras=True), {}
+    for one in (one for one in dataclasses.fields(run) if one.init):
+        value = getattr(run, one.name)
+        if isinstance(value, str) and LocalPath in (hints[one.name], *get_args(hints[one.name])):
+            changes[one.name] = str(Path(value).resolve()) if Path(value).exists() else value
+        else:
+            changes[one.name] = resolve_paths(value)
+    changed = {name: value for name, value in changes.items() if value is not getattr(run, name)}
+    return cast(T, dataclasses.replace(run, **changed)) if changed else run
+
+
+def _flat(key: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the dotted keys that a change sets; a mapping with a `name` sets its key as a whole."""
+    if isinstance(value, Mapping) and value and "name" not in value:
+        return [pair for inner, one in value.items() for pair in _flat(f"{key}.{inner}", one)]
+    return [(key, value)]

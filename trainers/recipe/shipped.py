@@ -1,0 +1,32 @@
+"""The shipped recipes, by name."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+
+from distill.errors import UserError
+
+FOLDER = Path(str(files("configs")))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipe files of the package by name."""
+    return {file.stem: file for file in sorted(FOLDER.rglob("*.yaml"), key=lambda file: file.stem)}
+
+
+def find_recipe(recipe: str) -> Path:
+    """Return the file of a recipe, given its path or the name of a shipped one.
+
+    Raises:
+        UserError: There is neither such a file nor such a shipped recipe.
+    """
+    if Path(recipe).is_file():
+        return Path(recipe)
+    names = shipped_recipes()
+    if recipe not in names:
+        near = difflib.get_close_matches(recipe, names, 1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise UserError(f"recipe: no file and no shipped recipe '{recipe}'{hint}; shipped: {', '.join(names)}")
+    return names[recipe]

@@ -1,0 +1,61 @@
+"""Samples of what a run has made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distill.conditions import Condition
+from distill.errors import UserError
+from distill.random import Random
+from trainers.data.batches import labels_in_turn, preview, unit_noise
+from trainers.io.images import to_images
+
+if TYPE_CHECKING:
+    from trainers.runs.load import Trained
+
+AT_ONCE = 20  # samples
+
+
+def draw(
+    trained: Trained,
+    count: int,
+    label: int | None = None,
+    seed: int = 0,
+    teacher: bool = False,
+    prompts: Sequence[str] = (),
+) -> Tensor:
+    """Return `count` samples as images [N, C, *spatial]; see Trained.sample."""
+    network = trained.denoiser.network
+    if label is not None and not 0 <= label < network.classes:
+        allowed = f"0 to {network.classes - 1}" if network.classes else "none"
+        raise UserError(f"label: {label} is not a class; allowed: {allowed}")
+    sampler = trained.teacher_sampler if teacher else trained.sampler
+    if sampler is None:
+        raise UserError("teacher: this run is itself a teacher's")
+    embedded = embed(trained, prompts) if prompts else None
+    samples = []
+    for index in torch.arange(count, device=trained.device).split(AT_ONCE):
+        noise = unit_noise(network.shape, Random.at(seed, index).stream("sample"))
+        if embedded is not None:
+            cond = embedded.rows(index.cpu() % len(prompts))
+        elif network.text_encoder is not None:
+            cond = preview(trained.dataset, index)
+        else:
+            cond = labels_in_turn(network.classes, index if label is None else torch.full_like(index, label))
+        samples.append(sampler(noise, cond))
+    return to_images(torch.cat(samples), trained.model)
+
+
+def embed(trained: Trained, prompts: Sequence[str]) -> Condition:
+    """Return the conditions [N, ...] of N prompts; the encoder is released before anything is sampled."""
+    encoder = trained.denoiser.network.text_encoder
+    if encoder is None:
+        raise UserError("prompts: the teacher takes no prompts")
+    encoder.device = trained.device
+    made = Condition(encoder.encode(list(prompts)))
+    encoder.free()
+    return made

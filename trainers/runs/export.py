@@ -1,0 +1,70 @@
+"""The export of what a run has made, with the facts for its card."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from distill.errors import UserError
+from trainers.recipe.run import Run
+from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.runs.distillation import teacher_identity
+
+if TYPE_CHECKING:
+    from distill.export import CardFacts
+    from trainers.runs.load import Trained
+
+PACKAGES = ("distill-onestep", "torch", "diffusers", "accelerate")
+
+
+def export_folder(folder: Path, format: str) -> Path:
+    """Return the folder of an export in `format` where the caller names none."""
+    return folder / ("export" if format == "diffusers" else f"export-{format}")
+
+
+def export_trained(
+    trained: Trained, out: str | Path | None = None, format: str = "diffusers", hub: str | None = None
+) -> float:
+    """Export the generator of a run; see Trained.export."""
+    from distill.export import export_generator
+
+    generator, run = trained.generator, cast(Run, trained.run)
+    if trained.images == 0:
+        raise UserError(f"'{trained.folder}' has not trained yet: its checkpoint is the teacher's, at 0 images")
+    teacher = None if trained.objects.teacher is not None else Path(run.teacher)
+    folder = export_folder(trained.folder, format) if out is None else Path(out)
+    return export_generator(generator, folder, card_facts(trained, run), format, teacher=teacher, hub=hub)
+
+
+def card_facts(trained: Trained, run: Run) -> CardFacts:
+    """Return what the model card says about the training."""
+    from distill.export import CardFacts
+
+    teacher = "/".join(Path(run.teacher).parts[-2:])  # a card goes to others: no path of this machine
+    recipe = dump(run) | {"teacher": teacher}
+    return CardFacts(
+        name=run.name,
+        objective=recipe["objective"],
+        teacher=teacher,
+        teacher_sha256=teacher_identity(run, trained.objects),
+        images=trained.images,
+        average=trained.average,
+        metrics=measured(trained),
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        recipe=to_yaml(recipe),
+    )
+
+
+def measured(trained: Trained) -> dict[str, Any] | None:
+    """Return the numbers of evaluation.json, when they are those of the exported weights."""
+    file = trained.folder / "evaluation.json"
+    report = json.loads(file.read_text()) if file.is_file() else None
+    if report is None or (report["images"], report["average"]) != (trained.images, trained.average):
+        return None
+    metrics = {"protocol": report["protocol"], "samples": report["samples"], "real halves, frechet": report["halves"]}
+    for model in ("student", "teacher"):
+        metrics |= {f"{model}, {name}": value for name, value in report[model].items()}
+    return metrics

@@ -1,0 +1,122 @@
+"""A pretrained network as a teacher's folder: it is tried, written, read back and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.denoiser import Denoiser
+from distill.encoders.latents import Normalisation
+from distill.errors import UserError
+from distill.random import expand
+from distill.teachers import copy_autoencoder, copy_pipeline, download, load_denoiser, read_published, save_denoiser
+from trainers.io.atomic import atomic_folder, sha256
+from trainers.io.console import plain
+from trainers.runs.distillation import teacher_hash
+
+NSR = (0.02, 1.0, 80.0)  # noise-to-signal ratios at which the network is tried
+
+
+def import_published(file: Path, out: Path, kind: str, vae: str | None = None) -> None:
+    """Write a published checkpoint, `kind` "edm" or "edm2", as a teacher's folder; nothing in the pickle is run.
+
+    Args:
+        file: The published .pkl.
+        out: The folder to write.
+        kind: "edm" or "edm2".
+        vae: The autoencoder of its latents: a folder, or an id on the hub; None for none.
+
+    Raises:
+        UserError: The file is damaged or holds another network, or `out` exists.
+    """
+    refuse_filled(out)
+    found = read_published(file, kind)
+    latents = found.denoiser.latents
+    if vae is not None and not isinstance(latents, Normalisation):
+        held = "pixels" if found.encoder is None else f"latents of {found.encoder}, whose scale the file does not say"
+        raise UserError(f"--vae: the network's samples are {held}")
+    console = plain()
+    console.print(f"file        {file}")
+    console.print(f"sha256      {sha256(file)}")
+    console.print(f"settings    {', '.join(f'{name} {value}' for name, value in found.settings.items())}")
+    if found.encoder:
+        scaled = f", (z - {list(latents.mean)}) / {list(latents.std)}" if isinstance(latents, Normalisation) else ""
+        console.print(f"samples     latents of {found.encoder}{scaled}")
+    write_and_compare(found.denoiser, out, vae)
+
+
+def import_pipeline(source: str, out: Path, resolution: int | None = None, guidance: float | None = None) -> None:
+    """Write a diffusers pipeline as a teacher's folder.
+
+    Args:
+        source: The folder of a pipeline, or its id on the hub.
+        out: The folder to write.
+        resolution: Pixels to a side; None for the pipeline's default.
+        guidance: The scale that a network with guidance embedded is told; None for 3.5.
+
+    Raises:
+        UserError: The pipeline cannot be had or is of no known family, or `out` exists.
+    """
+    refuse_filled(out)
+    folder = Path(source) if Path(source).is_dir() else download(source)
+    console = plain()
+    console.print(f"pipeline    {source}")
+    with atomic_folder(out) as staging:
+        copy_pipeline(folder, staging, resolution=resolution, guidance=guidance)
+        report(load_denoiser(staging))
+    console.print(f"sha256      {teacher_hash(str(out))} of network and scheduler")
+    console.print(f"written to  {out}")
+
+
+def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> None:
+    """Try the network, write it, with the autoencoder `vae` beside it, read it back and compare."""
+    tried = report(denoiser)
+    with atomic_folder(out) as staging:
+        save_denoiser(denoiser, staging)
+        if vae is not None:
+            copy_autoencoder(vae, staging / "vae")
+        again = load_denoiser(staging)
+        if not torch.equal(try_network(again), tried):
+            raise UserError(f"import: the network read back from '{out}' differs")
+        if (decoder := again.network.autoencoder) is not None:
+            corner = (slice(1), slice(None), *[slice(8)] * (tried.ndim - 2))
+            if not bool(decoder.decode(tried[corner]).isfinite().all()):
+                raise UserError("--vae: what the autoencoder makes is not finite; nothing was written")
+            plain().print(f"decoder     {vae}, images {again.image_shape}")
+    plain().print(f"written to  {out}")
+
+
+def report(denoiser: Denoiser) -> Tensor:
+    """Print the facts of the network and return x0 for noise; raises UserError if that is not finite."""
+    network, console = denoiser.network, plain()
+    count = sum(parameter.numel() for parameter in denoiser.parameters())
+    null = "" if network.null is None else " and the null condition"
+    asked = ", ".join(network.conditions) if network.conditions else f"{network.classes} classes{null}"
+    asked = f"conditions {asked}" if network.conditions else asked
+    console.print(f"network     {type(network).__name__}, {count:,} parameters, shape {network.shape}")
+    console.print(f"            {asked}, {denoiser.prediction} on {denoiser.path!s:.120}")
+    tried = try_network(denoiser)
+    sizes = ", ".join(f"{float(x0.square().mean().sqrt()):.3g} at {nsr:g}" for nsr, x0 in zip(NSR, tried, strict=True))
+    console.print(f"forward     root mean square of the denoised by noise-to-signal ratio: {sizes}")
+    if not bool(tried.isfinite().all()):
+        raise UserError("import: the network's output is not finite; nothing was written")
+    return tried
+
+
+@torch.no_grad()
+def try_network(denoiser: Denoiser) -> Tensor:
+    """Return x0 [3, C, *spatial] for pure noise at the ratios NSR, under as many conditions as there are."""
+    network, path = denoiser.network, denoiser.path
+    t = path.time(torch.tensor(NSR, dtype=torch.float64))
+    noise = torch.randn(3, *network.shape, generator=torch.Generator().manual_seed(0))
+    power = (path.alpha(t) * denoiser.sigma_data) ** 2 + path.sigma(t) ** 2
+    x0: Tensor = denoiser(expand(power.sqrt().float(), noise) * noise, t, network.example(3))
+    return x0
+
+
+def refuse_filled(out: Path) -> None:
+    """Raise UserError when `out` holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"import: '{out}' exists already; name another folder")

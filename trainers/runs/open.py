@@ -1,0 +1,187 @@
+"""Everything that a recipe names, opened and checked once.
+
+A launcher opens a run with shapes alone; each worker opens it once with weights. Every mistake of the user that can be
+known before training is a UserError here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill import lora
+from distill.denoiser import Denoiser
+from distill.discriminator import R1
+from distill.errors import UserError
+from distill.generator import Generator
+from distill.objectives import Objective
+from distill.teachers import load_denoiser
+from trainers.data import Dataset
+from trainers.data.dataset import UNKNOWN
+from trainers.data.encode import DatasetEncoder
+from trainers.data.pairs import PairSet, open_pairs
+from trainers.engine.networks import set_precision
+from trainers.engine.player import OptimizerFactory
+from trainers.engine.world import default_device
+from trainers.evaluation import check_images, load_extractor
+from trainers.hooks.hook import Hook
+from trainers.hooks.trackers import check_trackers
+from trainers.recipe.run import Run, TeacherRun
+from trainers.runs.start import check_start
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What the caller gives as Python objects in place of names in the recipe.
+
+    `run.yaml` cannot hold them: it lists their names in `objects`, and a resume needs the same objects again.
+    """
+
+    teacher: Denoiser | None = None
+    data: Dataset | None = None
+    hooks: Sequence[Hook] = ()
+    optimizer: OptimizerFactory | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the objects that are given."""
+        return tuple(one.name for one in fields(self) if getattr(self, one.name))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Everything that a run's recipe names, opened and checked.
+
+    Attributes:
+        run: The recipe.
+        source: The data as they are: pixels, prompts.
+        teacher: The teacher in the run's precision; None where a teacher is trained.
+        further_teachers: The objective's further teachers, by name.
+        pairs: The ODE pairs, where the objective needs them.
+        fresh: Whether the run begins; else a checkpoint is still to be restored.
+        objects: What the caller gave as objects.
+    """
+
+    run: Run | TeacherRun
+    source: Dataset
+    teacher: Denoiser | None = None
+    further_teachers: Mapping[str, Denoiser] = field(default_factory=dict)
+    pairs: PairSet | None = None
+    fresh: bool = True
+    objects: Objects = Objects()
+
+
+def open_run(
+    run: Run | TeacherRun,
+    processes: int,
+    weights: bool = True,
+    fresh: bool = True,
+    objects: Objects = Objects(),
+) -> Opened:
+    """Open and check everything that `run` names.
+
+    Args:
+        run: The recipe.
+        processes: The number of processes of the run.
+        weights: Whether to read weights; without them networks have shapes alone.
+        fresh: Whether the run begins. Only then does it need what it starts from.
+        objects: What the caller gives as objects.
+
+    Raises:
+        UserError: Something is missing or damaged, or does not go with the rest.
+    """
+    run.check_world(processes)
+    check_trackers(run)
+    if missing := set(run.objects) - set(objects.names) - {"objective"}:  # that has been imported by now
+        raise UserError(
+            f"'{run.name}' was started from Python with objects of its own; resume it there with"
+            f" trainers.resume(folder, {', '.join(f'{name}=...' for name in sorted(missing))})"
+        )
+    source = objects.data or run.data.load()
+    load_extractor(source, run.evaluation)
+    if isinstance(run, TeacherRun):
+        check_teacher_data(run, source)
+        return Opened(run, source, fresh=fresh, objects=objects)
+    teacher = set_precision(objects.teacher or load_denoiser(run.teacher, weights), run)
+    check_fit(teacher, run.teacher, source)
+    further = {name: load_denoiser(folder, weights) for name, folder in run.objective.further_teachers().items()}
+    check_objective(run, source, teacher, further)
+    generator = Generator(teacher, *run.entry.at(teacher.path))
+    if fresh and run.start is not None:
+        check_start(run.start, run, generator)
+    pairs = None
+    if run.pairs is not None:
+        pairs = open_pairs(Path(run.pairs.folder), teacher.network.shape, teacher.network.classes)
+    return Opened(run, source, teacher, further, pairs, fresh, objects)
+
+
+def encode(opened: Opened, device: torch.device | None = None, quiet: bool = False) -> Dataset:
+    """Return the data of a distillation in the terms of its teacher, through the cache; ranks share the work."""
+    run, teacher = opened.run, opened.teacher
+    assert isinstance(run, Run) and teacher is not None, "a teacher is trained on the data as they are"
+    encoder = DatasetEncoder(run.cache, device or default_device(), run.negative_prompt, quiet)
+    return encoder.encode(opened.source, teacher, real="real" in run.objective.needs)
+
+
+def check_fit(teacher: Denoiser, name: str, dataset: Dataset) -> None:
+    """Raise UserError when the teacher `name` makes other samples than the data, or under other conditions."""
+    network = teacher.network
+    takes_prompts = network.text_encoder is not None
+    if takes_prompts and dataset.prompts is None:
+        raise UserError(f"data: {dataset.name} has no prompts, the teacher '{name}' takes them")
+    if dataset.prompts is not None and not takes_prompts:
+        raise UserError(f"data: {dataset.name} has prompts, the teacher '{name}' takes none")
+    encoded = dataset.shape == UNKNOWN or (bool(teacher.latents) and dataset.read is not None)
+    shape = network.shape if encoded else dataset.shape
+    for what, theirs, ours in (("shape", shape, network.shape), ("classes", dataset.classes, network.classes)):
+        if theirs != ours:
+            raise UserError(f"data: {dataset.name} has {what} {theirs}, the teacher '{name}' {what} {ours}")
+
+
+def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapping[str, Denoiser]) -> None:
+    """Raise UserError when the objective or the adapters cannot train with this teacher and this data."""
+    run.objective.check(teacher)
+    for name, other in further.items():
+        run.objective.check_further_teacher(name, other, teacher)
+    sharding = run.sharding
+    if sharding is not None and sharding.fake and sharding.reshard_after_forward and has_exact_slope(run.objective):
+        raise UserError(
+            "sharding.reshard_after_forward: must be false for r1 without noise, which differentiates the fake twice"
+        )
+    for settings in (run.generator, run.fake):
+        if settings.lora is not None:
+            lora.targets(teacher.network, settings.lora)
+    if run.negative_prompt is not None and dataset.prompts is None:
+        raise UserError(f"negative_prompt: {dataset.name} has no prompts; leave it out")
+    if dataset.read is not None:
+        if run.evaluation.every:
+            check_images(dataset, teacher)
+    elif "real" in run.objective.needs:
+        raise UserError(f"objective: {type(run.objective).__name__} needs real images, data: {dataset.name} has none")
+    elif run.evaluation.every:
+        raise UserError(f"evaluation.every: needs real images, data: {dataset.name} has none; set it to 0")
+
+
+def has_exact_slope(objective: Objective) -> bool:
+    """Return whether some R1 in the objective differentiates the fake twice."""
+    values: Iterable[Any] = (getattr(objective, one.name) for one in fields(objective))
+    return any(
+        value.weight > 0 and not value.noise
+        if isinstance(value, R1)
+        else isinstance(value, Objective) and has_exact_slope(value)
+        for value in values
+    )
+
+
+def check_teacher_data(run: TeacherRun, dataset: Dataset) -> None:
+    """Raise UserError when a teacher cannot be trained on this data."""
+    if dataset.read is None:
+        raise UserError(f"data: a teacher is trained on real images, {dataset.name} has none")
+    if dataset.prompts is not None:
+        raise UserError(f"data: a teacher is trained on labels or none, {dataset.name} has prompts")
+    if run.label_dropout and not dataset.classes:
+        raise UserError(f"label_dropout: {dataset.name} has no labels to drop; set it to 0")

@@ -1,0 +1,58 @@
+"""An average of another width, made of a run's snapshots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from distill.denoiser import Denoiser
+from distill.errors import UserError
+from trainers.checkpoints.checkpoint import AVERAGE, save_module
+from trainers.checkpoints.posthoc_ema import Synthesis, snapshots, synthesis_of, synthesise
+from trainers.io.atomic import atomic_folder
+from trainers.io.console import plain
+from trainers.recipe.load import load_run
+from trainers.recipe.run import Run
+from trainers.runs.distillation import teacher_hash
+from trainers.runs.load import POSTHOC, load_trained
+from trainers.runs.teacher import write_teacher
+
+
+def make_average(folder: Path, std: float, images: int | None = None) -> tuple[str, Synthesis]:
+    """Write the power-function average of relative width `std` after `images` images (EDM2) into a run folder.
+
+    Args:
+        folder: The run folder.
+        std: The relative width.
+        images: Where the average ends; None for the last snapshot.
+
+    Returns:
+        Its name for `load(folder, which=...)`, and how it is made of snapshots.
+
+    Raises:
+        UserError: The run has no snapshots, or they cannot make this average.
+    """
+    run = load_run(folder)
+    if run.power_ema is None:
+        raise UserError(f"'{folder}' has no snapshots: its recipe has no power_ema")
+    found = snapshots(folder)
+    if not found:
+        raise UserError(f"'{folder}' has no snapshots yet: the first comes after {run.power_ema.snapshot_every} images")
+    synthesis = synthesis_of(found, std, found[-1].images if images is None else images)
+    trained = load_trained(folder, merged=False)
+    with plain(stderr=True).status(f"{len(synthesis.parts)} snapshots"):
+        synthesise(trained.model, synthesis, trained.frozen_names)
+    which = f"posthoc/{std}" if images is None else f"posthoc/{std}@{images}"
+    description = {
+        "images": synthesis.images,
+        "std": std,
+        "left": synthesis.left,
+        "teacher": teacher_hash(run.teacher) if isinstance(run, Run) else None,
+        "snapshots": [{"images": s.images, "std": s.std, "coefficient": c} for s, c in synthesis.parts],
+    }
+    with atomic_folder(folder / which) as staging:
+        save_module(trained.model, staging / AVERAGE, trained.frozen_names)
+        if isinstance(trained.model, Denoiser):
+            write_teacher(trained.model, staging)
+        (staging / POSTHOC).write_text(json.dumps(description, indent=2) + "\n")
+    return which, synthesis
