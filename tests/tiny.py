@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from filelock import FileLock
 
 from distill.denoiser import Denoiser
@@ -23,9 +24,12 @@ from distill.metrics import Classifier
 from distill.paths import EDM, Flow
 from distill.teachers import build_unet, save_denoiser
 from trainers.data import Digits
-from trainers.loop import build_experiment
+from trainers.engine.session import Session
+from trainers.loop import build, fit
+from trainers.recipe.load import build_experiment
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs import make_pairs
+from trainers.runs.open import Opened, open_run
 
 torch.set_num_threads(1)  # runs in pytest's process are compared bit by bit with processes of one thread
 
@@ -192,6 +196,30 @@ def teacher_recipe(**changes: Any) -> dict[str, Any]:
 def experiment(settings: dict[str, Any]) -> Run | TeacherRun:
     """The experiment of a recipe."""
     return build_experiment(settings, "test")
+
+
+def opened(settings: dict[str, Any] | Run | TeacherRun, processes: int = 1, resume: bool = False) -> Opened:
+    """Everything that a recipe names, opened for a run that begins, or for one that goes on."""
+    run = experiment(settings) if isinstance(settings, dict) else settings
+    return open_run(run, processes, fresh=not resume)
+
+
+def build_session(settings: dict[str, Any] | Run | TeacherRun, accelerator: Accelerator | None = None) -> Session:
+    """The session of a fresh run, on the CPU."""
+    accelerator = accelerator or Accelerator(cpu=True)
+    return build(opened(settings, accelerator.num_processes), accelerator)
+
+
+def fit_run(
+    settings: dict[str, Any] | Run | TeacherRun,
+    folder: Path,
+    resume: bool = False,
+    accelerator: Accelerator | None = None,
+    allow: Sequence[str] = (),
+) -> Session:
+    """Train a run to its end, on the CPU."""
+    accelerator = accelerator or Accelerator(cpu=True)
+    return fit(opened(settings, accelerator.num_processes, resume), folder, accelerator, allow)
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -10,7 +10,6 @@ from distill.teachers.unet import UNet, build_unet, fresh_unet
 
 __all__ = [
     "DESCRIPTION",
-    "Codec",
     "EDM2Net",
     "EDMNet",
     "Found",
