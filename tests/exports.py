@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.conditions import Condition
 from distill.denoiser import Denoiser
 from distill.export import CardFacts
 from distill.generator import Generator
+from distill.networks.network import Network
 from distill.paths import EDM
 from distill.paths import Path as NoisePath
 from distill.prediction import Kind
@@ -61,27 +63,27 @@ FACTS = CardFacts(
 )
 
 
-class Prompted(nn.Module):
+class Prompted(Network):
     """A network with a mapping of conditions, as text-to-image models have."""
 
-    shape, classes = (2, 8, 8), 0
+    shape = (2, 8, 8)
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.prompt, self.pooled = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(5, 2), nn.Linear(6, 2)
-        self.null = None
 
-    def example(self, count: int) -> dict[str, Tensor]:
+    def example(self, count: int) -> Condition:
         draw = torch.Generator().manual_seed(2)
         embeddings = {
             "prompt": torch.randn(count, 4, 5, generator=draw),
             "pooled": torch.randn(count, 6, generator=draw),
         }
-        return {**embeddings, "mask": torch.tensor([[1, 1, 1, 0]] * count)}
+        return Condition({**embeddings, "mask": torch.tensor([[1, 1, 1, 0]] * count)})
 
-    def forward(self, x: Tensor, time: Tensor, cond: Any) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         words = (self.prompt(cond["prompt"]) * cond["mask"][..., None]).mean(1) + self.pooled(cond["pooled"])
-        return self.conv(x) + words[..., None, None] * time[:, None, None, None] / 250
+        made: Tensor = self.conv(x) + words[..., None, None] * time[:, None, None, None] / 250
+        return made
 
 
 def make(

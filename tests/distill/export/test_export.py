@@ -18,9 +18,9 @@ from diffusers.utils import logging
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.denoiser import Normalisation
+from distill.encoders.latents import Normalisation
 from distill.errors import UserError
-from distill.export import export_generator, pipeline
+from distill.export import export_generator, to_diffusers
 from distill.generator import Generator
 from distill.paths import EDM, VP, DiscreteVP, Flow
 from tests.exports import (
@@ -175,7 +175,7 @@ def test_float64_weights_are_stored_in_float32(tmp_path: Path) -> None:
 
 
 def tamper_scheduler(key: str, factor: float) -> Callable[[Generator], Any]:
-    right = pipeline._scheduler
+    right = to_diffusers._scheduler
 
     def wrong(generator: Generator) -> Any:
         config = dict(right(generator).config)
@@ -185,7 +185,7 @@ def tamper_scheduler(key: str, factor: float) -> Callable[[Generator], Any]:
 
 
 def tamper_settings(key: str, factor: float) -> Callable[[Generator], dict[str, float]]:
-    right = pipeline.constants
+    right = to_diffusers.constants
     return lambda generator: {**right(generator), key: factor * right(generator)[key]}
 
 
@@ -209,7 +209,7 @@ def test_a_wrong_export_is_refused_and_changes_nothing(
     if before == "an export":
         export_generator(generator, folder, FACTS)
     old = content(tmp_path)
-    monkeypatch.setattr(pipeline, name, wrong)
+    monkeypatch.setattr(to_diffusers, name, wrong)
     with pytest.raises(UserError, match=r"differ from the generator's by [\d.e-]+, more than 0.0001"):
         export_generator(generator, folder, FACTS)
     assert content(tmp_path) == old
@@ -259,10 +259,10 @@ def two_lines(*_: object) -> None:
 def test_a_folder_that_diffusers_cannot_read_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_write_custom", lambda generator, folder: folder.mkdir())
+    monkeypatch.setattr(to_diffusers, "_write_custom", lambda generator, write_part, folder: folder.mkdir())
     with pytest.raises(UserError, match=r"^export: diffusers: OSError: .*model_index.json"):
         export_generator(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
-    monkeypatch.setattr(pipeline, "_read", lambda folder, trust: two_lines)
+    monkeypatch.setattr(to_diffusers, "_read", lambda folder, trust: two_lines)
     with pytest.raises(UserError, match=r"^export: diffusers: OSError: two lines$"):
         export_generator(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
     assert list(tmp_path.iterdir()) == []

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill import Generator, UserError, load_generator
+from distill import Condition, Generator, UserError, load_generator
 from distill.export import export_generator
 from distill.export.export import largest_difference
-from distill.export.format import condition, inputs
-from distill.export.to_family_pipeline import family, is_stock, stock_scheduler
+from distill.export.format import inputs
+from distill.export.to_family_pipeline import family_pipeline, is_stock, stock_scheduler
 from distill.teachers import load_denoiser
-from distill.teachers.families import Family
+from distill.teachers.families import LatentFamily
 from tests.exports import FACTS, OURS, snippet, strangers
 from tests.pipelines import PIPELINES
 
@@ -57,7 +57,7 @@ def test_the_pipeline_makes_the_generators_images(
     flow = name.startswith(FLOWS)
     source = pipelines(name)
     generator = make(source, ((t + 1) / 1000 if flow else t, scale))
-    form = family(generator, source)
+    form = family_pipeline(generator, Condition(), source)
     form.write(tmp_path / "out")
     assert is_stock(generator) == (on_flow if flow else on_grid)
     assert largest_difference(generator, form, tmp_path / "out") < 1e-4
@@ -80,7 +80,7 @@ def test_the_cards_snippet_gives_our_images_without_our_packages(
         code = snippet(folder)
         assert len(code.splitlines()) == 3 and ("trust_remote_code" in code) == (entry != "unit")
         cases[case] = folder, code.replace("num_inference_steps=1", "num_inference_steps=1, output_type='np'")
-        form = family(generator, source)
+        form = family_pipeline(generator, Condition(), source)
         given = inputs(generator, form.cond, batch=2)
         with torch.no_grad():
             ours[case] = form.shown(generator(given.noise, given.cond))
@@ -97,7 +97,7 @@ def test_weights_alone_are_read_back(name: str, pipelines: Callable[[str], Path]
     generator = make(source, (1.0, 1.0) if name == "sd3" else (625, None))
     assert export_generator(generator, tmp_path / "out", FACTS, "safetensors", teacher=source) == 0
     loaded = load_generator(tmp_path / "out")
-    given = inputs(generator, condition(generator), batch=2)
+    given = inputs(generator, generator.denoiser.network.example(2), batch=2)
     assert torch.equal(loaded(given.noise, given.cond), generator(given.noise, given.cond))
     assert not list((tmp_path / "out").glob("*/*.txt")) and not (tmp_path / "out" / "text_encoder").exists()
     for name in ("diffusers", "safetensors"):
@@ -123,4 +123,4 @@ def test_schedulers_keep_the_pipelines_betas(pipelines: Callable[[str], Path]) -
     stock = DDPMScheduler(**{key: config[key] for key in ("beta_start", "beta_end", "beta_schedule")})
     assert len(scheduler.betas) == 626
     assert float((scheduler.betas - stock.betas[:626]).abs().max() / stock.betas[625]) < 1e-6
-    assert isinstance(make(source, (625, None)).denoiser.network, Family)
+    assert isinstance(make(source, (625, None)).denoiser.network, LatentFamily)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import load_generator
+from distill import Condition, load_generator
 from distill.errors import UserError
-from distill.export import FORMATS, export_generator, format, graph, weights
+from distill.export import FORMATS, export_generator, format, to_graph, to_safetensors
 from distill.export.format import inputs
 from distill.generator import Generator
 from distill.paths import Flow
@@ -124,11 +124,11 @@ def test_what_is_in_the_folder(name: str, case: str, exports: Exports) -> None:
 
 
 def test_batches_of_any_size(exports: Exports) -> None:
-    for name, read in (("onnx", graph._read_model), ("torch-export", graph._read_program)):
+    for name, read in (("onnx", to_graph._read_model), ("torch-export", to_graph._read_program)):
         generator, folder, _ = exports[name, "ddpm++"]
         sample = read(folder)
         for batch in (1, 3, 63):
-            given = inputs(generator, torch.arange(batch) % 3, batch, seed=5)
+            given = inputs(generator, Condition(labels=torch.arange(batch) % 3), batch, seed=5)
             assert float((sample(given) - generator(given.noise, given.cond).detach()).abs().max()) < 1e-5
 
 
@@ -197,8 +197,8 @@ def test_a_wrong_export_is_refused_and_changes_nothing(
         export_generator(generator, folder, FACTS, name)
     old = content(tmp_path)
     right = format.constants
-    monkeypatch.setattr(graph, "constants", lambda one: right(one) | {"scale": 2.501})
-    monkeypatch.setattr(weights, "Generator", lambda denoiser, t, scale: Generator(denoiser, t, 1.001 * scale))
+    monkeypatch.setattr(to_graph, "constants", lambda one: right(one) | {"scale": 2.501})
+    monkeypatch.setattr(to_safetensors, "Generator", lambda denoiser, t, scale: Generator(denoiser, t, 1.001 * scale))
     with pytest.raises(UserError, match=rf"^export: the samples of the {name} export differ .* by [\d.e-]+, more than"):
         export_generator(generator, folder, FACTS, name)
     assert content(tmp_path) == old
@@ -219,7 +219,7 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, monkeypatch: pyte
         UserError, match=r"^--format: must be one of diffusers, safetensors, lora, onnx, torch-export, got 'gguf'$"
     ):
         export_generator(make_prompted(), tmp_path / "export", FACTS, "gguf")
-    monkeypatch.setattr(graph, "find_spec", lambda name: None if name == "onnxscript" else sys)
+    monkeypatch.setattr(to_graph, "find_spec", lambda name: None if name == "onnxscript" else sys)
     with pytest.raises(UserError, match=r"^--format onnx: needs onnxscript; pip install 'distill-onestep\[onnx\]'$"):
         export_generator(make_prompted(), tmp_path / "export", FACTS, "onnx")
     assert list(tmp_path.iterdir()) == []

@@ -11,16 +11,14 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from distill import Generator, UserError, lora
-from distill.encoders.parts import load_stock
 from distill.export import CardFacts, export_generator
+from distill.pipeline_folder import load_stock_pipeline
 from distill.teachers import load_denoiser
 from launch.commands.export import export
-from tests.tiny import ADAPTERS, experiment, launch, recipe, tiny_denoiser
-from trainers.loop import fit
+from tests.tiny import ADAPTERS, fit_run, launch, recipe, tiny_denoiser
 from trainers.runs.load import load_trained
 
 FACTS = CardFacts(
@@ -66,7 +64,7 @@ def test_stock_pipelines_load_the_adapters(
     z, cond = torch.randn(2, *network.shape), network.example(2)
     with torch.no_grad():
         before = plain(z, cond)
-        pipe = load_stock(teacher)
+        pipe = load_stock_pipeline(teacher)
         pipe.load_lora_weights(out)
         network.model = getattr(pipe, network.part)
         lora.merge(generator.denoiser.network)
@@ -115,12 +113,12 @@ def test_a_run_of_adapters_leaves_as_adapters(
         checkpoint_every=16,
         samples_every=16,
     )
-    fit(experiment(settings), tmp_path / "run", Accelerator(cpu=True))
+    fit_run(settings, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out", "lora")
     assert json.loads((tmp_path / "out" / "export_check.json").read_text())["largest_difference"] < 1e-4
-    product, pipe = load_trained(tmp_path / "run"), load_stock(pipelines("sd15"))
+    trained, pipe = load_trained(tmp_path / "run"), load_stock_pipeline(pipelines("sd15"))
     pipe.load_lora_weights(tmp_path / "out")
-    ours: Any = product.model.denoiser.network  # type: ignore[union-attr]
+    ours: Any = trained.model.denoiser.network  # type: ignore[union-attr]
     x, time, cond = torch.randn(2, *ours.shape), torch.full((2,), 625.0), ours.example(2)
     with torch.no_grad():
         expected, ours.model = ours(x, time, cond), pipe.unet
