@@ -21,6 +21,7 @@ from trainers.engine.session import Session
 from trainers.engine.step import advance
 from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Log, NotFinite, Samples, Snapshots
+from trainers.hooks.hook import call_due, call_in_turn
 from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file, recover, remove_staging_files
@@ -69,12 +70,12 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         hooks = [log, *hooks_of(session, folder, saver)]
         log.start(session)
         with at_work(log, saver, accelerator), STOP.deferred(accelerator), saved(session, saver, folder, opened.fresh):
-            call(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
+            call_in_turn(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
             while state.images < run.images:
                 STOP.poll()
                 before = state.images
                 advance(session)
-                call(session, [hook for hook in hooks if hook.due(before, state.images, run.images)])
+                call_due(session, hooks, before)
         return session
 
 
@@ -109,17 +110,6 @@ def hooks_of(session: Session, folder: Path, saver: Saver) -> list[Hook]:
         *session.hooks,
         Checkpoints(saver, run.checkpoint_every),
     ]
-
-
-def call(session: Session, hooks: Sequence[Hook]) -> None:
-    """Call hooks one after the other; note in the state which a stop came before, for the resume."""
-    for index, hook in enumerate(hooks):
-        try:
-            hook(session)
-        except Stopped:
-            session.state.unfinished = [type(one).__name__ for one in hooks[index:]]
-            raise
-    session.state.unfinished = []
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class Batches:
         if self.dataset.spread is not None:  # another draw of the latent at every visit
             std = self._to_device(self.dataset.spread(positions))
             real = real + std * random.stream("latent of an image").normal(*real.shape[1:], dtype=real.dtype)
-        cond = self.dataset.cond(positions).to(self.device, self.dtype)  # generated samples share it
+        cond = condition_at(self.dataset, positions).to(self.device, self.dtype)  # generated samples share it
         return Batch(noise, random, cond, real, pairs)
 
     def _pairs(self, first: int, micro: int) -> Pairs:
@@ -105,13 +105,21 @@ def inputs(
     """
     host = host or Random(random.keys.cpu())
     positions = (host.stream("label").uniform() * dataset.count).long()
-    return unit_noise(dataset.shape, random, dtype), dataset.cond(positions).to(random.keys.device, dtype)
+    return unit_noise(dataset.shape, random, dtype), condition_at(dataset, positions).to(random.keys.device, dtype)
+
+
+def condition_at(dataset: Dataset, positions: Tensor) -> Condition:
+    """Return the conditions [B, ...] of the samples at `positions` [B], both on the host."""
+    if dataset.prompts is not None:
+        assert dataset.embed is not None, "prompts are a condition after they are encoded alone"
+        return Condition(dataset.embed(positions))
+    return Condition() if dataset.labels is None else Condition(labels=dataset.labels[positions])
 
 
 def preview(dataset: Dataset, columns: Tensor) -> Condition:
     """Return a condition for each column number [B]: the classes in turn, or the first prompts in turn."""
     if dataset.prompts is not None:
-        return dataset.cond((columns % dataset.count).cpu()).to(columns.device, torch.float32)
+        return condition_at(dataset, (columns % dataset.count).cpu()).to(columns.device, torch.float32)
     return labels_in_turn(dataset.classes, columns)
 
 

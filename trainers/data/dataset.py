@@ -9,7 +9,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from distill.conditions import Condition
 from distill.errors import UserError
 
 UNKNOWN: tuple[int, ...] = ()
@@ -48,13 +47,6 @@ class Dataset:
     def classes(self) -> int:
         """The number of classes; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
-
-    def cond(self, positions: Tensor) -> Condition:
-        """Return the conditions [B, ...] at `positions` [B], both on the host."""
-        if self.prompts is not None:
-            assert self.embed is not None, "prompts are a condition after `encode_dataset` alone"
-            return Condition(self.embed(positions))
-        return Condition() if self.labels is None else Condition(labels=self.labels[positions])
 
     def order(self, seed: int, index: Tensor) -> Tensor:
         """Return the positions [B] of the items `index` [B] in an endless stream of shuffled epochs."""

@@ -1,4 +1,7 @@
-"""How the generator's loss gets back to its samples: through teacher and fake at once, or one after the other."""
+"""Back-propagation of the generator's loss through teacher and fake one after the other, to save memory.
+
+No objective knows of it. The alternative, through both at once, is plain autograd (trainers.engine.step).
+"""
 
 from __future__ import annotations
 
@@ -13,33 +16,9 @@ from distill.denoiser import Denoiser
 from distill.objectives import Denoisers
 
 
-class Joint:
-    """Plain autograd: the activations of teacher, fake and generator are held together."""
-
-    def __init__(self) -> None:
-        self.samples = torch.empty(0)
-
-    def through(self, nets: Denoisers) -> Denoisers:
-        """The denoisers that the objective is to call."""
-        return nets
-
-    def cut(self, samples: Tensor) -> Tensor:
-        """The generator's samples [B, ...], as the objective is to see them."""
-        self.samples = samples
-        return samples
-
-    def gradient(self, loss: Tensor) -> Tensor:
-        """The gradient of a scalar in the samples [B, ...]; `loss` can be asked again."""
-        return torch.autograd.grad(loss, self.samples, retain_graph=True)[0]
-
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a scalar in the generator's parameters."""
-        loss.backward()
-
-
 @dataclass
 class _Call:
-    """A denoiser's call: its outputs went on as `leaves`, whose cotangents come back through a graph of their own."""
+    """A call of a denoiser, whose outputs the objective gets as `leaves` of a graph of its own."""
 
     network: Callable[..., Any]
     x_t: Tensor  # with the graph that leads to the samples
@@ -54,7 +33,7 @@ class _Call:
 
 
 class _Recorded:
-    """A denoiser whose calls end in leaves; everything but the call is the network's own."""
+    """A denoiser whose calls end in leaves; its attributes are those of the denoiser."""
 
     def __init__(self, network: Callable[..., Any], calls: list[_Call]) -> None:
         self._denoiser, self._calls = network, calls  # its own `network` is asked for too
@@ -74,19 +53,20 @@ class _Recorded:
         return getattr(self._denoiser, name)
 
 
-class OneByOne(Joint):
-    """Exactly the same gradient with one frozen denoiser's activations at a time.
+class OneByOne:
+    """The exact gradient of plain autograd with the activations of one frozen denoiser at a time.
 
     The objective's loss ends in detached outputs of the denoisers. Their cotangents are carried back through one call
-    after the other: the last still has its graph, the others run once more (one more forward each).
+    after the other: the last call still has its graph, the others run once more, which costs one forward each.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.calls: list[_Call] = []
-        self.leaf = torch.empty(0)
+        self.samples = self.leaf = torch.empty(0)
 
     def through(self, nets: Denoisers) -> Denoisers:
+        """Return the denoisers that the objective is to call."""
+
         def recorded(network: Callable[..., Any]) -> Any:
             return _Recorded(network, self.calls)
 
@@ -94,11 +74,13 @@ class OneByOne(Joint):
         return replace(nets, teacher=recorded(nets.teacher), fake=recorded(nets.fake), frozen=frozen)
 
     def cut(self, samples: Tensor) -> Tensor:
+        """Return the generator's samples [B, ...] as the objective is to see them: a leaf of a graph of its own."""
         self.calls.clear()
         self.samples, self.leaf = samples, samples.detach().requires_grad_()
         return self.leaf
 
     def gradient(self, loss: Tensor) -> Tensor:
+        """Return the gradient of a scalar in the samples [B, ...]; `loss` can be asked again."""
         leaves = [self.leaf, *(leaf for call in self.calls for leaf in call.leaves)]
         direct, *cotangents = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
         inputs, carried = [], []
@@ -109,14 +91,12 @@ class OneByOne(Joint):
             call.graph = None
             carried.append(torch.autograd.grad(outputs, x_t, mine)[0])
             inputs.append(call.x_t)
-            del x_t, outputs
+            del x_t, outputs  # freed before the next call runs again
         if inputs:
             direct = direct + torch.autograd.grad(inputs, self.leaf, carried, retain_graph=True)[0]
         return direct
 
     def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a scalar in the generator's parameters."""
         self.samples.backward(self.gradient(loss))
         self.calls.clear()
-
-
-BACKPROP: dict[str, type[Joint]] = {"joint": Joint, "one_by_one": OneByOne}

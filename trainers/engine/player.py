@@ -17,7 +17,7 @@ from distill.lora import adapted
 from trainers.engine.adam8bit import Adam8bit
 from trainers.engine.ema import EMA
 from trainers.engine.meter import Meter
-from trainers.engine.sharding import reshard, sharded
+from trainers.engine.sharding import is_sharded, reshard
 from trainers.recipe.run import Optimizer
 
 OptimizerFactory = Callable[[str, list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
@@ -34,6 +34,7 @@ class Player:
     requires a gradient.
 
     Attributes:
+        sharded: Whether the network is sharded (trainers.engine.sharding).
         bare: The network itself, for every frozen use and every use without a graph.
         module: The same network behind a DDP reducer of its own, for its update alone; a sharded network is both.
         frozen_names: The names of the other parameters. Several networks may share them; a player never touches them.
@@ -52,7 +53,8 @@ class Player:
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         self.name, self.settings = name, settings
-        self.bare = network if sharded(network) else network.to(accelerator.device)
+        self.sharded = is_sharded(network)
+        self.bare = network if self.sharded else network.to(accelerator.device)
         self.frozen_names = frozen_names(self.bare)
         trained = {name: parameter for name, parameter in self.bare.named_parameters() if name not in self.frozen_names}
         self.parameters = list(trained.values())
@@ -71,18 +73,20 @@ class Player:
         self.rest()
 
     def rest(self) -> None:
-        """Frozen: a function of its input only."""
+        """Freeze the network between its updates: it is then a function of its input only."""
         for parameter in self.parameters:
             parameter.requires_grad_(False)
-        reshard(self.bare)
+        if self.sharded:
+            reshard(self.bare)
         self.bare.eval()
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Trainable, with dropout, for one update."""
+        """Make the network trainable, with dropout, while the context is open: for one update."""
         for parameter in self.parameters:
             parameter.requires_grad_(True)
-        reshard(self.bare, during=False)
+        if self.sharded:
+            reshard(self.bare, during=False)
         self.bare.train()
         try:
             yield
@@ -130,7 +134,7 @@ def frozen_names(network: nn.Module) -> frozenset[str]:
 
 def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:
     """The network behind DDP when there are several processes and it is whole in each."""
-    if accelerator.num_processes == 1 or sharded(network):
+    if accelerator.num_processes == 1 or is_sharded(network):
         return network
     ids = [accelerator.device] if accelerator.device.type == "cuda" else None
     quiet: dict[str, Any] = {_SYNC_BUFFERS: False}

@@ -110,7 +110,7 @@ def shard(
 
 def copy_sharded_like(network: Module, frozen_names: Container[str] = ()) -> Module:
     """Return a copy of `network` with its layout; it shares the parameters of `frozen_names` and copies buffers."""
-    if not sharded(network):
+    if not is_sharded(network):
         return share_parameters(network, frozen_names)
     other, layout = network.blank(), cast(Layout, network.layout)  # type: ignore[operator]
     own = dict(network.named_parameters())
@@ -133,7 +133,7 @@ def units(network: nn.Module) -> list[nn.Module]:
     return [unit for unit in found if isinstance(unit, Denoiser) or not taps & set(unit.modules()) - {unit}]
 
 
-def sharded(network: nn.Module) -> bool:
+def is_sharded(network: nn.Module) -> bool:
     """Whether its forward is collective."""
     return any(isinstance(module, FSDPModule) for module in network.modules())
 
@@ -180,26 +180,24 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def average_replicated(gradients: Sequence[Tensor]) -> None:
-    """Average over the processes those gradients of a sharded network that are whole: scalars have no rows."""
-    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    if 0 < len(whole) < len(gradients):
-        flat = torch.cat([gradient.flatten() for gradient in whole]) / dist.get_world_size()
-        dist.all_reduce(flat)
-        for gradient, mean in zip(whole, flat.split([gradient.numel() for gradient in whole]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-
-
-@torch.no_grad()
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients together, of every process's rows, on the device."""
-    norm = get_total_norm([gradient for gradient in gradients if not isinstance(gradient, DTensor)])
+    """Return the norm of all gradients of a sharded network together, on the device; collective.
+
+    Gradients that are whole on every rank, those of scalars, are averaged over the ranks first, in place.
+    """
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
     rows = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
     if not rows:
-        return norm
+        return get_total_norm(whole)
+    if whole:
+        flat = torch.cat([gradient.flatten() for gradient in whole]) / dist.get_world_size()
+        dist.all_reduce(flat)  # one message for all scalars
+        for gradient, mean in zip(whole, flat.split([gradient.numel() for gradient in whole]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+    norm = get_total_norm(whole)
     square = get_total_norm([local(gradient) for gradient in rows]).double() ** 2
     square = square.to(rows[0].device_mesh.device_type)  # from the host, whose tensors NCCL does not send
-    dist.all_reduce(square, group=rows[0].device_mesh.get_group("shard"))
+    dist.all_reduce(square, group=rows[0].device_mesh.get_group("shard"))  # replicas hold the same rows
     return (square + norm.double() ** 2).sqrt().to(rows[0].dtype)
 
 

@@ -11,12 +11,13 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, autograd
+from torch.nn.utils import get_total_norm
 
 from distill.objectives import Batch, Denoisers
-from trainers.engine.backprop import BACKPROP, Joint
+from trainers.engine.backprop import OneByOne
 from trainers.engine.session import Session
-from trainers.engine.sharding import average_replicated, clip, total_norm
+from trainers.engine.sharding import clip, total_norm
 from trainers.recipe.run import Run
 
 Terms = dict[str, Tensor]
@@ -52,7 +53,7 @@ def distillation_round(session: Session) -> None:
 
     # 2. The generator descends the objective. Teacher and fake are frozen but differentiable in x.
     if moves:
-        graph = BACKPROP[run.backprop]()
+        graph = OneByOne() if run.backprop == "one_by_one" else None
         update(session, "generator", "generator", partial(generator_terms, session, nets, made, graph), graph)
 
 
@@ -73,20 +74,22 @@ def fake_terms(session: Session, nets: Denoisers, first: int, made: Made | None,
     return run.objective.fake_loss(replace(nets, fake=players["fake"].module), x, batch)
 
 
-def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph: Joint, micro: int) -> Terms:
-    """Return the generator's loss terms; the gradient reaches the generator through `graph`."""
+def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph: OneByOne | None, micro: int) -> Terms:
+    """Return the generator's loss terms; their gradient comes back through `graph`, or by plain autograd."""
     run, state = cast(Run, session.run), session.state
     made = made or make(session, session.batches.micro("generator", state.images, micro))
-    batch, x = made.batch, graph.cut(made.samples)
+    batch, x = made.batch, made.samples if graph is None else graph.cut(made.samples)
     if batch.pairs is not None:
         pairs = len(batch.pairs.noise)
         x, ends = x.split([len(x) - pairs, pairs])
         batch = replace(batch, pairs=replace(batch.pairs, made=ends))
-    terms = run.objective.generator_loss(graph.through(nets), x, batch)
+    terms = run.objective.generator_loss(nets if graph is None else graph.through(nets), x, batch)
     # Which term leads is noted seldom, since it costs a backward pass for each term.
     if len(terms) > 1 and run.logs_after(state.images):
         for name, term in terms.items():
-            state.meter.note(f"{name}_at_x", graph.gradient(term.sum()).flatten(1).norm(dim=1))
+            loss = term.sum()
+            at_x = autograd.grad(loss, made.samples, retain_graph=True)[0] if graph is None else graph.gradient(loss)
+            state.meter.note(f"{name}_at_x", at_x.flatten(1).norm(dim=1))
     return terms
 
 
@@ -109,7 +112,7 @@ def make_for_both(session: Session) -> Made:
 
 
 def update(
-    session: Session, name: str, phase: str, terms_of: Callable[[int], Terms], graph: Joint | None = None
+    session: Session, name: str, phase: str, terms_of: Callable[[int], Terms], graph: OneByOne | None = None
 ) -> None:
     """Accumulate the gradient of the terms over the micro-batches and step one player; all others stay frozen.
 
@@ -130,12 +133,12 @@ def update(
                 terms = terms_of(micro)
                 total = torch.stack([term.mean() for term in terms.values()]).sum() / run.micro_batches
                 # A non-finite loss makes every gradient non-finite, so that all ranks see it after the all-reduce.
-                (graph or Joint()).backward(total * (1 + 0 * total.detach()))
+                loss = total * (1 + 0 * total.detach())
+                loss.backward() if graph is None else graph.backward(loss)
             for term, values in terms.items():
                 meter.add(f"{name}/{term}", values)
         gradients = [p.grad for p in player.parameters if p.grad is not None]
-        average_replicated(gradients)
-        norm = total_norm(gradients)
+        norm = total_norm(gradients) if player.sharded else get_total_norm(gradients)
         if run.max_grad_norm is not None:
             clip(gradients, run.max_grad_norm, norm)
         player.step(norm, player.learning_rate(session.state.images, run.images))

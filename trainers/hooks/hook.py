@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from trainers.engine.session import Session
+from trainers.engine.stopping import Stopped
 
 
 class Hook(ABC):
@@ -27,3 +29,20 @@ class Hook(ABC):
     @abstractmethod
     def __call__(self, session: Session) -> None:
         """Do it, after the update that made it due."""
+
+
+def call_due(session: Session, hooks: Sequence[Hook], before: int) -> None:
+    """Call the hooks that the update from `before` images made due."""
+    now, total = session.state.images, session.run.images
+    call_in_turn(session, [hook for hook in hooks if hook.due(before, now, total)])
+
+
+def call_in_turn(session: Session, hooks: Sequence[Hook]) -> None:
+    """Call hooks one after the other; note in the state which hooks a stop came before, for the resume."""
+    for index, hook in enumerate(hooks):
+        try:
+            hook(session)
+        except Stopped:
+            session.state.unfinished = [type(one).__name__ for one in hooks[index:]]
+            raise
+    session.state.unfinished = []

@@ -10,7 +10,7 @@ from distill.conditions import Condition
 from distill.random import Random
 from trainers.data.batches import inputs, preview
 from trainers.engine.session import Session
-from trainers.engine.sharding import sharded
+from trainers.engine.sharding import is_sharded
 from trainers.hooks.hook import Hook
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.images import LATENTS, denoiser_of, free_decoder, grid, has_no_decoder, picture_size, to_images
@@ -31,7 +31,7 @@ class Samples(Hook):
 
     def __call__(self, session: Session) -> None:
         main = session.accelerator.is_main_process
-        if not (main or sharded(session.model)):
+        if not (main or is_sharded(session.model)):
             return
         samples = session.sampler(*preview_inputs(session))
         if not main:  # it has lent its weights

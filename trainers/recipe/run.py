@@ -85,11 +85,6 @@ class Average:
     def __post_init__(self) -> None:
         _not_negative(self, "half_life", "ramp_up")
 
-    def beta(self, images: int, batch_size: int) -> float:
-        """The factor kept of the old average in the update after `images` images, of `batch_size`."""
-        half_life = min(self.half_life, self.ramp_up * images) if self.ramp_up else self.half_life
-        return 0.5 ** (batch_size / max(half_life, 1e-8))
-
 
 @dataclass(frozen=True, kw_only=True)
 class PowerEMA:

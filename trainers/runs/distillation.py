@@ -22,7 +22,7 @@ from trainers.data import Dataset
 from trainers.data.batches import Batches, BatchSizes
 from trainers.data.pairs import PairSet
 from trainers.engine.collectives import on_main_process
-from trainers.engine.ema import EMA, power_averages
+from trainers.engine.ema import average, power_averages
 from trainers.engine.networks import recompute_activations
 from trainers.engine.player import Player, TrainState
 from trainers.engine.sampler import make_sampler
@@ -99,7 +99,7 @@ def assemble(
     for network in frozen.values():
         network.to(accelerator.device, run.dtype).requires_grad_(False).eval()
     memory = {name: value.to(accelerator.device) for name, value in run.objective.new_memory().items()}
-    ema = EMA(generator, run.ema, player.frozen_names)
+    ema = average(generator, run.ema, player.frozen_names)
     power_ema = power_averages(generator, run.power_ema, player.frozen_names)
     state = TrainState(players, ema, power_ema, memory=memory)
     nets = Denoisers(

@@ -15,7 +15,7 @@ from distill.guidance import drop_conditions
 from distill.objectives import denoising_loss
 from distill.teachers import fresh_unet, save_denoiser
 from trainers.data.batches import Batches, BatchSizes
-from trainers.engine.ema import EMA, power_averages
+from trainers.engine.ema import average, power_averages
 from trainers.engine.networks import recompute_activations, set_precision
 from trainers.engine.player import Player, TrainState
 from trainers.engine.sampler import make_sampler
@@ -37,7 +37,7 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
     sizes = BatchSizes(run.batch_size, run.micro_batches)
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = Batches(dataset, sizes, run.seed, run.dtype, True, rank, world, accelerator.device)
-    state = TrainState({"teacher": player}, EMA(denoiser, run.ema), power_averages(denoiser, run.power_ema))
+    state = TrainState({"teacher": player}, average(denoiser, run.ema), power_averages(denoiser, run.power_ema))
     model = cast(Denoiser, state.ema.module)
     sampler = make_sampler(model, run)
     return Session(
