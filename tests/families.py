@@ -17,7 +17,7 @@ from distill.tiny import write_network
 from tests.distill.teachers.own_networks import Small
 from tests.pipelines import PIPELINES
 from tests.tiny import tiny_denoiser
-from trainers.recipe.tiny import placed
+from trainers.recipe.tiny import materialise
 
 FLOWS = ("sd3", "flux", "sana")
 UNPROMPTED: dict[str, dict[str, Any]] = {  # what their data is; the others take prompts
@@ -65,7 +65,7 @@ TEACHERS: dict[str, Callable[[Path], None]] = {
 def thousand(work: Path) -> Path:
     """DiT's data: the images of tiny recipes with labels among a thousand, the last one included."""
     if not (folder := work / "thousand").exists():
-        shutil.copytree(placed("tiny:captioned", work), folder)
+        shutil.copytree(materialise("tiny:captioned", work), folder)
         lines = (folder / "metadata.jsonl").read_text().splitlines()
         rows = [json.loads(line) | {"label": 999 - number} for number, line in enumerate(lines)]
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -88,7 +88,7 @@ def recipe(name: str, objective: Any, teacher: Path, work: Path, real: bool = Fa
     entry: dict[str, Any] = {"t": 1.0, "scale": 1.0} if name.startswith(FLOWS) else {"nsr": 2.5}
     if name not in UNPROMPTED and not name.startswith(FLOWS):
         entry = {"t": 625}
-    return placed(
+    return materialise(
         {
             "name": name,
             "teacher": str(teacher),

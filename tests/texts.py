@@ -16,7 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.denoiser import Condition, Denoiser
+from distill.conditions import Condition
+from distill.denoiser import Denoiser
+from distill.networks.network import Network
 from distill.paths import EDM
 from distill.teachers import DESCRIPTION, load_denoiser
 from trainers.data import encode
@@ -45,7 +47,7 @@ class Words:
         return {"prompt": prompt, "mask": mask}
 
     def encode_null(self) -> dict[str, Tensor]:
-        """Zeros: another than that of an empty prompt."""
+        """Return zeros, which no prompt gives, not even an empty one."""
         return {name: value * 0 for name, value in self.encode([""]).items()} | {"mask": torch.ones(1, 3).bool()}
 
     def free(self) -> None:
@@ -53,7 +55,7 @@ class Words:
 
 
 def embedding(prompt: str) -> Tensor:
-    """[3, 4], in [-1, 1]."""
+    """Return the embedding [3, 4] of a prompt, in [-1, 1]."""
     numbers = hashlib.sha256(prompt.encode()).digest()[:12]
     return torch.tensor(list(numbers)).float().reshape(3, 4) / 127.5 - 1
 
@@ -74,51 +76,57 @@ class Halves:
         return mean, torch.full_like(mean, self.std)
 
     def decode(self, latents: Tensor, /, graph: bool = False) -> Tensor:
-        """Blue is 0."""
+        """Return images whose blue is 0."""
         self.loaded = True
         return nn.functional.interpolate(nn.functional.pad(latents, (0, 0, 0, 0, 0, 1)), scale_factor=2)
 
-    def image_shape(self, shape: tuple[int, int, int], /) -> tuple[int, int, int]:
-        return 3, 2 * shape[1], 2 * shape[2]
+    def image_shape(self, shape: tuple[int, ...], /) -> tuple[int, ...]:
+        return 3, *(2 * side for side in shape[1:])
 
     def free(self) -> None:
         self.loaded = False
 
 
-class TextNet(nn.Module):
+class TextNet(Network):
     """A network that sees the mean of the masked words, and the time."""
 
-    classes, null = 0, None
-
-    def __init__(self, shape: tuple[int, int, int], text_encoder: Words, autoencoder: Halves | None = None) -> None:
+    def __init__(self, shape: tuple[int, ...], text_encoder: Any, autoencoder: Halves | None = None) -> None:
         super().__init__()
         self.shape, self.text_encoder, self.autoencoder = shape, text_encoder, autoencoder
+        self.conditions = {"prompt": (3, 4), "mask": (3,)}
         self.taps = {"middle": "middle", "encoder": "middle"}
         self.first, self.words, self.time = nn.Conv2d(shape[0], 8, 3, padding=1), nn.Linear(4, 8), nn.Linear(1, 8)
         self.middle, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, shape[0], 3, padding=1)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        assert isinstance(cond, dict) and cond["mask"].dtype == torch.bool
+        assert cond["mask"].dtype == torch.bool
         mask = cond["mask"][..., None]
         words = (cond["prompt"] * mask).sum(1) / mask.sum(1)
         shift = self.words(words) + self.time(time[:, None] / 1000)
         hidden = torch.tanh(self.first(x) + shift[:, :, None, None])
         return self.last(torch.tanh(self.middle(hidden)))  # type: ignore[no-any-return]
 
+    def example(self, count: int) -> Condition:
+        made = super().example(count)
+        return Condition(made | {"mask": made["mask"].bool()})
+
 
 def write_text_teacher(folder: Path, log: Path, **settings: Any) -> Path:
-    """A teacher of prompts; `pause` is how long its encoder takes for a call, `latents` says that it has a codec."""
+    """Write a teacher of prompts to `folder`.
+
+    Of the `settings`, `pause` is how long its encoder takes for a call, `latents` says that it has an autoencoder.
+    """
     folder.mkdir(parents=True)
     (folder / DESCRIPTION).write_text("{}")
     (folder / MARK).write_text(json.dumps({"log": str(log), **settings}))
     return folder
 
 
-def load_any(folder: str | Path) -> Denoiser:
-    """load_denoiser that knows the folders of `write_text_teacher`."""
+def load_any(folder: str | Path, weights: bool = True) -> Denoiser:
+    """Load a teacher as load_denoiser does, or from a folder that `write_text_teacher` wrote."""
     file = Path(folder) / MARK
     if not file.is_file():
-        return load_denoiser(folder)
+        return load_denoiser(folder, weights)
     settings = json.loads(file.read_text())
     log, latents = Path(settings["log"]), settings.get("latents", False)
     torch.manual_seed(0)
@@ -128,8 +136,8 @@ def load_any(folder: str | Path) -> Denoiser:
 
 
 def install(patch: pytest.MonkeyPatch, rows: int = 2) -> None:
-    """Teach the trainers these teachers, and tables of embeddings in shards of `rows`."""
-    for module in ("trainers.runs.distillation", "trainers.runs.make_pairs"):
+    """Let the trainers load these teachers, and write tables of embeddings in shards of `rows`."""
+    for module in ("trainers.runs.open", "trainers.runs.load", "trainers.runs.make_pairs"):
         patch.setattr(f"{module}.load_denoiser", load_any)
     patch.setattr(encode, "SHARD", rows * ROW)
 

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.tiny import experiment
+from tests.tiny import build_session
 from trainers.engine.session import Session
-from trainers.engine.sharding import sharded, units
-from trainers.loop import build
+from trainers.engine.sharding import is_sharded, units
 from trainers.plan.ledger import REST, Ledger
 
 WARM, COUNTED = 2, 2  # updates; DDP rebuilds its buckets in the second
@@ -50,13 +48,13 @@ class Reads(TorchDispatchMode):
 
 
 def advance(session: Session) -> None:
-    session.step()
+    session.update_players(session)
     session.state.average(session.run.batch_size)
 
 
 def count(settings: dict[str, Any]) -> dict[str, Any]:
     """Traffic, optimizer steps and readings, by phase, of COUNTED updates after WARM ones, and of a log point."""
-    session = build(experiment(settings), Accelerator(cpu=True))
+    session = build_session(settings)
     steps: Counter[str] = Counter()
     ledger = Ledger()
     ledger.track_players(session.state.players)
@@ -89,7 +87,7 @@ def count(settings: dict[str, Any]) -> dict[str, Any]:
     players = session.state.players
     trained = {name: sum(p.nbytes for p in player.parameters) for name, player in players.items()}
     networks = {"teacher": session.teacher, **{name: player.bare for name, player in players.items()}}
-    shards = {name: network for name, network in networks.items() if network is not None and sharded(network)}
+    shards = {name: network for name, network in networks.items() if network is not None and is_sharded(network)}
     own = {name: {id(p) for p in player.parameters} for name, player in players.items()}
     return {
         "traffic": {", ".join(key): value for key, value in updates.items()},

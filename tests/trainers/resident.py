@@ -6,14 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-from accelerate import Accelerator
 from rich.console import Console
 
 from launch.commands.train import resolve
-from tests.tiny import distillation, experiment
+from tests.tiny import build_session, distillation, experiment
 from trainers.engine.session import Session
 from trainers.hooks import Hook, Log
-from trainers.loop import build, train
+from trainers.loop import train
 from trainers.recipe.run import Run, TeacherRun
 
 EVERY = 100  # updates
@@ -41,7 +40,7 @@ def run_of(case: str, updates: int, folder: Path) -> Run | TeacherRun:
 def main() -> None:
     """Print the resident bytes, as a list, every EVERY updates."""
     run = run_of(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
-    session = build(run, Accelerator(cpu=True))
+    session = build_session(run)
     log, resident = Log(Path(sys.argv[3]), run.log_every, Console(quiet=True)), Resident(EVERY * run.batch_size)
     log.start(session)
     train(session, [log, resident])

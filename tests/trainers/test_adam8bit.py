@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from tests.tiny import experiment, recipe
+from tests.tiny import build_session, recipe
 from trainers.checkpoints import checkpoint, saver
 from trainers.engine import adam8bit
 from trainers.engine.adam8bit import Adam8bit, decode, dynamic, encode
-from trainers.loop import build
 
 SHAPES = {"matrix": (64, 100), "kernels": (16, 33, 3, 3), "vector": (5000,), "small": (10, 10)}
 
@@ -105,10 +103,9 @@ def test_another_optimizers_state_is_refused(
 ) -> None:
     monkeypatch.setattr(adam8bit, "SMALLEST", 64)
     sessions = [
-        build(experiment(recipe(teachers / "edm", fake={"name": name, "betas": [0.9, 0.9]})), Accelerator(cpu=True))
-        for name in (before, after)
+        build_session(recipe(teachers / "edm", fake={"name": name, "betas": [0.9, 0.9]})) for name in (before, after)
     ]
-    sessions[0].step()
+    sessions[0].update_players(sessions[0])
     saver.save(sessions[0], tmp_path, keep=1)
     with pytest.raises(UserError, match=f"^fake.name: {after} cannot go on where another optimizer has saved$"):
         checkpoint.restore(sessions[1], checkpoint.newest(tmp_path)[0])

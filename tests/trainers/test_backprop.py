@@ -11,22 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser, Random
 from distill.discriminator import ChannelMean, Critic
 from distill.objectives import Batch, Denoisers
-from tests.tiny import DISTILLATIONS, distillation, experiment
+from tests.tiny import DISTILLATIONS, build_session, distillation, experiment
 from tests.toys import Tanh
 from trainers.engine.backprop import Joint, OneByOne
 from trainers.engine.session import Session
-from trainers.loop import build
 from trainers.recipe.run import Run
 
 
 def session_of(settings: dict[str, Any]) -> Session:
-    return build(experiment(settings), Accelerator(cpu=True))
+    return build_session(settings)
 
 
 def passes_both(name: str, teachers: Path) -> bool:
@@ -37,7 +35,7 @@ def passes_both(name: str, teachers: Path) -> bool:
 
 
 def advance(session: Session) -> None:
-    session.step()
+    session.update_players(session)
     session.state.images += session.run.batch_size
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.random import Random
 from tests.tiny import experiment, recipe
 from trainers.data import Dataset, Digits
-from trainers.data.batches import Batches, inputs
+from trainers.data.batches import Batches, BatchSizes, inputs
 from trainers.data.dataset import _permutation
 
 CPU = torch.device("cpu")
@@ -24,7 +24,8 @@ def numbered(count: int, labels: Tensor | None = None) -> Dataset:
 
 def batches(dataset: Dataset, real: bool = True, rank: int = 0, world: int = 1, **changes: Any) -> Batches:
     run = experiment(recipe("unused", batch_size=24, images=240, **changes))
-    return Batches(run, dataset, real, rank, world, CPU)
+    sizes = BatchSizes(run.batch_size, run.micro_batches)
+    return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, CPU)
 
 
 def gathered(dataset: Dataset, world: int, micro: int, real: bool, **changes: Any) -> dict[str, Tensor]:
@@ -37,7 +38,7 @@ def gathered(dataset: Dataset, world: int, micro: int, real: bool, **changes: An
             assert len(parts[-1].noise) == 24 // (world * micro)
     fields: dict[str, list[Any]] = {"noise": [p.noise for p in parts], "keys": [p.random.keys for p in parts]}
     if dataset.labels is not None:
-        fields["cond"] = [p.cond for p in parts]
+        fields["cond"] = [p.cond.labels for p in parts]
     if real:
         fields["real"] = [p.real for p in parts]
     return {name: torch.cat(tensors) for name, tensors in fields.items()}
@@ -79,24 +80,24 @@ def test_diffusion_noise_is_not_the_generators_input() -> None:
 def test_labels_come_by_their_frequency() -> None:
     labels = torch.tensor([0] * 70 + [2] * 25 + [1] * 5)
     noise, cond = inputs(numbered(100, labels), batches(numbered(1), real=False).micro("x", 0, 0).random)
-    assert cond is not None and noise.shape == (24, 1, 2, 2)
+    assert cond.labels is not None and noise.shape == (24, 1, 2, 2)
     _, cond = inputs(numbered(100, labels), Random.at(0, torch.arange(40_000)))
-    assert cond is not None
-    shares = torch.bincount(cond) / 40_000
+    assert cond.labels is not None
+    shares = torch.bincount(cond.labels) / 40_000
     assert shares.tolist() == pytest.approx([0.70, 0.05, 0.25], abs=0.01)  # three standard deviations are 0.007
 
 
 def test_without_labels_there_is_no_condition() -> None:
     batch = batches(numbered(100), real=False).micro("generator", 0, 0)
-    assert batch.cond is None and batch.real is None
+    assert batch.cond == {} and batch.real is None
 
 
 def test_real_images_bring_their_own_labels() -> None:
     dataset = numbered(100, torch.arange(100) % 10)
     batch = batches(dataset).micro("teacher", 0, 0)
-    assert batch.real is not None and isinstance(batch.cond, Tensor)
+    assert batch.real is not None and batch.cond.labels is not None
     positions = batch.real[:, 0, 0, 0].long()
-    assert torch.equal(batch.cond, positions % 10)
+    assert torch.equal(batch.cond.labels, positions % 10)
 
 
 def test_every_epoch_is_its_own_permutation() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tests.texts import embedding, write_text_teacher
 from tests.tiny import launch
+from trainers.data.batches import condition_at
 from trainers.data.cache import Cache, Table, receipt_of
 from trainers.io import atomic
 
@@ -98,12 +99,12 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_shard_alone_is_computed_again(how: str, tmp_path: Path) -> None:
     table(tmp_path, [])
-    atomic_file = {file.name: file.read_bytes() for file in shards(tmp_path)}
+    whole = {file.name: file.read_bytes() for file in shards(tmp_path)}
     DAMAGE[how](shards(tmp_path)[1])
     calls: list[tuple[int, int]] = []
     table(tmp_path, calls)
     assert calls == [(4, 8)]
-    assert {file.name: file.read_bytes() for file in shards(tmp_path)} == atomic_file
+    assert {file.name: file.read_bytes() for file in shards(tmp_path)} == whole
     table(tmp_path, calls)
     assert calls == [(4, 8)]
 
@@ -187,14 +188,14 @@ import sys, torch, pytest
 from tests.texts import install, load_any
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
-from trainers.data.encode import Preparation
+from trainers.data.encode import DatasetEncoder
 
 teacher, cache, count = sys.argv[1:]
 install(pytest.MonkeyPatch())
 prompts = [f"prompt {number}" for number in range(int(count))]
 dataset = Dataset("words", len(prompts), UNKNOWN, None, None, prompts=prompts)
-ready = Preparation(cache, torch.device("cpu")).of(dataset, load_any(teacher), real=False)
-print("sum", float(ready.cond(torch.arange(len(prompts)))["prompt"].double().sum()))
+ready = DatasetEncoder(cache, torch.device("cpu")).encode(dataset, load_any(teacher), real=False)
+print("sum", float(condition_at(ready, torch.arange(len(prompts)))["prompt"].double().sum()))
 """
 
 

@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.errors import UserError
-from tests.tiny import ROOT, experiment, recipe
+from tests.tiny import ROOT, build_session, recipe
 from trainers.checkpoints import checkpoint, saver
 from trainers.engine.session import Session
-from trainers.loop import build
 
 FILES = {
     "ema.safetensors",
@@ -37,8 +35,8 @@ FILES = {
 @pytest.fixture(scope="module")
 def session(teachers: Path) -> Session:
     """After one update, at 8 images."""
-    session = build(experiment(recipe(teachers / "edm")), Accelerator(cpu=True))
-    session.step()
+    session = build_session(recipe(teachers / "edm"))
+    session.update_players(session)
     session.state.ema.update(0, 8)
     session.state.images = 8
     return session
@@ -269,7 +267,7 @@ def everything(session: Session) -> dict[str, Tensor]:
 def test_a_restored_session_is_the_saved_one(session: Session, root: Path, teachers: Path) -> None:
     session.state.players["fake"].skipped.fill_(3)
     saved = save_at(session, root, 24)
-    fresh = build(experiment(recipe(teachers / "edm")), Accelerator(cpu=True))
+    fresh = build_session(recipe(teachers / "edm"))
     checkpoint.restore(fresh, saved)
     ours, theirs = everything(session), everything(fresh)
     assert ours.keys() == theirs.keys() and len(ours) > 100
@@ -282,10 +280,10 @@ def test_a_restored_session_is_the_saved_one(session: Session, root: Path, teach
 def test_another_teacher_is_refused(root: Path, teachers: Path, tmp_path: Path) -> None:
     copy = tmp_path / "teacher"
     shutil.copytree(teachers / "edm", copy)
-    other = build(experiment(recipe(copy)), Accelerator(cpu=True))
+    other = build_session(recipe(copy))
     checkpoint.restore(other, root / f"{8:012d}")  # the same files in another place are the same teacher
     flip(copy / "unet/diffusion_pytorch_model.safetensors")
-    other = build(experiment(recipe(copy)), Accelerator(cpu=True))
+    other = build_session(recipe(copy))
     folder = root / f"{8:012d}"
     with pytest.raises(UserError) as caught:
         checkpoint.restore(other, folder)

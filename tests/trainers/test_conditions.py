@@ -11,25 +11,21 @@ import datasets
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
-from torch import Tensor
 
+from distill.conditions import Condition
 from distill.discriminator import feature_shape
 from distill.errors import UserError
 from distill.random import Random
 from launch.commands.cache import cache
-from launch.commands.sample import draw
 from tests.texts import Halves, Words, embedding, install, load_any, write_text_teacher
-from tests.tiny import ROOT, experiment, launch, recipe
+from tests.tiny import ROOT, build_session, experiment, fit_run, launch, recipe
+from trainers.data.batches import condition_at
 from trainers.data import Dataset, Digits
-from trainers.data.batches import Batches, inputs, placed
+from trainers.data.batches import Batches, BatchSizes, inputs
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
-from trainers.engine.step import joined
 from trainers.hooks.samples import preview_inputs
-from trainers.loop import fit
-from trainers.recipe.run import Run
-from trainers.runs.distillation import build_distillation
+from trainers.runs.draw import draw
 from trainers.runs.load import load_trained
 from trainers.runs.make_pairs import PairSettings, make_pairs
 
@@ -77,7 +73,7 @@ def ready(tmp_path: Path, dataset: Dataset, negative: str | None = None, real: b
     """(prepared data set, teacher)."""
     folder = tmp_path / f"teacher{len(list(tmp_path.glob('teacher*')))}"
     teacher = load_any(write_text_teacher(folder, tmp_path / "log", **form))
-    return DatasetEncoder(str(tmp_path / "cache"), CPU, negative).of(dataset, teacher, real), teacher
+    return DatasetEncoder(str(tmp_path / "cache"), CPU, negative).encode(dataset, teacher, real), teacher
 
 
 # Embeddings
@@ -86,13 +82,14 @@ def ready(tmp_path: Path, dataset: Dataset, negative: str | None = None, real: b
 def test_prompts_become_what_the_encoder_gives(tmp_path: Path, log: Path) -> None:
     dataset, teacher = ready(tmp_path, words())
     assert encoded(log) == ["", "one", "two words", "three", "", "six"]  # the null prompt first; each prompt once
-    cond = dataset.cond(torch.tensor([5, 1, 3, 0, 4]))
+    cond = condition_at(dataset, torch.tensor([5, 1, 3, 0, 4]))
     assert torch.equal(cond["prompt"], torch.stack([embedding(PROMPTS[at]) for at in (5, 1, 3, 0, 4)]))
     assert cond["mask"].tolist() == [[True, False, False], [True] * 3, *[[True, False, False]] * 3]
     assert dataset.shape == (1, 8, 8) and not teacher.network.text_encoder.loaded
-    assert not teacher.null_cond["prompt"].any() and teacher.null_cond["mask"].all()
+    null = teacher.network.null
+    assert not null["prompt"].any() and null["mask"].all()
     again, _ = ready(tmp_path, words())
-    assert torch.equal(again.cond(torch.arange(6))["prompt"], dataset.cond(torch.arange(6))["prompt"])
+    assert torch.equal(condition_at(again, torch.arange(6))["prompt"], condition_at(dataset, torch.arange(6))["prompt"])
     assert len(encoded(log)) == 6
 
 
@@ -102,7 +99,7 @@ def test_a_negative_prompt_is_the_null_condition(tmp_path: Path, log: Path) -> N
     assert encoded(log) == ["", "one", "blurry"]  # the embeddings stay
     cond = {"prompt": torch.zeros(5, 3, 4), "mask": torch.zeros(5, 3, dtype=torch.bool)}
     null = teacher.null(cond)
-    assert isinstance(null, dict) and torch.equal(null["prompt"], embedding("blurry").expand(5, 3, 4))
+    assert torch.equal(null["prompt"], embedding("blurry").expand(5, 3, 4))
     assert null["mask"].tolist() == [[True, True, False]] * 5
 
 
@@ -128,7 +125,8 @@ def test_an_embedding_that_is_not_finite_is_refused(tmp_path: Path, monkeypatch:
 
 def batches(dataset: Dataset, real: bool = False, rank: int = 0, world: int = 1, **changes: Any) -> Batches:
     run = experiment(recipe("unused", batch_size=24, images=240, **changes))
-    return Batches(run, dataset, real, rank, world, CPU)
+    sizes = BatchSizes(run.batch_size, run.micro_batches)
+    return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, CPU)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -151,7 +149,6 @@ def test_any_partition_draws_the_same_prompts(world: int, micro: int, precision:
 def test_prompts_come_by_their_frequency(tmp_path: Path) -> None:
     dataset, _ = ready(tmp_path, words())
     _, cond = inputs(dataset, Random.at(0, torch.arange(12_000)))
-    assert isinstance(cond, dict)
     shares = [float((cond["prompt"] == embedding(prompt)).flatten(1).all(1).double().mean()) for prompt in PROMPTS]
     assert shares == pytest.approx([2 / 6, 1 / 6, 1 / 6, 2 / 6, 1 / 6, 1 / 6], abs=0.012)
 
@@ -162,7 +159,7 @@ def test_real_images_bring_their_own_prompts(tmp_path: Path) -> None:
     images = Dataset("numbered", 100, (1, 8, 8), None, lambda at: pixels[at], prompts=names)
     dataset, _ = ready(tmp_path, images)
     batch = batches(dataset, real=True).micro("generator", 24, 0)
-    assert batch.real is not None and isinstance(batch.cond, dict)
+    assert batch.real is not None
     positions = batch.real[:, 0, 0, 0].int().tolist()
     assert torch.equal(batch.cond["prompt"], torch.stack([embedding(names[at]) for at in positions]))
     assert len(set(positions)) == 24
@@ -174,23 +171,22 @@ def test_positions_and_lookups_stay_on_the_host(tmp_path: Path, monkeypatch: pyt
     labelled = Digits().load()
     for each in (dataset, labelled):
         for real in (False, each.read is not None):
-            run = experiment(recipe("unused", batch_size=4))
-            batch: Any = Batches(run, each, real, 0, 1, torch.device("meta")).micro("fake", 0, 0)
-            values = batch.cond.values() if isinstance(batch.cond, dict) else [batch.cond]
-            assert all(value.device.type == "meta" and len(value) == 4 for value in [batch.noise, *values])
+            meta = torch.device("meta")
+            batch = Batches(each, BatchSizes(4), 0, torch.float32, real, 0, 1, meta).micro("fake", 0, 0)
+            values = [batch.noise, *batch.cond.values()]
+            assert batch.cond and all(value.device.type == "meta" and len(value) == 4 for value in values)
 
 
 def test_conditions_are_placed_and_joined() -> None:
-    half = {"prompt": torch.ones(2, 3, dtype=torch.bfloat16), "mask": torch.ones(2, 3, dtype=torch.bool)}
-    there = placed(half, CPU, torch.float64)
-    assert isinstance(there, dict)
+    half = Condition(prompt=torch.ones(2, 3, dtype=torch.bfloat16), mask=torch.ones(2, 3, dtype=torch.bool))
+    there = half.to(CPU, torch.float64)
     assert {name: value.dtype for name, value in there.items()} == {"prompt": torch.float64, "mask": torch.bool}
-    assert placed(None, CPU, torch.float32) is None
-    both = joined(there, {name: 2 * value for name, value in there.items()})
-    assert isinstance(both, dict) and both["prompt"].tolist() == [[1] * 3] * 2 + [[2] * 3] * 2
-    assert joined(None, None) is None
-    labels = joined(torch.tensor([1]), torch.tensor([2]))
-    assert isinstance(labels, Tensor) and labels.tolist() == [1, 2]
+    assert Condition().to(CPU, torch.float32) == {}
+    both = there.cat(there.map(lambda value: 2 * value))
+    assert both["prompt"].tolist() == [[1] * 3] * 2 + [[2] * 3] * 2
+    assert Condition().cat(Condition()) == {}
+    labels = Condition.of(torch.tensor([1])).cat(Condition.of(torch.tensor([2]))).labels
+    assert labels is not None and labels.tolist() == [1, 2]
 
 
 # Runs
@@ -212,22 +208,24 @@ def test_a_run_trains_resumes_and_samples(objective: str, precision: str, tmp_pa
     if objective == "real":
         changes |= {"data": IMAGES, "form": {"shape": [3, 8, 8]}}
     run = experiment(settings(tmp_path, **changes))
-    session = fit(run, tmp_path / "run", Accelerator(cpu=True))
+    session = fit_run(run, tmp_path / "run")
     once = encoded(log)
     assert len(once) == len(set(once[1:])) + 1
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert records and all(torch.tensor(r["generator/grad_norm"]).isfinite() for r in records)
     noise, cond = preview_inputs(session)
-    assert isinstance(cond, dict)
     first = torch.stack([embedding(str(session.dataset.prompts[at])) for at in range(2)])  # type: ignore[index]
     assert torch.equal(cond["prompt"][:2], first) and torch.equal(cond["prompt"][10:12], first)
-    samples, others = session.sampler(noise, cond), session.sampler(noise, {**cond, "prompt": -cond["prompt"]})
+    samples, others = (
+        session.sampler(noise, cond),
+        session.sampler(noise, Condition({**cond, "prompt": -cond["prompt"]})),
+    )
     assert samples.isfinite().all() and not torch.equal(samples, others)
     product = load_trained(tmp_path / "run")
     assert torch.equal(product.sampler(noise, cond), samples) and draw(product, 3).isfinite().all()
     assert product.teacher_sampler is not None and product.teacher_sampler(noise, cond).isfinite().all()
     shutil.rmtree(tmp_path / "run/checkpoints" / f"{32:012d}")
-    resumed = fit(run, tmp_path / "run", Accelerator(cpu=True), resume=True)
+    resumed = fit_run(run, tmp_path / "run", resume=True)
     for name, value in session.state.ema.module.state_dict().items():
         assert torch.equal(value, resumed.state.ema.module.state_dict()[name])
     assert encoded(log) == once
@@ -241,7 +239,7 @@ def test_null_and_shape_of_features_for_a_critic(tmp_path: Path) -> None:
 def test_data_and_teacher_that_do_not_fit(tmp_path: Path, teachers: Path) -> None:
     def refusal(**changes: Any) -> str:
         with pytest.raises(UserError) as caught:
-            build_distillation(experiment(settings(tmp_path, **changes)), Accelerator(cpu=True))  # type: ignore[arg-type]
+            build_session(settings(tmp_path, **changes))
         return str(caught.value)
 
     text, digits = tmp_path / "teacher", teachers / "edm"
@@ -255,8 +253,7 @@ def test_data_and_teacher_that_do_not_fit(tmp_path: Path, teachers: Path) -> Non
         "negative_prompt: digits has no prompts; leave it out"
     )
     with pytest.raises(UserError, match=r"takes none$"):
-        run = experiment({**settings(tmp_path), "teacher": str(digits)})
-        build_distillation(run, Accelerator(cpu=True))  # type: ignore[arg-type]
+        build_session({**settings(tmp_path), "teacher": str(digits)})
     assert encoded(tmp_path / "log") == [] and not (tmp_path / "cache").exists()
 
 
@@ -273,14 +270,12 @@ def test_pairs_carry_their_embeddings(tmp_path: Path) -> None:
         cache=str(tmp_path / "cache"),
     )
     assert list(making) == [16]
-    run = experiment(settings(tmp_path, objective="dmd", pairs={"folder": str(tmp_path / "pairs")}))
-    assert isinstance(run, Run)
-    session = build_distillation(run, Accelerator(cpu=True))
+    session = build_session(settings(tmp_path, objective="dmd", pairs={"folder": str(tmp_path / "pairs")}))
     batch: Any = session.batches.micro("generator", 0, 0)
     known = torch.stack([embedding(prompt) for prompt in PROMPTS])
     assert batch.pairs.cond.keys() == {"prompt", "mask"}
     assert all((known == one).flatten(1).all(1).any() for one in batch.pairs.cond["prompt"])
-    session.step()
+    session.update_players(session)
     assert session.state.players["generator"].counters()["skipped"] == 0
 
 
@@ -333,14 +328,14 @@ def test_latents_that_do_not_fit_are_refused_at_the_first(tmp_path: Path, log: P
     teacher = load_any(tmp_path / "teacher0")
     teacher.network.autoencoder = None  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"^data: numbered holds pixels, the teacher's samples are latents and have no"):
-        DatasetEncoder(str(tmp_path / "cache"), CPU).of(numbered(), teacher, real=True)
+        DatasetEncoder(str(tmp_path / "cache"), CPU).encode(numbered(), teacher, real=True)
 
 
 def test_a_run_on_latents(tmp_path: Path, log: Path) -> None:
     form = {"latents": True, "shape": [2, 4, 4]}
     changes = {"data": IMAGES, "objective": OBJECTIVES["real"], "form": form, "samples_every": 10**6}
-    session = build_distillation(experiment(settings(tmp_path, **changes)), Accelerator(cpu=True))  # type: ignore[arg-type]
-    session.step()
+    session = build_session(settings(tmp_path, **changes))
+    session.update_players(session)
     assert session.state.players["generator"].counters()["skipped"] == 0
     assert encoded(log).count("image") == 13
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from distill.errors import UserError
-from trainers.recipe.strict_yaml import build, dump, family, load_yaml, to_yaml
+from trainers.recipe.strict_yaml import build, dump, load_yaml, register_choices, to_yaml
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Run:
             raise ValueError("batch_size must be at least 1")
 
 
-family(Times, {"lognormal": LogNormal, "ramp": Ramp, "mixed": Mixed})
+register_choices(Times, {"lognormal": LogNormal, "ramp": Ramp, "mixed": Mixed})
 NAMES = "lognormal, ramp, mixed or your own 'module:Class', alone or as the key 'name'"
 KEYS = ", ".join(one.name for one in fields(Run) if one.init)
 USER_FILE = """
@@ -274,7 +274,7 @@ def test_a_registered_class_is_dumped_by_its_name_before_any_file_names_it() -> 
     base = make_dataclass("Base", [], frozen=True)
     member = make_dataclass("Member", [("x", int, 1)], bases=(base,), frozen=True)
     holder = make_dataclass("Holder", [("law", base), ("more", base | None, None)], frozen=True)
-    family(base, {"member": member})
+    register_choices(base, {"member": member})
     assert dump(holder(member(), member(2))) == {"law": {"name": "member", "x": 1}, "more": {"name": "member", "x": 2}}
 
 

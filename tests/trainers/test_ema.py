@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.power_ema import PowerProfile
-from tests.tiny import experiment, recipe
+from tests.tiny import experiment, fit_run, recipe
 from trainers.checkpoints.posthoc_ema import rewind, snapshots
 from trainers.engine.ema import EMA
-from trainers.loop import fit
 from trainers.recipe.run import Average
 
 POWER = {"stds": [0.2], "snapshot_every": 100}
@@ -64,11 +62,11 @@ def test_the_first_update_copies_with_a_ramp_and_always_without_an_average() -> 
 def test_the_loop_averages_by_the_images_before_the_update(teachers: Path, tmp_path: Path) -> None:
     run = experiment(recipe(teachers / "edm", images=24, ema={"half_life": 1000, "ramp_up": 0.5}, power_ema=POWER))
     weights: list[Tensor] = []
-    state = fit(run, tmp_path / "one", Accelerator(cpu=True)).state
+    state = fit_run(run, tmp_path / "one").state
     assert state.images == 24
     for images in (8, 16, 24):
         shorter = experiment(recipe(teachers / "edm", images=images, ema={"half_life": 0}))
-        own = fit(shorter, tmp_path / str(images), Accelerator(cpu=True)).state
+        own = fit_run(shorter, tmp_path / str(images)).state
         weights.append(next(iter(own.players["generator"].parameters)).detach())
     half_life = power = weights[0]
     for new, seen in zip(weights[1:], (8, 16), strict=True):

@@ -10,11 +10,11 @@ import pytest
 
 from distill import EDM, DiscreteVP, Flow, UserError
 from distill.paths import Path as GaussianPath
-from launch.commands.train import check
 from tests.tiny import experiment, recipe
-from trainers.loop import load_run
+from trainers.recipe.load import load_run
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.runs.open import open_run
 
 ENTRIES: list[tuple[dict[str, Any], GaussianPath, tuple[float, float | None]]] = [
     ({}, EDM(), (2.5, None)),
@@ -48,4 +48,4 @@ def test_the_ways_to_say_an_entry(
 def test_an_entry_that_is_no_time_of_the_path(entry: dict[str, Any], message: str, teachers: Path) -> None:
     run = experiment(recipe(teachers / "edm", entry=entry))
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        check(run, 1)
+        open_run(run, 1, weights=False)

@@ -13,18 +13,17 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from distill.encoders.encoder import autoencoder, parts
 from distill.teachers import TextEncoder, load_denoiser
 from launch.commands.export import export_product
 from tests.clip_texts import Clip, write_clip
-from tests.tiny import ROOT, environment, experiment, recipe
+from tests.tiny import ROOT, environment, experiment, fit_run, recipe
+from trainers.data.batches import condition_at
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
-from trainers.loop import fit
 from trainers.runs.load import load_trained
 
 CPU = torch.device("cpu")
@@ -54,7 +53,7 @@ def test_conditions_are_those_of_the_pipeline(
         teacher = load_denoiser(folder)
         ready = DatasetEncoder(str(tmp_path / "cache"), CPU, negative).of(dataset, teacher, real=False)
         assert ready.shape == teacher.network.shape
-        return ready.cond(torch.tensor([1, 2])), teacher
+        return condition_at(ready, torch.tensor([1, 2])), teacher
 
     cond, teacher = encode_dataset()
     direct = TextEncoder(folder)
@@ -89,7 +88,7 @@ def test_a_run_on_prompts_and_latents(
             checkpoint_every=2,
         )
     )
-    session = fit(run, tmp_path / "run", Accelerator(cpu=True))
+    session = fit_run(run, tmp_path / "run")
     assert all(player.counters()["skipped"] == 0 for player in session.state.players.values())
     real = session.batches.micro("generator", 0, 0).real
     decoder = autoencoder(session.teacher) if session.teacher is not None else None
@@ -102,7 +101,7 @@ def test_a_run_on_prompts_and_latents(
     shutil.rmtree(tmp_path / "run/checkpoints" / f"{4:012d}")
     monkeypatch.setattr(parts, "load_stock", unused)
     monkeypatch.setattr(parts.Autoencoder, "encode", unused)
-    resumed = fit(run, tmp_path / "run", Accelerator(cpu=True), resume=True)
+    resumed = fit_run(run, tmp_path / "run", resume=True)
     for name, value in session.state.ema.module.state_dict().items():
         assert torch.equal(value, resumed.state.ema.module.state_dict()[name])
     assert load_trained(tmp_path / "run").dataset.shape == (4, 8, 8)
@@ -139,7 +138,7 @@ encoder = Clip(Path(sys.argv[1]))
 teacher = Denoiser(TextNet((1, 8, 8), encoder), EDM(), "edm")
 dataset = Dataset("words", 3, UNKNOWN, None, None, prompts=prompts)
 ready = Preparation(sys.argv[2], torch.device("cpu")).of(dataset, teacher, real=False)
-rows = ready.cond(torch.arange(3))
+rows = condition_at(ready, torch.arange(3))
 own = {"prompt": torch.stack([rows["prompt"][n] for n in range(3)]), "null": teacher.null_cond["prompt"]}
 modules = [name for name in ("transformers", "diffusers", "tokenizers") if name in sys.modules]
 torch.save(own, sys.argv[3])

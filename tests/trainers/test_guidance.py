@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from distill.errors import UserError
 from distill.teachers import load_denoiser
-from tests.tiny import distillation, experiment, placed, recipe, teacher_recipe
+from tests.tiny import build_session, distillation, experiment, fit_run, placed, recipe, teacher_recipe
 from trainers.data import Dataset
-from trainers.loop import build, fit
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.distillation import check_objective, load_teacher
 from trainers.runs.teacher import fresh_denoiser
@@ -24,14 +22,12 @@ def test_labels_are_dropped_with_their_probability() -> None:
     """By the sample's own random numbers: other micro-batches drop the same ones."""
     seen: list[list[Tensor]] = []
     for micro_batches in (1, 4):
-        session = build(
-            experiment(teacher_recipe(label_dropout=0.25, micro_batches=micro_batches)), Accelerator(cpu=True)
-        )
+        session = build_session(teacher_recipe(label_dropout=0.25, micro_batches=micro_batches))
         labels: list[Tensor] = []
         embedding = session.state.players["teacher"].bare.network.unet.class_embedding
         embedding.register_forward_hook(lambda module, inputs, output, labels=labels: labels.append(inputs[0]))
         for _ in range(40):
-            session.step()
+            session.update_players(session)
             session.state.images += 8
         seen.append(labels)
     one, four = (torch.cat(labels) for labels in seen)
@@ -41,7 +37,7 @@ def test_labels_are_dropped_with_their_probability() -> None:
 
 
 def test_a_teacher_with_label_dropout_can_be_guided(tmp_path: Path) -> None:
-    fit(experiment(teacher_recipe(label_dropout=0.1, images=16)), tmp_path, Accelerator(cpu=True))  # type: ignore[arg-type]
+    fit_run(teacher_recipe(label_dropout=0.1, images=16), tmp_path)  # type: ignore[arg-type]
     teacher = load_denoiser(tmp_path / "teacher")
     assert (teacher.null_cond, teacher.network.classes) == (10, 10)
     assert len(teacher.network.unet.class_embedding.weight) == 11

@@ -9,16 +9,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from distill.objectives import Batch, Denoisers, Estimates, Objective, per_sample
 from distill.objectives.sid import sid_loss
 from distill.times import LogNormal, Times
-from tests.tiny import experiment, recipe
+from tests.tiny import build_session, fit_run, recipe
 from trainers.engine.session import Session
 from trainers.hooks.log import with_ratios
-from trainers.loop import build, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class TwoTerms(Objective):
 
 
 def session_of(settings: dict[str, Any]) -> Session:
-    return build(experiment(settings), Accelerator(cpu=True))
+    return build_session(settings)
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Estimates, Tensor]]:
 def test_gap_and_errors_by_noise_bin(micro_batches: int, teachers: Path, seen: list[tuple[Estimates, Tensor]]) -> None:
     session = session_of(recipe(teachers / "edm", batch_size=32, images=96, micro_batches=micro_batches))
     for _ in range(2):
-        session.step()
+        session.update_players(session)
         session.state.images += 32
     means = session.state.meter.read(session.accelerator)
     assert len(seen) == 2 * micro_batches
@@ -91,11 +89,11 @@ def test_each_terms_gradient_at_the_samples(
     """Of the update before a log point alone, by a backward for each term; the training is not touched."""
     settings = recipe(teachers / "edm", objective=objective(), log_every=16, backprop=backprop)
     session = session_of(settings)
-    session.step()
+    session.update_players(session)
     session.state.images += 8
     assert not [name for name in session.state.meter.totals if name.endswith("_at_x")]
     seen.clear()
-    session.step()
+    session.update_players(session)
     means = session.state.meter.read(session.accelerator)
     ((_, x),) = seen
     assert means["health/pull_at_x"] == pytest.approx(float((6 * x.detach()).flatten(1).norm(dim=1).mean()), rel=1e-5)
@@ -111,7 +109,7 @@ def test_each_terms_gradient_at_the_samples(
 
 
 def test_they_are_in_the_log(teachers: Path, tmp_path: Path) -> None:
-    fit(experiment(recipe(teachers / "edm", objective=objective())), tmp_path, Accelerator(cpu=True))  # type: ignore[arg-type]
+    fit_run(recipe(teachers / "edm", objective=objective()), tmp_path)  # type: ignore[arg-type]
     record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     names = {name for name in record if name.startswith("health/") and "nsr" not in name}
     assert names == {

@@ -18,7 +18,7 @@ from distill.denoiser import Condition
 from distill.errors import UserError
 from distill.metrics import Protocol
 from distill.random import Random
-from tests.tiny import experiment, recipe, teacher_recipe
+from tests.tiny import build_session, fit_run, recipe, teacher_recipe
 from trainers.data import DataFree, Dataset, Digits
 from trainers.data.batches import inputs
 from trainers.engine.session import Session
@@ -27,7 +27,6 @@ from trainers.hooks import Checkpoints, Evaluate, Samples
 from trainers.hooks.samples import preview_inputs
 from trainers.io.images import grid
 from trainers.io.jsonl import read
-from trainers.loop import build, fit
 from trainers.recipe.run import Evaluation
 from trainers.runs.load import load_trained
 
@@ -58,7 +57,7 @@ def test_a_hook_is_due_past_every_multiple_and_at_the_end() -> None:
 
 @pytest.fixture
 def session(teachers: Path) -> Session:
-    return build(experiment(recipe(teachers / "edm")), Accelerator(cpu=True))
+    return build_session(recipe(teachers / "edm"))
 
 
 def test_samples_are_a_class_a_column_on_the_same_noise(session: Session, tmp_path: Path) -> None:
@@ -83,7 +82,7 @@ def test_every_precision_trains_samples_and_evaluates(
 ) -> None:
     changes: dict[str, Any] = {"precision": precision, "images": 16, "evaluation": {"every": 16, "samples": 64}}
     settings = recipe(teachers / "edm", **changes) if kind == "generator" else teacher_recipe(**changes)
-    session = fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+    session = fit_run(settings, tmp_path)
     (record,) = read(tmp_path / "metrics.jsonl")
     assert record["samples"] == 64 and record["frechet"] > 0
     assert (tmp_path / "samples" / f"{16:012d}.png").is_file()

@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
@@ -23,9 +22,8 @@ from distill.objectives.sid import SiD
 from distill.teachers import load_denoiser, save_denoiser
 from distill.tiny.parts import autoencoder
 from tests.distill.teachers.test_edm import EDM2, build
-from tests.tiny import experiment, once, recipe
+from tests.tiny import build_session, experiment, once, recipe
 from tests.toys import Nearness
-from trainers import loop
 from trainers.data import DataFree
 from trainers.engine.session import Session
 from trainers.evaluation import check_images, draw_samples, fit_protocol
@@ -66,7 +64,7 @@ def run_of(folder: Path, teacher: str, resolution: int = 16, **changes: Any) -> 
 
 
 def session_of(run: Run) -> Session:
-    return loop.build(run, Accelerator(cpu=True))
+    return build_session(run)
 
 
 def by_hand(folder: Path, samples: Tensor) -> Tensor:
@@ -90,7 +88,7 @@ def test_pictures_are_decoded(latents: Path, tmp_path: Path) -> None:
     wanted = picture(by_hand(latents, session.sampler(noise, cond)))
     made = np.array(Image.open(tmp_path / "samples" / f"{0:012d}.png")).astype(int)
     assert made.shape == (6 * 66, 10 * 66, 3) and int(abs(made - wanted).max()) <= 1  # rounding to 8 bits
-    decoder = autoencoder(denoiser_of(session.product))
+    decoder = autoencoder(denoiser_of(session.model))
     assert decoder is not None and decoder._vae is None  # type: ignore[attr-defined]
     assert decoder is autoencoder(session.teacher) if session.teacher else False
 
@@ -109,14 +107,14 @@ def test_latents_that_nothing_decodes(latents: Path, tmp_path: Path, capsys: pyt
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == [f"{images:012d}_latents.png" for images in (8, 16)]
     samples = session.sampler(*preview_inputs(session))
-    seen = to_images(samples, session.product)
+    seen = to_images(samples, session.model)
     assert seen.shape == (60, 3, 8, 8)
     assert torch.allclose(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(seen.std((0, 2, 3), correction=0), torch.full((3,), 0.5), atol=1e-5)
     assert torch.allclose(
         torch.corrcoef(torch.stack([seen[:, 1].flatten(), samples[:, 1].flatten()]))[0, 1], torch.ones(())
     )
-    assert to_images(samples[:, :2], session.product).shape == (60, 1, 8, 8)
+    assert to_images(samples[:, :2], session.model).shape == (60, 1, 8, 8)
 
 
 def test_evaluation_compares_images_with_images(latents: Path, tmp_path: Path) -> None:
@@ -128,7 +126,7 @@ def test_evaluation_compares_images_with_images(latents: Path, tmp_path: Path) -
     assert record["protocol"] == protocol.name == "pca8(images, 30 real)"
     wanted = protocol.report(by_hand(latents, samples), labels)["frechet"]
     assert record["frechet"] == pytest.approx(wanted, rel=1e-5) and float(wanted) > 0
-    decoder = autoencoder(denoiser_of(session.product))
+    decoder = autoencoder(denoiser_of(session.model))
     assert decoder is not None and decoder._vae is None  # type: ignore[attr-defined]
 
 
@@ -164,7 +162,7 @@ def test_a_rewarded_run_on_latents(inner: Any, latents: Path) -> None:
         run = run_of(latents, "decoded", precision="float64", backprop=backprop, generator={"name": "sgd", "lr": 1e-6})
         objective = Rewarded(objective=inner, reward=Nearness(), reward_scale=scale)
         session = session_of(dataclasses.replace(run, objective=objective))
-        session.step()
+        session.update_players(session)
         moved = session.state.players["generator"]
         assert moved.counters()["skipped"] == 0
         weights[name] = torch.cat([parameter.detach().flatten() for parameter in moved.parameters])

@@ -16,21 +16,20 @@ from distill.lora import Lora, attach, merge
 from distill.objectives import OBJECTIVES
 from launch.commands.ema import ema
 from launch.commands.export import export, export_product
-from tests.tiny import ADAPTERS, distillation, experiment, recipe
+from tests.tiny import ADAPTERS, build_session, distillation, experiment, fit_run, recipe
 from trainers.checkpoints import checkpoint, saver
 from trainers.data import Digits
 from trainers.data.batches import inputs
 from trainers.engine.ema import EMA
 from trainers.engine.player import Player
 from trainers.engine.session import Session
-from trainers.loop import build, fit
 from trainers.recipe.run import Average, Optimizer, Run
 from trainers.runs.distillation import check_objective, load_teacher
 from trainers.runs.load import load_trained
 
 
 def session_of(settings: dict[str, Any]) -> Session:
-    return build(experiment(settings), Accelerator(cpu=True))
+    return build_session(settings)
 
 
 def named(session: Session, player: str) -> dict[str, Tensor]:
@@ -46,7 +45,7 @@ def test_adapters_alone_move(objective: str, teachers: Path) -> None:
     session = session_of(distillation("sid_lora", teachers, objective=objective))
     before = {player: named(session, player) for player in session.state.players}
     for _ in range(2):
-        session.step()
+        session.update_players(session)
     for player, weights in before.items():
         for name, now in named(session, player).items():
             assert torch.equal(now, weights[name]) == ("lora_" not in name), name
@@ -76,7 +75,7 @@ def test_a_head_trains_beside_the_adapters(teachers: Path, monkeypatch: pytest.M
 def test_checkpoints_hold_what_trains(teachers: Path, tmp_path: Path) -> None:
     settings = distillation("sid_lora", teachers, power_ema={"stds": [0.1], "snapshot_every": 8})
     session = session_of(settings)
-    session.step()
+    session.update_players(session)
     session.state.average(8)
     saver.save(session, tmp_path, keep=1)
     folder = tmp_path / f"{8:012d}"
@@ -107,8 +106,8 @@ def test_what_is_merged_shares_no_more(teachers: Path) -> None:
     session = session_of(distillation("sid_lora", teachers))
     assert session.teacher is not None
     before = [value.clone() for value in session.teacher.parameters()]
-    session.step()
-    session.step()
+    session.update_players(session)
+    session.update_players(session)
     z, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
     generator = session.state.players["generator"].bare
     expected = generator(z, labels)
@@ -153,13 +152,13 @@ def test_players_leave_alone_what_they_do_not_train(adapters: bool) -> None:
 def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) -> None:
     """Merged: stock diffusers knows nothing of adapters."""
     run = experiment(distillation("sid_lora", teachers, images=32, entry={"nsr": 1.0}))
-    session = fit(run, tmp_path / "run", Accelerator(cpu=True))
+    session = fit_run(run, tmp_path / "run")
     product = load_trained(tmp_path / "run")
     plain = set(load_teacher(run, Digits().load()).state_dict())  # type: ignore[arg-type]
     assert {f"denoiser.{name}" for name in plain} == set(product.model.state_dict())
     noise, labels = inputs(session.dataset, session.batches.micro("x", 0, 0).random)
     trained, merged = session.sampler(noise, labels), product.sampler(noise, labels)
-    start = build(run, Accelerator(cpu=True)).sampler(noise, labels)
+    start = build_session(run).sampler(noise, labels)
     assert float((trained - start).abs().max()) > 0.05
     assert float((trained - merged).abs().max()) < 1e-5
     unmerged = load_trained(tmp_path / "run", merged=False).sampler(noise, labels)
@@ -173,7 +172,7 @@ def test_an_average_of_another_width(teachers: Path, tmp_path: Path) -> None:
     """Snapshots hold adapters, and so does what is made of them; to be used it is merged."""
     widths = {"power_ema": {"stds": [0.1, 0.2], "snapshot_every": 8}}
     run = tmp_path / "run"
-    session = fit(experiment(distillation("sid_lora", teachers, images=32, **widths)), run, Accelerator(cpu=True))
+    session = fit_run(distillation("sid_lora", teachers, images=32, **widths), run)
     ema(run, 0.1)
     tracked = session.state.power_ema[0.1].module
     noise, labels = inputs(session.dataset, session.batches.micro("x", 0, 0).random)

@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser
 from distill.denoiser import Condition
-from tests.tiny import distillation, experiment, recipe
+from tests.tiny import build_session, distillation, recipe
 from tests.trainers.living import stored
 from trainers.engine.player import Player
 from trainers.engine.session import Session
-from trainers.loop import build
 from trainers.runs import distillation as building
 
 LORA = {"lr": 1e-3, "lora": {"rank": 8}}  # of widths 64 and 128; 64 of 320 ... 1280 in DMD2's SDXL
@@ -84,7 +82,7 @@ def held(session: Session) -> Iterator[Tensor]:
 
 def peak(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> int:
     """The most bytes held in two rounds, looked at where they are: before a player steps."""
-    session = build(experiment(settings), Accelerator(cpu=True))
+    session = build_session(settings)
     most, step = [0], Player.step
 
     def look(self: Player, norm: Tensor, lr: float) -> None:
@@ -94,7 +92,7 @@ def peak(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> int:
     with monkeypatch.context() as patch:
         patch.setattr(Player, "step", look)
         for _ in range(2):
-            session.step()
+            session.update_players(session)
             session.state.average(session.run.batch_size)
     return max(most[0], stored(held(session)))
 
@@ -118,15 +116,15 @@ def test_adapters_hold_under_45_percent(
 @pytest.mark.parametrize("name", ["sid_lora", "fake_lora"])
 def test_the_base_is_the_teachers(name: str, precision: str, teachers: Path) -> None:
     """One storage, in the precision of compute, after training and a move as before; adapters are float32 or more."""
-    session = build(experiment(distillation(name, teachers, precision=precision)), Accelerator(cpu=True))
+    session = build_session(distillation(name, teachers, precision=precision))
     assert session.teacher is not None
     master = torch.float64 if precision == "float64" else torch.float32
     base = {value.data_ptr(): value for value in session.teacher.parameters()}
     before = [value.clone() for value in base.values()]
     assert all(value.dtype == getattr(torch, precision) for value in base.values())
-    session.step()
+    session.update_players(session)
     for player in session.state.players.values():
-        networks = [player.bare] + ([session.product] if player.name == "generator" else [])
+        networks = [player.bare] + ([session.model] if player.name == "generator" else [])
         adapted = player.name == "fake" or name == "sid_lora"
         for network in networks:
             network.to("cpu")  # to where it is
@@ -142,11 +140,11 @@ def test_the_base_is_the_teachers(name: str, precision: str, teachers: Path) -> 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_first_outputs_are_the_teachers(precision: str, teachers: Path) -> None:
     x, t, cond = torch.randn(4, 1, 8, 8), torch.full((4,), 0.7), torch.arange(4)
-    session = build(experiment(distillation("sid_lora", teachers, precision=precision)), Accelerator(cpu=True))
+    session = build_session(distillation("sid_lora", teachers, precision=precision))
     assert session.teacher is not None
     expected = session.teacher(x, t, cond)
     assert torch.equal(session.state.players["fake"].bare(x, t, cond), expected)
     assert torch.equal(session.state.players["generator"].bare.denoiser(x, t, cond), expected)  # type: ignore[operator]
-    session.step()
+    session.update_players(session)
     fake = session.state.players["fake"].bare(x, t, cond)
     assert torch.equal(session.teacher(x, t, cond), expected) and not torch.equal(fake, expected)

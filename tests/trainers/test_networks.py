@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from distill import EDM, Denoiser, UserError
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
 from launch.commands.export import export_product
-from tests.tiny import experiment, recipe
-from trainers.loop import build, fit
+from tests.tiny import build_session, fit_run, recipe
 from trainers.runs.distillation import teacher_hash
 from trainers.runs.load import load_trained
 
@@ -41,10 +39,8 @@ def lengths(network: torch.nn.Module) -> list[float]:
 
 
 def test_weights_of_edm2_are_normalised_after_each_update_of_their_player(edm2: Path) -> None:
-    session = build(
-        experiment(recipe(edm2, precision="bfloat16", generator={"lr": 0.1}, fake={"lr": 0.1})), Accelerator(cpu=True)
-    )
-    session.step()
+    session = build_session(recipe(edm2, precision="bfloat16", generator={"lr": 0.1}, fake={"lr": 0.1}))
+    session.update_players(session)
     stored = load_denoiser(edm2).network.state_dict()
     assert session.teacher is not None
     for name, value in session.teacher.network.named_parameters():  # frozen: rounded, nothing else
@@ -62,7 +58,7 @@ def test_a_run_from_start_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.manual_seed(0)
     save_denoiser(Denoiser(EDMNet(**NCSNPP), EDM(), "edm"), tmp_path / "teacher")
     settings = recipe(tmp_path / "teacher", images=16, checkpoint_every=16, samples_every=16)
-    fit(experiment(settings), tmp_path / "run", Accelerator(cpu=True))
+    fit_run(settings, tmp_path / "run")
     product = load_trained(tmp_path / "run")
     x = product.sampler(torch.randn(2, 1, 8, 8), torch.tensor([3, 7]))
     assert x.shape == (2, 1, 8, 8) and bool(x.isfinite().all())
@@ -78,7 +74,7 @@ def test_a_run_from_start_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_teacher_that_does_not_fit_the_data(tmp_path: Path) -> None:
     save_denoiser(Denoiser(EDMNet(**{**NCSNPP, "label_dim": 4}), EDM(), "edm"), tmp_path / "teacher")
     with pytest.raises(UserError, match=r"has classes 10, the teacher '.*' classes 4$"):
-        build(experiment(recipe(tmp_path / "teacher")), Accelerator(cpu=True))
+        build_session(recipe(tmp_path / "teacher"))
 
 
 def test_the_hash_sees_weights_and_settings(edm2: Path) -> None:

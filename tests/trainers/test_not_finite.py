@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from torch import Tensor
 
 from distill.errors import UserError
-from tests.tiny import experiment, recipe
+from tests.tiny import build_session, fit_run, recipe
 from trainers.checkpoints import checkpoint
 from trainers.engine import adam8bit
 from trainers.engine.session import Session
 from trainers.io.jsonl import read
-from trainers.loop import build, fit, load_run
+from trainers.loop import load_run
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump, to_yaml
 
@@ -35,11 +34,11 @@ def poisoned(teachers: Path, samples: list[int], **changes: Any) -> dict[str, An
 
 
 def session_of(settings: dict[str, Any]) -> Session:
-    return build(experiment(settings), Accelerator(cpu=True))
+    return build_session(settings)
 
 
 def advance(session: Session) -> None:
-    session.step()
+    session.update_players(session)
     session.state.ema.update(session.state.images, session.run.batch_size)
     session.state.images += session.run.batch_size
 
@@ -119,7 +118,7 @@ def test_a_run_may_begin_with_a_skipped_update(optimizer: str, teachers: Path, m
 
 def test_skips_are_counted_and_named_in_the_log(teachers: Path, tmp_path: Path) -> None:
     settings = poisoned(teachers, [9, 41], images=64, log_every=16, checkpoint_every=64)
-    session = fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+    session = fit_run(settings, tmp_path)
     log = read(tmp_path / "log.jsonl")
     assert [record["images"] for record in log] == [16, 32, 48, 64]
     assert [record["generator/skipped"] for record in log] == [1, 1, 2, 2]
@@ -135,7 +134,7 @@ def test_many_in_a_row_stop_the_run_with_a_checkpoint(teachers: Path, tmp_path: 
     """Updates 2, 3 and 4 are bad: three in a row, seen at the next log point although the fifth was good."""
     settings = poisoned(teachers, [16, 24, 32], log_every=48, checkpoint_every=1000, max_skipped=3)
     with pytest.raises(UserError) as caught:
-        fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+        fit_run(settings, tmp_path)
     message = str(caught.value)
     assert message.startswith("generator: 3 updates in a row had a non-finite loss or gradient at 48 images;")
     assert "\n" not in message
@@ -147,17 +146,17 @@ def test_many_in_a_row_stop_the_run_with_a_checkpoint(teachers: Path, tmp_path: 
 def test_fewer_in_a_row_do_not_stop(teachers: Path, tmp_path: Path) -> None:
     """Two rows of two, and one of two that crosses a log point, are no row of three."""
     settings = poisoned(teachers, [0, 8, 24, 32, 56, 64], log_every=64, max_skipped=3)
-    session = fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+    session = fit_run(settings, tmp_path)
     assert session.state.players["generator"].counters()["skipped"] == 6
     settings["max_skipped"] = 2
     with pytest.raises(UserError, match="generator: 2 updates in a row"):
-        fit(experiment(settings), tmp_path / "strict", Accelerator(cpu=True))
+        fit_run(settings, tmp_path / "strict")
 
 
 def test_a_row_may_cross_log_points_and_resumes(teachers: Path, tmp_path: Path) -> None:
     settings = poisoned(teachers, [8, 16, 24], log_every=16, checkpoint_every=24, max_skipped=3)
     with pytest.raises(UserError, match="3 updates in a row had a non-finite loss or gradient at 32 images"):
-        fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
+        fit_run(settings, tmp_path / "whole")
     counters = checkpoint.read_state(tmp_path / "whole/checkpoints" / f"{24:012d}")["counters"]["generator"]
     assert counters["streak"] == 2
 
@@ -166,11 +165,11 @@ def test_a_stopped_run_goes_on_once_its_cause_is_gone(teachers: Path, tmp_path: 
     """The message says what to change in the recipe: then a resume must not stop for the old row."""
     settings = poisoned(teachers, [16, 24, 32, 40], log_every=16, max_skipped=3, images=80)
     with pytest.raises(UserError, match="4 updates in a row"):
-        fit(experiment(settings), tmp_path, Accelerator(cpu=True))
+        fit_run(settings, tmp_path)
     run = load_run(tmp_path)
     assert isinstance(run, Run)
     (tmp_path / "run.yaml").write_text(to_yaml(dump(replace(run, objective=replace(run.objective, samples=())))))  # type: ignore[call-arg]
-    session = fit(load_run(tmp_path), tmp_path, Accelerator(cpu=True), resume=True)
+    session = fit_run(load_run(tmp_path), tmp_path, resume=True)
     assert session.state.images == 80
     assert session.state.players["generator"].counters() == {"skipped": 4, "streak": 0, "longest": 0}
     assert [record["images"] for record in read(tmp_path / "log.jsonl")] == [16, 32, 48, 64, 80]
@@ -178,7 +177,7 @@ def test_a_stopped_run_goes_on_once_its_cause_is_gone(teachers: Path, tmp_path: 
 
 def test_a_recipe_can_name_the_poison(teachers: Path, tmp_path: Path) -> None:
     """These tests rest on it: the class is found by its name, and its samples come back from run.yaml."""
-    fit(experiment(poisoned(teachers, [9], images=8)), tmp_path, Accelerator(cpu=True))
+    fit_run(poisoned(teachers, [9], images=8), tmp_path)
     objective = yaml.safe_load((tmp_path / "run.yaml").read_text())["objective"]
     assert (objective["name"], objective["samples"]) == (CLASS, [9])
     assert json.loads(json.dumps(objective))["alpha"] == 1.2

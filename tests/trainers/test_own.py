@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from distill import EDM, Denoiser, Generator
 from distill.teachers import OwnNet, load_denoiser, save_denoiser
 from launch.commands.export import export_product
-from tests.tiny import experiment, recipe
+from tests.tiny import build_session, recipe
 from tests.trainers.test_resume import assert_same, fit, interrupted
-from trainers.loop import build
 from trainers.runs.distillation import teacher_hash
 from trainers.runs.load import load_trained
 
@@ -82,8 +80,8 @@ def test_the_hash_sees_weights_and_settings(teacher: Path) -> None:
 
 def test_guidance_reaches_the_null_condition(teacher: Path) -> None:
     settings = recipe(teacher, objective={"name": "guided", "objective": "diff_instruct", "fake_cfg": 2.0})
-    session = build(experiment(settings), Accelerator(cpu=True))
+    session = build_session(settings)
     before = session.state.players["generator"].bare.state_dict()["denoiser.network.module.leave.bias"].clone()
-    session.step()
+    session.update_players(session)
     after = session.state.players["generator"].bare.state_dict()["denoiser.network.module.leave.bias"]
     assert bool(after.isfinite().all()) and not torch.equal(before, after)

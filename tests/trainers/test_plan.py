@@ -11,15 +11,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from distill.errors import UserError
-from tests.tiny import distillation, experiment
+from tests.tiny import build_session, distillation, experiment
 from trainers.data import Digits
 from trainers.engine import adam8bit
-from trainers.loop import build
 from trainers.plan.trace import TEACHER_ALONE, cheapest, plan, remedies
 from trainers.recipe.run import Run, Sharding
 
@@ -51,12 +49,12 @@ def measured(run: Run) -> int:
     """Bytes at the peak of an update: what lives before it, and what torch's allocator then adds."""
     before = living()
     images = Digits().load()
-    host, session = stored(living(), before), build(run, Accelerator(cpu=True))
+    host, session = stored(living(), before), build_session(run)
     del images
 
     def advance() -> None:
         session.state.images = run.images - run.batch_size
-        session.step()
+        session.update_players(session)
         session.state.ema.update(session.state.images, run.batch_size)
 
     advance()  # which makes the optimizers' state

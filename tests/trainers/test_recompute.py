@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from distill import EDM, Denoiser, UserError, lora
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
-from tests.tiny import ADAPTERS, NETWORK, experiment, recipe, teacher_recipe, tiny_denoiser
+from tests.tiny import ADAPTERS, NETWORK, build_session, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.living import Living
 from trainers.engine.session import Session, recompute_blocks
-from trainers.loop import build
 
 EDM_NETWORK = {
     "img_resolution": 8, "img_channels": 1, "label_dim": 10, "channel_mult": [1, 2], "num_blocks": 1,
@@ -62,11 +60,11 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session_of(networks: Path, case: str, on: bool, **more: Any) -> Session:
     teacher, settings = CASES[case]
     settings = {"precision": "float64", **settings, **more, "gradient_checkpointing": on}
-    return build(experiment(recipe(networks / teacher, **settings)), Accelerator(cpu=True))
+    return build_session(recipe(networks / teacher, **settings))
 
 
 def advance(session: Session) -> None:
-    session.step()
+    session.update_players(session)
     session.state.images += session.run.batch_size
 
 
@@ -151,7 +149,7 @@ def test_a_teachers_training_too() -> None:
     both = []
     for on in (False, True):
         settings = teacher_recipe(gradient_checkpointing=on, precision="float64", network={"dropout": 0.3, **NETWORK})
-        session = build(experiment(settings), Accelerator(cpu=True))
+        session = build_session(settings)
         advance(session)
         both.append(weights(session, "teacher"))
     assert torch.equal(*both)

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.tiny import DISTILLATIONS, NETWORK, Job, experiment, launch, placed, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, NETWORK, Job, fit_run, launch, placed, recipe, teacher_recipe
 from trainers import loop
 from trainers.checkpoints import checkpoint, saver
 from trainers.checkpoints.posthoc_ema import snapshots
@@ -44,14 +43,14 @@ class Interrupt(Hook):
 def fit(settings: dict[str, Any], folder: Path, resume: bool = False) -> Session:
     """Train as a fresh process would: nothing depends on what torch's global generator holds."""
     torch.manual_seed(hash((folder, resume)) % 2**31)
-    return loop.fit(experiment(settings), folder, Accelerator(cpu=True), resume)
+    return fit_run(settings, folder, resume)
 
 
 def interrupted(settings: dict[str, Any], folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until `at` images and stop there without a word."""
     with monkeypatch.context() as patch:
-        train = loop.train
-        patch.setattr(loop, "train", lambda session, hooks: train(session, [*hooks, Interrupt(at)]))
+        hooks_of = loop.hooks_of
+        patch.setattr(loop, "hooks_of", lambda *arguments: [*hooks_of(*arguments), Interrupt(at)])
         with pytest.raises(Cut):
             fit(settings, folder)
 

@@ -10,7 +10,7 @@ import pytest
 from distill.errors import UserError
 from distill.objectives import OBJECTIVES
 from tests.tiny import DISTILLATIONS, experiment, recipe, teacher_recipe
-from trainers.loop import build_experiment, load_run
+from trainers.recipe.load import build_experiment, load_run
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import dump, load_yaml, to_yaml
 

@@ -11,23 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.tiny import experiment, recipe
+from tests.tiny import build_session, fit_run, recipe
 from trainers.checkpoints import checkpoint
 from trainers.checkpoints import saver as saver_module
 from trainers.checkpoints.saver import SaveError, Saver
 from trainers.engine.session import Session
 from trainers.io import jsonl
-from trainers.loop import build, fit
 
 
 @pytest.fixture(scope="module")
 def session(teachers: Path) -> Session:
     """After one update, at 8 images."""
-    session = build(experiment(recipe(teachers / "edm")), Accelerator(cpu=True))
-    session.step()
+    session = build_session(recipe(teachers / "edm"))
+    session.update_players(session)
     session.state.average(8)
     return session
 
@@ -135,7 +133,7 @@ def test_a_run_outlives_a_full_disk(
 ) -> None:
     """Saves fail from the second to the fourth; the run ends where it would have."""
     settings, sync = recipe(teachers / "edm"), saver.sync
-    fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
+    fit_run(settings, tmp_path / "whole")
     capfd.readouterr()
 
     def sometimes(path: Path) -> None:
@@ -145,7 +143,7 @@ def test_a_run_outlives_a_full_disk(
         sync(path)
 
     monkeypatch.setattr(saver_module, "sync", sometimes)
-    fit(experiment(settings), tmp_path / "run", Accelerator(cpu=True))
+    fit_run(settings, tmp_path / "run")
     lines = capfd.readouterr().err.splitlines()
     told = [line.split(" images")[0] for line in lines if line.startswith("the checkpoint")]
     assert told == [f"the checkpoint at {images}" for images in (24, 48, 72, 96)]
@@ -159,7 +157,7 @@ def test_a_run_that_cannot_save_its_beginning_or_its_end_says_so(
 ) -> None:
     monkeypatch.setattr(saver_module, "sync", full)
     with pytest.raises(SaveError, match=r"^the checkpoint at 0 images was not saved: "):
-        fit(experiment(recipe(teachers / "edm")), tmp_path / "first", Accelerator(cpu=True))
+        fit_run(recipe(teachers / "edm"), tmp_path / "first")
     monkeypatch.undo()
     whole: Any = saver_module.sync
 
@@ -170,5 +168,5 @@ def test_a_run_that_cannot_save_its_beginning_or_its_end_says_so(
 
     monkeypatch.setattr(saver_module, "sync", at_the_end)
     with pytest.raises(SaveError, match=r"^the checkpoint at 96 images was not saved: "):
-        fit(experiment(recipe(teachers / "edm")), tmp_path / "last", Accelerator(cpu=True))
+        fit_run(recipe(teachers / "edm"), tmp_path / "last")
     assert checkpoint.newest(tmp_path / "last/checkpoints")[0].name == f"{72:012d}"

@@ -9,18 +9,27 @@ from typing import Any, cast
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
 from distill import EDM, Denoiser, UserError
 from distill.teachers import EDM2Net, save_denoiser
-from tests.tiny import ADAPTERS, distill, distillation, experiment, launch, once, recipe, tiny_denoiser
+from tests.tiny import (
+    ADAPTERS,
+    build_session,
+    distill,
+    distillation,
+    experiment,
+    fit_run,
+    launch,
+    once,
+    recipe,
+    tiny_denoiser,
+)
 from tests.trainers.test_data_parallel import Report, assert_close, difference
 from tests.trainers.worker import train
 from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.engine import sharding
-from trainers.loop import build, fit
 from trainers.plan.trace import plan
 from trainers.recipe.run import Run
 from trainers.runs.distillation import check_objective, load_teacher
@@ -230,7 +239,7 @@ def test_a_process_holds_its_rows(case: str, teachers: Path, reports: Path) -> N
     """Between updates the rows that are due, as a plan says; gathered at once what is outside the blocks and one
     block."""
     name, more = TRAINED[case]
-    session = build(experiment(double(name, teachers, **more)), Accelerator(cpu=True))
+    session = build_session(double(name, teachers, **more))
     assert session.teacher is not None
     players = [player.bare for player in session.state.players.values()]
     every = [*players, session.teacher, session.state.ema.module]
@@ -286,7 +295,7 @@ def test_a_sharded_run_and_its_files(world: int, sharding: dict[str, Any], teach
     file.write_text(json.dumps({**settings, "sharding": sharding}))
     job = distill(["train", str(file), "--folder", str(tmp_path / "tiny")], tmp_path / "output.txt", world=world)
     assert job.finish() == 0, job.text
-    fit(experiment(settings), tmp_path / "alone", Accelerator(cpu=True))
+    fit_run(settings, tmp_path / "alone")
     noise, labels = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.arange(4)
     for which in ("last", "best"):
         sharded, alone = (load_trained(tmp_path / run, which).sampler(noise, labels) for run in ("tiny", "alone"))

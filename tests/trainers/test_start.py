@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.teachers import save_denoiser
-from launch.commands.train import check
-from tests.tiny import ADAPTERS, experiment, recipe, teacher_recipe, tiny_denoiser
+from tests.tiny import ADAPTERS, build_session, experiment, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.test_resume import assert_same, fit, interrupted
 from trainers.checkpoints import checkpoint
-from trainers.loop import build
+from trainers.runs.open import open_run
 
 
 @pytest.fixture
@@ -43,9 +41,9 @@ def test_generator_and_average_start_there(which: str, teachers: Path, sid: Path
     settings = recipe(teachers / "edm", start=str(sid / which))
     source = sid / "best" if which else checkpoint.newest(sid / "checkpoints")[0]
     average = load_file(source / "ema.safetensors")
-    session = build(experiment(settings), Accelerator(cpu=True))
-    teacher = build(experiment(recipe(teachers / "edm")), Accelerator(cpu=True)).state.players["generator"].bare
-    assert same(session.product, average) and not same(teacher, average)
+    session = build_session(settings)
+    teacher = build_session(recipe(teachers / "edm")).state.players["generator"].bare
+    assert same(session.model, average) and not same(teacher, average)
     assert same(session.state.players["generator"].bare, average)
     assert same(
         session.state.players["fake"].bare, {k.removeprefix("denoiser."): v for k, v in teacher.state_dict().items()}
@@ -84,8 +82,8 @@ def test_a_start_that_cannot_be(teachers: Path, sid: Path, tmp_path: Path) -> No
     for changes, message in cases:
         run = experiment({**settings, **changes})
         with pytest.raises(UserError, match=f"^{re.escape(message)}"):
-            check(run, 1, fresh=True)
-        check(run, 1)  # a resume does not look
+            open_run(run, 1, weights=False)
+        open_run(run, 1, weights=False, fresh=False)  # a resume does not look
 
 
 @pytest.fixture
@@ -100,7 +98,7 @@ def test_adapters_start_as_such_adapters(
 ) -> None:
     settings = recipe(teachers / "edm", start=str(adapted), generator=ADAPTERS)
     average = load_file(checkpoint.newest(adapted / "checkpoints")[0] / "ema.safetensors")
-    session = build(experiment(settings), Accelerator(cpu=True))
+    session = build_session(settings)
     weights = session.state.players["generator"].bare.state_dict()
     assert len(average) > 20 and all(torch.equal(weights[name], value) for name, value in average.items())
     assert any(bool(value.any()) for name, value in average.items() if "lora_B" in name)
@@ -128,4 +126,4 @@ def test_adapters_start_as_no_others(teachers: Path, adapted: Path, sid: Path) -
         ),
     ):
         with pytest.raises(UserError, match=words):
-            build(experiment(recipe(teachers / teacher, **settings)), Accelerator(cpu=True))
+            build_session(recipe(teachers / teacher, **settings))

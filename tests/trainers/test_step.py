@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.objectives import Batch, Denoisers, Objective
-from tests.tiny import DISTILLATIONS, distillation, experiment, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, build_session, distillation, recipe, teacher_recipe
 from trainers.engine.player import Player
 from trainers.engine.session import Session
-from trainers.loop import build
 from trainers.recipe.run import Optimizer
 
 OBJECTIVES = {"sid": "edm", "diff_instruct": "edm", "fgm": "flow"}
@@ -26,13 +25,13 @@ THROUGH_SCORES = {"sid": True, "diff_instruct": False, "fgm": True}
 
 
 def session_of(settings: dict[str, Any]) -> Session:
-    return build(experiment(settings), Accelerator(cpu=True))
+    return build_session(settings)
 
 
 def advance(session: Session) -> None:
     """One step with all that the loop does around it."""
     before = session.state.images
-    session.step()
+    session.update_players(session)
     session.state.ema.update(before, session.run.batch_size)
     session.state.images += session.run.batch_size
 
@@ -266,7 +265,7 @@ def test_max_grad_norm_clips(limit: float | None, teachers: Path) -> None:
     sgd = {"name": "sgd", "lr": 1.0, "betas": [0.0, 0.9]}
     session = session_of(recipe(teachers / "edm", fake=sgd, generator=sgd, max_grad_norm=limit))
     before = {name: weights(player.bare) for name, player in session.state.players.items()}
-    session.step()
+    session.update_players(session)
     means = session.state.meter.read(session.accelerator)
     assert means["fake/grad_norm"] > 1
     for name, player in session.state.players.items():
@@ -288,7 +287,7 @@ def test_bfloat16_computes_low_and_keeps_high(teachers: Path) -> None:
     for player in session.state.players.values():
         assert {p.dtype for p in player.parameters} == {torch.float32}
         assert {v.dtype for state in player.optimizer.state.values() for v in state.values()} == {torch.float32}
-    assert {p.dtype for p in session.product.parameters()} == {torch.float32}
+    assert {p.dtype for p in session.model.parameters()} == {torch.float32}
 
 
 class Reads(TorchDispatchMode):

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from filelock import FileLock
 
 from distill.errors import UserError
-from tests.tiny import experiment, launch, recipe
+from tests.tiny import fit_run, launch, recipe
 from trainers import evaluation
 from trainers.checkpoints import checkpoint
 from trainers.engine import stopping
@@ -25,7 +25,6 @@ from trainers.engine.session import Session
 from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks import Log
 from trainers.io import jsonl
-from trainers.loop import fit
 
 LAST = f"checkpoints/{96:012d}/manifest.json"
 
@@ -56,15 +55,15 @@ def test_a_signal_ends_the_update_saves_and_leaves(
     with monkeypatch.context() as patch:
         tell(patch, 32, number)
         with pytest.raises(Stopped) as caught:
-            fit(experiment(settings), run, Accelerator(cpu=True))
+            fit_run(settings, run)
     name = number.name
     assert str(caught.value) == f"stopped by {name} at 32 images, which are saved: `distill resume {run}` goes on"
     assert int(checkpoint.newest(run / "checkpoints")[0].name) == 32
     assert json.loads((run / "stopped.json").read_text()) == {"images": 32, "by": name}
     with STOP.listening():  # in a process of its own nothing is left of the signal
-        fit(experiment(settings), run, Accelerator(cpu=True), resume=True)
+        fit_run(settings, run, resume=True)
     assert not (run / "stopped.json").exists()
-    fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
+    fit_run(settings, tmp_path / "whole")
     assert (run / LAST).read_text() == (tmp_path / "whole" / LAST).read_text()
 
 
@@ -78,7 +77,7 @@ def test_a_stop_in_an_evaluation_comes_back_to_it(
         tmp_path / "run",
     )
     monkeypatch.setattr(evaluation, "CHUNK", 16)
-    fit(experiment(settings), tmp_path / "whole", Accelerator(cpu=True))
+    fit_run(settings, tmp_path / "whole")
     draw, drawn = evaluation.draw_samples, 0
 
     def drawing(*arguments: Any) -> Any:
@@ -91,12 +90,12 @@ def test_a_stop_in_an_evaluation_comes_back_to_it(
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "draw_samples", drawing)
         with pytest.raises(Stopped, match=f"^stopped by SIGTERM at {at} images"):
-            fit(experiment(settings), run, Accelerator(cpu=True))
+            fit_run(settings, run)
     assert drawn == (2 if at == 40 else 10)
     found = checkpoint.read_state(checkpoint.newest(run / "checkpoints")[0])
     assert found["images"] == at and found["unfinished"][:2] == ["Evaluate", "Samples"]
     with STOP.listening():
-        fit(experiment(settings), run, Accelerator(cpu=True), resume=True)
+        fit_run(settings, run, resume=True)
     ours, theirs = (jsonl.read(folder / "metrics.jsonl") for folder in (run, tmp_path / "whole"))
     assert ours == theirs and len(ours) == 3
     assert sorted(p.name for p in (run / "samples").iterdir()) == [f"{i:012d}.png" for i in (40, 80, 96)]
@@ -156,11 +155,11 @@ def test_two_runs_in_one_folder_are_refused(teachers: Path, tmp_path: Path) -> N
     with FileLock(run / ".lock"):
         (run / ".lock").write_text("process 7 on elsewhere\n")
         with pytest.raises(UserError) as caught:
-            fit(experiment(recipe(teachers / "edm")), run, Accelerator(cpu=True))
+            fit_run(recipe(teachers / "edm"), run)
     assert str(caught.value) == (f"'{run}' is in use by process 7 on elsewhere; end that run, or take another folder")
     assert [path.name for path in run.iterdir()] == [".lock"]
-    fit(experiment(recipe(teachers / "edm", images=8)), run, Accelerator(cpu=True))  # it is free again, and after this
-    fit(experiment(recipe(teachers / "edm", images=16)), run, Accelerator(cpu=True), resume=True)
+    fit_run(recipe(teachers / "edm", images=8), run)  # it is free again, and after this
+    fit_run(recipe(teachers / "edm", images=16), run, resume=True)
 
 
 PROGRAM = """

@@ -134,7 +134,7 @@ def train(
                 if number == 1:  # every buffer has been made, and freed
                     gathered.start()
                 before = session.state.images
-                session.step()
+                session.update_players(session)
                 session.state.ema.update(before, session.run.batch_size)
                 session.state.images += session.run.batch_size
     finally:
