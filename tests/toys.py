@@ -10,8 +10,10 @@ import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
-from distill.denoiser import Condition, Denoiser
+from distill.conditions import Condition, ConditionLike
+from distill.denoiser import Denoiser
 from distill.discriminator import Want
+from distill.networks.network import Network, null_label
 from distill.objectives import OBJECTIVES, Objective
 from distill.objectives.autoguided import Autoguided
 from distill.objectives.decoupled import Decoupled
@@ -29,7 +31,7 @@ from distill.times import Times
 
 @dataclass(frozen=True)
 class At(Times):
-    """Every time at one noise-to-signal ratio."""
+    """The law under which every time has one noise-to-signal ratio."""
 
     ratio: float = 1.0
 
@@ -55,7 +57,7 @@ class _Given:
 
 
 def given(noise: Tensor, u: Tensor | None = None) -> Random:
-    """A Random that hands out this `noise` [B, ...] and `u` [B] (default 1/2), whatever the stream."""
+    """Return a Random that hands out this `noise` [B, ...] and `u` [B] (default 1/2), whatever the stream."""
     u = torch.full((len(noise),), 0.5) if u is None else u
     return cast(Random, _Given(noise, u.double()))
 
@@ -64,16 +66,16 @@ class Normal(Denoiser):
     """The exact denoiser of N(mean [D], covariance [D, D]) on samples [B, D]: linear in x_t."""
 
     def __init__(self, path: Path, mean: Tensor, covariance: Tensor) -> None:
-        super().__init__(nn.Identity(), path, "x0")
+        super().__init__(Network(), path, "x0")
         self.mean, self.covariance = nn.Buffer(mean.detach()), nn.Buffer(covariance.detach())
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
         marginal, offset = self._marginal(x_t, t)
         shift: Tensor = self.path.alpha(t)[:, None, None] * self.covariance @ torch.linalg.solve(marginal, offset)
         return self.mean + shift[..., 0]
 
     def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Of x_t [B, D], but for a constant, [B]."""
+        """Return the logarithm of the density of x_t [B, D], but for a constant, [B]."""
         marginal, offset = self._marginal(x_t, t)
         distance = (offset * torch.linalg.solve(marginal, offset)).sum((1, 2))
         return -(distance + torch.linalg.slogdet(marginal).logabsdet) / 2
@@ -88,7 +90,7 @@ class White(GaussianMixture):
     """One Gaussian N(mean, std^2 I) on samples of any shape, by `means` [1, ...] and `stds` [1]."""
 
     def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Of x_t [B, ...], but for a constant, [B]."""
+        """Return the logarithm of the density of x_t [B, ...], but for a constant, [B]."""
         variance = (self.path.alpha(t) * self.stds) ** 2 + self.path.sigma(t) ** 2
         offset = (x_t - expand(self.path.alpha(t), x_t) * self.means).flatten(1)
         return -((offset**2).sum(1) / variance + offset.shape[1] * variance.log()) / 2
@@ -101,17 +103,17 @@ class ExactCritic(nn.Module):
         super().__init__()
         self.teacher, self.fake = teacher, fake
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None, want: Want = "x0") -> Any:
+    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Want = "x0") -> Any:
         if want == "x0":
             return self.fake(x_t, t, cond)
         logits = (self.teacher.log_density(x_t, t) - self.fake.log_density(x_t, t))[:, None]
         return logits if want == "logits" else (self.fake(x_t, t, cond), logits)
 
 
-class Tanh(nn.Module):
-    """A small network with the interface of a denoiser's: smooth in x and in time, with parameters.
+class Tanh(Network):
+    """A small network that is smooth in x and in time, with parameters.
 
-    Its features, at every tap, are what it gives. The null condition is the label after the classes.
+    Its features, at every tap, are its output. The null condition is the label after the classes.
     """
 
     taps: ClassVar[dict[str, str]] = {"encoder": "", "middle": ""}
@@ -123,16 +125,16 @@ class Tanh(nn.Module):
         self.weight = nn.Parameter(torch.randn(size, size, generator=generator) / size**0.5)
         self.bias = nn.Parameter(torch.randn(size, generator=generator))
         self.label = nn.Parameter(torch.randn(classes + 1, size, generator=generator))
-        self.null = classes
+        self.null = null_label(classes)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        bias = self.bias if cond is None else self.bias + self.label[cond]
+        bias = self.bias if cond.labels is None else self.bias + self.label[cond.labels]
         hidden = (x.flatten(1) @ self.weight + bias).tanh() * expand(1 + 0.1 * (time / 1000).sin(), x.flatten(1))
         return hidden.reshape(x.shape)
 
 
 def hermite(dimensions: int, nodes: int = 4) -> tuple[Tensor, Tensor]:
-    """Nodes [nodes^dimensions, dimensions] and weights of the standard normal: exact to degree 2 nodes - 1."""
+    """Return nodes [nodes^dimensions, dimensions] and weights of the standard normal, exact to degree 2 nodes - 1."""
     x, w = (torch.from_numpy(array) for array in hermegauss(nodes))
     grid = torch.cartesian_prod(*[x] * dimensions).reshape(-1, dimensions)
     weights = torch.cartesian_prod(*[w / w.sum()] * dimensions).reshape(-1, dimensions).prod(1)
@@ -140,19 +142,16 @@ def hermite(dimensions: int, nodes: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def gradients(loss: Callable[..., Tensor], *at: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of `loss(*at)` in each argument."""
+    """Return the gradients of `loss(*at)` in each argument."""
     leaves = [value.detach().clone().requires_grad_() for value in at]
     return torch.autograd.grad(loss(*leaves), leaves)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyAutoguided(Autoguided):
-    """With a weak teacher that needs no folder and fits every path."""
+    """Autoguidance by a weak teacher that needs no folder and fits every path."""
 
     weak_teacher: str = "toy"
-
-    def check(self, teacher: Denoiser) -> None:
-        self.objective.check(teacher)
 
     def load_frozen(self) -> dict[str, nn.Module]:
         return {"weak_teacher": Denoiser(Tanh(18, 3), Flow(), "x0")}
@@ -160,7 +159,7 @@ class ToyAutoguided(Autoguided):
 
 @dataclass(frozen=True, kw_only=True)
 class Nearness(Reward):
-    """-|x - 1/2|^2/2."""
+    """The reward -|x - 1/2|^2/2."""
 
     name: ClassVar[str] = "nearness"
 
@@ -169,12 +168,12 @@ class Nearness(Reward):
 
 
 class _Nearness(nn.Module):
-    def forward(self, x: Tensor, cond: Condition = None) -> Tensor:
+    def forward(self, x: Tensor, cond: ConditionLike = None) -> Tensor:
         return -((x - 0.5) ** 2).flatten(1).sum(1) / 2
 
 
 ALL_PATHS = {name: cls() for name, cls in PATHS.items()}
-EXAMPLES: dict[str, Objective] = {  # of those that cannot do with their defaults
+EXAMPLES: dict[str, Objective] = {  # objectives whose defaults do not suffice
     "guided": Guided(objective=SiD(), teacher_cfg=2.0, fake_cfg=-0.5, fake_training_cfg=1.5, condition_dropout=0.0),
     "decoupled": Decoupled(objective=DiffInstruct()),
     "autoguided": ToyAutoguided(objective=SiD()),

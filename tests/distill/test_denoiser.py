@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from distill import EDM, VP, Denoiser, DiscreteVP, Path, Random, UserError
-from distill.denoiser import Condition
+from distill.conditions import Condition, ConditionLike
 from distill.discriminator import Want
+from distill.networks.network import Network
 from distill.objectives import Batch, Denoisers, Objective
 from distill.prediction import KINDS, Kind, coefficients, from_x0
 from distill.teachers import GaussianMixture
@@ -20,12 +21,12 @@ from tests.toys import ALL_PATHS, PAIRLESS, Tanh
 SHAPE = (2, 2, 2)
 
 
-class Wrapped(nn.Module):
+class Wrapped(Network):
     """A teacher behind the interface of a network that predicts `kind`: undoes input scale and network time."""
 
     def __init__(self, teacher: Denoiser, kind: Kind) -> None:
         super().__init__()
-        self.teacher, self.kind, self.null = teacher, kind, teacher.null_cond
+        self.teacher, self.kind, self.null = teacher, kind, teacher.network.null
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         path = self.teacher.path
@@ -47,7 +48,7 @@ class Plain:
 
     fake: Denoiser
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition, want: Want = "x0") -> Any:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike, want: Want = "x0") -> Any:
         x0 = self.fake(x_t, t, cond)
         return {"x0": x0, "logits": x0.mean(1), "both": (x0, x0.mean(1))}[want]
 
@@ -59,7 +60,8 @@ def test_losses_do_not_depend_on_the_prediction_kind(objective: Objective, path:
     index = torch.arange(16)
     random = Random.at(0, index)
     x = random.stream("x").normal(*SHAPE, dtype=torch.float64).requires_grad_()
-    batch = Batch(torch.zeros_like(x), random, index % 3 if labelled else None, real=x.detach())
+    cond = Condition(labels=index % 3) if labelled else Condition()
+    batch = Batch(torch.zeros_like(x), random, cond, real=x.detach())
 
     def losses(nets: Denoisers) -> tuple[Tensor, Tensor, Tensor]:
         generator, fake = (
@@ -91,7 +93,7 @@ def test_only_the_network_runs_in_bfloat16(kind: Kind) -> None:
             super().__init__()
             self.inner = network
 
-        def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        def forward(self, x: Tensor, time: Tensor, cond: ConditionLike) -> Tensor:
             assert time.dtype == torch.float32
             output: Tensor = self.inner(x)
             return output
@@ -118,7 +120,7 @@ def test_near_pure_noise_x0_is_no_worse_than_the_bfloat16_output(kind: Kind) -> 
     x_t, output = path.diffuse(x, t, noise), (noise if kind == "eps" else -x).bfloat16()
 
     class Net(nn.Module):
-        def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        def forward(self, x: Tensor, time: Tensor, cond: ConditionLike) -> Tensor:
             return output
 
     def x0(dtype: torch.dtype) -> Tensor:
@@ -172,16 +174,17 @@ def test_unknown_kind_is_refused() -> None:
 
 
 def test_the_null_condition_has_the_form_of_a_condition() -> None:
-    def null(stated: Any, cond: Any) -> Any:
-        network = nn.Identity()
-        network.null = stated
+    def null(stated: ConditionLike, cond: ConditionLike) -> Condition:
+        network = Network()
+        network.null = Condition.of(stated)
         return Denoiser(network, EDM(), "x0").null(cond)
 
-    labels = null(10, torch.tensor([3, 4]))
+    labels = null(torch.tensor(10), torch.tensor([3, 4]))["labels"]
     assert labels.tolist() == [10, 10] and labels.dtype == torch.int64
-    vectors = null(torch.tensor([1.0, 2.0]), torch.zeros(3, 2, dtype=torch.float64))
+    vectors = null({"text": torch.tensor([1.0, 2.0])}, {"text": torch.zeros(3, 2, dtype=torch.float64)})["text"]
     assert vectors.tolist() == [[1.0, 2.0]] * 3 and vectors.dtype == torch.float64
-    both = null({"text": torch.ones(4, 2), "size": 7}, {"text": torch.zeros(2, 4, 2), "size": torch.tensor([1, 2])})
+    stated = {"text": torch.ones(4, 2), "size": torch.tensor(7)}
+    both = null(stated, {"text": torch.zeros(2, 4, 2), "size": torch.tensor([1, 2])})
     assert torch.equal(both["text"], torch.ones(2, 4, 2)) and both["size"].tolist() == [7, 7]
-    assert null(10, None) is None
-    assert Denoiser(nn.Identity(), EDM(), "x0").null_cond is None
+    assert null(torch.tensor(10), None) == {}
+    assert Denoiser(nn.Identity(), EDM(), "x0").network.null is None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import EDM, VP, Denoiser, DiscreteVP, Flow, Generator, Path, UserError
-from distill.denoiser import Condition
+from distill.conditions import ConditionLike
 from distill.generator import PRESETS
 from tests.toys import ALL_PATHS, Tanh
 
@@ -21,7 +21,7 @@ class Echo(nn.Module):
 
     calls = 0
 
-    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: ConditionLike) -> Tensor:
         self.calls += 1
         self.time, self.cond = time, cond
         return x

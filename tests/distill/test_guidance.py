@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill import EDM, Denoiser, Random, UserError
+from distill.conditions import Condition, ConditionLike
 from distill.discriminator import ChannelMean, Critic
 from distill.guidance import GuidedDenoiser, check_null, classifier_free, drop_conditions
 from tests.toys import Tanh
@@ -19,13 +20,13 @@ COND, NULL = torch.tensor([0, 2, 1, 0]), torch.full((4,), 3)
 
 
 class Counted:
-    """A network's calls, by condition."""
+    """A denoiser whose calls are kept, by condition."""
 
     def __init__(self, network: Any) -> None:
         self.network, self.calls = network, list[tuple[bool, tuple[str, ...]]]()
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor, *want: str) -> Any:
-        self.calls.append((bool((cond == NULL).all()), want))
+    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike, *want: str) -> Any:
+        self.calls.append((bool((Condition.of(cond)["labels"] == NULL).all()), want))
         return self.network(x_t, t, cond, *want)
 
 
@@ -77,28 +78,26 @@ def test_attributes_are_the_strong_ones() -> None:
     plain.sigma_data = 0.7
     guided = classifier_free(plain, 2.0, plain.null)
     assert (guided.sigma_data, guided.path) == (0.7, plain.path)
-    assert torch.equal(guided.null(COND), NULL)
+    assert torch.equal(guided.null(COND)["labels"], NULL)
 
 
 def test_dropped_conditions() -> None:
     random = Random.at(5, torch.arange(4000))
-    cond, null = torch.arange(4000) % 3, torch.full((4000,), 3)
-    once = drop_conditions(cond, null, 0.1, random)
-    assert isinstance(once, Tensor)
+    cond, null = Condition(labels=torch.arange(4000) % 3), Condition(labels=torch.full((4000,), 3))
+    once = drop_conditions(cond, null, 0.1, random)["labels"]
     gone = once == 3
     assert 330 < int(gone.sum()) < 470  # 400 expected, standard deviation 19
-    assert torch.equal(once[~gone], cond[~gone])
-    assert torch.equal(once[7:20], drop_conditions(cond[7:20], null[7:20], 0.1, Random(random.keys[7:20])))
-    both = drop_conditions(
-        {"text": torch.ones(4000, 5, 2), "size": cond}, {"text": torch.zeros(4000, 5, 2), "size": null}, 0.1, random
-    )
-    assert isinstance(both, dict)
+    assert torch.equal(once[~gone], cond["labels"][~gone])
+    some = slice(7, 20)
+    part = drop_conditions(cond.rows(some), null.rows(some), 0.1, Random(random.keys[some]))
+    assert torch.equal(once[some], part["labels"])
+    given = Condition(text=torch.ones(4000, 5, 2), size=cond["labels"])
+    both = drop_conditions(given, Condition(text=torch.zeros(4000, 5, 2), size=null["labels"]), 0.1, random)
     assert torch.equal(both["size"], once)
     assert torch.equal(both["text"], torch.ones(4000, 5, 2) * ~gone[:, None, None])
-    assert torch.equal(drop_conditions(cond, null, 0.0, random), cond) and torch.equal(
-        drop_conditions(cond, null, 1.0, random), null
-    )
-    assert drop_conditions(None, None, 0.5, random) is None
+    for probability, wanted in ((0.0, cond), (1.0, null)):
+        assert torch.equal(drop_conditions(cond, null, probability, random)["labels"], wanted["labels"])
+    assert drop_conditions(Condition(), Condition(), 0.5, random) == {}
 
 
 def test_a_teacher_without_a_null_condition() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import UserError
-from distill.lora import Lora, attach, merge, share, strip, targets
+from distill.lora import Lora, attach, merge, share_parameters, strip, targets
 from tests.tiny import tiny_denoiser
 
 LAYERS = (nn.Linear, nn.Conv2d)
@@ -99,11 +99,11 @@ def test_convolutions_in_groups_have_no_adapters() -> None:
 def test_sharing() -> None:
     """One set of weights, two trees: parameters are the same objects, whichever is moved; buffers are not."""
     network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    one, two = share(network), share(network)
+    one, two = share_parameters(network), share_parameters(network)
     attach(one, Lora(rank=2, targets=("0",)))
     attach(two, Lora(rank=1, targets=("0",)))
     assert type(network[0]) is nn.Linear and all(
-        a is b for a, b in zip(share(one).parameters(), one.parameters(), strict=True)
+        a is b for a, b in zip(share_parameters(one).parameters(), one.parameters(), strict=True)
     )
     two.train()(torch.randn(4, 3))
     assert not network[1].running_mean.any() and not one[1].running_mean.any()  # type: ignore[operator,union-attr]
@@ -112,7 +112,7 @@ def test_sharing() -> None:
     network.bfloat16()
     assert base.weight is network[0].weight and base.weight.dtype == torch.bfloat16
     assert {p.dtype for name, p in two.named_parameters() if "lora_" in name} == {torch.float32}
-    partly = share(network, {"0.weight"})
+    partly = share_parameters(network, {"0.weight"})
     assert partly[0].weight is network[0].weight and partly[0].bias is not network[0].bias
     strip(one)
     assert one[0] is base

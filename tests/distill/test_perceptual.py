@@ -12,12 +12,13 @@ from distill import EDM, Denoiser, UserError
 from distill.metrics import Classifier
 from distill.objectives.dmd import DMD
 from distill.objectives.hipa import HiPA
-from distill.perceptual import L1, MSE, PERCEPTUALS, Features, Perceptual, PseudoHuber
+from distill.perceptual import L1, MSE, PERCEPTUALS, Features, Perceptual, PseudoHuberDistance
 from tests.tiny import tiny_denoiser
 
 
 @pytest.mark.parametrize(
-    ("perceptual", "value"), [(MSE(), 2.5), (L1(), 1.5), (PseudoHuber(c=1.0), 3.5**0.5 - 1), (PseudoHuber(), 2.5**0.5)]
+    ("perceptual", "value"),
+    [(MSE(), 2.5), (L1(), 1.5), (PseudoHuberDistance(c=1.0), 3.5**0.5 - 1), (PseudoHuberDistance(), 2.5**0.5)],
 )
 @pytest.mark.parametrize("size", [2, 16])
 def test_values(perceptual: Perceptual, value: float, size: int) -> None:
@@ -63,4 +64,4 @@ def test_a_classifier_of_other_images_is_refused(objective: type[DMD] | type[HiP
 def test_names() -> None:
     assert set(PERCEPTUALS) == {"mse", "l1", "pseudo_huber", "classifier"}
     with pytest.raises(UserError, match=r"^c: must be positive, got 0"):
-        PseudoHuber(c=0.0)
+        PseudoHuberDistance(c=0.0)

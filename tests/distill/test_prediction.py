@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from distill import EDM, VP, Denoiser, DiscreteVP, Flow, Path
-from distill.denoiser import Condition
+from distill.conditions import ConditionLike
 from distill.prediction import KINDS, Kind, coefficients, from_x0
 from tests.toys import ALL_PATHS
 
@@ -23,7 +23,7 @@ class Says(nn.Module):
         super().__init__()
         self.output = output
 
-    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: ConditionLike) -> Tensor:
         self.x, self.time = x, time
         return self.output
 

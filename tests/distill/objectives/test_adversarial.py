@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from distill import EDM, UserError
+from distill.conditions import Condition
 from distill.discriminator import R1, AdaptiveNoise, adversarial_loss, discriminator_loss
-from distill.objectives import Batch, Denoisers, Estimates, Objective, l1_normaliser
+from distill.objectives import Denoisers, Estimates, Objective, l1_normaliser
 from distill.objectives.dmd2 import DMD2
 from distill.objectives.f_distill import WEIGHTS, Divergence, FDistill, density_ratio
+from distill.objectives.objective import batch_mean
 from distill.objectives.sida import SiDA
 from distill.objectives.uni_instruct import UniInstruct
 from distill.times import Karras
@@ -30,7 +32,7 @@ def test_sida_by_images() -> None:
     assert [objective.trains_generator(images) for images in (0, 99_999, 100_000)] == [False, False, True]
     case = make(objective, EDM())
     early, late = (
-        objective.generator_loss(case.nets, case.x, replace(case.batch, images=images)) for images in (199_999, 200_000)
+        objective.generator_loss(replace(case.nets, images=images), case.x, case.batch) for images in (199_999, 200_000)
     )
     assert list(early) == ["sid"] and list(late) == ["sid", "adversarial"]
     assert torch.equal(late["sid"], early["sid"] / 2)
@@ -52,7 +54,7 @@ def test_sida_reductions(reduction: str) -> None:
         return {
             "rank": (weight * entropy.mean()).sum(),
             "sample": (weight * entropy).sum(),
-            "all": (18 * 0.7 * entropy).sum(),  # the mean over all ranks, as the case's batch gives it
+            "all": (18 * 0.7 * entropy).sum(),  # the mean over all ranks, as `nets.mean` of the case gives it
         }[reduction]
 
     (mine,), (theirs,) = gradients(ours, case.x), gradients(published, case.x)
@@ -63,12 +65,12 @@ def test_uni_instruct_under_reverse_kl_is_sida_unmixed() -> None:
     case = make(SiDA(), EDM())
     sida = SiDA().generator_loss(case.nets, case.x, case.batch)
     uni = UniInstruct(divergence="reverse_kl")
-    batch = replace(case.batch, mean=lambda values: values.mean(0))
-    ours = uni.generator_loss(case.nets, case.x, batch)
+    nets = replace(case.nets, mean=batch_mean)
+    ours = uni.generator_loss(nets, case.x, case.batch)
     assert torch.allclose(ours["uni_instruct"], 2 * sida["sid"], rtol=1e-5)
-    theirs = replace(SiDA(), reduction="rank").generator_loss(case.nets, case.x, batch)
+    theirs = replace(SiDA(), reduction="rank").generator_loss(nets, case.x, case.batch)
     assert torch.allclose(ours["adversarial"], 2 * theirs["adversarial"], rtol=1e-5)
-    early = uni.generator_loss(case.nets, case.x, replace(batch, images=199_999))
+    early = uni.generator_loss(replace(nets, images=199_999), case.x, case.batch)
     assert list(early) == ["uni_instruct"] and torch.allclose(early["uni_instruct"], 2 * sida["sid"], rtol=1e-5)
     assert [uni.trains_generator(images) for images in (99_999, 100_000)] == [False, True]
 
@@ -79,11 +81,10 @@ def test_ratios_weight_the_samples(objective: FDistill | UniInstruct, divergence
     """By h(exp(logit)) over its mean; the weight carries no graph. One bin divides by the mean first."""
     objective = replace(objective, divergence=divergence)
     case = make(UniInstruct(), EDM())  # for the plainer discriminator
-    batch = replace(case.batch, mean=lambda values: values.mean(0))
-    nets = replace(case.nets, memory=objective.new_memory())
+    nets = replace(case.nets, memory=objective.new_memory(), mean=batch_mean)
     plain = replace(objective, divergence="reverse_kl")
-    ours, theirs = (next(iter(each.generator_loss(nets, case.x, batch).values())) for each in (objective, plain))
-    s = objective.estimate(case.nets, case.x, batch, objective.times, logits=True)
+    ours, theirs = (next(iter(each.generator_loss(nets, case.x, case.batch).values())) for each in (objective, plain))
+    s = objective.estimate(case.nets, case.x, case.batch, objective.times, logits=True)
     assert s.logits is not None
     ratio = s.logits.detach().flatten(1).mean(1).exp()
     if isinstance(objective, FDistill):
@@ -107,11 +108,10 @@ def test_ratio_by_time_bins() -> None:
     """Deciles of the law of times; a mean that remembers; empty bins and broken numbers leave it as it is."""
     objective, nsr = FDistill(memory=0.5, ratio_range=(1e-3, 1e3)), torch.tensor([0.01, 0.011, 3.0, 30.0])
     nets = Denoisers(EDM(), None, None, memory=objective.new_memory())  # type: ignore[arg-type]
-    batch = Batch(torch.zeros(4, 1), None)  # type: ignore[arg-type]
 
     def normalised(*ratios: float) -> list[float]:
         logits = torch.tensor(ratios).log()[:, None]
-        return objective.normalised_ratio(nets, Estimates(nsr, nsr, nsr.double(), nsr, logits), batch).tolist()
+        return objective.normalised_ratio(nets, Estimates(nsr, nsr, nsr.double(), nsr, logits)).tolist()
 
     edges = objective.times.nsr(torch.arange(1, 10).double() / 10, EDM())
     first, middle, last = torch.bucketize(torch.tensor([0.01, 3.0, 30.0]).double(), edges).tolist()
@@ -160,7 +160,7 @@ def test_passes_through_the_fake(objective: Objective, fake_phase: list[str], ge
     case = make(objective, EDM())
     wants: list[str] = []
 
-    def fake(x_t: Tensor, t: Tensor, cond: Tensor, want: str = "x0") -> Any:
+    def fake(x_t: Tensor, t: Tensor, cond: Condition, want: str = "x0") -> Any:
         wants.append(want)
         return case.nets.fake(x_t, t, cond, want)
 
@@ -201,13 +201,13 @@ def test_dmd2_asks_its_discriminator_where_its_law_says() -> None:
     objective = DMD2(noise=AdaptiveNoise(low=0.2, images=100))
     case = make(objective, EDM())
     top = float(objective.fake_times.nsr(torch.tensor(0.2).double(), EDM()))
-    batch = replace(case.batch, images=10, mean=lambda values: torch.tensor(0.9))
-    objective.fake_loss(case.nets, case.x, batch)
+    nets = replace(case.nets, images=10, mean=lambda values: torch.tensor(0.9))
+    objective.fake_loss(nets, case.x, case.batch)
     assert case.nets.memory["share"].item() == pytest.approx(0.3)
     (_, denoised, _), (_, judged, _), (_, real, _) = case.calls
     assert float(judged.max()) < top < float(denoised.max()) and torch.equal(judged, real)
     case.calls.clear()
-    objective.generator_loss(case.nets, case.x, batch)
+    objective.generator_loss(nets, case.x, case.batch)
     higher = float(objective.fake_times.nsr(torch.tensor(0.3).double(), EDM()))
     assert float(case.calls[2][1].max()) < higher
 

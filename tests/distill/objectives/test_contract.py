@@ -1,4 +1,4 @@
-"""What the trainer relies on, for every objective on every path: a new objective is tested by being named."""
+"""The contract with the trainer, for every objective on every path: a new objective is tested by being named."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import Denoiser, DiscreteVP, Flow, Path, Random, UserError
+from distill.conditions import Condition
 from distill.loss_weights import Weight
 from distill.objectives import Batch, Denoisers, Objective, Pairs
 from distill.objectives.score_mismatching import ScoreMismatching
@@ -19,6 +20,8 @@ from distill.times import Times, UniformSteps
 from tests.toys import ALL_OBJECTIVES, ALL_PATHS, ON_SAMPLES, Tanh
 
 SHAPE, SIZE = (2, 3, 3), 18
+Call = tuple[Tensor, Tensor, Condition]
+"""The arguments of a denoiser: x_t, t and the condition."""
 
 
 @dataclass
@@ -31,18 +34,18 @@ class Case:
     x: Tensor
     teacher: nn.Module
     fake: nn.Module
-    calls: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
     @property
-    def conditional(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def conditional(self) -> list[Call]:
         """The calls under the batch's own condition: guidance makes others."""
         return [call for call in self.calls if call[2] is self.batch.cond]
 
 
 class Watched(Denoiser):
-    """Notes the arguments of each of its calls, of whatever kind."""
+    """A denoiser that keeps the arguments of each of its calls, of whatever kind."""
 
-    calls: list[tuple[Tensor, Tensor, Tensor]] = []  # noqa: RUF012  of a build; each case has its own
+    calls: list[Call] = []  # noqa: RUF012  while a fake is built; each case has its own
 
     def _run(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         self.calls.append((x_t, t, cond))
@@ -60,10 +63,11 @@ def make(objective: Objective, path: Path, seed: int = 0, rows: slice = slice(0,
     index = torch.arange(8)[rows]
     random = Random.at(seed, index)
     x = Random.at(9, index).normal(*SHAPE).requires_grad_()
-    noise, cond, real = random.stream("latent").normal(*SHAPE), index % 3, torch.tanh(x.detach())
+    noise, real = random.stream("latent").normal(*SHAPE), torch.tanh(x.detach())
+    cond = Condition(labels=index % 3)
     pairs = Pairs(noise.flip(1), noise.flip(2), cond, x.flip(1))
-    batch = Batch(noise, random, cond, real, pairs, images=10**9, mean=lambda values: torch.full_like(values[0], 0.7))
-    nets = Denoisers(path, teacher, fake, objective.load_frozen(), objective.new_memory())
+    batch = Batch(noise, random, cond, real, pairs)
+    nets = Denoisers(path, teacher, fake, objective.load_frozen(), objective.new_memory(), 10**9, constant_mean)
     case = Case(objective, nets, batch, x, teacher, fake)
     for net in (teacher, inner):
         net.calls = case.calls
@@ -72,17 +76,22 @@ def make(objective: Objective, path: Path, seed: int = 0, rows: slice = slice(0,
     return case
 
 
+def constant_mean(values: Tensor) -> Tensor:
+    """Return 0.7 as the mean over all ranks, which the samples of a case therefore do not couple."""
+    return torch.full_like(values[0], 0.7)
+
+
 def total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
 def asked(objective: Objective) -> int:
-    """How many networks the generator's loss compares at one x_t: teacher and fake, or the fake alone."""
+    """Return the number of networks that the generator's loss compares at one x_t: teacher and fake, or the fake."""
     return 1 if isinstance(objective, ScoreMismatching) else 2
 
 
 def changed(objective: Objective, **settings: Any) -> Objective:
-    """With other settings: of the objective within, where there is one."""
+    """Return the objective with other settings, which are those of the objective within, where there is one."""
     if isinstance(objective, Wrapper):
         return replace(objective, objective=changed(objective.objective, **settings))
     return replace(objective, **settings)
@@ -163,8 +172,8 @@ def test_networks_see_the_same_sample_time_and_condition(objective: Objective, p
     objective.generator_loss(case.nets, case.x, case.batch)
     (x_t, t, cond), *others = case.conditional[: asked(objective)]
     assert len(others) == asked(objective) - 1
-    assert all(torch.equal(a, b) for other in others for a, b in zip((x_t, t, cond), other, strict=True))
-    assert cond is case.batch.cond
+    assert all(torch.equal(x_t, other[0]) and torch.equal(t, other[1]) for other in others)
+    assert all(one is case.batch.cond for one in (cond, *(other[2] for other in others)))
     alpha, sigma = (f(t)[:, None, None, None] for f in (path.alpha, path.sigma))
     noise = (x_t.detach() - alpha * case.x.detach()) / sigma
     correlation = torch.corrcoef(torch.stack([noise.flatten(), case.batch.noise.flatten()]))[0, 1]
@@ -174,7 +183,7 @@ def test_networks_see_the_same_sample_time_and_condition(objective: Objective, p
     later_x_t, later_t, later_cond = case.calls[0]
     assert not torch.equal(later_x_t, x_t)  # a fresh diffusion, at fresh times
     assert not torch.equal(later_t, t)
-    assert torch.equal(later_cond, cond)
+    assert torch.equal(later_cond["labels"], cond["labels"])
 
 
 @every_objective
@@ -186,7 +195,7 @@ def test_losses_are_functions_of_their_arguments(objective: Objective, path: Pat
         )
         assert torch.equal(first, again)
         assert not torch.isclose(first, other).any()
-        assert torch.allclose(part, first[1:3], rtol=1e-4)  # samples are coupled through batch.mean alone
+        assert torch.allclose(part, first[1:3], rtol=1e-4)  # samples are coupled through nets.mean alone
 
 
 def total_of(case: Case, loss: str) -> Tensor:

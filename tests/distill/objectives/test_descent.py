@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill import EDM, VP, Flow, Path, Random
-from distill.denoiser import Condition
+from distill.conditions import ConditionLike
 from distill.discriminator import Want
 from distill.objectives import Batch, Denoisers, Objective
 from distill.objectives.diff_instruct import DiffInstruct
@@ -55,13 +55,13 @@ def white(path: Path, mean: Tensor, std: Tensor) -> White:
 
 
 class ExactFake(ExactCritic):
-    """What the objective's fake loss is least for, where the real images are the teacher's."""
+    """The minimiser of the objective's fake loss, where the real images are the teacher's."""
 
     def __init__(self, objective: Objective, teacher: White, generated: White) -> None:
         super().__init__(teacher, generated)
         self.objective = objective
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None, want: Want = "x0") -> Any:
+    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Want = "x0") -> Any:
         if isinstance(self.objective, RealUID):
             a, b = self.objective.a, self.objective.b
             return self.mixed("velocity", x_t, t, (b, 1 - b), (a, 1 - a))
@@ -92,8 +92,9 @@ def descend(path: Path, objective: Objective, start: tuple[float, float]) -> tup
         random = Random.at(0, torch.arange(BATCH) + step * BATCH)
         z = random.stream("latent").normal(*SHAPE, dtype=torch.float64)
         a, b = parameters
-        nets = Denoisers(path, teacher, ExactFake(objective, teacher, white(path, b, a)), memory=memory)
-        terms = objective.generator_loss(nets, a * z + b, Batch(z, random, images=10**9))
+        fake = ExactFake(objective, teacher, white(path, b, a))
+        nets = Denoisers(path, teacher, fake, memory=memory, images=10**9)
+        terms = objective.generator_loss(nets, a * z + b, Batch(z, random))
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum(0).mean().backward()
         optimizer.step()

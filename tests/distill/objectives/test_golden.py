@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser, Flow
+from distill.conditions import Condition
 from distill.discriminator import ChannelMean, adversarial_loss, discriminator_loss
 from distill.loss_weights import denoising_weight
+from distill.networks.network import Network
 from distill.objectives import Batch, Denoisers, Objective, l1_normaliser
 from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
 from distill.objectives.dmd import DMD, dmd_loss
@@ -34,7 +36,7 @@ Golden = dict[str, Tensor]
 
 
 class Encoder(nn.Module):
-    """Features tanh(x W_E)."""
+    """The features tanh(x W_E)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class Encoder(nn.Module):
         return torch.tanh(x.flatten(1) @ self.weight).reshape(x.shape)
 
 
-class Toy(nn.Module):
+class Toy(Network):
     """D(x, s) = x/(1+s^2) + s/(1+s) tanh(x W + b); `time` is EDM's 250 ln s. Its encoder is asked, and not used."""
 
     taps: ClassVar[dict[str, str]] = {"encoder": "encoder", "middle": "encoder"}
@@ -55,7 +57,7 @@ class Toy(nn.Module):
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.encoder = Encoder(encoder)
 
-    def forward(self, x: Tensor, time: Tensor, cond: None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         self.encoder(x)
         s = (time / 250).exp()[:, None]
         flat = x.flatten(1)
@@ -63,7 +65,7 @@ class Toy(nn.Module):
 
 
 def load(name: str) -> tuple[Golden, Denoisers, Toy, Tensor]:
-    """The numbers, both denoisers, the fake's network, and x0 as a leaf."""
+    """Return the numbers, both denoisers, the fake's network, and x0 as a leaf."""
     golden = load_file(GOLDEN / f"{name}.safetensors")
     encoder = golden["encoder_weight"]
     teacher, fake = (Toy(golden[f"{who}_weight"], golden[f"{who}_bias"], encoder) for who in ("teacher", "fake"))
@@ -80,18 +82,18 @@ def log_normal_quantile(sigma: Tensor) -> Tensor:
 
 
 def ramp_position(sigma: Tensor) -> Tensor:
-    """Where on EDM's ramp from 0.002 to 80 a noise level is."""
+    """Return the position in [0, 1] of noise levels on EDM's ramp from 0.002 to 80."""
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
     return (sigma.double() ** (1 / 7) - low) / (high - low)
 
 
-def estimate(golden: Golden, nets: Denoisers, x: Tensor) -> tuple[Tensor, Tensor]:
+def estimates(golden: Golden, nets: Denoisers, x: Tensor) -> tuple[Tensor, Tensor]:
     x_t = x + golden["sigma"][:, None, None, None] * golden["noise"]
     return nets.teacher(x_t, golden["sigma"]), nets.fake(x_t, golden["sigma"], None)
 
 
 def assert_same(ours: Tensor, golden: Tensor, scale: float = 1.0) -> None:
-    """Equal to 1e-5 of the largest entry; losses are stored per element, [B, ...]."""
+    """Assert equality to 1e-5 of the largest entry; losses are stored per element, [B, ...]."""
     stored = scale * (golden.flatten(1).sum(1) if ours.ndim == 1 and golden.ndim > 1 else golden)
     assert ours.dtype == torch.float32
     assert float((ours.detach() - stored).abs().max() / stored.abs().max()) < 1e-5
@@ -100,7 +102,7 @@ def assert_same(ours: Tensor, golden: Tensor, scale: float = 1.0) -> None:
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
 def test_sid(alpha: float) -> None:
     golden, nets, _, x = load(f"sid_generator_alpha{alpha}")
-    teacher, fake = scores(golden, nets, x)
+    teacher, fake = estimates(golden, nets, x)
     loss = l1_normaliser(x, teacher) * sid_loss(x, teacher, fake, alpha)
     assert_same(loss, golden["loss_per_pixel"])
     assert_same(torch.autograd.grad(loss.sum(), x)[0], golden["grad_x0_of_sum"])
@@ -113,7 +115,7 @@ def test_sid(alpha: float) -> None:
 
 def test_diff_instruct() -> None:
     golden, nets, _, x = load("diff_instruct_generator")
-    loss = diff_instruct_loss(x, *scores(golden, nets, x))
+    loss = diff_instruct_loss(x, *estimates(golden, nets, x))
     assert_same(loss, golden["loss_per_pixel"])
     assert_same(torch.autograd.grad(loss.sum(), x)[0], golden["grad_x0_of_sum"])
 
@@ -127,7 +129,7 @@ def test_diff_instruct() -> None:
 def test_dmd(source: str, floor: float) -> None:
     """Both average over all elements of the batch; FastGen's normaliser is 1/(mean + 1e-6)."""
     golden, nets, _, x = load(f"dmd_generator_{source}")
-    teacher, fake = scores(golden, nets, x)
+    teacher, fake = estimates(golden, nets, x)
     loss = dmd_loss(x, teacher, fake)
     floored = 1 / (1 + floor * l1_normaliser(x, teacher))
     assert_same((floored**2 * loss).sum()[None] / x.numel(), golden["loss"])
@@ -164,7 +166,7 @@ def test_dmd_draws_its_times() -> None:
 def test_fake() -> None:
     golden, nets, network, x = load("sid_fake")
     weight = denoising_weight("edm", golden["sigma"])[:, None, None, None]
-    assert_same((weight * (scores(golden, nets, x)[1] - x) ** 2).flatten(1).sum(1), golden["loss_per_pixel"])
+    assert_same((weight * (estimates(golden, nets, x)[1] - x) ** 2).flatten(1).sum(1), golden["loss_per_pixel"])
 
     term = SiD().fake_loss(nets, x, batch(golden, log_normal_quantile(golden["sigma"])))["denoising"]
     assert_same(term, golden["loss_per_pixel"])
@@ -182,7 +184,7 @@ def test_sida_generator() -> None:
     """The stored adversarial loss is the batch's one cross-entropy, weighted by each sample; its gradient has P."""
     golden, nets, network, x = load("sida_generator")
     pixels = x[0].numel()
-    teacher, fake = scores(golden, nets, x)
+    teacher, fake = estimates(golden, nets, x)
     logits = ChannelMean()(network.encoder(x + golden["sigma"][:, None, None, None] * golden["noise"]))
     weight, entropy = l1_normaliser(x, teacher), adversarial_loss(logits)
     assert_same(weight * entropy.mean(), golden["adversarial_loss"])
@@ -190,14 +192,14 @@ def test_sida_generator() -> None:
 
     objective = SiDA()
     u = ramp_position(golden["sigma"]) / 0.8
-    late = replace(batch(golden, u), images=200_000)
-    terms = objective.generator_loss(with_critic(objective, nets), x, late)
+    critic = with_critic(objective, nets)
+    terms = objective.generator_loss(replace(critic, images=200_000), x, batch(golden, u))
     assert_same(terms["sid"], golden["sid_loss_per_pixel"], 50)
     assert_same(terms["adversarial"].sum()[None], golden["adversarial_loss"].sum()[None], 0.005 * pixels)
     for name, stored, scale in (("sid", "sid_sum", 50), ("adversarial", "adversarial_sum_over_pixels", 0.005)):
         (gradient,) = torch.autograd.grad(terms[name].sum(), x, retain_graph=True)
         assert_same(gradient, golden[f"grad_x0_of_{stored}"], scale)
-    alone = objective.generator_loss(with_critic(objective, nets), x, batch(golden, u))
+    alone = objective.generator_loss(critic, x, batch(golden, u))
     assert list(alone) == ["sid"]
     assert_same(alone["sid"], golden["sid_loss_per_pixel"], 100)
 

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill import EDM, VP, Denoiser, DiscreteVP, Flow, Generator, Path, Random
-from distill.denoiser import Condition
+from distill.conditions import Condition, ConditionLike
 from distill.guidance import GuidedDenoiser, classifier_free
+from distill.networks.network import Network, null_label
 from distill.objectives import Batch, Denoisers, Objective
 from distill.objectives.autoguided import Autoguided
 from distill.objectives.decoupled import Decoupled
@@ -30,17 +31,17 @@ WEAK = {
 }
 
 
-class Noise(nn.Module):
+class Noise(Network):
     """eps(x, t, c) = tanh(flatten(x) W + c E) (1 + t/1000), the null condition zeros."""
 
     def __init__(self, weight: Tensor, condition_weight: Tensor) -> None:
         super().__init__()
         self.weight, self.condition_weight = nn.Parameter(weight), condition_weight
-        self.null = torch.zeros(len(condition_weight))
+        self.null = Condition(text=torch.zeros(len(condition_weight)))
 
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
-        output = torch.tanh(x.flatten(1) @ self.weight + cond @ self.condition_weight) * (1 + time[:, None] / 1000)
-        return output.reshape(x.shape)
+    def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        hidden = x.flatten(1) @ self.weight + cond["text"] @ self.condition_weight
+        return (torch.tanh(hidden) * (1 + time[:, None] / 1000)).reshape(x.shape)
 
 
 def test_sid_lsg() -> None:
@@ -50,7 +51,7 @@ def test_sid_lsg() -> None:
     path = DiscreteVP(betas=tuple((1 - signal / torch.cat([torch.ones(1), signal[:-1]])).tolist()))
     networks = [Noise(golden[f"{who}_weight"], golden["condition_weight"]) for who in ("generator", "teacher", "fake")]
     generator, teacher, fake = (Denoiser(network, path, "eps") for network in networks)
-    cond, t = golden["condition"], golden["timestep"].double()
+    cond, t = Condition(text=golden["condition"]), golden["timestep"].double()
     assert_same(Generator(generator, t=625)(golden["z"], cond), golden["x0"])
 
     x = golden["x0"].clone().requires_grad_()
@@ -74,25 +75,33 @@ def test_sid_lsg() -> None:
 class Either(Denoiser):
     """One of two denoisers for the whole batch: `weak` under the null condition 1."""
 
-    null_cond = 1
-
     def __init__(self, strong: Denoiser, weak: Denoiser) -> None:
-        super().__init__(nn.Identity(), strong.path, "x0")
+        super().__init__(Network(), strong.path, "x0")
+        self.network.null = null_label(1)
         self.strong, self.weak = strong, weak
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
-        assert isinstance(cond, Tensor)
-        chosen: Tensor = (self.weak if bool(cond.all()) else self.strong)(x_t, t)
+    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
+        chosen: Tensor = (self.weak if unconditional(cond) else self.strong)(x_t, t)
         return chosen
 
 
+def unconditional(cond: ConditionLike) -> bool:
+    """Return whether all samples have the null condition of `Either`."""
+    return bool(Condition.of(cond)["labels"].all())
+
+
+def labels_zero(count: int) -> Condition:
+    """Return the condition 0 of `Either` for `count` samples."""
+    return Condition(labels=torch.zeros(count, dtype=torch.int64))
+
+
 def guided_gradients(path: Path, objective: Objective) -> tuple[Tensor, Tensor]:
-    """d/db [2] and d/dM [2, 2] of the expected loss under the teacher N(TWO), whose null condition is N(WEAK)."""
+    """Return d/db [2] and d/dM [2, 2] of the expected loss. The teacher is N(TWO), its null condition N(WEAK)."""
     nodes, weights = hermite(4)
     z, noise = nodes[:, :2], nodes[:, 2:]
     weak, fake = Normal(path, WEAK["mu"], WEAK["s"]), Normal(path, TWO["b"], TWO["m"] @ TWO["m"].T)
     nets = Denoisers(path, Either(Normal(path, TWO["mu"], TWO["s"]), weak), fake, {"weak_teacher": weak})
-    cond = torch.zeros(len(z), dtype=torch.int64)
+    cond = labels_zero(len(z))
 
     def expectation(b: Tensor, m: Tensor) -> Tensor:
         return (weights * own(objective, nets, z @ m.T + b, Batch(z, given(noise), cond))).sum()
@@ -141,7 +150,7 @@ def test_decoupled_guidance_under_dmds_normaliser() -> None:
     random, x = Random.at(0, torch.arange(6)), Random.at(1, torch.arange(6)).normal(2, dtype=torch.float64)
     weak, strong = (Normal(EDM(), one["mu"], one["s"]) for one in (WEAK, TWO))
     nets = Denoisers(EDM(), Either(strong, weak), weak)
-    batch = Batch(x, random, torch.zeros(6, dtype=torch.int64))
+    batch = Batch(x, random, labels_zero(6))
     plain, weighted = (
         Decoupled(objective=DiffInstruct(), teacher_cfg=3.0, guidance_times=At(2.0), guidance_weight=weight)
         for weight in ("none", "l1")
@@ -172,12 +181,12 @@ def test_a_fake_trained_through_its_guidance(training: float, cfg: float) -> Non
     x = z @ TWO["m"].T + TWO["b"]
     mean, weak = Normal(path, TWO["b"], TWO["m"] @ TWO["m"].T), Normal(path, WEAK["mu"], WEAK["s"])
     best = GuidedDenoiser(mean, weak, 1 / training)
-    cond = torch.zeros(len(z), dtype=torch.int64)
+    cond = labels_zero(len(z))
     objective = Guided(objective=FGM(fake_times=At(0.8)), fake_training_cfg=training, condition_dropout=0.0)
 
     def expectation(offset: Tensor, slope: Tensor) -> Tensor:
-        def fake(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-            return weak(x_t, t) if bool(cond.all()) else best(x_t, t) + offset + x_t @ slope
+        def fake(x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+            return weak(x_t, t) if unconditional(cond) else best(x_t, t) + offset + x_t @ slope
 
         nets = Denoisers(path, Either(mean, weak), fake)
         (term,) = objective.fake_loss(nets, x, Batch(z, given(noise), cond)).values()
@@ -192,14 +201,14 @@ def test_a_fake_trained_through_its_guidance(training: float, cfg: float) -> Non
 
 def test_the_fakes_conditions_are_dropped_where_its_null_is_needed() -> None:
     """With probability condition_dropout, and never where the fake is guided nowhere."""
-    cond = torch.zeros(1000, dtype=torch.int64)
+    cond = labels_zero(1000)
     x = torch.zeros(1000, 2, dtype=torch.float64)
     weak = Normal(EDM(), WEAK["mu"], WEAK["s"])
     for scales, share in (((1.0, 1.0), 0.0), ((1.0, 2.0), 0.3), ((2.0, 1.0), 0.3)):
         seen: list[Tensor] = []
 
-        def fake(x_t: Tensor, t: Tensor, cond: Tensor, seen: list[Tensor] = seen) -> Tensor:
-            seen.append(cond)
+        def fake(x_t: Tensor, t: Tensor, cond: Condition, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(cond["labels"])
             return x_t
 
         objective = Guided(objective=SiD(), fake_cfg=scales[0], fake_training_cfg=scales[1], condition_dropout=0.3)
@@ -224,11 +233,11 @@ def test_equal_guidance_of_exact_estimates_reaches_the_teacher(path: Path) -> No
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for step in range(steps):
         index = torch.arange(32) + step * 32
-        random, cond = Random.at(0, index), index % 2
+        random, labels = Random.at(0, index), index % 2
         z = random.stream("latent").normal(*shape, dtype=torch.float64)
-        x = a[cond, None, None, None] * z + b[cond, None, None, None]
+        x = a[labels, None, None, None] * z + b[labels, None, None, None]
         nets = Denoisers(path, mixture(means, stds), mixture(b, a))
-        (term,) = objective.generator_loss(nets, x, Batch(z, random, cond)).values()
+        (term,) = objective.generator_loss(nets, x, Batch(z, random, Condition(labels=labels))).values()
         optimizer.zero_grad()
         term.mean().backward()
         optimizer.step()

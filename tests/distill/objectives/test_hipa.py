@@ -53,7 +53,7 @@ def test_the_objective_is_their_weighted_sum_over_elements() -> None:
     objective = HiPA(perceptual=L1(), high_frequency=3.0, cutoff=0.4)
     unused = Denoiser(torch.nn.Identity(), EDM(), "x0")
     nets = Denoisers(EDM(), unused, unused, objective.load_frozen())
-    batch = Batch(noise, given(noise), pairs=Pairs(noise, target, None, made))
+    batch = Batch(noise, given(noise), pairs=Pairs(noise, target, made=made))
     terms = objective.generator_loss(nets, made[:0], batch)
     assert torch.allclose(terms["perceptual"], (made - target).abs().sum((1, 2, 3)))
     assert torch.allclose(terms["high_frequency"], 3 * 128 * high_frequency_loss(made, target, 0.4))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill import Denoiser, Flow, Random
+from distill.conditions import Condition
 from distill.objectives import Batch, Denoisers, denoising_loss, l1_normaliser, per_sample
 from distill.objectives.diff_instruct import diff_instruct_loss
 from distill.objectives.dmd import dmd_loss
@@ -179,7 +180,7 @@ def test_score_mismatching_on_real_images_is_denoising() -> None:
     path, random = Flow(), Random.at(0, torch.arange(5))
     denoiser = Denoiser(Tanh(18, 1), path, "v").double()
     x, real = (random.stream(name).normal(2, 3, 3, dtype=torch.float64) for name in ("x", "real"))
-    objective, cond = ScoreMismatching(), torch.arange(5) % 3
+    objective, cond = ScoreMismatching(), Condition(labels=torch.arange(5) % 3)
     nets = Denoisers(path, denoiser, denoiser)
     terms = objective.fake_loss(nets, x, Batch(x, random, cond, real))
     denoising = denoising_loss(denoiser, path, real, cond, objective.fake_times, "eps", random.stream("real"))

@@ -80,10 +80,11 @@ def expected_gradients(
     z, noise = nodes[:, :size], nodes[:, size:]
     m, b = case["m"], case["b"]
     teacher, fake = Normal(path, case["mu"], case["s"]), Normal(path, b, m @ m.T)
-    nets = Denoisers(path, teacher, ExactCritic(teacher, fake), {"weak_teacher": teacher}, objective.new_memory())
+    frozen, memory = {"weak_teacher": teacher}, objective.new_memory()
+    nets = Denoisers(path, teacher, ExactCritic(teacher, fake), frozen, memory, images=10**9)
 
     def expectation(b: Tensor, m: Tensor) -> Tensor:
-        return (weights * loss(objective, nets, z @ m.T + b, Batch(z, given(noise), images=10**9))).sum()
+        return (weights * loss(objective, nets, z @ m.T + b, Batch(z, given(noise)))).sum()
 
     d_b, d_m = gradients(expectation, b, m)
     return d_b, d_m

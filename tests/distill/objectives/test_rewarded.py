@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from distill import EDM, Denoiser, Random, UserError
+from distill.conditions import Condition
 from distill.generator import Generator
 from distill.objectives import Batch, Denoisers, Objective
 from distill.objectives.diff_instruct import DiffInstruct
@@ -26,7 +28,8 @@ def case() -> tuple[Denoisers, Tensor, Batch]:
     teacher, fake = (Denoiser(Tanh(18, seed), EDM(), "v").requires_grad_(False) for seed in (1, 2))
     random = Random.at(0, torch.arange(6))
     x = random.stream("x").normal(2, 3, 3).requires_grad_()
-    return Denoisers(EDM(), teacher, fake), x, Batch(torch.zeros_like(x), random, torch.arange(6) % 3)
+    cond = Condition(labels=torch.arange(6) % 3)
+    return Denoisers(EDM(), teacher, fake), x, Batch(torch.zeros_like(x), random, cond)
 
 
 @pytest.mark.parametrize("inner", [DiffInstruct(), SiD(), Guided(objective=SiD())], ids=["di", "sid", "guided"])
@@ -34,9 +37,12 @@ def test_the_terms(inner: Objective) -> None:
     """The inner ones untouched; the reward's gradient in x is scale times its own, and none beyond [-1, 1]."""
     nets, x, batch = case()
     noted: dict[str, Tensor] = {}
-    batch = Batch(**{**vars(batch), "note": lambda name, values, nsr=None: noted.update({name: values})})
     objective = Rewarded(objective=inner, reward=Nearness(), reward_scale=3.0)
-    nets = Denoisers(nets.path, nets.teacher, nets.fake, objective.load_frozen())
+    nets = replace(
+        nets,
+        frozen=objective.load_frozen(),
+        note=lambda name, values, nsr=None: noted.update({name: values}),
+    )
     terms = objective.generator_loss(nets, x, batch)
     reward = -((x.detach().clamp(-1, 1) - 0.5) ** 2).sum((1, 2, 3)) / 2
     assert torch.allclose(terms.pop("nearness"), -3 * reward)
@@ -70,9 +76,9 @@ def latent_case(folder: Path) -> tuple[Denoisers, Generator, Denoiser, Batch]:
     teacher = load_denoiser(folder).double().requires_grad_(False)
     fake, made = copy.deepcopy(teacher), copy.deepcopy(teacher).requires_grad_(True)
     random = Random.at(0, torch.arange(3))
-    noise = random.stream("z").normal(*teacher.network.shape, dtype=torch.float64)  # type: ignore[misc]
+    noise = random.stream("z").normal(*teacher.network.shape, dtype=torch.float64)
     nets = Denoisers(teacher.path, teacher, fake)
-    return nets, Generator(made, 500.0), teacher, Batch(noise, random, torch.arange(3))
+    return nets, Generator(made, 500.0), teacher, Batch(noise, random, Condition(labels=torch.arange(3)))
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -83,7 +89,7 @@ def test_latents_are_decoded_and_judged(guided: bool, pipelines: Callable[[str],
     inner: Objective = Guided(objective=DiffInstruct()) if guided else DiffInstruct()
     objective = Rewarded(objective=inner, reward=Nearness(), reward_scale=3.0)
     objective.check(teacher)
-    nets = Denoisers(nets.path, nets.teacher, nets.fake, objective.load_frozen())
+    nets = replace(nets, frozen=objective.load_frozen())
     weights = list(generator.parameters())
     terms = objective.generator_loss(nets, generator(batch.noise, batch.cond), batch)
     gradients = torch.autograd.grad(terms["nearness"].sum(), weights, allow_unused=True)

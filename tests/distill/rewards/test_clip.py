@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill import UserError
 from distill.rewards import AestheticReward, ClipReward
-from tests.distill.rewards.test_classifier import teacher
+from tests.distill.rewards.test_label_likelihood import teacher
 
 SIZE, WIDTH = 32, 12
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
