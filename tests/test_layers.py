@@ -1,7 +1,7 @@
-"""What may import what, read from the source: `distill` <- `trainers` <- `launch`, and the order inside `distill`.
+"""What may import what, read from the source: `distill` <- `trainers` <- `launch`, and the order inside the packages.
 
-The rules are the tables below; a new module of `distill` needs a rank there. The last part runs the rules on a small
-wrong tree, because a check that sees nothing also passes.
+The rules are the tables below; a new module of `distill` or a new room of `trainers` needs a rank there. The last part
+runs the rules on a small wrong tree, because a check that sees nothing also passes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("distill", "trainers", "launch")
-FOLDERS = (*PACKAGES, "configs", "tests")
+FOLDERS = (*PACKAGES, "configs", "tests", "benchmarks")
 MAX_LINES = 400
 IMPORT_SECONDS = 1.5
 
@@ -28,36 +28,60 @@ NEVER = {
     "trainers": ("launch", "configs"),
 }
 
-# A module of distill imports only modules of a lower rank; a sub-package counts as one module.
+# A module imports only modules of its package with a lower rank; a sub-package counts as one module.
 RANKS = {
-    "errors": 0,
-    "random": 0,
-    "power_ema": 1,
-    "metrics": 1,
-    "paths": 1,
-    "networks": 1,
-    "lora": 1,
-    "times": 2,
-    "weights": 2,
-    "prediction": 3,
-    "denoiser": 4,
-    "generator": 5,
-    "sampling": 5,
-    "encoders": 5,
-    "guidance": 5,
-    "discriminator": 5,
-    "teachers": 5,
-    "perceptual": 5,
-    "rewards": 6,
-    "objectives": 7,
-    "export": 8,
+    "distill": {
+        "errors": 0,
+        "annotations": 0,
+        "random": 0,
+        "conditions": 1,
+        "power_ema": 1,
+        "metrics": 1,
+        "paths": 1,
+        "lora": 1,
+        "pipeline_folder": 1,
+        "encoders": 2,
+        "times": 2,
+        "loss_weights": 2,
+        "networks": 3,
+        "prediction": 3,
+        "denoiser": 4,
+        "generator": 5,
+        "sampling": 5,
+        "guidance": 5,
+        "discriminator": 5,
+        "perceptual": 5,
+        "teachers": 6,
+        "rewards": 6,
+        "tiny": 7,
+        "objectives": 7,
+        "export": 8,
+    },
+    "trainers": {
+        "io": 0,
+        "data": 1,
+        "recipe": 2,
+        "engine": 3,
+        "checkpoints": 4,
+        "evaluation": 5,
+        "hooks": 6,
+        "runs": 7,
+        "plan": 8,
+        "loop": 8,
+        "api": 9,
+    },
 }
-ONLY = {"metrics": {"errors"}}  # modules that may import even less than their rank allows
-ANNOTATIONS = {("paths", "times")}  # pairs allowed under TYPE_CHECKING only, against the order
+ONLY = {("distill", "metrics"): {"errors"}}  # modules that may import even less than their rank allows
+ANNOTATIONS = {("networks", "encoders"), ("engine", "hooks"), ("evaluation", "runs")}
+"""Pairs that are allowed under TYPE_CHECKING alone, against the order."""
+
+NO_FILES = "distill.objectives"  # an objective declares what it needs; the trainer opens it
+FILE_MODULES = ("pathlib", "os", "io", "json", "safetensors", "shutil", "tempfile", "distill.teachers")
+READS_ENVIRONMENT = ("launch",)  # the package that may read os.environ
 
 # Slow to import: at module level only in these places, and there only if `import distill` does not load them.
 HEAVY = ("diffusers", "transformers", "peft")
-HEAVY_HOMES = ("distill.teachers", "distill.sampling", "distill.export", "distill.lora")
+HEAVY_HOMES = ("distill.tiny", "distill.export.shipped")
 
 
 @dataclass(frozen=True)
@@ -153,20 +177,45 @@ def wrong_direction(root: Path) -> list[str]:
 
 
 def wrong_order(root: Path) -> Iterator[str]:
-    """Imports inside distill that do not go to a lower rank; `distill/__init__.py` may import all of it."""
+    """Imports inside a package that do not go to a lower rank; the package's `__init__.py` may import all of it."""
     for module in find_modules(root):
-        unit = module.split(".")[1] if under(module, "distill") and module != "distill" else "errors"
-        if unit not in RANKS:
-            yield f"{module} has no rank: add {unit!r} to RANKS in tests/test_layers.py"
+        package, _, rest = module.partition(".")
+        if rest and package in RANKS and rest.split(".")[0] not in RANKS[package]:
+            yield f"{module} has no rank: add {rest.split('.')[0]!r} to RANKS in tests/test_layers.py"
     for i in find_imports(root):
-        if not under(i.module, "distill") or i.module == "distill" or not under(i.target, "distill"):
+        package = i.module.split(".")[0]
+        if package not in RANKS or i.module == package or not under(i.target, package):
             continue
         unit, target = i.module.split(".")[1], (*i.target.split("."), "")[1]
         if unit == target or (i.scope == "types" and (unit, target) in ANNOTATIONS):
             continue
-        lower = RANKS.get(target, sys.maxsize) < RANKS.get(unit, -1)
-        if not target or not lower or target not in ONLY.get(unit, {target}):
+        lower = RANKS[package].get(target, sys.maxsize) < RANKS[package].get(unit, -1)
+        if not target or not lower or target not in ONLY.get((package, unit), {target}):
             yield str(i)
+
+
+def environment_readers(root: Path) -> list[str]:
+    """Places outside READS_ENVIRONMENT that read the environment."""
+    found = []
+    for module, path in find_modules(root).items():
+        if not under(module, *PACKAGES) or under(module, *READS_ENVIRONMENT):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if name in ("os.environ", "os.environb", "os.getenv"):
+                found.append(f"{module}:{node.lineno} reads {name}")
+    return found
+
+
+def file_users(root: Path) -> list[str]:
+    """Imports and calls inside NO_FILES with which a file could be opened."""
+    imports = [i for i in find_imports(root) if under(i.module, NO_FILES) and under(i.target, *FILE_MODULES)]
+    found = [str(i) for i in imports if i.scope != "types"]
+    for module, path in find_modules(root).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if under(module, NO_FILES) else ():
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+                found.append(f"{module}:{node.lineno} opens a file")
+    return found
 
 
 def loaded_by(start: str, root: Path) -> set[str]:
@@ -219,8 +268,16 @@ def test_packages_import_one_way() -> None:
     assert wrong_direction(ROOT) == []
 
 
-def test_distill_imports_only_lower_ranks() -> None:
+def test_modules_import_only_lower_ranks() -> None:
     assert list(wrong_order(ROOT)) == []
+
+
+def test_only_launch_reads_the_environment() -> None:
+    assert environment_readers(ROOT) == []
+
+
+def test_objectives_open_no_file() -> None:
+    assert file_users(ROOT) == []
 
 
 def test_slow_libraries_are_not_imported_early() -> None:
@@ -264,19 +321,20 @@ WRONG = {
     "distill/__init__.py": "from distill.paths import Path\nfrom .sampling import sample\n",
     "distill/errors.py": "",
     "distill/random.py": "",
-    "distill/paths.py": "if TYPE_CHECKING:\n    from distill.times import Times\n    from .denoiser import Denoiser\n",
+    "distill/paths.py": "if TYPE_CHECKING:\n    from .denoiser import Denoiser\n",
     "distill/times.py": "from . import paths\ndef f():\n    from distill.denoiser import Denoiser\n",
     "distill/denoiser.py": "import distill\nfrom distill import errors\n\nimportlib.import_module('wandb')\n",
     "distill/sampling.py": "import diffusers\n",
     "distill/extra.py": "class A:\n    import transformers.models\n",
     "distill/metrics/__init__.py": "from ..errors import UserError\nfrom ..random import Random\n",
     "distill/objectives/__init__.py": "from distill.objectives.sid import SiD\n",
-    "distill/objectives/sid.py": "async def f():\n    from launch import main\n    import diffusers\n",
+    "distill/objectives/sid.py": "async def f():\n    from launch import main\n    import diffusers\n    open('f')\n",
     "distill/teachers/__init__.py": "from diffusers import UNet2DModel\nif TYPE_CHECKING:\n    import peft\n",
     "trainers/__init__.py": "def f():\n    import configs\n    from accelerate import Accelerator\n",
-    "trainers/recipe/run.py": "try:\n    from trainers import state\nexcept ImportError:\n    pass\n",
-    "trainers/engine/player.py": "from trainers.recipe.run import Run\n" + "\n" * MAX_LINES,
-    "launch/__init__.py": "from trainers.recipe.run import Run\nimport distill.objectives.sid\n",
+    "trainers/engine/step.py": "try:\n    from trainers.engine import player\nexcept ImportError:\n    pass\n",
+    "trainers/engine/player.py": "from trainers.engine.step import update\nos.environ['A']\n" + "\n" * MAX_LINES,
+    "trainers/io/files.py": "import trainers.engine.step\n",
+    "launch/__init__.py": "from trainers.engine.step import update\nimport distill.objectives.sid\nos.environ['A']\n",
 }
 
 
@@ -303,24 +361,34 @@ def test_wrong_order_is_found(wrong: Path) -> None:
         "distill.extra has no rank: add 'extra' to RANKS in tests/test_layers.py",
         "distill.denoiser:1 imports distill",
         "distill.metrics:2 imports distill.random",
-        "distill.paths:3 imports distill.denoiser",
+        "distill.paths:2 imports distill.denoiser",
         "distill.times:3 imports distill.denoiser",
+        "trainers.io.files:1 imports trainers.engine.step",
     ]
+
+
+def test_readers_of_the_environment_are_found(wrong: Path) -> None:
+    assert environment_readers(wrong) == ["trainers.engine.player:2 reads os.environ"]
+
+
+def test_files_in_objectives_are_found(wrong: Path) -> None:
+    assert file_users(wrong) == ["distill.objectives.sid:4 opens a file"]
 
 
 def test_early_heavy_imports_are_found(wrong: Path) -> None:
     assert heavy_imports(wrong) == [
         "distill.extra:2 imports transformers.models",
         "distill.sampling:1 imports diffusers",
+        "distill.teachers:1 imports diffusers.UNet2DModel",
     ]
 
 
 def test_cycles_are_found(wrong: Path) -> None:
-    assert set(find_cycle(wrong)) == {"trainers.recipe.run", "trainers.engine.player"}
+    assert set(find_cycle(wrong)) == {"trainers.engine.step", "trainers.engine.player"}
     (wrong / "trainers/engine/player.py").write_text("")
     (wrong / "distill/paths.py").write_text("from distill import times\n")
     assert set(find_cycle(wrong)) == {"distill.paths", "distill.times"}
 
 
 def test_long_files_are_found(wrong: Path) -> None:
-    assert too_long(wrong) == ["trainers/engine/player.py: 401 lines"]
+    assert too_long(wrong) == ["trainers/engine/player.py: 402 lines"]

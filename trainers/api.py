@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import Accelerator, PartialState
+from rich.console import Console
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
@@ -136,6 +137,25 @@ def load(folder: str | Path, which: str = "last", *, objects: Objects | None = N
         UserError: There is no such run or no such average.
     """
     return load_trained(folder, which, objects=objects or Objects(**given))
+
+
+def finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
+    """Train `run` in the folder `runs`/NAME, or what is left of it, and return that folder.
+
+    A run folder that is there already is continued as its own run.yaml says.
+    """
+    folder = runs / run.name
+    saved = checkpoint.folders(folder / "checkpoints")
+    if not saved:
+        train(run, folder)
+        return folder
+    run = load_run(folder)
+    written = isinstance(run, Run) or (folder / "teacher").is_dir()
+    if written and int(saved[0].name) >= run.images and checkpoint.flaw(saved[0]) is None:
+        console.print(f"'{folder}' is complete already (remove the folder to train again)")
+    else:
+        resume(folder, 1)
+    return folder
 
 
 def take_objects(

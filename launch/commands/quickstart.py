@@ -19,7 +19,7 @@ def quickstart(
     from launch.commands.evaluate import table
     from trainers.io.console import plain
     from trainers.recipe.load import resolve
-    from trainers.runs.finish import finish
+    from trainers.api import finish
     from trainers.runs.plots import distance_curve, side_by_side
 
     console = plain()

@@ -113,7 +113,7 @@ class ShardedTensors:
         self._pieces: dict[str, list[tuple[Any, int, int]]] = {}
         for file in files or [self.where]:
             try:
-                opened = safe_open(file, "pt")
+                opened: Any = safe_open(file, "pt")  # its methods lack annotations
             except (OSError, SafetensorError) as error:
                 raise UserError(f"cannot read '{file}': {one_line(error)}") from error
             rows = json.loads((opened.metadata() or {}).get("rows", "{}"))

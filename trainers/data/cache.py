@@ -108,6 +108,6 @@ def intact(file: Path) -> bool:
         receipt, stat = json.loads(receipt_of(file).read_text()), file.stat()
         if stat.st_size != receipt["bytes"]:
             return False
-        return stat.st_mtime_ns == receipt["time"] or sha256(file) == receipt["sha256"]
+        return bool(stat.st_mtime_ns == receipt["time"]) or sha256(file) == receipt["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False

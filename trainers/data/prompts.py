@@ -82,7 +82,7 @@ def strings(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
     """The strings in a column; raises UserError, naming `key`, where it is missing or holds anything else."""
     if column not in rows.column_names:
         raise UserError(f"{key}: no column {column!r} in {path}; it has {rows.column_names}")
-    values = rows[column][:]
+    values: Sequence[str] = rows[column][:]
     if wrong := [number for number, value in enumerate(values) if not isinstance(value, str)]:
         found = values[wrong[0]]
         raise UserError(f"{key}: {column!r} in {path} must hold strings; row {wrong[0]} holds {found!r}"[:300])
@@ -90,7 +90,7 @@ def strings(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
 
 
 def _only(rows: Any, path: str) -> str:
-    texts = [
+    texts: list[str] = [
         name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
     ]
     if len(texts) != 1:

@@ -111,7 +111,8 @@ def _blocks(rows: Tensor) -> Tensor:
     """[R, N] as [R, blocks, width], the last block filled up with zeros."""
     count = _count(rows)
     width = -(-rows.shape[1] // count)
-    return F.pad(rows, (0, count * width - rows.shape[1])).unflatten(1, (count, width))
+    blocks: Tensor = F.pad(rows, (0, count * width - rows.shape[1])).unflatten(1, (count, width))
+    return blocks
 
 
 def _count(rows: Tensor) -> int:

@@ -120,7 +120,7 @@ def copy_sharded_like(network: Module, frozen_names: Container[str] = ()) -> Mod
     for target, source in zip(other.buffers(), network.buffers(), strict=True):
         target.copy_(source)
     _begin(other)
-    return other
+    return cast(Module, other)
 
 
 def units(network: nn.Module) -> list[nn.Module]:

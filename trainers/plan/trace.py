@@ -93,7 +93,7 @@ def plan(run: Run, processes: int) -> Plan:
     further = {name: load_denoiser(folder, weights=False) for name, folder in run.objective.further_teachers().items()}
     with _fake(ledger := Ledger(), processes) as mode:
         for denoiser in (teacher, *further.values()):
-            denoiser.network._apply(lambda value: value)
+            _moved(mode, denoiser.network, lambda value: value)
         accelerator = cast(Accelerator, PlannedAccelerator(processes, ledger))
         with mode:
             cond = example(teacher, run)

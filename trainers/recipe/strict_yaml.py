@@ -64,7 +64,7 @@ def to_yaml(data: Mapping[str, Any]) -> str:
 
 def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """A copy of `data` with 'dotted.key=value' set in order, values in YAML; 'objective: sid' becomes {name: sid}."""
-    result = _plain(data)  # a mapping that a YAML anchor shares becomes one for each place
+    result: dict[str, Any] = _plain(data)  # a mapping that a YAML anchor shares becomes one for each place
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals or not all(key.strip() for key in dotted.split(".")):
