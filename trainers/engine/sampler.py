@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from distill.conditions import Condition
+from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
 from distill.generator import Generator
 from distill.sampling import sample
 from trainers.io.images import to_images
 from trainers.recipe.run import Experiment
 
-Sampler = Callable[[Tensor, Condition], Tensor]
+Sampler = Callable[[Tensor, ConditionLike], Tensor]
 """(z [B, C, *spatial] unit normal, cond) -> samples [B, C, *spatial], without a graph."""
 
 
@@ -24,8 +24,8 @@ def make_sampler(model: Generator | Denoiser, run: Experiment) -> Sampler:
     draw = model if isinstance(model, Generator) else partial(sample, model)
 
     @torch.no_grad()
-    def sampler(z: Tensor, cond: Condition) -> Tensor:
-        samples: Tensor = draw(z.to(run.dtype), cond.to(z.device, run.dtype))
+    def sampler(z: Tensor, cond: ConditionLike = None) -> Tensor:
+        samples: Tensor = draw(z.to(run.dtype), Condition.of(cond).to(z.device, run.dtype))
         return samples
 
     return sampler
