@@ -18,7 +18,6 @@ from torch import Tensor
 
 from tests.texts import embedding, write_text_teacher
 from tests.tiny import launch
-from trainers.data.batches import condition_at
 from trainers.data.cache import Cache, Table, receipt_of
 from trainers.io import atomic
 
@@ -187,6 +186,7 @@ PROGRAM = """
 import sys, torch, pytest
 from tests.texts import install, load_any
 from trainers.data import Dataset
+from trainers.data.batches import condition_at
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
 

@@ -19,9 +19,8 @@ from distill.random import Random
 from launch.commands.cache import cache
 from tests.texts import Halves, Words, embedding, install, load_any, write_text_teacher
 from tests.tiny import ROOT, build_session, experiment, fit_run, launch, recipe
-from trainers.data.batches import condition_at
 from trainers.data import Dataset, Digits
-from trainers.data.batches import Batches, BatchSizes, inputs
+from trainers.data.batches import Batches, BatchSizes, condition_at, inputs
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
 from trainers.hooks.samples import preview_inputs

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill.power_ema import PowerProfile
 from tests.tiny import experiment, fit_run, recipe
 from trainers.checkpoints.posthoc_ema import rewind, snapshots
-from trainers.engine.ema import EMA
+from trainers.engine.ema import average, half_life_beta
 from trainers.recipe.run import Average
 
 POWER = {"stds": [0.2], "snapshot_every": 100}
@@ -25,10 +25,10 @@ def module(value: float) -> nn.Module:
     return layer
 
 
-def averaged(average: Average, updates: int, batch_size: int, first: int = 0) -> float:
+def averaged(settings: Average, updates: int, batch_size: int, first: int = 0) -> float:
     """From 0 towards 1 for some updates."""
     layer = module(0.0)
-    ema = EMA(layer, average)
+    ema = average(layer, settings)
     nn.init.constant_(layer.weight, 1.0)  # type: ignore[arg-type]
     for update in range(updates):
         ema.update(first + update * batch_size, batch_size)
@@ -37,19 +37,19 @@ def averaged(average: Average, updates: int, batch_size: int, first: int = 0) ->
 
 @pytest.mark.parametrize("batch_size", [1, 10, 50, 100])
 def test_after_one_half_life_the_old_weighs_a_half(batch_size: int) -> None:
-    average = Average(half_life=100, ramp_up=0)
-    assert averaged(average, 100 // batch_size, batch_size) == pytest.approx(0.5, abs=1e-5)
-    assert averaged(average, 300 // batch_size, batch_size) == pytest.approx(0.875, abs=1e-5)
+    settings = Average(half_life=100, ramp_up=0)
+    assert averaged(settings, 100 // batch_size, batch_size) == pytest.approx(0.5, abs=1e-5)
+    assert averaged(settings, 300 // batch_size, batch_size) == pytest.approx(0.875, abs=1e-5)
 
 
 def test_the_factor_by_value() -> None:
     ema = Average(half_life=500_000, ramp_up=0.05)  # SiD's, batch 256
-    assert ema.beta(0, 256) == 0
-    assert ema.beta(256, 256) == pytest.approx(0.5**20)  # half-life 12.8 images
-    assert ema.beta(1_000_000, 256) == pytest.approx(0.5 ** (256 / 50_000))
-    assert ema.beta(10_000_000, 256) == pytest.approx(0.5 ** (256 / 500_000))
-    assert ema.beta(90_000_000, 256) == pytest.approx(0.5 ** (256 / 500_000))
-    assert Average(half_life=100, ramp_up=0).beta(0, 50) == pytest.approx(0.5**0.5)
+    assert half_life_beta(ema, 0, 256) == 0
+    assert half_life_beta(ema, 256, 256) == pytest.approx(0.5**20)  # half-life 12.8 images
+    assert half_life_beta(ema, 1_000_000, 256) == pytest.approx(0.5 ** (256 / 50_000))
+    assert half_life_beta(ema, 10_000_000, 256) == pytest.approx(0.5 ** (256 / 500_000))
+    assert half_life_beta(ema, 90_000_000, 256) == pytest.approx(0.5 ** (256 / 500_000))
+    assert half_life_beta(Average(half_life=100, ramp_up=0), 0, 50) == pytest.approx(0.5**0.5)
 
 
 def test_the_first_update_copies_with_a_ramp_and_always_without_an_average() -> None:
@@ -73,17 +73,17 @@ def test_the_loop_averages_by_the_images_before_the_update(teachers: Path, tmp_p
         half_life = new + 0.5 ** (8 / (0.5 * seen)) * (half_life - new)
         power = new + (seen / (seen + 8)) ** (PowerProfile(0.2).gamma + 1) * (power - new)
     assert torch.allclose(next(iter(state.ema.module.parameters())), half_life, atol=1e-7)
-    average = state.power_ema[0.2].module
-    assert torch.allclose(next(iter(average.parameters())), power, atol=1e-7)
+    power_average = state.power_ema[0.2].module
+    assert torch.allclose(next(iter(power_average.parameters())), power, atol=1e-7)
     (snapshot,) = snapshots(tmp_path / "one")
     assert (snapshot.images, snapshot.std) == (24, 0.2)
     written = load_file(snapshot.file)
-    assert all(torch.equal(written[key], value) for key, value in average.state_dict().items())
+    assert all(torch.equal(written[key], value) for key, value in power_average.state_dict().items())
 
 
 def test_buffers_are_copied_and_the_module_is_left_alone() -> None:
     layer = module(0.0).train()
-    ema = EMA(layer, Average(half_life=100, ramp_up=0))
+    ema = average(layer, Average(half_life=100, ramp_up=0))
     with torch.no_grad():
         layer.weight.fill_(4.0)  # type: ignore[union-attr, operator]
         layer.count.fill_(7.0)  # type: ignore[union-attr, operator]

@@ -20,8 +20,8 @@ from distill.teachers import TextEncoder, load_denoiser
 from launch.commands.export import export_product
 from tests.clip_texts import Clip, write_clip
 from tests.tiny import ROOT, environment, experiment, fit_run, recipe
-from trainers.data.batches import condition_at
 from trainers.data import Dataset
+from trainers.data.batches import condition_at
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
 from trainers.runs.load import load_trained

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.teachers import load_denoiser
-from tests.tiny import build_session, distillation, experiment, fit_run, placed, recipe, teacher_recipe
+from tests.tiny import build_session, distillation, experiment, fit_run, opened, placed, recipe, teacher_recipe
 from trainers.data import Dataset
+from trainers.recipe.load import resolve
 from trainers.recipe.run import Run, TeacherRun
-from trainers.runs.distillation import check_objective, load_teacher
-from trainers.runs.teacher import fresh_denoiser
+from trainers.runs.open import check_teacher_data
 
 
 def test_labels_are_dropped_with_their_probability() -> None:
@@ -37,19 +37,16 @@ def test_labels_are_dropped_with_their_probability() -> None:
 
 
 def test_a_teacher_with_label_dropout_can_be_guided(tmp_path: Path) -> None:
-    fit_run(teacher_recipe(label_dropout=0.1, images=16), tmp_path)  # type: ignore[arg-type]
+    fit_run(teacher_recipe(label_dropout=0.1, images=16), tmp_path)
     teacher = load_denoiser(tmp_path / "teacher")
-    assert (teacher.null_cond, teacher.network.classes) == (10, 10)
+    assert (teacher.network.null_label, teacher.network.classes) == (10, 10)
     assert len(teacher.network.unet.class_embedding.weight) == 11
     assert refusal(recipe(tmp_path / "teacher", objective={"name": "guided", "objective": "sid"})) is None
 
 
 def refusal(settings: dict[str, Any]) -> str | None:
     try:
-        run = experiment(settings)
-        assert isinstance(run, Run)
-        dataset = run.data.load()
-        check_objective(run, dataset, load_teacher(run, dataset))
+        opened(settings)
     except UserError as error:
         return str(error)
     return None
@@ -61,7 +58,7 @@ def test_label_dropout_that_cannot_be() -> None:
     run = experiment(teacher_recipe(label_dropout=0.1))
     assert isinstance(run, TeacherRun)
     with pytest.raises(UserError, match=r"^label_dropout: plain has no labels to drop; set it to 0$"):
-        fresh_denoiser(
+        check_teacher_data(
             run, Dataset("plain", 2, (1, 8, 8), None, lambda positions: torch.zeros(len(positions), 1, 8, 8))
         )
 
@@ -126,6 +123,6 @@ def test_refusals(name: str, teachers: Path) -> None:
 
 def test_a_weak_teacher_is_found_from_anywhere(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(teachers)
-    run = experiment(distillation("autoguided", Path()))
+    run = resolve(distillation("autoguided", Path()))
     monkeypatch.chdir("/")
     assert isinstance(run, Run) and Path(run.objective.weak_teacher) == teachers / "dropout"  # type: ignore[attr-defined]

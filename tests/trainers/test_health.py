@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ class TwoTerms(Objective):
     scale: float = 3.0
     times: Times = LogNormal(-1.2, 1.2)
 
-    differentiates_denoisers: ClassVar[bool] = True
+    differentiates_denoisers = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
@@ -39,16 +39,16 @@ def session_of(settings: dict[str, Any]) -> Session:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Estimates, Tensor]]:
-    """What every call of Objective.scores was given and gave."""
+    """What every call of Objective.estimate was given and gave."""
     found: list[tuple[Estimates, Tensor]] = []
-    scores = Objective.scores
+    estimate = Objective.estimate
 
     def spy(self: Objective, nets: Denoisers, x: Tensor, *rest: Any) -> Estimates:
-        result = scores(self, nets, x, *rest)
+        result = estimate(self, nets, x, *rest)
         found.append((result, x))
         return result
 
-    monkeypatch.setattr(Objective, "scores", spy)
+    monkeypatch.setattr(Objective, "estimate", spy)
     return found
 
 
@@ -100,7 +100,7 @@ def test_each_terms_gradient_at_the_samples(
     assert means["health/sid_at_x"] > 0
     unlogged = session_of({**settings, "log_every": 96})
     for _ in range(2):
-        unlogged.step()
+        unlogged.update_players(unlogged)
         unlogged.state.images += 8
     for ours, other in zip(
         session.state.players["generator"].parameters, unlogged.state.players["generator"].parameters, strict=True
@@ -109,7 +109,7 @@ def test_each_terms_gradient_at_the_samples(
 
 
 def test_they_are_in_the_log(teachers: Path, tmp_path: Path) -> None:
-    fit_run(recipe(teachers / "edm", objective=objective()), tmp_path)  # type: ignore[arg-type]
+    fit_run(recipe(teachers / "edm", objective=objective()), tmp_path)
     record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     names = {name for name in record if name.startswith("health/") and "nsr" not in name}
     assert names == {

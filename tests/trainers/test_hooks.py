@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.errors import UserError
 from distill.metrics import Protocol
 from distill.random import Random
@@ -36,9 +36,10 @@ COPY = Digits().load()
 
 def nearest(noise: Tensor, cond: Condition) -> Tensor:
     """A sampler: real digits of the wanted class, picked by the noise."""
-    assert isinstance(cond, Tensor) and COPY.labels is not None
+    assert cond.labels is not None and COPY.labels is not None
     picked = [
-        torch.nonzero(COPY.labels == c)[:, 0][int(abs(z.sum()) * 1e3) % 174] for c, z in zip(cond, noise, strict=True)
+        torch.nonzero(COPY.labels == c)[:, 0][int(abs(z.sum()) * 1e3) % 174]
+        for c, z in zip(cond.labels, noise, strict=True)
     ]
     return COPY.images(torch.stack(picked))
 
@@ -61,9 +62,9 @@ def session(teachers: Path) -> Session:
 
 
 def test_samples_are_a_class_a_column_on_the_same_noise(session: Session, tmp_path: Path) -> None:
-    noise, labels = preview_inputs(session)
-    assert noise.shape == (60, 1, 8, 8) and labels is not None
-    assert labels.reshape(6, 10).tolist() == [list(range(10))] * 6
+    noise, cond = preview_inputs(session)
+    assert noise.shape == (60, 1, 8, 8) and cond.labels is not None
+    assert cond.labels.reshape(6, 10).tolist() == [list(range(10))] * 6
     expected, _ = inputs(session.dataset, Random.at(session.run.seed, torch.arange(60)).stream("preview"))
     assert torch.equal(noise, expected)
     hook = Samples(tmp_path, 8)
@@ -72,7 +73,7 @@ def test_samples_are_a_class_a_column_on_the_same_noise(session: Session, tmp_pa
         hook(session)
     first, second = (np.array(Image.open(tmp_path / "samples" / f"{i:012d}.png")) for i in (8, 16))
     assert np.array_equal(first, second)
-    assert np.array_equal(first, np.array(grid(session.sampler(noise, labels), 10)))
+    assert np.array_equal(first, np.array(grid(session.sampler(noise, cond), 10)))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
@@ -86,11 +87,11 @@ def test_every_precision_trains_samples_and_evaluates(
     (record,) = read(tmp_path / "metrics.jsonl")
     assert record["samples"] == 64 and record["frechet"] > 0
     assert (tmp_path / "samples" / f"{16:012d}.png").is_file()
-    noise, labels = preview_inputs(session)
+    noise, cond = preview_inputs(session)
     product = load_trained(tmp_path)
-    assert torch.equal(product.sampler(noise, labels), session.sampler(noise, labels))
+    assert torch.equal(product.sampler(noise, cond), session.sampler(noise, cond))
     if product.teacher_sampler is not None:
-        assert product.teacher_sampler(noise[:2], None if labels is None else labels[:2]).shape == (2, 1, 8, 8)
+        assert product.teacher_sampler(noise[:2], cond.rows(slice(2))).shape == (2, 1, 8, 8)
 
 
 def test_the_best_is_kept(session: Session, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from distill.denoiser import Normalisation
-from distill.encoders.encoder import autoencoder
+from distill.denoiser import Denoiser
+from distill.encoders.latents import Normalisation
 from distill.errors import UserError
 from distill.objectives.diff_instruct import DiffInstruct
 from distill.objectives.rewarded import Rewarded
@@ -37,7 +37,7 @@ SCALE = Normalisation((0.5, -1.0, 0.25, 2.0), (1.5, 2.0, 0.75, 3.0))
 
 
 def write(folder: Path) -> None:
-    """Teachers of latents [4, 8, 8] in three classes, `decoded` and `has_no_decoder`; images [3, 16, 16] of those classes."""
+    """Teachers of latents [4, 8, 8] in three classes, `decoded` and `blind`; images [3, 16, 16] of those classes."""
     denoiser = build({**EDM2, "img_channels": 4})
     denoiser.latents = SCALE
     for name in ("decoded", "blind"):
@@ -88,9 +88,9 @@ def test_pictures_are_decoded(latents: Path, tmp_path: Path) -> None:
     wanted = picture(by_hand(latents, session.sampler(noise, cond)))
     made = np.array(Image.open(tmp_path / "samples" / f"{0:012d}.png")).astype(int)
     assert made.shape == (6 * 66, 10 * 66, 3) and int(abs(made - wanted).max()) <= 1  # rounding to 8 bits
-    decoder = autoencoder(denoiser_of(session.model))
+    decoder = denoiser_of(session.model).network.autoencoder
     assert decoder is not None and decoder._vae is None  # type: ignore[attr-defined]
-    assert decoder is autoencoder(session.teacher) if session.teacher else False
+    assert session.teacher is not None and decoder is session.teacher.network.autoencoder
 
 
 def test_latents_that_nothing_decodes(latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +126,7 @@ def test_evaluation_compares_images_with_images(latents: Path, tmp_path: Path) -
     assert record["protocol"] == protocol.name == "pca8(images, 30 real)"
     wanted = protocol.report(by_hand(latents, samples), labels)["frechet"]
     assert record["frechet"] == pytest.approx(wanted, rel=1e-5) and float(wanted) > 0
-    decoder = autoencoder(denoiser_of(session.model))
+    decoder = denoiser_of(session.model).network.autoencoder
     assert decoder is not None and decoder._vae is None  # type: ignore[attr-defined]
 
 
@@ -147,11 +147,11 @@ def test_what_cannot_be_evaluated(latents: Path) -> None:
 def test_large_images_are_few(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = session_of(run_of(latents, "decoded"))
     for side, shape in ((256, (10, 6)), (512, (8, 6)), (1024, (4, 4)), (8192, (1, 1))):
-        monkeypatch.setattr("trainers.hooks.samples.image_shape", lambda denoiser, side=side: (3, side, side))
+        monkeypatch.setattr(Denoiser, "image_shape", (3, side, side))
         assert layout(session) == shape
         noise, cond = preview_inputs(session)
         assert len(noise) == shape[0] * shape[1]
-        assert isinstance(cond, Tensor) and cond[: shape[0]].tolist() == [n % 3 for n in range(shape[0])]
+        assert cond["labels"][: shape[0]].tolist() == [n % 3 for n in range(shape[0])]
 
 
 @pytest.mark.parametrize("inner", [SiD(), DiffInstruct()], ids=["sid", "diff_instruct"])

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from distill import UserError
 from distill.lora import Lora, attach, merge
 from distill.objectives import OBJECTIVES
+from distill.teachers import load_denoiser
 from launch.commands.ema import ema
-from launch.commands.export import export, export_product
-from tests.tiny import ADAPTERS, build_session, distillation, experiment, fit_run, recipe
+from launch.commands.export import export
+from tests.tiny import ADAPTERS, build_session, distillation, experiment, fit_run, opened, recipe
 from trainers.checkpoints import checkpoint, saver
-from trainers.data import Digits
 from trainers.data.batches import inputs
-from trainers.engine.ema import EMA
+from trainers.engine.ema import EMA, average
 from trainers.engine.player import Player
 from trainers.engine.session import Session
-from trainers.recipe.run import Average, Optimizer, Run
-from trainers.runs.distillation import check_objective, load_teacher
+from trainers.recipe.run import Average, Optimizer
 from trainers.runs.load import load_trained
 
 
@@ -96,9 +95,9 @@ def test_a_file_never_writes_the_shared_base(teachers: Path, tmp_path: Path) -> 
     session = session_of(distillation("sid_lora", teachers))
     assert session.teacher is not None
     before = [value.clone() for value in session.teacher.parameters()]
-    average = session.state.ema
-    save_file({name: value + 1 for name, value in average.module.state_dict().items()}, tmp_path / "x.safetensors")
-    checkpoint.load_module(average.module, tmp_path / "x.safetensors", average.frozen_names)
+    ema = session.state.ema
+    save_file({name: value + 1 for name, value in ema.module.state_dict().items()}, tmp_path / "x.safetensors")
+    checkpoint.load_module(ema.module, tmp_path / "x.safetensors", ema.frozen_names)
     assert all(torch.equal(old, new) for old, new in zip(before, session.teacher.parameters(), strict=True))
 
 
@@ -142,11 +141,9 @@ def test_players_leave_alone_what_they_do_not_train(adapters: bool) -> None:
         assert weight.requires_grad != adapters
     assert network.fixed.requires_grad and not any(p.requires_grad for p in player.parameters)
     assert torch.equal(weight, before if adapters else before / 2)  # once when it became a player
-    average = EMA(network, Average(), player.frozen_names).module
-    frozen_names = {
-        name for name, p in average.named_parameters() if p.data_ptr() == network.get_parameter(name).data_ptr()
-    }
-    assert frozen_names == player.frozen_names
+    copy = average(network, Average(), player.frozen_names).module
+    shared = {name for name, p in copy.named_parameters() if p.data_ptr() == network.get_parameter(name).data_ptr()}
+    assert shared == player.frozen_names
 
 
 def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) -> None:
@@ -154,7 +151,7 @@ def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) ->
     run = experiment(distillation("sid_lora", teachers, images=32, entry={"nsr": 1.0}))
     session = fit_run(run, tmp_path / "run")
     product = load_trained(tmp_path / "run")
-    plain = set(load_teacher(run, Digits().load()).state_dict())  # type: ignore[arg-type]
+    plain = set(load_denoiser(teachers / "edm").state_dict())
     assert {f"denoiser.{name}" for name in plain} == set(product.model.state_dict())
     noise, labels = inputs(session.dataset, session.batches.micro("x", 0, 0).random)
     trained, merged = session.sampler(noise, labels), product.sampler(noise, labels)
@@ -163,7 +160,7 @@ def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) ->
     assert float((trained - merged).abs().max()) < 1e-5
     unmerged = load_trained(tmp_path / "run", merged=False).sampler(noise, labels)
     assert torch.equal(trained, unmerged)
-    assert export_product(product, tmp_path / "run", tmp_path / "export") < 1e-4
+    assert product.export(tmp_path / "export") < 1e-4
     with pytest.raises(UserError, match=r"^export: diffusers loads no adapters into UNet; give another --format$"):
         export(tmp_path / "run", tmp_path / "adapters", "lora")
 
@@ -184,10 +181,9 @@ def test_an_average_of_another_width(teachers: Path, tmp_path: Path) -> None:
 def test_unknown_targets_are_refused_before_training(teachers: Path) -> None:
     for player in ("generator", "fake"):
         lora = {"lora": {"targets": ["to_q"]}}
-        run = experiment(recipe(teachers / "edm", **{player: lora}))
-        assert isinstance(run, Run)
+        settings = recipe(teachers / "edm", **{player: lora})
         with pytest.raises(UserError, match=r"^lora.targets: no convolution or linear layer is called 'to_q'; it has "):
-            check_objective(run, Digits().load(), load_teacher(run, Digits().load()))
+            opened(settings)
 
 
 def test_a_teacher_has_no_adapters() -> None:

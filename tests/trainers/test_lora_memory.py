@@ -8,23 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill import EDM, Denoiser
-from distill.denoiser import Condition
+from distill.conditions import Condition
+from distill.networks.network import Network
 from tests.tiny import build_session, distillation, recipe
 from tests.trainers.living import stored
 from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.runs import distillation as building
+from trainers.runs import open as opening
 
 LORA = {"lr": 1e-3, "lora": {"rank": 8}}  # of widths 64 and 128; 64 of 320 ... 1280 in DMD2's SDXL
 
 
-class SDXL(nn.Module):
+class SDXL(Network):
     """A U-Net with SDXL's added conditions; its text embeddings are functions of the label."""
 
-    shape, classes, null = (1, 8, 8), 10, None
+    shape, classes = (1, 8, 8), 10
 
     def __init__(self) -> None:
         from diffusers import UNet2DConditionModel
@@ -48,8 +50,8 @@ class SDXL(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        assert isinstance(cond, Tensor)
-        text = torch.cos(cond[:, None].to(x.dtype) * torch.arange(1, 65, device=x.device))
+        assert cond.labels is not None
+        text = torch.cos(cond.labels[:, None].to(x.dtype) * torch.arange(1, 65, device=x.device))
         added = {"text_embeds": text, "time_ids": x.new_tensor([8, 8, 0, 0, 8, 8]).expand(len(x), 6)}
         prompt = text[:, None].expand(-1, 7, -1)
         output: Tensor = self.model(x, time, prompt, added_cond_kwargs=added, return_dict=False)[0]
@@ -58,11 +60,11 @@ class SDXL(nn.Module):
 
 @pytest.fixture
 def sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(folder: str) -> Denoiser:
+    def load(folder: str, weights: bool = True) -> Denoiser:
         torch.manual_seed(0)
         return Denoiser(SDXL(), EDM(), "edm").eval()
 
-    monkeypatch.setattr(building, "load_denoiser", load)
+    monkeypatch.setattr(opening, "load_denoiser", load)
     monkeypatch.setattr(building, "teacher_hash", lambda folder: "sdxl")
 
 
@@ -128,9 +130,9 @@ def test_the_base_is_the_teachers(name: str, precision: str, teachers: Path) -> 
         adapted = player.name == "fake" or name == "sid_lora"
         for network in networks:
             network.to("cpu")  # to where it is
-            kept = {n: p for n, p in network.named_parameters() if n in player.kept}
+            kept = {n: p for n, p in network.named_parameters() if n in player.frozen_names}
             assert {p.data_ptr() for p in kept.values()} == (set(base) if adapted else set())
-            trained = [p for n, p in network.named_parameters() if n not in player.kept]
+            trained = [p for n, p in network.named_parameters() if n not in player.frozen_names]
             assert {p.dtype for p in trained} == {master} and not base.keys() & {p.data_ptr() for p in trained}
             buffers = {b.data_ptr() for b in network.buffers()}
             assert not buffers & {b.data_ptr() for b in session.teacher.buffers()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from distill import Random, UserError
 from distill.guidance import classifier_free
 from distill.sampling import sample
 from distill.teachers import load_denoiser
-from tests.tiny import experiment, recipe, write_pairs
+from tests.tiny import build_session, experiment, recipe, write_pairs
 from trainers.data import Dataset, Digits
-from trainers.data.batches import Batches, inputs
+from trainers.data.batches import Batches, BatchSizes, inputs
 from trainers.data.pairs import PairSet, open_pairs
 from trainers.io import atomic
-from trainers.recipe.run import Run
-from trainers.runs.distillation import load_pairs, teacher_hash
+from trainers.runs.distillation import teacher_hash
 
 CPU = torch.device("cpu")
 
@@ -33,7 +31,9 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def opened(folder: Path, teacher: Path, **changes: Any) -> PairSet:
     form: dict[str, Any] = {"shape": (1, 8, 8), "classes": 10, **changes}
-    return open_pairs(folder, 4, teacher_hash(str(teacher)), **form)
+    pairs = open_pairs(folder, **form)
+    pairs.check_teacher(teacher_hash(str(teacher)))
+    return pairs
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -47,10 +47,9 @@ def test_a_pair_is_noise_and_what_the_teacher_makes_of_it(teachers: Path) -> Non
     pairs = opened(teachers / "pairs", teachers / "edm")
     assert (pairs.count, [len(shard["noise"]) for shard in pairs.shards]) == (20, [8, 8, 4])
     rows = pairs.rows(torch.tensor([17, 3, 8]))
-    noise, label = inputs(Digits().load(), Random.at(0, torch.tensor([17, 3, 8])).stream("pairs"))
-    assert label is not None
-    assert torch.equal(rows["noise"], noise) and torch.equal(rows["label"], label)
-    target = sample(load_denoiser(teachers / "edm"), noise, label, evaluations=3)
+    noise, cond = inputs(Digits().load(), Random.at(0, torch.tensor([17, 3, 8])).stream("pairs"))
+    assert torch.equal(rows["noise"], noise) and torch.equal(rows["label"], cond["labels"])
+    target = sample(load_denoiser(teachers / "edm"), noise, cond, evaluations=3)
     assert float((rows["target"] - target).abs().max()) < 1e-4 * float(target.abs().max())
     assert float((target - noise).abs().mean()) > 0.1
     description = json.loads((teachers / "pairs/pairs.json").read_text())
@@ -107,17 +106,17 @@ def test_a_kill_at_any_moment_costs_nothing_but_time(
 def test_what_is_whole_is_kept_and_what_is_damaged_made_again(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    atomic_file = everything(teachers / "pairs")
+    before = everything(teachers / "pairs")
     list(write_pairs(teachers / "edm", tmp_path / "p", count=12))
     first = (tmp_path / "p/pairs-00000.safetensors").stat().st_mtime_ns
     list(write_pairs(teachers / "edm", tmp_path / "p"))  # more of the same
-    assert everything(tmp_path / "p") == atomic_file
+    assert everything(tmp_path / "p") == before
     assert (tmp_path / "p/pairs-00000.safetensors").stat().st_mtime_ns == first
-    damaged = bytearray(atomic_file["pairs-00001.safetensors"])
+    damaged = bytearray(before["pairs-00001.safetensors"])
     damaged[-1] ^= 1
     (tmp_path / "p/pairs-00001.safetensors").write_bytes(damaged)
     list(write_pairs(teachers / "edm", tmp_path / "p"))
-    assert everything(tmp_path / "p") == atomic_file
+    assert everything(tmp_path / "p") == before
 
 
 @pytest.mark.parametrize(
@@ -172,46 +171,51 @@ def test_pairs_that_do_not_fit_are_refused(teachers: Path, tmp_path: Path) -> No
 # Drawing from them
 
 
-def counted(count: int, per_batch: int) -> PairSet:
+PER_BATCH = 12
+
+
+def counted(count: int) -> PairSet:
     """Pairs whose noise shows their position, in shards of 7."""
     at = torch.arange(count)
     noise = at.float()[:, None, None, None].expand(-1, 1, 2, 2)
     shards = [{"noise": n, "target": -n, "label": at} for n, at in zip(noise.split(7), at.split(7), strict=True)]
-    return PairSet(count, per_batch, tuple(shards))
+    return PairSet(Path("pairs"), count, "teacher", tuple(shards))
 
 
 def drawn(pairs: PairSet, first: int, world: int = 1, micro: int = 1, stream: str = "generator") -> Tensor:
     """Positions of the pairs of the global batch of 24 from sample `first`, put together from its parts."""
     dataset = Dataset("labels", 100, (1, 2, 2), torch.arange(100) % 10, None)
-    run = experiment(recipe("unused", batch_size=24, images=240, micro_batches=micro))
-    found = []
+    sizes, found = BatchSizes(24, micro, PER_BATCH), []
     for index in range(micro):
         for rank in range(world):
-            batch = Batches(run, dataset, False, rank, world, CPU, pairs).micro(stream, first, index)
-            assert batch.pairs is not None and isinstance(batch.pairs.cond, Tensor) and batch.pairs.made is None
+            batch = Batches(dataset, sizes, 0, torch.float32, False, rank, world, CPU, pairs).micro(
+                stream, first, index
+            )
+            assert batch.pairs is not None and batch.pairs.cond.labels is not None and batch.pairs.made is None
+            labels = batch.pairs.cond.labels
             assert torch.equal(batch.pairs.target, -batch.pairs.noise)
-            assert torch.equal(batch.pairs.noise[:, 0, 0, 0].long(), batch.pairs.cond)
-            assert len(batch.pairs.cond) == pairs.per_batch // (world * micro)
-            found.append(batch.pairs.cond)
+            assert torch.equal(batch.pairs.noise[:, 0, 0, 0].long(), labels)
+            assert len(labels) == PER_BATCH // (world * micro)
+            found.append(labels)
     return torch.cat(found)
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 2), (2, 1), (3, 2), (1, 12)])
 def test_any_partition_takes_the_same_pairs(world: int, micro: int) -> None:
-    pairs = counted(50, 12)
+    pairs = counted(50)
     assert torch.equal(drawn(pairs, 96, world, micro), drawn(pairs, 96))
 
 
 def test_an_epoch_takes_every_pair_once() -> None:
-    pairs = counted(36, 12)
+    pairs = counted(36)
     epochs = torch.stack([torch.cat([drawn(pairs, 24 * (3 * epoch + i)) for i in range(3)]) for epoch in range(3)])
     assert all(torch.equal(epoch.sort().values, torch.arange(36)) for epoch in epochs)
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == 3
 
 
 def test_the_generator_alone_gets_pairs() -> None:
-    run = experiment(recipe("unused", batch_size=24, images=240))
-    batches = Batches(run, Dataset("none", 1, (1, 2, 2), None, None), False, 0, 1, CPU, counted(50, 12))
+    sizes, dataset = BatchSizes(24, pairs=PER_BATCH), Dataset("none", 1, (1, 2, 2), None, None)
+    batches = Batches(dataset, sizes, 0, torch.float32, False, 0, 1, CPU, counted(50))
     assert batches.micro("fake", 0, 0).pairs is None
     assert batches.micro("generator", 0, 0).pairs is not None
 
@@ -226,15 +230,11 @@ def dmd(teachers: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_run_opens_its_pairs(teachers: Path) -> None:
-    run = experiment(dmd(teachers, pairs={"fraction": 0.5}))
-    assert isinstance(run, Run)
-    teacher = load_denoiser(teachers / "edm")
-    pairs = load_pairs(run, teacher)
-    assert pairs is not None and (pairs.count, pairs.per_batch) == (20, 4)
-    other = replace(run, teacher=str(teachers / "flow"))
-    assert (
-        refusal(lambda: load_pairs(other, teacher)) == f"pairs: '{teachers / 'pairs'}' holds pairs of another teacher"
-    )
+    settings = dmd(teachers, pairs={"fraction": 0.5})
+    batches = build_session(settings).batches
+    assert batches.pairs is not None and (batches.pairs.count, batches.sizes.pairs) == (20, 4)
+    other = {**settings, "teacher": str(teachers / "flow")}
+    assert refusal(lambda: build_session(other)) == f"pairs: '{teachers / 'pairs'}' holds pairs of another teacher"
 
 
 def test_mistakes_in_a_recipe(teachers: Path) -> None:
