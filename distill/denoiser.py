@@ -128,8 +128,8 @@ class Denoiser(nn.Module):
         try:
             return self.network.get_submodule(taps.get(tap, tap))
         except AttributeError:
-            kind = type(self.network).__name__
-            raise UserError(f"tap: {kind} has no submodule '{tap}'; short names: {list(taps)}") from None
+            name = self.network.display_name
+            raise UserError(f"tap: {name} has no submodule '{tap}'; short names: {list(taps)}") from None
 
     @contextmanager
     def _watching(self, tap: str, seen: list[Tensor], stop: bool = False) -> Iterator[None]:

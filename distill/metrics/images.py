@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 def image_shape(images: Tensor) -> Shape:
     """Return (C, *spatial) of `images` [N, C, *spatial]; raises UserError for fewer dimensions."""
     if images.ndim < 3:
-        raise UserError(f"images: {list(images.shape)} given, expected [N, C, H, W]")
+        raise UserError(f"images: {list(images.shape)} given, expected [N, C, *spatial]")
     return tuple(images.shape[1:])
 
 

@@ -83,14 +83,20 @@ class Network(nn.Module):
         """The name of the user's own class, "my_package.my_module:MyNet", that it wraps; None where it wraps none."""
         return None
 
+    @property
+    def display_name(self) -> str:
+        """The name of its class, for messages."""
+        return type(self).__name__
+
     def description(self) -> dict[str, Any] | None:
         """Return the entry `network` of denoiser.json; None for the kind that needs none.
 
         Raises:
             UserError: A teacher's folder cannot hold this kind of network.
         """
-        kind = type(self).__name__
-        raise UserError(f"teacher: denoiser.json cannot name a {kind}; a network of your own goes into OwnNet")
+        raise UserError(
+            f"teacher: denoiser.json cannot name a {self.display_name}; a network of your own goes into OwnNet"
+        )
 
     def save(self, folder: Path) -> None:
         """Write the weights to a teacher's `folder`."""
@@ -118,6 +124,10 @@ class PlainNetwork(Network):
         super().__init__()
         self.module = module
 
+    @property
+    def display_name(self) -> str:
+        return type(self.module).__name__
+
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         output: Tensor = self.module(x, time, cond.plain)
         return output
@@ -125,4 +135,5 @@ class PlainNetwork(Network):
 
 def null_label(label: int | None) -> Condition | None:
     """Return the null condition that is the label `label`; None for None."""
-    return None if label is None else Condition(labels=torch.tensor(label))
+    # on the CPU also where networks are built on the meta device: its value must stay known
+    return None if label is None else Condition(labels=torch.tensor(label, device="cpu"))

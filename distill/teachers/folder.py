@@ -90,12 +90,14 @@ def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
     if not file.exists() and (folder / INDEX).is_file():
         return load_pipeline(folder, weights)
     description, path, arguments = _read_description(file)
-    kind = _kind(description.get("network"), folder)
+    null, kind = description.get("null"), _kind(description.get("network"), folder)
+    wrong_null = UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
+    if not isinstance(null, int | None):
+        raise wrong_null
     with _naming(folder):
         network = kind.load(folder, description, weights)
-    null = description.get("null")
-    if null is not None and not (isinstance(null, int) and null == network.classes > 0):
-        raise UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
+    if null is not None and not null == network.classes > 0:
+        raise wrong_null
     if (folder / "vae").is_dir():
         if not isinstance(arguments["latents"], Normalisation):
             raise UserError(f"teacher: '{file}': latents: must state mean and std by channel, as there is a vae/")

@@ -26,7 +26,7 @@ class UNet(Network):
     pipeline_export = "unet"
 
     def __init__(self, unet: UNet2DModel, null: int | None = None) -> None:
-        super().__init__()
+        Network.__init__(self)
         self.unet, self.null = unet, null_label(null)
         size = unet.config["sample_size"]
         self.shape = (unet.config["in_channels"], *((size, size) if isinstance(size, int) else size))

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from distill import UserError
-from distill.denoiser import Denoiser, Normalisation
-from distill.encoders.encoder import autoencoder, image_shape, parts
-from distill.encoders.parts import load_stock
-from distill.teachers import Autoencoder, load_denoiser, save_denoiser
-from distill.tiny.parts import autoencoder
+from distill.denoiser import Denoiser
+from distill.encoders import autoencoder
+from distill.encoders.autoencoder import DiffusersAutoencoder
+from distill.encoders.latents import Normalisation
+from distill.pipeline_folder import load_stock_pipeline
+from distill.teachers import load_denoiser, save_denoiser
+from distill.tiny.parts import autoencoder as tiny_autoencoder
 from tests.distill.teachers.test_edm import EDM2, build
+from tests.pipelines import PIPELINES
 from tests.pipelines import build as build_pipeline
 
 Folder = Callable[[str], Path]
@@ -39,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     """Such a network's folder, with a `vae/`."""
     save_denoiser(edm2(), tmp_path / "teacher")
     torch.manual_seed(3)
-    autoencoder(4, scaling_factor=0.18215).save_pretrained(tmp_path / "teacher" / "vae")
+    tiny_autoencoder(4, scaling_factor=0.18215).save_pretrained(tmp_path / "teacher" / "vae")
     return tmp_path / "teacher"
 
 
@@ -57,18 +60,18 @@ def vae_of(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 def test_edm2s_scale(folder: Path) -> None:
     """As the authors state it, z 0.5/std + (0 - mean 0.5/std), and its inverse; not the autoencoder's own factor."""
     loaded, vae = load_denoiser(folder), vae_of(folder, torch.float64)
-    assert loaded.latents == SCALE and image_shape(loaded) == (3, 16, 16)
+    assert loaded.latents == SCALE and loaded.image_shape == (3, 16, 16)
     scale = 0.5 / torch.tensor(RAW_STD, dtype=torch.float64)[:, None, None]
     bias = -torch.tensor(MEAN, dtype=torch.float64)[:, None, None] * scale
     x = latents(dtype=torch.float64)
-    ours = Autoencoder(folder, SCALE, 4)
+    ours = DiffusersAutoencoder(folder, SCALE, 4)
     images = vae.decode((x - bias) / scale).sample
     assert float((ours.decode(x) - images).abs().max()) < 1e-12
     distribution = vae.encode(images).latent_dist
     mean, std = ours.encode(images)
     assert float((mean - (distribution.mean * scale + bias)).abs().max()) < 1e-12
     assert float((std - distribution.std * scale).abs().max()) < 1e-12
-    single = autoencoder(loaded)
+    single = loaded.network.autoencoder
     assert single is not None and single.decode(x.float()).dtype == torch.float32
     assert float((single.decode(x.float()) - images).abs().max()) < 1e-5
 
@@ -81,9 +84,9 @@ def test_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (SCALE.mean, SCALE.std))
     wanted = vae.decode(x * std + mean).sample
     (gradient,) = torch.autograd.grad((wanted * weight).sum(), x)
-    monkeypatch.setattr(parts, "PIXELS", 600)
-    ours, sizes = Autoencoder(folder, SCALE), list[int]()
-    ours._loaded(x).decoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    monkeypatch.setattr(autoencoder, "PIXELS_AT_ONCE", 600)
+    ours, sizes = DiffusersAutoencoder(folder, SCALE), list[int]()
+    ours._load(x).decoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     plain = ours.decode(x)
     assert sizes == [2, 2, 1] and not plain.requires_grad
     assert float((plain - wanted).abs().max()) < 1e-12
@@ -92,7 +95,7 @@ def test_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         images = ours.decode(x, graph=True)
     assert torch.equal(images, plain) and sum(kept) <= x.nbytes
     blocks = list[int]()
-    ours._loaded(x).decoder.up_blocks[0].register_forward_pre_hook(lambda *_: blocks.append(1))
+    ours._load(x).decoder.up_blocks[0].register_forward_pre_hook(lambda *_: blocks.append(1))
     for _ in range(2):  # the trainer may ask for a term's gradient before it goes back for all
         sizes.clear(), blocks.clear()
         (mine,) = torch.autograd.grad((images * weight).sum(), x, retain_graph=True)
@@ -104,7 +107,7 @@ def test_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_copies_share_it_and_freeing_loses_nothing(folder: Path) -> None:
     teacher = load_denoiser(folder)
-    first, second = autoencoder(teacher), autoencoder(copy.deepcopy(teacher))
+    first, second = teacher.network.autoencoder, copy.deepcopy(teacher).network.autoencoder
     assert first is second and first is not None and first._vae is None  # type: ignore[attr-defined]
     images = first.decode(latents())
     assert first._vae is not None  # type: ignore[attr-defined]
@@ -115,11 +118,9 @@ def test_copies_share_it_and_freeing_loses_nothing(folder: Path) -> None:
 
 def test_the_identity_is_of_files_and_scale(folder: Path) -> None:
     other = Normalisation(SCALE.mean, (1.0, 1.0, 1.0, 1.0))
-    assert (
-        len({Autoencoder(folder).identity, Autoencoder(folder, SCALE).identity, Autoencoder(folder, other).identity})
-        == 3
-    )
-    assert Autoencoder(folder, SCALE).identity == Autoencoder(folder, SCALE).identity
+    identities = [DiffusersAutoencoder(folder, scale).identity for scale in (None, SCALE, other)]
+    assert len(set(identities)) == 3
+    assert DiffusersAutoencoder(folder, SCALE).identity == identities[1]
 
 
 def test_sdxl_with_a_scale_by_channel(tmp_path: Path) -> None:
@@ -127,13 +128,13 @@ def test_sdxl_with_a_scale_by_channel(tmp_path: Path) -> None:
     pipe = build_pipeline("sdxl")
     pipe.vae.register_to_config(latents_mean=[0.5, -1.0, 2.0, 0.1], latents_std=[0.9, 1.5, 2.0, 0.3])
     pipe.save_pretrained(tmp_path)
-    stock = load_stock(tmp_path)
+    stock = load_stock_pipeline(tmp_path)
     common = {"prompt": "a cat", "num_inference_steps": 2, "height": 16, "width": 16}
     images, samples = (
         stock(**common, generator=torch.Generator().manual_seed(1), output_type=kind).images
         for kind in ("pt", "latent")
     )
-    ours = autoencoder(load_denoiser(tmp_path))
+    ours = load_denoiser(tmp_path).network.autoencoder
     assert ours is not None
     assert float((ours.decode(samples).clamp(-1, 1) / 2 + 0.5 - images).abs().max()) < 1e-5
 
@@ -142,23 +143,37 @@ def test_sdxl_with_a_scale_by_channel(tmp_path: Path) -> None:
 def test_pipelines_say_how_large_images_are(name: str, pipelines: Folder) -> None:
     teacher = load_denoiser(pipelines(name))
     network: Any = teacher.network
-    assert image_shape(teacher) == (3, network.pixels, network.pixels)
-    decoder = autoencoder(teacher)
-    assert decoder is not None
-    assert decoder.decode(torch.zeros(2, *network.shape)).shape == (2, 3, network.pixels, network.pixels)
+    assert teacher.image_shape == (3, *network.pixels)
+    assert network.autoencoder.decode(torch.zeros(2, *network.shape)).shape == (2, 3, *network.pixels)
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if not name.startswith("ddpm")])
+def test_it_is_the_pipelines(name: str, pipelines: Folder) -> None:
+    """Decoding is what the pipeline does with its latents; encoding is its inverse in shape and scale."""
+    folder = pipelines(name)
+    network: Any = load_denoiser(folder).network
+    ours, pipe = DiffusersAutoencoder(folder), load_stock_pipeline(folder)
+    x = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(4))
+    shift = pipe.vae.config.get("shift_factor") or 0.0
+    with torch.no_grad():
+        theirs = pipe.vae.decode(x / pipe.vae.config.scaling_factor + shift).sample
+    images = ours.decode(x)
+    assert torch.equal(images, theirs) and images.shape == (1, 3, *network.pixels)
+    mean, std = ours.encode(images)
+    assert mean.shape == std.shape == x.shape and bool((std >= 0).all())
 
 
 def test_latents_without_an_autoencoder(tmp_path: Path) -> None:
     for number, given in enumerate((True, SCALE)):
         save_denoiser(edm2(given), tmp_path / str(number))
         loaded = load_denoiser(tmp_path / str(number))
-        assert loaded.latents == given and autoencoder(loaded) is None and image_shape(loaded) is None
+        assert loaded.latents == given and loaded.network.autoencoder is None and loaded.image_shape is None
     pixels = edm2(False)
-    assert image_shape(pixels) == (4, 8, 8)
+    assert pixels.image_shape == (4, 8, 8)
 
 
 def refusal(folder: Path, **changes: Any) -> str:
-    """What loading says when the description has `changes`."""
+    """Return the error of loading when the description has `changes`."""
     file = folder / "denoiser.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(UserError) as caught:

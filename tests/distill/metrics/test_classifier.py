@@ -94,7 +94,7 @@ def change(**fields: Any) -> Callable[[Path], None]:
         (change(width=13), "RuntimeError: Error(s) in loading state_dict"),
         (change(classes=4), "RuntimeError: Error(s) in loading state_dict"),
         (change(shape=...), "KeyError: 'shape'"),
-        (change(shape=[2, 9]), "ValueError"),
+        (change(shape=[2, 9]), "UserError: classifier: takes images (C, H, W), got [2, 9]"),
         (change(depth=3), "TypeError"),
     ],
 )

@@ -181,8 +181,8 @@ def test_wrong_values_and_labels_are_told(digits: Digits, protocol: Protocol) ->
 
 def test_impossible_fits_are_told(digits: Digits) -> None:
     images, labels = digits
-    with pytest.raises(UserError, match=r"\[1797, 8, 8\] given, expected \[N, C, H, W\]"):
-        Protocol.fit("digits", images[:, 0])
+    with pytest.raises(UserError, match=r"\[1797, 8\] given, expected \[N, C, \*spatial\]"):
+        Protocol.fit("digits", images[:, 0, 0])
     with pytest.raises(UserError, match=r"values in \[0, 16\] given, expected them within \[-1, 1\]"):
         Protocol.fit("digits", images * 8 + 8)
     with pytest.raises(UserError, match="3 given, expected at least 4"):

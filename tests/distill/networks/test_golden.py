@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser, Random
-from distill.denoiser import Condition
+from distill.conditions import Condition
 from distill.teachers.edm import EDM2Net, EDMNet
 
 GOLDEN = FilePath(__file__).parents[2] / "golden"
@@ -20,7 +20,7 @@ TOLERANCE = 5e-6  # of the largest entry
 
 
 def load(name: str) -> tuple[dict[str, Tensor], EDMNet | EDM2Net]:
-    """The numbers, and the network with the stored weights, read strictly."""
+    """Return the numbers, and the network with the stored weights, read strictly."""
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         golden = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         settings: dict[str, Any] = json.loads(file.metadata()["init_kwargs"])
@@ -33,7 +33,10 @@ def load(name: str) -> tuple[dict[str, Tensor], EDMNet | EDM2Net]:
 
 
 def seeded_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Weights that follow from their names: biases and scales of norms near 0 and 1, others of size 1/sqrt(inputs)."""
+    """Return weights that follow from their names.
+
+    Biases and scales of norms are near 0 and 1, other weights are of size 1/sqrt(inputs).
+    """
     state = {}
     for name, value in network.state_dict().items():
         if name.endswith("resample_filter"):
@@ -46,11 +49,8 @@ def seeded_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def condition(golden: dict[str, Tensor], augmented: bool) -> Condition:
-    labels = golden["class_labels"].argmax(1) if "class_labels" in golden else None
-    if not augmented:
-        return labels
-    given = {"labels": labels, "augment": golden["augment_labels"]}
-    return {name: value for name, value in given.items() if value is not None}
+    cond = Condition(labels=golden["class_labels"].argmax(1)) if "class_labels" in golden else Condition()
+    return Condition(cond | {"augment": golden["augment_labels"]}) if augmented else cond
 
 
 def assert_same(ours: Tensor, golden: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill import UserError
+from distill import Condition, UserError
 from distill.teachers import copy_pipeline, download, load_denoiser, load_pipeline, save_denoiser
 from tests.distill.teachers.test_unet import CONFIG, LABELLED, LABELS, X
 
@@ -45,7 +45,7 @@ def test_x0_is_the_schedulers(name: str, tmp_path: Path) -> None:
     last = scheduler.config.num_train_timesteps - 1
     for t in sorted({0, 1, last // 2, last - 1, last}):
         steps = torch.full((3,), float(t))
-        output = denoiser.network(X, steps, LABELS)
+        output = denoiser.network(X, steps, Condition(labels=LABELS))
         theirs = scheduler.step(output, t, X).pred_original_sample
         ours = denoiser(X, steps, LABELS)
         assert float((ours - theirs).detach().abs().max() / theirs.detach().abs().max()) < 1e-5

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill import Denoiser, UserError
-from distill.encoders.parts import load_stock
+from distill import Condition, Denoiser, UserError
+from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.paths import DiscreteVP
-from distill.teachers import Autoencoder, TextEncoder, load_denoiser
-from distill.teachers.families import Family
+from distill.pipeline_folder import load_stock_pipeline
+from distill.teachers import load_denoiser
+from distill.teachers.families import LatentFamily
+from distill.teachers.pipeline import family_of
 from tests.pipelines import PIPELINES
 
 Folder = Callable[[str], Path]
@@ -24,18 +26,23 @@ TEXT = [name for name in PIPELINES if not name.startswith(("ddpm", "dit"))]
 LATENT = [name for name in PIPELINES if not name.startswith("ddpm")]
 
 
-def condition(name: str, folder: Path, count: int = 2) -> Any:
-    """Of one prompt, or of class 3, for `count` samples."""
+def text_encoder(folder: Path) -> PipelineTextEncoder:
+    return PipelineTextEncoder(folder, family_of(folder))
+
+
+def condition(name: str, folder: Path, count: int = 2) -> Condition:
+    """Return the condition of one prompt, or of class 3, for `count` samples."""
     if name not in TEXT:
-        return torch.full((count,), 3) if name == "dit" else None
-    made = TextEncoder(folder).encode([PROMPT])
-    return {key: value.expand(count, *value.shape[1:]) for key, value in made.items()}
+        return Condition(labels=torch.full((count,), 3)) if name == "dit" else Condition()
+    return Condition(text_encoder(folder).encode([PROMPT])).map(lambda value: value.expand(count, *value.shape[1:]))
 
 
 def recorded(name: str, folder: Path) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(x, what the network was told of the time, output) at each step of the stock pipeline, called as users do but
-    for the guidance."""
-    pipe, seen = load_stock(folder), []
+    """Return (x, the time that the network was given, output) at each step of the stock pipeline.
+
+    It is called as users do, but for the guidance.
+    """
+    pipe, seen = load_stock_pipeline(folder), []
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
     def look(module: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
@@ -48,10 +55,10 @@ def recorded(name: str, folder: Path) -> list[tuple[Tensor, Tensor, Tensor]]:
         pipe(class_labels=[3], guidance_scale=1.0, output_type="np", **common)
     elif name in TEXT:
         sizes = {"use_resolution_binning": False} if name.startswith(("pixart", "sana")) else {}
-        network_family = load_denoiser(folder).network
+        network_family: Any = load_denoiser(folder).network
         guidance = network_family.guidance if name.startswith("flux") else network_family.unguided
-        side = network_family.pixels
-        pipe(PROMPT, height=side, width=side, guidance_scale=guidance, output_type="latent", **sizes, **common)
+        height, width = network_family.pixels
+        pipe(PROMPT, height=height, width=width, guidance_scale=guidance, output_type="latent", **sizes, **common)
     else:
         pipe(output_type="np", **common)
     return seen
@@ -79,7 +86,7 @@ def test_x0_is_the_schedulers(name: str, pipelines: Folder) -> None:
     folder = pipelines(name)
     denoiser = load_denoiser(folder)
     cond = condition(name, folder)
-    x = torch.randn(2, *denoiser.network.shape, generator=torch.Generator().manual_seed(1))  # type: ignore[misc]
+    x = torch.randn(2, *denoiser.network.shape, generator=torch.Generator().manual_seed(1))
     for t in times(denoiser):
         at = torch.full((2,), t, dtype=torch.float64)
         output = denoiser.network(x, denoiser.path.network_time(at).float(), cond)
@@ -96,7 +103,7 @@ def times(denoiser: Denoiser) -> list[float]:
 
 
 def schedulers_x0(folder: Path, output: Tensor, t: float, x: Tensor) -> Tensor:
-    """diffusers' own arithmetic, under the pipeline's config."""
+    """Return x0 by diffusers' own arithmetic, under the pipeline's config."""
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
@@ -114,8 +121,9 @@ def test_conditions_and_null(name: str, pipelines: Folder) -> None:
     """Conditions have the names that the network takes, every one changes its output, and null is none of a prompt."""
     folder = pipelines(name)
     network: Any = load_denoiser(folder).network
-    encoder = TextEncoder(folder)
-    cond, other, null = encoder.encode([PROMPT]), encoder.encode(["a blue hat"]), encoder.encode_null()
+    encoder = text_encoder(folder)
+    cond, other = (Condition(encoder.encode([prompt])) for prompt in (PROMPT, "a blue hat"))
+    null = encoder.encode_null()
     assert cond.keys() == other.keys() == null.keys() == network.conditions.keys()
     assert {key: len(value.shape) for key, value in cond.items()} == {
         key: 1 + len(shape) for key, shape in network.conditions.items()
@@ -124,21 +132,16 @@ def test_conditions_and_null(name: str, pipelines: Folder) -> None:
     x, time = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(2)), torch.tensor([500.0])
     base = network(x, time, cond)
     for key in cond.keys() - {"mask"}:
-        assert not torch.equal(network(x, time, cond | {key: other[key]}), base)
-    with pytest.raises(UserError, match=r"^condition: \w+ takes \['.*prompt'\], got \['pooled'\]$|NoneType$"):
-        network(x, time, None)
-
-
-def test_sdxls_null_is_zeros_where_the_checkpoint_says_so(pipelines: Folder) -> None:
-    null = TextEncoder(pipelines("sdxl")).encode_null()
-    assert all(not value.any() for value in null.values())
+        assert not torch.equal(network(x, time, Condition(cond | {key: other[key]})), base)
+    with pytest.raises(UserError, match=r"^condition: \w+ takes \['.*prompt'\], got \[\]$"):
+        network(x, time, Condition())
 
 
 @pytest.mark.parametrize("name", LATENT)
 def test_taps_give_grids(name: str, pipelines: Folder) -> None:
     denoiser = load_denoiser(pipelines(name))
     network: Any = denoiser.network
-    assert isinstance(network, Family) and denoiser.latents
+    assert isinstance(network, LatentFamily) and denoiser.latents
     x = torch.randn(2, *network.shape, generator=torch.Generator().manual_seed(3))
     t = denoiser.path.time(torch.ones(2, dtype=torch.float64))
     cond = network.example(2)
@@ -146,28 +149,3 @@ def test_taps_give_grids(name: str, pipelines: Folder) -> None:
     assert features.ndim == 4 and features.shape[0] == 2 and features.shape[2] == features.shape[3]
     x0, seen = denoiser.with_features(x, t, cond, "middle")
     assert torch.equal(seen, features) and torch.equal(x0, denoiser(x, t, cond))
-
-
-@pytest.mark.parametrize("name", LATENT)
-def test_the_codec_is_the_pipelines(name: str, pipelines: Folder) -> None:
-    """Decoding is what the pipeline does with its latents; encoding is its inverse in shape and scale."""
-    folder = pipelines(name)
-    network: Any = load_denoiser(folder).network
-    autoencoder, pipe = Autoencoder(folder), load_stock(folder)
-    latents = torch.randn(1, *network.shape, generator=torch.Generator().manual_seed(4))
-    shift = pipe.vae.config.get("shift_factor") or 0.0
-    with torch.no_grad():
-        theirs = pipe.vae.decode(latents / pipe.vae.config.scaling_factor + shift).sample
-    ours = autoencoder.decode(latents)
-    assert torch.equal(ours, theirs) and ours.shape == (1, 3, network.pixels, network.pixels)
-    mean, std = autoencoder.encode(ours)
-    assert mean.shape == std.shape == latents.shape and bool((std >= 0).all())
-
-
-def test_identities_tell_encoders_apart(pipelines: Folder) -> None:
-    names = ("sd15", "sdxl", "sd3")
-    encoders = {TextEncoder(pipelines(name)).identity for name in names}
-    codecs = {Autoencoder(pipelines(name)).identity for name in names}
-    assert len(encoders) == 3 and len(codecs) >= 2
-    with pytest.raises(UserError, match=r": a DDPM takes no prompts$"):
-        TextEncoder(pipelines("ddpm"))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from distill import UserError
+from distill.networks.network import null_label
 from distill.teachers import load_denoiser, save_denoiser
 from tests.distill.teachers.test_edm import EDM2, FOURIER, LABELS, T, build, x_t
 
@@ -40,10 +41,10 @@ def test_round_trip_is_bit_equal(settings: dict[str, object], tmp_path: Path) ->
 def test_null_condition(settings: dict[str, object], tmp_path: Path) -> None:
     """The label after the classes, whose row is zeros."""
     saved = build(settings)
-    saved.network.null = 3
+    saved.network.null = null_label(3)
     save_denoiser(saved, tmp_path / "teacher")
     loaded = load_denoiser(tmp_path / "teacher")
-    assert (loaded.null_cond, loaded.network.classes) == (3, 3)
+    assert (loaded.network.null_label, loaded.network.classes) == (3, 3)
     assert torch.equal(loaded(x_t(), T, loaded.null(LABELS)), saved(x_t(), T, None))
 
 

@@ -57,7 +57,7 @@ def test_round_trip_is_bit_equal(folder: Path) -> None:
 def test_null_condition_and_taps(tmp_path: Path) -> None:
     save_denoiser(small(classes=2, null=2), tmp_path / "teacher")
     loaded = load_denoiser(tmp_path / "teacher")
-    assert (loaded.null_cond, loaded.network.classes) == (2, 2)
+    assert (loaded.network.null_label, loaded.network.classes) == (2, 2)
     labels = torch.tensor([1, 0, 1])
     assert torch.equal(loaded(X, T, loaded.null(labels)), loaded(X, T, torch.full((3,), 2)))
     assert torch.equal(loaded.features(X, T, labels, "enter"), loaded.features(X, T, labels, "module.enter"))
@@ -132,10 +132,16 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda d: d["network"].update(width=5),
         "weights: 'enter.weight' has shape (4, 1, 3, 3), the network (5, 1, 3, 3)",
     ),
-    "no shape": (lambda d: d.pop("shape"), "shape: must be three positive integers, got ()"),
-    "shape": (lambda d: d.update(shape=[1, 2, 0]), "shape: must be three positive integers, got [1, 2, 0]"),
-    "shape of two": (lambda d: d.update(shape=[2, 2]), "shape: must be three positive integers, got [2, 2]"),
-    "shape of truths": (lambda d: d.update(shape=[True, 2, 2]), "shape: must be three positive integers, got [True, 2"),
+    "no shape": (lambda d: d.pop("shape"), "shape: must be positive integers [channels, *spatial], got ()"),
+    "shape": (
+        lambda d: d.update(shape=[1, 2, 0]),
+        "shape: must be positive integers [channels, *spatial], got [1, 2, 0]",
+    ),
+    "shape of one": (lambda d: d.update(shape=[2]), "shape: must be positive integers [channels, *spatial], got [2]"),
+    "shape of truths": (
+        lambda d: d.update(shape=[True, 2, 2]),
+        "shape: must be positive integers [channels, *spatial], got [True, 2, 2]",
+    ),
     "classes": (lambda d: d.update(classes=-1), "classes: must be an integer of at least 0, got -1"),
     "more classes": (
         lambda d: d.update(classes=4),

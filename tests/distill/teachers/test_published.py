@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from distill import UserError
-from distill.denoiser import Normalisation
+from distill.encoders.latents import Normalisation
 from distill.teachers import load_denoiser, read_published, save_denoiser
 from tests.distill.teachers.test_edm import EDM2, FOURIER, LABELS, SONG, T, build, x_t
 from tests.published import Record, checkpoint, dump, record, stability, write
@@ -90,9 +90,9 @@ def test_an_encoder_without_sense(scale: Any, bias: Any, message: str, tmp_path:
 def test_the_null_condition_is_that_of_dropped_labels(tmp_path: Path) -> None:
     for dropout, null in ((0, None), (0.1, 3)):
         found = read_published(write(song(label_dropout=dropout), tmp_path / "a.pkl"), "edm")
-        assert found.denoiser.null_cond == null
+        assert found.denoiser.network.null_label == null
         save_denoiser(found.denoiser, tmp_path / f"{dropout}")
-        assert load_denoiser(tmp_path / f"{dropout}").null_cond == null
+        assert load_denoiser(tmp_path / f"{dropout}").network.null_label == null
 
 
 def test_views_of_one_storage(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill import EDM, VP, Denoiser, DiscreteVP, Flow, Path, UserError
+from distill import EDM, VP, Condition, Denoiser, DiscreteVP, Flow, Path, UserError
 from distill.teachers import UNet, build_unet, load_denoiser, save_denoiser
 
 CONFIG: dict[str, Any] = {
@@ -77,14 +77,14 @@ def test_null_condition_and_latents(tmp_path: FilePath) -> None:
     network = build_unet(LABELLED, null=2)
     save_denoiser(Denoiser(network, EDM(), "edm", latents=True), tmp_path / "both")
     loaded = load_denoiser(tmp_path / "both")
-    assert (loaded.null_cond, loaded.network.classes, loaded.latents) == (2, 2, True)
-    assert loaded.null(LABELS).tolist() == [2, 2, 2]
+    assert (loaded.network.null_label, loaded.network.classes, loaded.latents) == (2, 2, True)
+    assert loaded.null(LABELS)["labels"].tolist() == [2, 2, 2]
     description = json.loads((tmp_path / "both/denoiser.json").read_text())
     assert (description["classes"], description["null"], description["latents"]) == (2, 2, True)
     save_denoiser(denoiser(EDM()), tmp_path / "neither")
     assert not {"null", "latents"} & set(json.loads((tmp_path / "neither/denoiser.json").read_text()))
     loaded = load_denoiser(tmp_path / "neither")
-    assert (loaded.null_cond, loaded.network.classes, loaded.latents) == (None, 3, False)
+    assert (loaded.network.null_label, loaded.network.classes, loaded.latents) == (None, 3, False)
 
 
 def test_a_null_condition_that_the_network_has_not(folder: FilePath, tmp_path: FilePath) -> None:
@@ -106,14 +106,14 @@ def test_diffusers_reads_the_folder(folder: FilePath) -> None:
     theirs = UNet2DModel.from_pretrained(folder, subfolder="unet")
     network = load_denoiser(str(folder)).network
     time = torch.tensor([1.0, 2.0, 3.0])
-    assert torch.equal(theirs(X, time, class_labels=LABELS).sample, network(X, time, LABELS))
+    assert torch.equal(theirs(X, time, class_labels=LABELS).sample, network(X, time, Condition(labels=LABELS)))
 
 
 def test_shape_and_classes() -> None:
     conditional, plain = build_unet(LABELLED), build_unet(CONFIG | {"sample_size": (4, 8)})
     assert (conditional.shape, conditional.classes) == ((2, 4, 4), 3)
     assert (plain.shape, plain.classes) == ((2, 4, 8), 0)
-    assert plain(torch.ones(1, 2, 4, 8), torch.ones(1), None).shape == (1, 2, 4, 8)
+    assert plain(torch.ones(1, 2, 4, 8), torch.ones(1), Condition()).shape == (1, 2, 4, 8)
 
 
 def test_a_config_diffusers_refuses() -> None:
@@ -189,7 +189,7 @@ def test_damaged_weights(folder: FilePath) -> None:
     content = weights.read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"\xff" * 100):
         weights.write_bytes(damaged)
-        assert refusal(folder).startswith(f"teacher: cannot read '{folder / 'unet'}': ")
+        assert refusal(folder).startswith(f"teacher: cannot read '{folder / 'unet'}' (UNet2DModel): ")
     weights.unlink()
     assert refusal(folder).startswith(f"teacher: cannot read '{folder / 'unet'}': ")
 
@@ -213,5 +213,5 @@ def test_weights_of_another_network(folder: FilePath) -> None:
 def test_unet_is_called_by_its_interface() -> None:
     network = build_unet(CONFIG)
     assert isinstance(network, UNet)
-    x = network(X, torch.tensor([1.0, 2.0, 3.0]), None)
+    x = network(X, torch.tensor([1.0, 2.0, 3.0]), Condition())
     assert x.shape == X.shape
