@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.progress import track
 
 from distill.errors import UserError
 from distill.export import FORMATS
 from distill.objectives import OBJECTIVES
-from launch.commands.export import export_product
 from tests.families import TEACHERS, recipe
-from tests.tiny import ROOT, experiment
-from trainers import loop
-from trainers.recipe.tiny import placed
+from tests.tiny import ROOT, build_session, experiment, fit_run
+from trainers.recipe.tiny import materialise
 from trainers.runs import make_pairs
 from trainers.runs.load import load_trained
 
@@ -91,7 +88,7 @@ def trains(name: str, objective: str, teacher: Path) -> str:
             settings["pairs"] = {"folder": solved(settings, Path(work))}
         session = fit(settings, Path(work) / "run")
         player = session.state.players["generator"]
-        start = loop.build(experiment(settings), Accelerator(cpu=True)).state.players["generator"]
+        start = build_session(settings).state.players["generator"]
         assert player.counters()["skipped"] == 0 and all(bool(weight.isfinite().all()) for weight in player.parameters)
         changed = any(not torch.equal(*both) for both in zip(player.parameters, start.parameters, strict=True))
         return "yes" if changed else "the generator stays where it is"
@@ -100,7 +97,7 @@ def trains(name: str, objective: str, teacher: Path) -> str:
 def under(objective: str, teacher: Path, work: Path) -> dict[str, Any]:
     """The settings of an objective."""
     within = {key: str(teacher) if value == "TEACHER" else value for key, value in WITHIN.get(objective, {}).items()}
-    settings: dict[str, Any] = placed({"name": objective, **within}, work)
+    settings: dict[str, Any] = materialise({"name": objective, **within}, work)
     return settings
 
 
@@ -128,7 +125,7 @@ def exports(name: str, format: str, teacher: Path) -> str:
         if format == "lora":
             settings["generator"] = ADAPTERS
         fit(settings, run := Path(work) / "run")
-        export_product(load_trained(run, merged=format != "lora"), run, out := Path(work) / "export", format)
+        load_trained(run, merged=format != "lora").export(out := Path(work) / "export", format)
         return "yes" if format != "diffusers" else "custom" if list(out.rglob("*.py")) else "stock"
 
 
@@ -139,7 +136,7 @@ def cell(name: str, column: str, teacher: Path) -> str:
 
 def fit(settings: dict[str, Any], folder: Path) -> Any:
     torch.manual_seed(0)
-    return loop.fit(experiment(settings), folder, Accelerator(cpu=True))
+    return fit_run(settings, folder)
 
 
 def page(cells: dict[tuple[str, str], str]) -> str:

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from accelerate import Accelerator
 
 from launch.main import main
-from tests.tiny import experiment, once, recipe, shared, teacher_recipe, teachers
-from trainers.loop import fit
+from tests.tiny import fit_run, once, recipe, shared, teacher_recipe, teachers
 
 __all__ = ["shared", "teachers"]
 
@@ -75,7 +73,7 @@ def finished(shared: Path, teachers: Path) -> Path:
             ("student", recipe(teachers / "edm", **common)),
             ("teacher", teacher_recipe(**common)),
         ):
-            fit(experiment(settings), folder / name, Accelerator(cpu=True))
+            fit_run(settings, folder / name)
 
     return once(shared, "finished", make)
 

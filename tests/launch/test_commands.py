@@ -14,31 +14,29 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.metrics import Classifier
 from distill.teachers import save_denoiser
-from launch.commands.evaluate import measure, table
-from launch.commands.recipes import shipped
-from launch.commands.sample import draw
-from launch.commands.train import check, resolve
+from launch.commands.evaluate import table
 from tests.launch.conftest import Command
+from tests.tiny import build_session, write_pairs
 from tests.tiny import distill as distill_process
-from tests.tiny import write_pairs
 from trainers.checkpoints import checkpoint, saver
 from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.data import Dataset, Images
 from trainers.io.images import grid
 from trainers.io.jsonl import read
-from trainers.loop import build, build_experiment
 from trainers.recipe import strict_yaml
+from trainers.recipe.load import build_experiment, resolve
 from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.shipped import shipped_recipes
 from trainers.recipe.strict_yaml import dump, to_yaml
-from trainers.runs.classifier import ClassifierRun, split
+from trainers.runs.classifier import resolve_classifier, split
 from trainers.runs.load import load_trained
+from trainers.runs.open import open_run
 from trainers.runs.teacher import fresh_denoiser
 
 Write = Callable[..., Path]
@@ -78,16 +76,16 @@ def test_from_a_teacher_to_a_table(distill: Command, recipe_file: Write, tmp_pat
 
     sampled = distill("sample", run, "--count", 7, "--columns", 4, "--label", 3, "--seed", 5)
     assert (sampled.code, sampled.out) == (0, f"7 samples: {run}/sample.png\n")
-    product = load_trained(run)
-    expected = grid(draw(product, 7, label=3, seed=5), 4)
+    trained = load_trained(run)
+    expected = grid(trained.sample(7, label=3, seed=5), 4)
     assert np.array_equal(np.array(Image.open(run / "sample.png")), np.array(expected))
     assert distill("sample", run, "--teacher", "--count", 2, "--out", "t.png").code == 0
-    assert np.array_equal(np.array(Image.open("t.png")), np.array(grid(draw(product, 2, teacher=True), 10)))
+    assert np.array_equal(np.array(Image.open("t.png")), np.array(grid(trained.sample(2, teacher=True), 10)))
 
     evaluated = distill("evaluate", run, "--samples", 50)
     report = json.loads((run / "evaluation.json").read_text())
     assert evaluated.code == 0 and evaluated.err == ""
-    assert report == measure(product, 50)
+    assert report == trained.evaluate(50)
     assert (report["samples"], report["images"], report["protocol"]) == (50, 16, "pca48(digits, 1797 real)")
     student, of_teacher, halves = report["student"], report["teacher"], report["halves"]
     assert report["ratio"] == student["frechet"] / of_teacher["frechet"]
@@ -140,12 +138,12 @@ def test_evaluate_and_sample_leave_an_older_checkpoint_unread(distill: Command, 
 
 
 def test_the_noise_of_a_picture_is_the_seeds(student: Path) -> None:
-    product = load_trained(student)
-    first = draw(product, 20)
-    assert torch.equal(first, draw(product, 20))
-    assert torch.allclose(first[:5], draw(product, 5), atol=1e-5)  # another batch rounds otherwise
-    assert not torch.allclose(first, draw(product, 20, seed=1), atol=0.1)
-    alike = draw(product, 20, label=4)
+    trained = load_trained(student)
+    first = trained.sample(20)
+    assert torch.equal(first, trained.sample(20))
+    assert torch.allclose(first[:5], trained.sample(5), atol=1e-5)  # another batch rounds otherwise
+    assert not torch.allclose(first, trained.sample(20, seed=1), atol=0.1)
+    alike = trained.sample(20, label=4)
     assert torch.allclose(alike[4::10], first[4::10], atol=1e-5)  # labels run 0 ... 9
     assert not torch.allclose(alike[5], first[5], atol=1e-3)
 
@@ -166,20 +164,20 @@ def test_recipes_are_listed_and_printed(distill: Command) -> None:
     listed = distill("recipes")
     assert listed.code == 0
     lines = listed.out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(shipped())
+    assert [line.split()[0] for line in lines] == sorted(shipped_recipes())
     for line in lines:
         name, text = line.split(maxsplit=1)
-        assert text == shipped()[name].read_text().splitlines()[0].removeprefix("# ")
-    for name, file in shipped().items():
+        assert text == shipped_recipes()[name].read_text().splitlines()[0].removeprefix("# ")
+    for name, file in shipped_recipes().items():
         printed = distill("recipes", name)
         assert printed.code == 0 and printed.out == file.read_text()
 
 
-def test_every_recipe_is_shipped() -> None:
+def test_every_recipe_is_shipped_recipes() -> None:
     here = Path(str(files("configs")))
-    assert {"digits_teacher", "digits_sid", "digits_flow_teacher"} <= set(shipped())
-    assert len(shipped()) == len(list(here.rglob("*.yaml")))
-    for name, file in shipped().items():
+    assert {"digits_teacher", "digits_sid", "digits_flow_teacher"} <= set(shipped_recipes())
+    assert len(shipped_recipes()) == len(list(here.rglob("*.yaml")))
+    for name, file in shipped_recipes().items():
         assert strict_yaml.load_yaml(file)["name"] == name and file.read_text().startswith("# ")
 
 
@@ -191,39 +189,41 @@ def few(data: Images) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(name for name, file in shipped().items() if "tiny" not in strict_yaml.load_yaml(file))
+    "name", sorted(name for name, file in shipped_recipes().items() if "tiny" not in strict_yaml.load_yaml(file))
 )
 def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its name to a session, on 1, 2 and 8 processes' worth of batch; a distillation on the teacher it names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Images, "load", few)
-    settings = strict_yaml.load_yaml(shipped()[name])
+    settings = strict_yaml.load_yaml(shipped_recipes()[name])
     if settings.get("trains") == "classifier":
-        assert split(strict_yaml.build(ClassifierRun, settings), strict_yaml.build(ClassifierRun, settings).data.load())
+        assert split(resolve_classifier(name), resolve_classifier(name).data.load())
         return
-    run = resolve(name, [])
+    run = resolve(name)
     reward = settings.get("objective", {}).get("reward", {})
     for classifier in filter(None, (run.evaluation.classifier, reward.get("classifier"))):
         dataset, source = run.data.load(), Path(classifier)  # what `distill classifier` of a shipped recipe writes
-        assert source.parent.name == "runs" and source.name in shipped()
+        assert source.parent.name == "runs" and source.name in shipped_recipes()
         Classifier(dataset.shape, dataset.classes, data=dataset.name).save(source)
     if isinstance(run, Run):
         for source in map(Path, filter(None, (run.teacher, settings["objective"].get("weak_teacher")))):
-            assert source.name == "teacher" and source.parent.name in shipped()  # what `distill teacher` of it writes
-            teacher = resolve(source.parent.name, [])
+            # It is what `distill teacher` of a shipped recipe writes.
+            assert source.name == "teacher" and source.parent.name in shipped_recipes()
+            teacher = resolve(source.parent.name)
             assert isinstance(teacher, TeacherRun)
-            save_denoiser(fresh_denoiser(teacher, teacher.data.load()), source)
+            real = teacher.data.load()
+            save_denoiser(fresh_denoiser(teacher, real.shape, real.classes), source)
         if run.start is not None:  # the run folder of another shipped recipe, here at its first moment
-            first = resolve(Path(run.start).name, [])
+            first = resolve(Path(run.start).name)
             Path(run.start).mkdir(parents=True)
             (Path(run.start) / "run.yaml").write_text(to_yaml(dump(first)))
-            saver.save(build(first, Accelerator(cpu=True)), Path(run.start) / "checkpoints", keep=1)
+            saver.save(build_session(first), Path(run.start) / "checkpoints", keep=1)
         if run.pairs is not None:  # what `distill pairs` writes
             list(write_pairs(Path(run.teacher), Path(run.pairs.folder), 1))
-    check(run, 1)
+    open_run(run, 1, weights=False)
     for processes in (2, 8):
         run.check_world(processes)
-    session = build(run, Accelerator(cpu=True))
+    session = build_session(run)
     assert session.state.images == 0
     assert build_experiment(dump(run), "again") == run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch.commands import doctor
+from launch import checks
 from launch.main import app
 
 LINES = ["versions", "devices", "disk", "clock", "processes", "wandb"]
@@ -26,12 +26,12 @@ def means(line: str) -> dict[str, float]:
 
 
 def test_a_machine_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "FREE", 0)
+    monkeypatch.setattr(checks, "FREE", 0)
     code, lines = ask(tmp_path / "runs")
     assert code == 0, lines
-    assert [*LINES, *(f"two steps, {p}" for p in doctor.PRECISIONS)] == [n for n in lines if lines[n].startswith("ok")]
+    assert [*LINES, *(f"two steps, {p}" for p in checks.PRECISIONS)] == [n for n in lines if lines[n].startswith("ok")]
     assert "gloo, two processes" in lines["processes"]
-    single, half, double = (means(lines[f"two steps, {precision}"]) for precision in doctor.PRECISIONS)
+    single, half, double = (means(lines[f"two steps, {precision}"]) for precision in checks.PRECISIONS)
     assert list(single) == ["fake/denoising", "fake/grad_norm", "generator/grad_norm", "generator/sid"]
     assert double == pytest.approx(single, rel=1e-3) and half == pytest.approx(single, rel=0.05)
     assert not list((tmp_path / "runs").iterdir())
@@ -39,17 +39,17 @@ def test_a_machine_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_wrong_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for check in ("round_trip", "two_steps"):
-        monkeypatch.setattr(doctor, check, lambda *_: "")
-    monkeypatch.setattr(doctor, "FREE", 2**60)
+        monkeypatch.setattr(checks, check, lambda *_: "")
+    monkeypatch.setattr(checks, "FREE", 2**60)
     file = tmp_path / "file"
     file.touch()
     code, lines = ask(tmp_path)
     assert code == 1 and "make room, or name another with --folder" in lines["disk"]
     code, lines = ask(file / "runs")
     assert code == 1 and "WRONG" in lines["disk"] and "cannot write to" in lines["disk"]
-    monkeypatch.setattr(doctor, "FREE", 0)
+    monkeypatch.setattr(checks, "FREE", 0)
     os.utime(tmp_path)
-    monkeypatch.setattr(doctor.time, "time", lambda: 0.0)
+    monkeypatch.setattr(checks.time, "time", lambda: 0.0)
     assert "synchronise them (NTP)" in ask(tmp_path)[1]["clock"]
 
 
@@ -57,7 +57,7 @@ def test_wandb_is_asked_without_the_network(tmp_path: Path, monkeypatch: pytest.
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert "not logged in" in doctor.wandb_login()
+    assert "not logged in" in checks.wandb_login()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     (tmp_path / "netrc").chmod(0o600)
-    assert doctor.wandb_login().endswith("ready") and "secret" not in doctor.wandb_login()
+    assert checks.wandb_login().endswith("ready") and "secret" not in checks.wandb_login()

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.teachers import load_denoiser
 from tests.launch.conftest import Command
 from tests.launch.test_mistakes import mistake
-from tests.tiny import experiment, once, recipe, teacher_recipe
+from tests.tiny import fit_run, once, recipe, teacher_recipe
 from trainers.checkpoints.posthoc_ema import snapshots
-from trainers.loop import fit
 from trainers.runs.load import load_trained
 
 STDS = [0.1, 0.15, 0.2]
@@ -34,7 +32,7 @@ def tracked(shared: Path, teachers: Path) -> Path:
             ("student", recipe(teachers / "edm", **changes)),
             ("teacher", teacher_recipe(**changes)),
         ):
-            fit(experiment(settings), folder / name, Accelerator(cpu=True))
+            fit_run(settings, folder / name)
 
     return once(shared, "tracked", make)
 
@@ -92,20 +90,20 @@ def test_a_width_that_was_not_tracked_is_near_the_average_it_would_have_been(run
 def test_it_is_sampled_evaluated_and_exported(student: Path, distill: Command) -> None:
     assert distill("ema", student, "--std", 0.12).code == 0
     which = ("--which", "posthoc/0.12")
-    product = load_trained(student, "posthoc/0.12")
-    assert (product.images, product.average) == (96, "power function of relative width 0.12 (arXiv:2312.02696)")
+    trained = load_trained(student, "posthoc/0.12")
+    assert (trained.images, trained.average) == (96, "power function of relative width 0.12 (arXiv:2312.02696)")
     assert torch.equal(
-        torch.cat([p.flatten() for _, p in sorted(product.model.state_dict().items())]),
+        torch.cat([p.flatten() for _, p in sorted(trained.model.state_dict().items())]),
         weights(student / "posthoc/0.12/ema.safetensors"),
     )
     assert distill("sample", student, *which, "--count", 2).code == 0
     assert distill("evaluate", student, "--samples", 20).code == 0
     assert distill("export", student, *which).code == 0
     card = (student / "export/README.md").read_text()
-    assert f"The weights are an average over the training: {product.average}." in card
+    assert f"The weights are an average over the training: {trained.average}." in card
     assert "None were measured." in card  # evaluation.json is of the same images, but of another average
     assert distill("evaluate", student, *which, "--samples", 20).code == 0
-    assert json.loads((student / "evaluation.json").read_text())["average"] == product.average
+    assert json.loads((student / "evaluation.json").read_text())["average"] == trained.average
     assert distill("export", student, *which).code == 0
     assert "None were measured." not in (student / "export/README.md").read_text()
 

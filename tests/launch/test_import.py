@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from distill.denoiser import Denoiser
-from distill.encoders.encoder import autoencoder
 from distill.teachers import load_denoiser
 from distill.tiny.parts import autoencoder
 from tests.distill.teachers.test_ddpm import save_pipeline
@@ -90,7 +89,7 @@ def test_an_autoencoder_beside_edm2(distill: Command, tmp_path: Path) -> None:
         assert f"decoder     {source}, images (3, 16, 16)\n" in result.out
         names = sorted(path.name for path in (out / "vae").iterdir())
         assert names == ["config.json", "diffusion_pytorch_model.safetensors"]
-        decoder = autoencoder(load_denoiser(out))
+        decoder = load_denoiser(out).network.autoencoder
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         z = x * torch.tensor([8.34, 9.24, 7.42, 6.56])[:, None, None]
         z += torch.tensor([5.81, 3.25, 0.12, -2.15])[:, None, None]

@@ -14,16 +14,17 @@ from PIL import Image
 from distill import UserError
 from distill.generator import PRESETS
 from launch.commands import train, try_
-from launch.commands.recipes import find_recipe, markdown, shipped
-from launch.commands.train import check, resolve
+from launch.commands.recipes import markdown
 from tests.launch.conftest import Command
 from tests.tiny import ROOT
 from trainers.io.jsonl import read
-from trainers.loop import build_experiment
+from trainers.recipe.load import build_experiment, resolve
+from trainers.recipe.shipped import find_recipe, shipped_recipes
 from trainers.recipe.strict_yaml import dump, load_yaml
-from trainers.recipe.tiny import MAKERS, placed
+from trainers.recipe.tiny import MAKERS, materialise
+from trainers.runs.open import open_run
 
-PAPERS = sorted(name for name, file in shipped().items() if "tiny" in load_yaml(file))
+PAPERS = sorted(name for name, file in shipped_recipes().items() if "tiny" in load_yaml(file))
 SIZES = {"cifar10": (3, 32, 32), "imagenet64": (3, 64, 64), "ffhq64": (3, 64, 64), "afhq64": (3, 64, 64)}
 FLOAT16, MOMENTUM = 1e-6, (0.9, 0.999)
 
@@ -118,14 +119,14 @@ def test_the_values_of_text_to_image(name: str) -> None:
 def test_what_could_not_be_verified_says_so() -> None:
     """Every value of the three without the authors' training code, but for those that the papers state."""
     for name, known in (("sdxl_di_star", 8), ("pixart_sim", 5), ("sd3_fgm", 6)):
-        text = shipped()[name].read_text().partition("\ntiny:")[0]
+        text = shipped_recipes()[name].read_text().partition("\ntiny:")[0]
         assert len(re.findall(r"^[^#\n]+: .*# unverified", text, re.MULTILINE)) >= known, name
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_recipe_can_be_read_and_run_as_written(name: str) -> None:
     """The line that fetches the teacher names the recipe's folder; the batch divides over 1, 2, 4 and 8 processes."""
-    run, text = full(name), shipped()[name].read_text()
+    run, text = full(name), shipped_recipes()[name].read_text()
     assert build_experiment(dump(run), "again") == run
     assert max(map(len, text.splitlines())) <= 120
     assert re.search(rf"^# (Fetch:)? *distill import \w+ \S+ {run.teacher}( |$)", text, re.MULTILINE)
@@ -143,8 +144,8 @@ def made(shared: Path) -> Path:
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_recipe_builds_at_a_tiny_size(name: str, made: Path) -> None:
-    run: Any = resolve(name, [], made)
-    check(run, 1, fresh=True)
+    run: Any = resolve(name, tiny=made)
+    open_run(run, 1, weights=False)
     assert (run.name, run.images, run.batch_size) == (f"{name}_tiny", 16, 4)
     assert Path(run.teacher).parent == Path(run.cache).parent == (made / "tiny").resolve()
     kept = ("precision", "max_grad_norm", "fake_updates", "reuse_samples", "gradient_checkpointing", "ema", "entry")
@@ -206,7 +207,7 @@ def test_train_tiny_is_a_run_like_any_other(distill: Command, monkeypatch: pytes
     relaunched: list[Any] = []
     monkeypatch.setattr(train, "relaunch", lambda *given: relaunched.append(given) or exit(0))
     distill("train", "ffhq64_sid", "--tiny", "--processes", 2, "--folder", "other")
-    assert relaunched == [(2, ["train", "ffhq64_sid", "--folder", "other", "--processes", "2", "--tiny"])]
+    assert relaunched == [(2, ["train", "ffhq64_sid", "--tiny", "--folder", "other", "--processes", "2"])]
 
 
 def test_what_is_made_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +217,9 @@ def test_what_is_made_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     given = {"a": "tiny:edm", "b": {"c": "tiny:edm/x.txt", "d": 3}, "e": "edm"}
     edm = str(tmp_path.resolve() / "edm")
     expected = {"a": edm, "b": {"c": f"{edm}/x.txt", "d": 3}, "e": "edm"}
-    assert placed(given, tmp_path) == placed(given, tmp_path) == expected and len(calls) == 1
+    assert materialise(given, tmp_path) == materialise(given, tmp_path) == expected and len(calls) == 1
     with pytest.raises(UserError, match=r"^--tiny: 'tiny:sd9' is none of tiny:edm, tiny:edm_cond, "):
-        placed("tiny:sd9", tmp_path)
+        materialise("tiny:sd9", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_from_a_run_to_a_distillation(
     shutil.rmtree("p")
     assert distill("sample", tmp_path / "run").code == 0
     line = mistake(distill("resume", tmp_path / "run"))
-    assert line.startswith(f"pairs: '{Path('p').resolve()}' has no make_pairs.json; `distill pairs TEACHER ")
+    assert line.startswith(f"pairs: '{Path('p').resolve()}' has no pairs.json; `distill pairs TEACHER ")
 
 
 def test_a_teacher_folder_alone(distill: Command, teachers: Path, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_mistakes(distill: Command, teachers: Path, tmp_path: Path) -> None:
         (
             teachers / "edm",
             "digit",
-            "--data: must be one of digits, images, prompts, data_free or your own 'module:Class', ",
+            "--data: must be one of digits, images, prompts, data_free, object or your own 'module:Class', ",
         ),
         (teachers / "edm", other, "data: data_free has shape (1, 8, 9), the teacher "),
     ):
@@ -95,13 +95,9 @@ def test_kill_9(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     job.kill()
     assert len(described(tmp_path / "cut")["shards"]) < 5
     assert launch(command, tmp_path / "output.txt").finish() == 0
-    monkeypatch.setattr(make_pairs, "SHARD", 4)
-    settings, atomic_file = make_pairs.PairSettings(evaluations=3), tmp_path / "whole"
-    list(
-        make_pairs.make_pairs(
-            str(teachers / "edm"), Digits().load(), atomic_file, 20, settings, 250, torch.device("cpu")
-        )
-    )
-    names = sorted(file.name for file in atomic_file.iterdir())
+    monkeypatch.setattr(make_pairs, "PAIRS_A_SHARD", 4)
+    settings, whole = make_pairs.PairSettings(evaluations=3), tmp_path / "whole"
+    list(make_pairs.make_pairs(str(teachers / "edm"), Digits().load(), whole, 20, settings, 250, torch.device("cpu")))
+    names = sorted(file.name for file in whole.iterdir())
     assert len(names) == 6 and names == sorted(file.name for file in (tmp_path / "cut").iterdir())
-    assert all((tmp_path / "cut" / name).read_bytes() == (atomic_file / name).read_bytes() for name in names)
+    assert all((tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes() for name in names)

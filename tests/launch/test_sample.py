@@ -9,18 +9,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
-from distill.encoders.encoder import autoencoder
+from distill.encoders.autoencoder import DiffusersAutoencoder
+from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.random import Random
-from distill.teachers import Autoencoder, TextEncoder
-from launch.commands.sample import draw
+from distill.teachers.families import StableDiffusion
 from tests.launch.conftest import Command
 from tests.pipelines import pipelines
-from tests.tiny import experiment, once, recipe
+from tests.tiny import fit_run, once, recipe
 from trainers.io.images import grid
-from trainers.loop import fit
 from trainers.runs.load import load_trained
 
 __all__ = ["pipelines"]
@@ -38,7 +36,7 @@ def painter(pipelines: Callable[[str], Path], shared: Path) -> Path:
         data = {"name": "prompts", "path": str(prompts)}
         changes = {"data": data, "cache": str(shared / "painter_cache"), "images": 8, "samples_every": 8}
         settings = recipe(pipelines("sd15"), objective="diff_instruct", **changes)
-        fit(experiment(settings), folder / "run", Accelerator(cpu=True))
+        fit_run(settings, folder / "run")
 
     return once(shared, "painter", make) / "run"
 
@@ -46,14 +44,14 @@ def painter(pipelines: Callable[[str], Path], shared: Path) -> Path:
 def test_prompts(painter: Path, pipelines: Callable[[str], Path], distill: Command) -> None:
     """Each prompt in turn through encoder, generator and decoder; one file each, or a grid."""
     assert [path.name for path in (painter / "samples").iterdir()] == [f"{8:012d}.png"]
-    product = load_trained(painter)
-    made = TextEncoder(pipelines("sd15")).encode(PROMPTS)
+    trained = load_trained(painter)
+    made = PipelineTextEncoder(pipelines("sd15"), StableDiffusion).encode(PROMPTS)
     noise = Random.at(4, torch.arange(3)).stream("sample").stream("latent").normal(4, 8, 8)
     cond = {name: value[[0, 1, 0]] for name, value in made.items()}
-    images = Autoencoder(pipelines("sd15")).decode(product.sampler(noise, cond))
-    assert torch.allclose(draw(product, 3, seed=4, prompts=PROMPTS), images, atol=1e-5)
-    assert not torch.allclose(draw(product, 3, seed=4), images, atol=1e-3)
-    assert cast(Any, product.teacher).network.text_encoder._pipe is None
+    images = DiffusersAutoencoder(pipelines("sd15")).decode(trained.sampler(noise, cond))
+    assert torch.allclose(trained.sample(3, seed=4, prompts=PROMPTS), images, atol=1e-5)
+    assert not torch.allclose(trained.sample(3, seed=4), images, atol=1e-3)
+    assert cast(Any, trained.teacher).network.text_encoder._pipe is None
 
     given = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     result = distill("sample", painter, *given, "--count", 3, "--seed", 4, "--separate", "--out", "apart")
@@ -69,23 +67,22 @@ def test_prompts(painter: Path, pipelines: Callable[[str], Path], distill: Comma
 
 def test_prompts_for_a_teacher_without(student: Path, distill: Command) -> None:
     result = distill("sample", student, "--prompt", "a cat")
-    assert (result.code, result.err) == (2, "distill: --prompt: the teacher takes no prompts\n")
+    assert (result.code, result.err) == (2, "distill: prompts: the teacher takes no prompts\n")
     assert not (student / "sample.png").exists()
 
 
 def test_a_label_and_a_prompt(painter: Path, distill: Command) -> None:
     result = distill("sample", painter, "--prompt", "a cat", "--label", 0)
-    assert (result.code, result.err) == (2, "distill: --label: 0 is not a class; allowed: none\n")
+    assert (result.code, result.err) == (2, "distill: label: 0 is not a class; allowed: none\n")
 
 
 def test_without_an_autoencoder(painter: Path, distill: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of channels, and a line that says so; evaluation is refused."""
-    product = load_trained(painter)
-    for denoiser in (product.teacher, cast(Any, product.model).denoiser):
-        assert autoencoder(denoiser) is not None
+    trained = load_trained(painter)
+    for denoiser in (trained.teacher, cast(Any, trained.model).denoiser):
+        assert denoiser.network.autoencoder is not None
         denoiser.network.autoencoder = None
-    for command in ("sample", "evaluate"):
-        monkeypatch.setattr(f"launch.{command}.load_trained", lambda folder, which: product)
+    monkeypatch.setattr("trainers.api.load", lambda folder, which: trained)
     result = distill("sample", painter, "--count", 2, "--out", "a.png")
     assert result.err == (
         "these pictures are of latents, their first 3 channels: a vae/ in the teacher's folder decodes them\n"

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from distill.errors import UserError
-from launch.commands.plan import read_bytes, sent, travels
 from tests.launch.conftest import Command
 from tests.tiny import recipe
 from trainers.plan.ledger import ALL, BETWEEN, WITHIN, Traffic
+from trainers.plan.report import read_bytes, sent, travels
 from trainers.plan.trace import Plan
 
 
