@@ -19,7 +19,7 @@ from distill.discriminator import R1
 from distill.errors import UserError
 from distill.generator import Generator
 from distill.objectives import Objective
-from distill.teachers import load_denoiser
+from distill.teachers import fresh_unet, load_denoiser
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
@@ -105,6 +105,8 @@ def open_run(
     load_extractor(source, run.evaluation)
     if isinstance(run, TeacherRun):
         check_teacher_data(run, source)
+        with torch.device("meta"):  # whether diffusers takes its config; the network itself is made when it trains
+            fresh_unet(run.network, source.shape, source.classes, null=run.label_dropout > 0)
         return Opened(run, source, fresh=fresh, objects=objects)
     teacher = set_precision(objects.teacher or load_denoiser(run.teacher, weights), run)
     check_fit(teacher, run.teacher, source)
@@ -119,7 +121,7 @@ def open_run(
     return Opened(run, source, teacher, further, pairs, fresh, objects)
 
 
-def encode(opened: Opened, device: torch.device | None = None, quiet: bool = False) -> Dataset:
+def encode_data(opened: Opened, device: torch.device | None = None, quiet: bool = False) -> Dataset:
     """Return the data of a distillation in the terms of its teacher, through the cache; ranks share the work."""
     run, teacher = opened.run, opened.teacher
     assert isinstance(run, Run) and teacher is not None, "a teacher is trained on the data as they are"
