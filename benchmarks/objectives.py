@@ -31,7 +31,7 @@ from trainers.engine.session import Session
 from trainers.io import jsonl
 from trainers.io.console import plain
 from trainers.io.images import grid
-from trainers.loop import build
+from trainers.loop import build_session
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import load_yaml
 from trainers.runs.load import Trained, load_trained
@@ -132,7 +132,7 @@ def _relative_seconds(run: Run, base: Run) -> float:
 
 
 def _session(run: Run) -> Session:
-    session = build(dataclasses.replace(run, images=10**9), Accelerator(cpu=not torch.cuda.is_available()))
+    session = build_session(dataclasses.replace(run, images=10**9), Accelerator(cpu=not torch.cuda.is_available()))
     session.state.images = 10**8  # past every schedule
     return session
 

@@ -26,7 +26,7 @@ from trainers.checkpoints.saver import Saver
 from trainers.data import DataFree
 from trainers.engine.session import Session
 from trainers.io.console import plain
-from trainers.loop import build
+from trainers.loop import build_session
 from trainers.recipe.run import Run
 
 SIZE, BATCH, CHANNELS = 4, 1, [64, 448]  # many weights for little work; saves of seconds, which machines disturb less
@@ -92,7 +92,7 @@ def _session(folder: Path, accelerator: Accelerator) -> Session:
     data = DataFree((3, SIZE, SIZE), int(network["num_class_embeds"]))
     teacher, objective = str(folder / "teacher"), DiffInstruct()
     run = Run(name="save", data=data, images=10**9, batch_size=BATCH, teacher=teacher, objective=objective)
-    return build(run, accelerator)
+    return build_session(run, accelerator)
 
 
 def _update(session: Session) -> None:

@@ -26,7 +26,7 @@ from trainers.data import DataFree
 from trainers.engine.session import Session
 from trainers.hooks import Log
 from trainers.io.console import plain
-from trainers.loop import build
+from trainers.loop import build_session
 from trainers.recipe.run import Run
 
 SIZE, CLASSES, BATCH, LOG_ITERATIONS = 16, 10, 64, 50
@@ -92,7 +92,7 @@ def measure(
         objective=OBJECTIVES[name](),
         reuse_samples=reuse,
     )
-    session = build(run, accelerator)
+    session = build_session(run, accelerator)
     log = Log(folder, run.log_every, Console(quiet=True))
     log.start(session)
     watch = Stopwatch()

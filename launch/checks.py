@@ -21,7 +21,7 @@ from distill.teachers import load_denoiser
 from launch.processes import join_world
 from trainers.engine.step import advance
 from trainers.io.console import plain
-from trainers.loop import build
+from trainers.loop import build_session
 from trainers.recipe.load import build_experiment
 from trainers.recipe.run import Run
 from trainers.recipe.tiny import materialise
@@ -172,7 +172,7 @@ def two_steps(precision: str) -> str:
         recipe: dict[str, Any] = {"name": "doctor", "teacher": teacher, "objective": "sid", "data": data}
         recipe["fake"] = {"lr": FAR}
         run = cast(Run, build_experiment({**recipe, "images": 8, "batch_size": 4, "precision": precision}, "doctor"))
-        session = build(open_run(run, 1), join_world(None, run, Path(folder)))
+        session = build_session(open_run(run, 1), join_world(None, run, Path(folder)))
         start = time.perf_counter()
         for _ in range(2):
             advance(session)

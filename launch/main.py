@@ -53,7 +53,7 @@ app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(doctor.doctor)
-app.add_typer(import_.app, name="import")
+app.add_typer(import_.import_app, name="import")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from trainers.recipe.run import Evaluation
 if TYPE_CHECKING:
     from trainers.runs.load import Trained
 
-CHUNK = 500  # samples at once, fewer of large images
+EVALUATED_AT_ONCE = 500  # samples at once, fewer of large images
 PIXELS = 2**22
 FIT_LIMIT = 60_000  # all of MNIST
 
@@ -35,7 +35,7 @@ def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
     positions = torch.arange(min(dataset.count, FIT_LIMIT))
     if dataset.count > FIT_LIMIT:  # folders of images come sorted by class
         positions = dataset.order(0, positions)
-    parts = (_polled(dataset.images(part)) for part in positions.split(CHUNK))
+    parts = (_polled(dataset.images(part)) for part in positions.split(EVALUATED_AT_ONCE))
     if extractor := load_extractor(dataset, settings):
         features = torch.cat([extractor.features(part.double()) for part in parts])
         return Protocol.of(dataset.name, extractor, features)
@@ -151,7 +151,7 @@ def compare(trained: Trained, samples: int | None = None, classifier: str | Path
 
 
 def _chunk(shape: tuple[int, ...]) -> int:
-    return max(1, min(CHUNK, PIXELS // math.prod(shape[1:])))
+    return max(1, min(EVALUATED_AT_ONCE, PIXELS // math.prod(shape[1:])))
 
 
 def _polled(images: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ from trainers.runs.teacher import build_teacher
 STOPPED = "stopped.json"  # there while a run that was told to stop waits to be resumed
 
 
-def build(opened: Opened, accelerator: Accelerator) -> Session:
+def build_session(opened: Opened, accelerator: Accelerator) -> Session:
     """Build the session of a run: players, averages, batches. Collective."""
     opened.run.check_world(accelerator.num_processes)
     session = (build_distillation if isinstance(opened.run, Run) else build_teacher)(opened, accelerator)
@@ -60,10 +60,10 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         UserError: Another process trains in `folder`, or the checkpoint does not go with the run.
     """
     with locked(folder, accelerator):
-        session = build(opened, accelerator)
+        session = build_session(opened, accelerator)
         run, state, console = session.run, session.state, plain(stderr=True, quiet=not accelerator.is_main_process)
         if not opened.fresh:
-            restore(session, folder, console, allow)
+            resume_session(session, folder, console, allow)
         on_main_process(accelerator, partial(write_recipe, session, folder))
         start_trackers(run, folder, accelerator, console)
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
@@ -152,7 +152,7 @@ def saved(session: Session, saver: Saver, folder: Path, fresh: bool) -> Iterator
         raise Stopped(f"{at}: `distill resume {folder}` goes on") from None
 
 
-def restore(session: Session, folder: Path, console: Console, allow: Sequence[str] = ()) -> None:
+def resume_session(session: Session, folder: Path, console: Console, allow: Sequence[str] = ()) -> None:
     """Load the newest valid checkpoint, which the main process alone verifies, and rewind the logs to it."""
     run = cast("Run | TeacherRun", session.run)
 
@@ -169,14 +169,14 @@ def restore(session: Session, folder: Path, console: Console, allow: Sequence[st
         raise UserError(f"'{found}' does not fit the recipe: {one_line(error)}") from error
     state = session.state
     console.print(f"resumed '{folder}' at {state.images:,} images")
-    on_main_process(session.accelerator, partial(rewind, folder, state.images, state.unfinished))
+    on_main_process(session.accelerator, partial(rewind_folder, folder, state.images, state.unfinished))
 
 
-def rewind(folder: Path, images: int, unfinished: Sequence[str]) -> None:
+def rewind_folder(folder: Path, images: int, unfinished: Sequence[str]) -> None:
     """Remove what comes after `images`, and what a killed process left half written: the run makes it again."""
     jsonl.rewind(folder / "log.jsonl", images)
     jsonl.rewind(folder / "metrics.jsonl", images - (Evaluate.__name__ in unfinished))
-    posthoc_ema.rewind(folder, images)
+    posthoc_ema.rewind_snapshots(folder, images)
     for name in ("best", "teacher"):
         recover(folder / name)
     remove_staging_files(folder)

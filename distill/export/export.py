@@ -16,21 +16,21 @@ from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, one_line
 from distill.export.card import CardFacts, render
 from distill.export.format import BATCH, Format, Source, float32, inputs
-from distill.export.to_diffusers import pipeline
-from distill.export.to_graph import onnx, torch_export
-from distill.export.to_lora import adapters
-from distill.export.to_safetensors import weights
+from distill.export.to_diffusers import diffusers_format
+from distill.export.to_graph import onnx_format, torch_export_format
+from distill.export.to_lora import lora_format
+from distill.export.to_safetensors import safetensors_format
 from distill.generator import Generator
 
 CHECK = "export_check.json"
 TOLERANCE = 1e-4
 SEED = 0
 FORMATS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
-    "diffusers": pipeline,
-    "safetensors": weights,
-    "lora": adapters,
-    "onnx": onnx,
-    "torch-export": torch_export,
+    "diffusers": diffusers_format,
+    "safetensors": safetensors_format,
+    "lora": lora_format,
+    "onnx": onnx_format,
+    "torch-export": torch_export_format,
 }
 """Name -> (generator, conditions [8, ...] like those it takes, its teacher's folder) -> its format; raises UserError
 where it has none."""

@@ -27,13 +27,13 @@ from distill.paths import EDM
 from distill.teachers.edm import PublishedNetwork
 from distill.teachers.unet import UNet
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
 MORE_STEPS = " The pipeline accepts a larger `num_inference_steps`, and its images are then wrong."
 FUTURE = "from __future__ import annotations\n"
 IMPORT = "from distill.networks.edm_unet import SongUNet as Network\n"  # in onestep_network.py
 
 
-def pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
+def diffusers_format(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
     """The folder for `DiffusionPipeline.from_pretrained`; raises UserError for networks that have none."""
     network = generator.denoiser.network
     if network.pipeline_export is None:
@@ -130,7 +130,7 @@ def _write_network(generator: Generator, folder: Path) -> list[str]:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     state = {f"network.{name}": value.contiguous() for name, value in body.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(state, folder / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
     (folder / f"{module}.py").write_text(_source(network.source, type(body).__name__), "utf-8")
     return [module, "OneStepNetwork"]
 

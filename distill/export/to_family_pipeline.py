@@ -33,7 +33,7 @@ CUSTOM = (
     "No stock scheduler or pipeline takes this one step, so a short file comes with the weights and"
     " `trust_remote_code=True` allows diffusers to run it. It needs only torch and diffusers: read it first."
 )
-KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+DIFFUSERS_PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
@@ -95,7 +95,7 @@ def stock_scheduler(generator: Generator) -> Any:
     settings = {
         "trained_betas": _betas(path)[: round(t) + 1],
         "num_train_timesteps": round(t) + 1,
-        "prediction_type": KINDS[generator.denoiser.prediction],
+        "prediction_type": DIFFUSERS_PREDICTIONS[generator.denoiser.prediction],
         "timestep_spacing": "trailing",
         "steps_offset": 1,  # unused with this spacing, but pipelines ask for it
     }

@@ -46,7 +46,7 @@ class OneStep(nn.Module):
         return c["from_x_t"] * x_t + c["from_output"] * output
 
 
-def torch_export(generator: Generator, cond: Condition, _: Path | None = None) -> Format:
+def torch_export_format(generator: Generator, cond: Condition, _: Path | None = None) -> Format:
     """A program of torch.export, which is called as the generator is: (noise, cond)."""
 
     def write(folder: Path) -> None:
@@ -69,7 +69,7 @@ def torch_export(generator: Generator, cond: Condition, _: Path | None = None) -
     )
 
 
-def onnx(generator: Generator, cond: Condition, _: Path | None = None) -> Format:
+def onnx_format(generator: Generator, cond: Condition, _: Path | None = None) -> Format:
     """A model for onnxruntime; its inputs are `noise`, and `labels` or the names of the conditions."""
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:

@@ -19,7 +19,7 @@ from distill.generator import Generator
 from distill.pipeline_folder import load_stock_pipeline
 
 
-def adapters(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
+def lora_format(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
     """For adapters that are not merged, of the families into whose networks diffusers loads some.
 
     Where a stock scheduler takes the generator's step its config comes along, and the whole pipeline of `teacher` is

@@ -23,10 +23,10 @@ from distill.teachers.edm import PublishedNetwork
 from distill.teachers.families import LatentFamily
 from distill.teachers.own import OwnNet
 
-SETTINGS = "generator.json"
+GENERATOR_FILE = "generator.json"
 
 
-def weights(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
+def safetensors_format(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
     """For every generator whose denoiser can be saved; a family's with the configs of its pipeline, of `teacher`."""
 
     network = generator.denoiser.network
@@ -37,7 +37,7 @@ def weights(generator: Generator, cond: Condition, teacher: Path | None) -> Form
         else:
             save_denoiser(generator.denoiser, folder)
         settings = {"t": generator.t, "scale": generator.scale}
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / GENERATOR_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     def snippet(source: Source) -> str:
         if network.own_class is not None:
@@ -56,13 +56,13 @@ def load_generator(folder: str | Path) -> Generator:
 
     Raises UserError when the folder is missing, damaged, or something else.
     """
-    file = Path(folder) / SETTINGS
+    file = Path(folder) / GENERATOR_FILE
     denoiser = load_denoiser(folder)
     try:
         settings = json.loads(file.read_text())
         return Generator(denoiser, float(settings["t"]), float(settings["scale"])).eval()
     except FileNotFoundError as error:
-        raise UserError(f"'{folder}' is no generator's: it has no {SETTINGS}") from error
+        raise UserError(f"'{folder}' is no generator's: it has no {GENERATOR_FILE}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{file}' is damaged: {type(error).__name__}: {one_line(error)}") from error
 

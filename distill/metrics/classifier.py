@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.errors import UserError, one_line
 from distill.metrics.images import Shape
 
-DESCRIPTION, WEIGHTS = "classifier.json", "classifier.safetensors"
+CLASSIFIER_FILE, CLASSIFIER_WEIGHTS = "classifier.json", "classifier.safetensors"
 _CHUNK = 500
 
 
@@ -60,9 +60,10 @@ class Classifier(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, folder / CLASSIFIER_WEIGHTS)
         fields = {name: getattr(self, name) for name in ("shape", "classes", "width", "data", "accuracy")}
-        (folder / DESCRIPTION).write_text(json.dumps(fields, indent=2) + "\n")
+        (folder / CLASSIFIER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Classifier:
@@ -73,9 +74,9 @@ class Classifier(nn.Module):
         if not folder.is_dir():
             raise UserError(f"classifier: no folder '{folder}'; `distill classifier RECIPE` trains one")
         try:
-            fields = json.loads((folder / DESCRIPTION).read_text())
+            fields = json.loads((folder / CLASSIFIER_FILE).read_text())
             classifier = cls(**{**fields, "shape": tuple(fields["shape"])})
-            classifier.load_state_dict(load_file(folder / WEIGHTS))
+            classifier.load_state_dict(load_file(folder / CLASSIFIER_WEIGHTS))
         except Exception as error:  # json, safetensors and torch each raise their own kinds for a damaged folder
             raise UserError(f"classifier: cannot read '{folder}': {type(error).__name__}: {one_line(error)}") from error
         return classifier.requires_grad_(False).eval()

@@ -92,7 +92,7 @@ class BlockSettings(NamedTuple):
     clip_act: float  # bound on activations
 
 
-class Block(nn.Module):
+class MPBlock(nn.Module):
     """Encoder or decoder block (figure 21): resample, residual branch, then self-attention where asked for."""
 
     def __init__(
@@ -142,7 +142,7 @@ class Block(nn.Module):
         return cast(Tensor, self.attn_proj(mixed.mT.reshape(x.shape)))
 
 
-class UNet(nn.Module):
+class EDM2UNet(nn.Module):
     """The U-Net: (x [B, C, H, W] scaled by c_in, noise [B] = c_noise, labels [B, label_dim] one-hot) -> F [B, C, H, W].
 
     A row of zeros in `labels` is no label.
@@ -178,8 +178,8 @@ class UNet(nn.Module):
         self.emb_label = MPConv(label_dim, emb) if label_dim else None
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         settings = BlockSettings(dropout, res_balance, attn_balance, channels_per_head, clip_act)
-        down: Callable[..., Block] = partial(Block, emb, False, settings)
-        up: Callable[..., Block] = partial(Block, emb, True, settings)
+        down: Callable[..., MPBlock] = partial(MPBlock, emb, False, settings)
+        up: Callable[..., MPBlock] = partial(MPBlock, emb, True, settings)
         channels, skips = widths[0], [widths[0]]
         for level, width in enumerate(widths):
             size = img_resolution >> level

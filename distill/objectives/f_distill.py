@@ -18,7 +18,7 @@ from distill.objectives.objective import Batch, Denoisers, Estimates, Objective,
 from distill.times import Karras, Times
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "softened_reverse_kl", "neyman", "squared_hellinger", "jeffreys"]
-WEIGHTS: dict[Divergence, Callable[[Tensor], Tensor]] = {
+DIVERGENCE_WEIGHTS: dict[Divergence, Callable[[Tensor], Tensor]] = {
     "reverse_kl": torch.ones_like,
     "forward_kl": lambda r: r,
     "js": lambda r: r / (1 + r),
@@ -72,7 +72,7 @@ class FDistill(Objective):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times, logits=True)
-        h = WEIGHTS[self.divergence](self.normalised_ratio(nets, s))
+        h = DIVERGENCE_WEIGHTS[self.divergence](self.normalised_ratio(nets, s))
         h = h / nets.mean(h)
         nets.note("weight", h * l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
         deceive = adversarial_loss(logits_at(nets, x, batch, self.fake_times))

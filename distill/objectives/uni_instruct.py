@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distill.denoiser import Denoiser
 from distill.discriminator import R1, ChannelMean, Critic, adversarial_loss
 from distill.objectives.adversarial import denoise_and_discriminate
-from distill.objectives.f_distill import WEIGHTS, Divergence, density_ratio
+from distill.objectives.f_distill import DIVERGENCE_WEIGHTS, Divergence, density_ratio
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser
 from distill.objectives.sid import sid_loss
 from distill.times import Karras, Times
@@ -50,7 +50,7 @@ class UniInstruct(Objective):
         loss = self.scale * sid_loss(x, s.teacher, s.fake, alpha=1.0)
         if s.logits is None:
             return {"uni_instruct": weight * loss}
-        h = WEIGHTS[self.divergence](density_ratio(s.logits, *self.ratio_range))
+        h = DIVERGENCE_WEIGHTS[self.divergence](density_ratio(s.logits, *self.ratio_range))
         h = h / nets.mean(h)
         nets.note("weight", h * weight, nets.path.nsr(s.t))
         adversarial = self.adversarial * x[0].numel() * nets.mean(weight) * adversarial_loss(s.logits.clamp(-10, 10))

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from distill.conditions import Condition
 from distill.errors import UserError
-from distill.networks.edm2_unet import Block as MPBlock
-from distill.networks.edm2_unet import MPConv, MPFourier, UNet
+from distill.networks.edm2_unet import EDM2UNet, MPBlock, MPConv, MPFourier
 from distill.networks.edm_unet import Block, DhariwalUNet, SongUNet
 from distill.networks.network import Network, null_label
 from distill.networks.recompute import recompute
 from distill.teachers.weights_file import fill, read_weights, save_weights
 
-Kind = TypeVar("Kind", bound="PublishedNetwork")
+_Kind = TypeVar("_Kind", bound="PublishedNetwork")
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 VARIANTS = {  # those of the published checkpoints
     "model_type": tuple(BODIES),
@@ -56,7 +55,7 @@ class PublishedNetwork(Network):
         raise NotImplementedError
 
     @classmethod
-    def build(cls: type[Kind], settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> Kind:
+    def build(cls: type[_Kind], settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> _Kind:
         """Return the network of `settings` with the weights `state`, float32, in eval mode.
 
         Raises:
@@ -74,7 +73,7 @@ class PublishedNetwork(Network):
         save_weights(self, folder)
 
     @classmethod
-    def load(cls: type[Kind], folder: Path, description: Mapping[str, Any], weights: bool = True) -> Kind:
+    def load(cls: type[_Kind], folder: Path, description: Mapping[str, Any], weights: bool = True) -> _Kind:
         settings = {name: value for name, value in description["network"].items() if name != "name"}
         if weights:
             network = cls.build(settings, read_weights(folder))
@@ -148,10 +147,10 @@ class EDM2Net(PublishedNetwork):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        _check(settings, UNet, {"logvar_channels": 128})
+        _check(settings, EDM2UNet, {"logvar_channels": 128})
         self.settings = settings
         channels = settings.get("logvar_channels", 128)
-        self.unet = UNet(**{name: value for name, value in settings.items() if name != "logvar_channels"})
+        self.unet = EDM2UNet(**{name: value for name, value in settings.items() if name != "logvar_channels"})
         self.logvar_fourier = MPFourier(channels)
         self.logvar_linear = MPConv(channels, 1)
         self.taps = _taps("unet", self.unet)
@@ -221,7 +220,7 @@ def _shape(settings: Mapping[str, Any]) -> tuple[int, int, int]:
     return settings["img_channels"], settings["img_resolution"], settings["img_resolution"]
 
 
-def _taps(name: str, body: SongUNet | DhariwalUNet | UNet) -> dict[str, str]:
+def _taps(name: str, body: SongUNet | DhariwalUNet | EDM2UNet) -> dict[str, str]:
     """Return the taps: the encoder's last block, and the last block before the way up."""
     last = list(body.enc)[-1]
     return {"encoder": f"{name}.enc.{last}", "middle": f"{name}.dec.{last.split('_')[0]}_in1"}

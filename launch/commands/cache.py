@@ -8,11 +8,11 @@ from launch.options import Overrides, Recipe, resolve_recipe
 def cache(recipe: Recipe, overrides: Overrides = None) -> None:
     """Compute the embeddings and latents of a recipe. `train` does so too; several calls at once share the work."""
     from trainers.io.console import plain
-    from trainers.runs.open import encode, open_run
+    from trainers.runs.open import encode_data, open_run
 
     run = resolve_recipe(recipe, overrides)
     opened = open_run(run, 1)
-    ready = encode(opened)
+    ready = encode_data(opened)
     prompts = len(set(opened.source.prompts or ()))
     latents = ready.count if ready.read and opened.teacher is not None and opened.teacher.latents else 0
     plain().print(f"{prompts:,} prompts and {latents:,} latents in {run.cache}")

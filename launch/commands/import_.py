@@ -10,10 +10,10 @@ import typer
 File = Annotated[Path, typer.Argument(help="The published .pkl.")]
 Out = Annotated[Path, typer.Argument(help="The folder to write; `teacher:` of a recipe names it.")]
 
-app = typer.Typer(help="Turn a pretrained network into a teacher folder.", no_args_is_help=True)
+import_app = typer.Typer(help="Turn a pretrained network into a teacher folder.", no_args_is_help=True)
 
 
-@app.command()
+@import_app.command()
 def edm(file: File, out: Out) -> None:
     """Import an EDM checkpoint: DDPM++, NCSN++ or ADM. Nothing in the pickle is run."""
     from trainers.runs.import_teacher import import_published
@@ -21,7 +21,7 @@ def edm(file: File, out: Out) -> None:
     import_published(file, out, "edm")
 
 
-@app.command()
+@import_app.command()
 def edm2(
     file: File,
     out: Out,
@@ -36,7 +36,7 @@ def edm2(
     import_published(file, out, "edm2", vae)
 
 
-@app.command()
+@import_app.command()
 def diffusers(
     source: Annotated[str, typer.Argument(help="The folder of a pipeline, or its id on the hub.")],
     out: Out,

@@ -28,12 +28,12 @@ def pairs(
 
     from trainers.engine.world import default_device
     from trainers.io.console import plain
-    from trainers.runs.make_pairs import SHARD, PairSettings, make_pairs, pair_source
+    from trainers.runs.make_pairs import PAIRS_A_SHARD, PairSettings, make_pairs, pair_source
 
     settings, console = PairSettings(evaluations=evaluations, teacher_cfg=teacher_cfg, seed=seed), plain(stderr=True)
     folder, dataset = pair_source(teacher, data)
     making = make_pairs(str(folder), dataset, out, count, settings, batch, default_device(), cache_folder())
-    done = track(making, "pairs", -(-count // SHARD), console=console, disable=not console.is_terminal)
+    done = track(making, "pairs", -(-count // PAIRS_A_SHARD), console=console, disable=not console.is_terminal)
     for number in done:
         if not console.is_terminal:
             console.print(f"{number:,} of {count:,} pairs")

@@ -17,9 +17,9 @@ def quickstart(
 
     import trainers
     from launch.commands.evaluate import table
+    from trainers.api import finish
     from trainers.io.console import plain
     from trainers.recipe.load import resolve
-    from trainers.api import finish
     from trainers.runs.plots import distance_curve, side_by_side
 
     console = plain()

@@ -33,7 +33,7 @@ def recipes(
 
 def markdown() -> str:
     """A table of the recipes that --tiny can walk, which are the papers'."""
-    from trainers.recipe.shipped import FOLDER, shipped_recipes
+    from trainers.recipe.shipped import RECIPES, shipped_recipes
     from trainers.recipe.strict_yaml import load_yaml
 
     rows = ["| recipe | | objective | teacher's family | `distill import` of | data |", "| --- " * 6 + "|"]
@@ -41,7 +41,7 @@ def markdown() -> str:
         recipe, text = load_yaml(file), file.read_text()
         if "tiny" in recipe:
             ((title, arxiv),) = re.findall(r"# (.*) in one step .*?(arXiv:[\d.]+)", text)
-            place = file.relative_to(FOLDER)
+            place = file.relative_to(RECIPES)
             cells = [f"[`{name}`](../configs/{place})", f"{title}, {arxiv}", _objective(recipe["objective"])]
             rows.append(f"| {' | '.join([*cells, *_teacher(text), _data(recipe)])} |")
     return "\n".join(rows)

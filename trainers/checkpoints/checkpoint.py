@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write
+from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write_tensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.engine.sharding import gathered
@@ -47,7 +47,7 @@ def contents(session: Session) -> Contents:
     return found
 
 
-def describe(session: Session) -> dict[str, Any]:
+def state_description(session: Session) -> dict[str, Any]:
     """Return everything else of the state: state.json."""
     state = session.state
     return {
@@ -187,7 +187,7 @@ def save_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write tensors to one file; of a sharded one, the rows of this rank."""
-    write({name: rows for name, value in tensors.items() if (rows := own_rows(value))}, file)
+    write_tensors({name: rows for name, value in tensors.items() if (rows := own_rows(value))}, file)
 
 
 def load_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()) -> None:

@@ -15,7 +15,7 @@ from distill.power_ema import posthoc
 from trainers.checkpoints.checkpoint import folders, load_module, save_tensors
 from trainers.io.atomic import atomic_folder, sync
 
-FOLDER = "power_ema"
+SNAPSHOTS = "power_ema"
 MOST_LEFT = 0.1  # of the wanted profile, in L2, that the snapshots may fail to make
 
 
@@ -41,26 +41,26 @@ class Synthesis:
     parts: list[tuple[Snapshot, float]]
 
 
-def write(averages: Mapping[float, Mapping[str, Tensor]], images: int, folder: Path) -> None:
+def write_snapshot(averages: Mapping[float, Mapping[str, Tensor]], images: int, folder: Path) -> None:
     """Write the weights of every power-function average, by width, into the run folder."""
-    with atomic_folder(folder / FOLDER / f"{images:012d}") as staging:
+    with atomic_folder(folder / SNAPSHOTS / f"{images:012d}") as staging:
         for std, weights in averages.items():
             save_tensors(weights, staging / f"{std}.safetensors")
             sync(staging / f"{std}.safetensors")
         sync(staging)
-    sync(folder / FOLDER)
+    sync(folder / SNAPSHOTS)
 
 
-def rewind(folder: Path, images: int) -> None:
+def rewind_snapshots(folder: Path, images: int) -> None:
     """Drop the snapshots after `images` and half-written ones: a resumed run writes them again."""
-    for path in (folder / FOLDER).glob("*"):
+    for path in (folder / SNAPSHOTS).glob("*"):
         if path.is_dir() and (not path.name.isdigit() or int(path.name) > images):
             shutil.rmtree(path)
 
 
 def snapshots(folder: Path) -> list[Snapshot]:
     """Every snapshot in the run folder, the last one last."""
-    moments = reversed(folders(folder / FOLDER))
+    moments = reversed(folders(folder / SNAPSHOTS))
     return [
         Snapshot(int(moment.name), float(file.stem), file)
         for moment in moments

@@ -22,8 +22,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distill.errors import one_line
-from trainers.checkpoints.checkpoint import MANIFEST, STATE, contents, describe, folders
-from trainers.checkpoints.tensor_files import Rows, file_name, share, write
+from trainers.checkpoints.checkpoint import MANIFEST, STATE, contents, folders, state_description
+from trainers.checkpoints.tensor_files import Rows, file_name, share, write_tensors
 from trainers.engine.collectives import GONE, is_lost_process
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP
@@ -79,7 +79,7 @@ class Saver:
             return
         started = time.monotonic()
         mine = self._copy(session)
-        arguments = (images, mine, describe(session), started, self._failed, aside)
+        arguments = (images, mine, state_description(session), started, self._failed, aside)
         self._failed = Failure("its thread has died", disk=False)  # until it says otherwise
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
@@ -175,7 +175,7 @@ class Saver:
         staging.mkdir(parents=True, exist_ok=True)
         for stem, tensors in mine.items():
             file = staging / file_name(stem, self.rank, self.world)
-            write(tensors, file)
+            write_tensors(tensors, file)
             sync(file)
             files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
 

@@ -91,7 +91,7 @@ def _all(value: Tensor) -> Rows:
     return Rows(value, 0, len(value) if value.ndim else 1)
 
 
-def write(tensors: Mapping[str, Rows], file: Path) -> None:
+def write_tensors(tensors: Mapping[str, Rows], file: Path) -> None:
     """Write one file; raises OSError when that fails."""
     rows = {name: [v.first, v.whole] for name, v in tensors.items() if v.tensor.ndim and len(v.tensor) != v.whole}
     plain = {name: value.tensor.detach().contiguous() for name, value in tensors.items()}

@@ -22,8 +22,8 @@ from trainers.data import Dataset
 from trainers.data.cache import Cache, Make, Table
 from trainers.io.console import plain
 
-SHARD = 2**27  # bytes, about: what a kill loses
-AT_ONCE = 32  # items that an encoder gets
+SHARD_BYTES = 2**27  # bytes, about: what a kill loses
+ITEMS_AT_ONCE = 32  # items that an encoder gets
 FIRST = torch.zeros(1, dtype=torch.int64)
 
 
@@ -115,10 +115,12 @@ class DatasetEncoder:
         def table(content: str, count: int, length: int, encode: Make) -> Table:
             @torch.no_grad()
             def make(first: int, last: int) -> dict[str, Tensor]:
-                parts = [encode(at, min(at + AT_ONCE, last)) for at in range(first, last, AT_ONCE)]
+                parts = [encode(at, min(at + ITEMS_AT_ONCE, last)) for at in range(first, last, ITEMS_AT_ONCE)]
                 return {key: _checked(what, key, torch.cat([part[key].cpu() for part in parts])) for key in parts[0]}
 
-            return cache.table(what, {"encoder": identity, "content": content, "at_once": AT_ONCE}, count, length, make)
+            return cache.table(
+                what, {"encoder": identity, "content": content, "at_once": ITEMS_AT_ONCE}, count, length, make
+            )
 
         return table
 
@@ -132,7 +134,7 @@ def _checked(what: str, name: str, value: Tensor) -> Tensor:
 
 def _length(row: Mapping[str, Tensor]) -> int:
     """Rows of a shard."""
-    return max(1, SHARD // sum(value.nbytes for value in row.values()))
+    return max(1, SHARD_BYTES // sum(value.nbytes for value in row.values()))
 
 
 def _hash(prompts: Sequence[str | None]) -> str:
@@ -141,6 +143,6 @@ def _hash(prompts: Sequence[str | None]) -> str:
 
 def _pixels(dataset: Dataset) -> str:
     digest = hashlib.sha256()
-    for positions in torch.arange(dataset.count).split(AT_ONCE):
+    for positions in torch.arange(dataset.count).split(ITEMS_AT_ONCE):
         digest.update(dataset.images(positions).numpy().tobytes())
     return digest.hexdigest()

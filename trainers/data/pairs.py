@@ -55,7 +55,7 @@ def condition_of(columns: Mapping[str, Tensor]) -> Condition:
     return Condition({n.removeprefix("cond."): value for n, value in columns.items() if n.startswith("cond.")})
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
     """Read pairs.json of a folder; raises UserError where it is missing or damaged."""
     try:
         description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
@@ -73,7 +73,7 @@ def open_pairs(folder: Path, shape: tuple[int, ...], classes: int) -> PairSet:
     Raises:
         UserError: They are incomplete, or of another shape or number of classes.
     """
-    description = describe(folder)
+    description = read_description(folder)
     for what, theirs, ours in (
         ("shape", tuple(description["shape"]), shape),
         ("classes", description["classes"], classes),

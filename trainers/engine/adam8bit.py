@@ -19,7 +19,7 @@ from trainers.engine.sharding import local, shard_like
 BLOCK = 256
 SMALLEST = 4096  # elements; what is smaller keeps 32 bits, as with bitsandbytes
 MOMENTS = ("exp_avg", "exp_avg_sq")
-AT_ONCE = 2**24  # elements in float32 at a time, of a matrix that may be much larger
+ELEMENTS_AT_ONCE = 2**24  # elements in float32 at a time, of a matrix that may be much larger
 
 
 class Adam8bit(torch.optim.Adam):
@@ -58,11 +58,11 @@ class Adam8bit(torch.optim.Adam):
         state["step"] += ~bad
         moments = [state[f"{moment}_{part}"] for moment in MOMENTS for part in ("codes", "scales")]
         whole = [local(tensor.detach()) for tensor in (parameter, parameter.grad, *moments)]
-        rows = max(1, AT_ONCE * len(parameter) // parameter.numel())
+        rows = max(1, ELEMENTS_AT_ONCE * len(parameter) // parameter.numel())
         for weight, gradient, *old in zip(*(tensor.split(rows) for tensor in whole), strict=True):
-            mean, square = (decode(old[i].flatten(1), old[i + 1], self._values[i // 2]) for i in (0, 2))
+            mean, square = (dequantise(old[i].flatten(1), old[i + 1], self._values[i // 2]) for i in (0, 2))
             new, mean, square = adam(weight.flatten(1), gradient.flatten(1), mean, square, state["step"], group)
-            encoded = (*encode(mean, self._values[0]), *encode(square, self._values[1]))
+            encoded = (*quantise(mean, self._values[0]), *quantise(square, self._values[1]))
             for was, now in zip((weight, *old), (new, *encoded), strict=True):
                 was.copy_(torch.where(bad, was, now.reshape(was.shape)))
 
@@ -93,7 +93,7 @@ def dynamic(signed: bool) -> Tensor:
     return torch.cat([positive, -positive if signed else positive[:0], torch.tensor([0.0, 1.0])]).sort().values
 
 
-def encode(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def quantise(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest of `values` as bytes [R, N], and the scale of every block [R, ceil(N / BLOCK)], for `rows` [R, N]."""
     blocks = _blocks(rows)
     scales = blocks.abs().amax(2)
@@ -102,7 +102,7 @@ def encode(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return codes.flatten(1)[:, : rows.shape[1]], scales
 
 
-def decode(codes: Tensor, scales: Tensor, values: Tensor) -> Tensor:
+def dequantise(codes: Tensor, scales: Tensor, values: Tensor) -> Tensor:
     """The rows [R, N] that were encoded."""
     return (_blocks(values[codes.int()]) * scales[..., None]).flatten(1)[:, : codes.shape[1]]
 

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from distill.errors import UserError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 GONE = "another process of the run is gone"
 LOST = (GONE, "closed by peer", "reset by peer", "Broken pipe", "NCCL")  # what gloo and NCCL say of it
@@ -21,7 +21,7 @@ def is_lost_process(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in LOST)
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
+def on_main_process(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
     """What `work` gives on the main process, on all of them; its UserError or OSError is raised on all. Collective."""
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -34,4 +34,4 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
     if found[1] is not None:
         found[1].already_printed = not accelerator.is_main_process  # one line is enough
         raise found[1]
-    return cast(T, found[0])
+    return cast(_T, found[0])

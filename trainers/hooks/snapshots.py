@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainers.checkpoints.checkpoint import trained
-from trainers.checkpoints.posthoc_ema import write
+from trainers.checkpoints.posthoc_ema import write_snapshot
 from trainers.engine.session import Session
 from trainers.engine.sharding import gathered
 from trainers.hooks.hook import Hook
@@ -25,4 +25,4 @@ class Snapshots(Hook):
         }
         if session.accelerator.is_main_process:
             with tolerate_disk_errors(f"the snapshot at {session.state.images:,} images is"):
-                write(averages, session.state.images, self.folder)
+                write_snapshot(averages, session.state.images, self.folder)

@@ -15,7 +15,7 @@ from trainers.recipe.strict_yaml import assign, build, dump, load_yaml, override
 from trainers.recipe.tiny import shrink
 
 RUN_FILE = "run.yaml"
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def load_run(folder: Path) -> Run | TeacherRun:
@@ -72,7 +72,7 @@ def resolve(
     return resolve_paths(build_experiment(settings, where))
 
 
-def resolve_paths(run: T) -> T:
+def resolve_paths(run: _T) -> _T:
     """Return an experiment, or a part of it, with every LocalPath that exists made absolute."""
     if not dataclasses.is_dataclass(run) or isinstance(run, type):
         return run
@@ -84,7 +84,7 @@ def resolve_paths(run: T) -> T:
         else:
             changes[one.name] = resolve_paths(value)
     changed = {name: value for name, value in changes.items() if value is not getattr(run, name)}
-    return cast(T, dataclasses.replace(run, **changed)) if changed else run
+    return cast(_T, dataclasses.replace(run, **changed)) if changed else run
 
 
 def _flat(key: str, value: Any) -> list[tuple[str, Any]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from distill.errors import UserError
 
-FOLDER = Path(str(files("configs")))
+RECIPES = Path(str(files("configs")))
 
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipe files of the package by name."""
-    return {file.stem: file for file in sorted(FOLDER.rglob("*.yaml"), key=lambda file: file.stem)}
+    return {file.stem: file for file in sorted(RECIPES.rglob("*.yaml"), key=lambda file: file.stem)}
 
 
 def find_recipe(recipe: str) -> Path:

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Strict, TypeAdapter, ValidationError
 
 from distill.errors import UserError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _UNIONS = (Union, types.UnionType)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 _CHOICES: dict[Any, Mapping[str, type]] = {}
@@ -37,9 +37,9 @@ def register_choices(base: type, registry: Mapping[str, type]) -> None:
     _NAMES.update({cls: name for name, cls in registry.items()})
 
 
-def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
+def build(cls: type[_T], data: Mapping[str, Any], where: str = "") -> _T:
     """Return the dataclass that `data` states; `where`, such as a file, opens every message."""
-    return cast(T, _value(cls, data, where, ""))
+    return cast(_T, _value(cls, data, where, ""))
 
 
 def dump(instance: Any) -> dict[str, Any]:

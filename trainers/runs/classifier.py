@@ -22,7 +22,7 @@ from trainers.recipe.run import Optimizer
 from trainers.recipe.shipped import find_recipe
 from trainers.recipe.strict_yaml import build, load_yaml, override
 
-CHUNK = 500
+IMAGES_AT_ONCE = 500
 
 Report = Callable[[int, float], None]
 """(images done, accuracy on the held-out images so far)."""
@@ -87,7 +87,7 @@ def train_classifier(run: ClassifierRun, dataset: Dataset, accelerator: Accelera
 
 def _accuracy(classifier: Classifier, dataset: Dataset, device: torch.device) -> float:
     right = 0
-    for positions in torch.arange(dataset.count).split(CHUNK):
+    for positions in torch.arange(dataset.count).split(IMAGES_AT_ONCE):
         x, labels = _batch(dataset, positions, device)
         right += int((classifier(x).argmax(dim=1) == labels).sum())
     return right / dataset.count

@@ -31,7 +31,7 @@ from trainers.engine.sharding import Layout, alias_parameters, layouts_of, shard
 from trainers.engine.step import distillation_round, global_mean
 from trainers.io.atomic import sha256
 from trainers.recipe.run import PlayerSettings, Run
-from trainers.runs.open import Objects, Opened, encode
+from trainers.runs.open import Objects, Opened, encode_data
 from trainers.runs.start import load_start
 
 
@@ -46,7 +46,7 @@ def build_distillation(opened: Opened, accelerator: Accelerator) -> Session:
     identity = on_main_process(accelerator, lambda: teacher_identity(run, opened.objects))
     if opened.pairs is not None:
         opened.pairs.check_teacher(identity)
-    dataset = encode(opened, accelerator.device, quiet=not accelerator.is_main_process)
+    dataset = encode_data(opened, accelerator.device, quiet=not accelerator.is_main_process)
     batches = make_batches(run, dataset, accelerator, opened.pairs)
     start = (run.start, identity) if opened.fresh and run.start is not None else None
     session = assemble(run, accelerator, teacher, dataset, batches, opened.further_teachers, start, opened.objects)

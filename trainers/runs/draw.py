@@ -17,7 +17,7 @@ from trainers.io.images import to_images
 if TYPE_CHECKING:
     from trainers.runs.load import Trained
 
-AT_ONCE = 20  # samples
+SAMPLES_AT_ONCE = 20  # samples
 
 
 def draw(
@@ -38,7 +38,7 @@ def draw(
         raise UserError("teacher: this run is itself a teacher's")
     embedded = embed(trained, prompts) if prompts else None
     samples = []
-    for index in torch.arange(count, device=trained.device).split(AT_ONCE):
+    for index in torch.arange(count, device=trained.device).split(SAMPLES_AT_ONCE):
         noise = unit_noise(network.shape, Random.at(seed, index).stream("sample"))
         if embedded is not None:
             cond = embedded.rows(index.cpu() % len(prompts))

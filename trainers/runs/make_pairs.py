@@ -24,14 +24,14 @@ from trainers.data import Data, DataFree, Dataset
 from trainers.data.batches import inputs
 from trainers.data.cache import HOME
 from trainers.data.encode import DatasetEncoder
-from trainers.data.pairs import DESCRIPTION, columns_of, describe
+from trainers.data.pairs import DESCRIPTION, columns_of, read_description
 from trainers.io.atomic import atomic_file, sha256
 from trainers.recipe.load import RUN_FILE, load_run
 from trainers.recipe.strict_yaml import build, override
 from trainers.runs.distillation import teacher_hash
 from trainers.runs.open import check_fit
 
-SHARD = 1000  # pairs
+PAIRS_A_SHARD = 1000  # pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ def make_pairs(
         form["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()
     description = {"teacher": teacher_hash(teacher), **form, **asdict(settings)}
     shards = _whole_shards(folder, description, count)
-    for first in range(0, count, SHARD):
-        file, rows = folder / f"pairs-{first // SHARD:05d}.safetensors", min(SHARD, count - first)
+    for first in range(0, count, PAIRS_A_SHARD):
+        file, rows = folder / f"pairs-{first // PAIRS_A_SHARD:05d}.safetensors", min(PAIRS_A_SHARD, count - first)
         if shards.get(file.name, {}).get("pairs") != rows:
             parts = torch.arange(first, first + rows, device=device).split(batch)
             pairs = [_solve(denoiser, settings, dataset, index) for index in parts]
@@ -93,7 +93,7 @@ def _whole_shards(folder: Path, description: dict[str, Any], count: int) -> dict
         if any("pairs" not in path.name for path in folder.iterdir()):
             raise UserError(f"pairs: '{folder}' holds something else; name another folder")
         return {}
-    there = describe(folder)
+    there = read_description(folder)
     for key, value in {**description, "count": count}.items():
         if there.get(key) != value and (key != "count" or there[key] > value):
             raise UserError(f"pairs: '{folder}' is of {key} {there.get(key)}, not {value}; name another folder")

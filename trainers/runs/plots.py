@@ -9,14 +9,14 @@ from trainers.io import jsonl
 from trainers.io.images import grid
 from trainers.runs.load import Trained
 
-CLASSES, ROWS = 10, 5
+CLASSES, SAMPLES_A_CLASS = 10, 5
 
 
 def side_by_side(trained: Trained, file: Path) -> None:
     """Teacher at 35 evaluations (left) and student at 1 (right): same noise, same labels, one class a column."""
     from PIL import Image, ImageDraw
 
-    teacher, student = (grid(trained.sample(CLASSES * ROWS, teacher=t), CLASSES) for t in (True, False))
+    teacher, student = (grid(trained.sample(CLASSES * SAMPLES_A_CLASS, teacher=t), CLASSES) for t in (True, False))
     gap, head = 24, 24
     canvas = Image.new("L" if teacher.mode == "L" else "RGB", (2 * teacher.width + gap, teacher.height + head), "white")
     pen = ImageDraw.Draw(canvas)

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 
 
-class OneStepPipeline(StableDiffusion3Pipeline):
+class OneStepFlowPipeline(StableDiffusion3Pipeline):
     """The stock pipeline with one step of its own."""
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.conditions import Condition
 from distill.teachers.families.family import Conditions
-from distill.teachers.families.stable_diffusion import LENGTH, StableDiffusion
+from distill.teachers.families.stable_diffusion import CLIP_TOKENS, StableDiffusion
 
 
 class SDXL(StableDiffusion):
@@ -19,7 +19,7 @@ class SDXL(StableDiffusion):
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         sizes = 6 * self.config["addition_time_embed_dim"]
         pooled = self.config["projection_class_embeddings_input_dim"] - sizes
-        return {"prompt": (LENGTH, self.config["cross_attention_dim"]), "pooled": (pooled,)}
+        return {"prompt": (CLIP_TOKENS, self.config["cross_attention_dim"]), "pooled": (pooled,)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.embeddings(x, cond)

@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.conditions import Condition
 from distill.teachers.families.family import Conditions, UNetFamily
 
-LENGTH = 77  # tokens of a prompt under CLIP
+CLIP_TOKENS = 77  # tokens of a prompt under CLIP
 
 
 class StableDiffusion(UNetFamily):
@@ -21,7 +21,7 @@ class StableDiffusion(UNetFamily):
     unguided = 0.0
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"prompt": (LENGTH, self.config["cross_attention_dim"])}
+        return {"prompt": (CLIP_TOKENS, self.config["cross_attention_dim"])}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         prompt = self.embeddings(x, cond)["prompt"]

@@ -74,7 +74,7 @@ def _found(data: Any, kind: str) -> Found:
     sigma_data = arguments.get("sigma_data", 0.5)
     if type(sigma_data) not in (int, float) or not 0 < sigma_data < 1e6:
         raise Refused(f"sigma_data: must be positive, got {reprlib.repr(sigma_data)}")
-    state = weights(data["ema"])
+    state = state_of_record(data["ema"])
     network = _KINDS[kind].build(settings, state)
     if network.classes and arguments.get("label_dropout"):
         network.null = null_label(network.classes)  # a dropped label is a row of zeros
@@ -83,7 +83,7 @@ def _found(data: Any, kind: str) -> Found:
     return Found(denoiser, settings, sum(parameter.numel() for parameter in network.parameters()), encoder)
 
 
-def weights(module: Any) -> dict[str, Tensor]:
+def state_of_record(module: Any) -> dict[str, Tensor]:
     """The state dict of a module's record; raises Refused for what is no tree of modules, and for weights that are
     not finite."""
     state: dict[str, Tensor] = {}
