@@ -139,7 +139,7 @@ def install(patch: pytest.MonkeyPatch, rows: int = 2) -> None:
     """Let the trainers load these teachers, and write tables of embeddings in shards of `rows`."""
     for module in ("trainers.runs.open", "trainers.runs.load", "trainers.runs.make_pairs"):
         patch.setattr(f"{module}.load_denoiser", load_any)
-    patch.setattr(encode, "SHARD", rows * ROW)
+    patch.setattr(encode, "SHARD_BYTES", rows * ROW)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from distill.paths import EDM, Flow
 from distill.teachers import build_unet, save_denoiser
 from trainers.data import Digits
 from trainers.engine.session import Session
-from trainers.loop import build, fit
+from trainers.loop import build_session, fit
 from trainers.recipe.load import build_experiment
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs import make_pairs
@@ -70,7 +70,7 @@ def write_pairs(teacher: Path, folder: Path, count: int = 20, **changes: Any) ->
     """ODE pairs of 3 evaluations: write 8 more, say how many there are."""
     settings = make_pairs.PairSettings(**{"evaluations": 3, **changes})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_pairs, "SHARD", 8)
+        patch.setattr(make_pairs, "PAIRS_A_SHARD", 8)
         yield from make_pairs.make_pairs(str(teacher), Digits().load(), folder, count, settings, 5, torch.device("cpu"))
 
 
@@ -207,7 +207,7 @@ def opened(settings: dict[str, Any] | Run | TeacherRun, processes: int = 1, resu
 def build_session(settings: dict[str, Any] | Run | TeacherRun, accelerator: Accelerator | None = None) -> Session:
     """The session of a fresh run, on the CPU."""
     accelerator = accelerator or Accelerator(cpu=True)
-    return build(opened(settings, accelerator.num_processes), accelerator)
+    return build_session(opened(settings, accelerator.num_processes), accelerator)
 
 
 def fit_run(

@@ -59,7 +59,7 @@ EVALUATING = [
 ]
 RESUMING = [
     ("trainers.checkpoints.checkpoint:restore", 1, 0.05),
-    ("trainers.loop:build", 1, 0.2),
+    ("trainers.loop:build_session", 1, 0.2),
     ("trainers.io.jsonl:os.replace", 2, None),
     ("trainers.io.jsonl:append", 6, None),
 ]

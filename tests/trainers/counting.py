@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import build_session
-from trainers.engine.session import Session
 from trainers.engine.sharding import is_sharded, units
+from trainers.engine.step import advance
 from trainers.plan.ledger import REST, Ledger
 
 WARM, COUNTED = 2, 2  # updates; DDP rebuilds its buckets in the second
@@ -45,11 +45,6 @@ class Reads(TorchDispatchMode):
             return method(tensor, *args)
 
         return read
-
-
-def advance(session: Session) -> None:
-    session.update_players(session)
-    session.state.average(session.run.batch_size)
 
 
 def count(settings: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from distill.errors import UserError
 from tests.tiny import build_session, recipe
 from trainers.checkpoints import checkpoint, saver
 from trainers.engine import adam8bit
-from trainers.engine.adam8bit import Adam8bit, decode, dynamic, encode
+from trainers.engine.adam8bit import Adam8bit, dequantise, dynamic, quantise
 
 SHAPES = {"matrix": (64, 100), "kernels": (16, 33, 3, 3), "vector": (5000,), "small": (10, 10)}
 
@@ -50,11 +50,11 @@ def test_blocks_end_where_rows_do(width: int) -> None:
     """A row's bytes do not depend on the other rows, nor those of zeros on anything."""
     rows, values = torch.logspace(-20, 20, 7)[:, None] * torch.randn(7, width), dynamic(signed=True)
     rows[3] = 0
-    codes, scales = encode(rows, values)
+    codes, scales = quantise(rows, values)
     assert codes.shape == rows.shape and codes.dtype == torch.uint8 and scales.shape == (7, -(-width // 256))
     for row in range(7):
-        assert all(map(torch.equal, encode(rows[row : row + 1], values), (codes[row : row + 1], scales[row : row + 1])))
-    found = decode(codes, scales, values)
+        assert all(map(torch.equal, quantise(rows[row : row + 1], values), (codes[row : row + 1], scales[row : row + 1])))
+    found = dequantise(codes, scales, values)
     assert found[3].eq(0).all()
     error = (found - rows).abs() / rows.abs().amax(1, keepdim=True).clamp(min=1e-30)
     assert error.max() < 0.0071  # half the widest gap
@@ -89,8 +89,8 @@ def test_a_parameter_takes_two_bytes_and_scales() -> None:
 
 def test_large_matrices_are_moved_in_pieces_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     moved = []
-    for at_once in (adam8bit.AT_ONCE, 1000):
-        monkeypatch.setattr(adam8bit, "AT_ONCE", at_once)
+    for at_once in (adam8bit.ELEMENTS_AT_ONCE, 1000):
+        monkeypatch.setattr(adam8bit, "ELEMENTS_AT_ONCE", at_once)
         named = parameters()
         descend(Adam8bit(named, lr=1e-2, fused=True), named, 3)
         moved.append(dict(named))

@@ -20,6 +20,7 @@ from tests.tiny import DISTILLATIONS, build_session, distillation, experiment
 from tests.toys import Tanh
 from trainers.engine.backprop import OneByOne
 from trainers.engine.session import Session
+from trainers.engine.step import advance
 from trainers.recipe.run import Run
 
 
@@ -32,11 +33,6 @@ def passes_both(name: str, teachers: Path) -> bool:
     run = experiment(distillation(name, teachers))
     assert isinstance(run, Run)
     return run.objective.differentiates_denoisers and name != "score_mismatching"  # which asks the fake alone
-
-
-def advance(session: Session) -> None:
-    session.update_players(session)
-    session.state.images += session.run.batch_size
 
 
 @pytest.mark.parametrize("name", DISTILLATIONS)

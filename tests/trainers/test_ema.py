@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.power_ema import PowerProfile
 from tests.tiny import experiment, fit_run, recipe
-from trainers.checkpoints.posthoc_ema import rewind, snapshots
+from trainers.checkpoints.posthoc_ema import rewind_snapshots, snapshots
 from trainers.engine.ema import average, half_life_beta
 from trainers.recipe.run import Average
 
@@ -99,7 +99,7 @@ def test_a_rewind_drops_later_and_half_written_snapshots(tmp_path: Path) -> None
     for name in (f"{8:012d}", f"{16:012d}", f"{24:012d}", f".{8:012d}-staging", f".{24:012d}-old"):
         (root / name).mkdir(parents=True)
         (root / name / "0.1.safetensors").write_bytes(b"")
-    rewind(tmp_path, 16)
+    rewind_snapshots(tmp_path, 16)
     assert sorted(path.name for path in root.iterdir()) == [f"{8:012d}", f"{16:012d}"]
     assert [snapshot.images for snapshot in snapshots(tmp_path)] == [8, 16]
-    rewind(tmp_path / "without", 16)
+    rewind_snapshots(tmp_path / "without", 16)

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from distill.export import FORMATS
-from distill.export.format import condition, float32, inputs
+from distill.export.format import BATCH, float32, inputs
 from distill.generator import Generator
-from launch.commands.export import export_product
 from tests.exports import OURS, snippet, strangers
 from tests.families import FLOWS, TEACHERS, recipe
 from tests.tiny import once
@@ -61,7 +60,7 @@ def test_strangers_load_what_was_trained(teacher: Callable[[str], Path], tmp_pat
         fit(recipe(name, "diff_instruct", teacher(name), work, images=4), run := work / "run")
         product = load_trained(run)
         assert isinstance(product.model, Generator)
-        assert export_product(product, run, tmp_path / name) < 1e-4
+        assert product.export(tmp_path / name) < 1e-4
         code = snippet(tmp_path / name)
         if "latents" not in code:
             code = code.replace("num_inference_steps=1", "num_inference_steps=1, output_type='np'")
@@ -70,7 +69,7 @@ def test_strangers_load_what_was_trained(teacher: Callable[[str], Path], tmp_pat
     (tmp_path / "stranger").mkdir()
     for name, drawn in strangers(tmp_path / "stranger", cases, OURS).items():
         generator = generators[name]
-        form = FORMATS["diffusers"](generator, condition(generator), teacher(name))
+        form = FORMATS["diffusers"](generator, generator.denoiser.network.example(BATCH), teacher(name))
         given = inputs(generator, form.cond, batch=len(drawn))
         with torch.no_grad():
             expected = form.shown(generator(given.noise, given.cond))

@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.encoders.encoder import autoencoder, parts
-from distill.teachers import TextEncoder, load_denoiser
-from launch.commands.export import export_product
+from distill.encoders import text_encoder
+from distill.encoders.autoencoder import DiffusersAutoencoder
+from distill.encoders.text_encoder import PipelineTextEncoder
+from distill.teachers import load_denoiser
 from tests.clip_texts import Clip, write_clip
 from tests.tiny import ROOT, environment, experiment, fit_run, recipe
 from trainers.data import Dataset
@@ -51,23 +52,23 @@ def test_conditions_are_those_of_the_pipeline(
 
     def encode_dataset(negative: str | None = None) -> tuple[Any, Any]:
         teacher = load_denoiser(folder)
-        ready = DatasetEncoder(str(tmp_path / "cache"), CPU, negative).of(dataset, teacher, real=False)
+        ready = DatasetEncoder(str(tmp_path / "cache"), CPU, negative).encode(dataset, teacher, real=False)
         assert ready.shape == teacher.network.shape
         return condition_at(ready, torch.tensor([1, 2])), teacher
 
     cond, teacher = encode_dataset()
-    direct = TextEncoder(folder)
+    direct = PipelineTextEncoder(folder, type(teacher.network))
     expected, null, negative = direct.encode(["dogs", "a cat"]), direct.encode_null(), direct.encode(["blurry"])
-    assert cond.keys() == teacher.null_cond.keys() == expected.keys()
+    assert cond.keys() == teacher.network.null.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.allclose(cond[key], value, atol=1e-5) and cond[key].dtype == value.dtype
-        assert torch.equal(teacher.null_cond[key], null[key][0])
+        assert torch.equal(teacher.network.null[key], null[key][0])
         assert teacher.null(cond)[key].shape == value.shape
     encode_dataset("blurry")
-    monkeypatch.setattr(parts, "load_stock", unused)
+    monkeypatch.setattr(text_encoder, "load_stock_pipeline", unused)
     again, teacher = encode_dataset("blurry")
     for key in expected:
-        assert torch.equal(again[key], cond[key]) and torch.equal(teacher.null_cond[key], negative[key][0])
+        assert torch.equal(again[key], cond[key]) and torch.equal(teacher.network.null[key], negative[key][0])
     x0 = teacher(torch.randn(2, *teacher.network.shape), torch.full((2,), 0.5), again)
     assert x0.isfinite().all()
 
@@ -91,16 +92,16 @@ def test_a_run_on_prompts_and_latents(
     session = fit_run(run, tmp_path / "run")
     assert all(player.counters()["skipped"] == 0 for player in session.state.players.values())
     real = session.batches.micro("generator", 0, 0).real
-    decoder = autoencoder(session.teacher) if session.teacher is not None else None
+    decoder = None if session.teacher is None else session.teacher.network.autoencoder
     assert real is not None and real.shape == (2, 4, 8, 8) and decoder is not None
     picture = Image.open(tmp_path / "run/samples" / f"{4:012d}.png")
     assert picture.mode == "RGB" and picture.size == (10 * (64 + 2), 6 * (64 + 2))  # 16 pixels, 4 times as large
     product = load_trained(tmp_path / "run")
     for name in ("diffusers", "safetensors", "torch-export"):
-        assert export_product(product, tmp_path / "run", tmp_path / name, name) < 1e-4
+        assert product.export(tmp_path / name, name) < 1e-4
     shutil.rmtree(tmp_path / "run/checkpoints" / f"{4:012d}")
-    monkeypatch.setattr(parts, "load_stock", unused)
-    monkeypatch.setattr(parts.Autoencoder, "encode", unused)
+    monkeypatch.setattr(text_encoder, "load_stock_pipeline", unused)
+    monkeypatch.setattr(DiffusersAutoencoder, "encode", unused)
     resumed = fit_run(run, tmp_path / "run", resume=True)
     for name, value in session.state.ema.module.state_dict().items():
         assert torch.equal(value, resumed.state.ema.module.state_dict()[name])
@@ -111,8 +112,8 @@ def test_latents_are_the_autoencoders(pipelines: Callable[[str], Path], tmp_path
     pixels = torch.rand(5, 3, 16, 16) * 2 - 1
     dataset = Dataset("noise", 5, (3, 16, 16), None, lambda at: pixels[at], prompts=["x"] * 5)
     teacher = load_denoiser(pipelines("sd15"))
-    ready = DatasetEncoder(str(tmp_path / "cache"), CPU).of(dataset, teacher, real=True)
-    coder, at = autoencoder(teacher), torch.tensor([3, 0])
+    ready = DatasetEncoder(str(tmp_path / "cache"), CPU).encode(dataset, teacher, real=True)
+    coder, at = teacher.network.autoencoder, torch.tensor([3, 0])
     assert coder is not None and ready.spread is not None
     mean, std = coder.encode(pixels[at])
     assert torch.allclose(ready.images(at), mean, atol=1e-5) and torch.allclose(ready.spread(at), std, atol=1e-5)
@@ -125,11 +126,11 @@ CLIP = """
 import json, sys, torch
 from pathlib import Path
 from tests.clip_texts import Clip
-from tests.clip_texts import Clip, write_clip
 from tests.texts import TextNet
 from trainers.data import Dataset
+from trainers.data.batches import condition_at
 from trainers.data.dataset import UNKNOWN
-from trainers.data.encode import Preparation
+from trainers.data.encode import DatasetEncoder
 from distill.denoiser import Denoiser
 from distill.paths import EDM
 
@@ -137,9 +138,9 @@ prompts = ["a cat", "a photo of a dog", "a cat"]
 encoder = Clip(Path(sys.argv[1]))
 teacher = Denoiser(TextNet((1, 8, 8), encoder), EDM(), "edm")
 dataset = Dataset("words", 3, UNKNOWN, None, None, prompts=prompts)
-ready = Preparation(sys.argv[2], torch.device("cpu")).of(dataset, teacher, real=False)
+ready = DatasetEncoder(sys.argv[2], torch.device("cpu")).encode(dataset, teacher, real=False)
 rows = condition_at(ready, torch.arange(3))
-own = {"prompt": torch.stack([rows["prompt"][n] for n in range(3)]), "null": teacher.null_cond["prompt"]}
+own = {"prompt": torch.stack([rows["prompt"][n] for n in range(3)]), "null": teacher.network.null["prompt"]}
 modules = [name for name in ("transformers", "diffusers", "tokenizers") if name in sys.modules]
 torch.save(own, sys.argv[3])
 print(json.dumps({"modules": modules, "loaded": encoder.loaded}))

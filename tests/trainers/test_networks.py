@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from distill import EDM, Denoiser, UserError
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
-from launch.commands.export import export_product
 from tests.tiny import build_session, fit_run, recipe
 from trainers.runs.distillation import teacher_hash
 from trainers.runs.load import load_trained
@@ -62,9 +61,9 @@ def test_a_run_from_start_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     product = load_trained(tmp_path / "run")
     x = product.sampler(torch.randn(2, 1, 8, 8), torch.tensor([3, 7]))
     assert x.shape == (2, 1, 8, 8) and bool(x.isfinite().all())
-    assert export_product(product, tmp_path / "run", tmp_path / "pipeline") < 1e-4
+    assert product.export(tmp_path / "pipeline") < 1e-4
     assert (tmp_path / "pipeline" / "unet" / "edm.py").is_file()
-    assert export_product(product, tmp_path / "run", tmp_path / "export", "safetensors") == 0
+    assert product.export(tmp_path / "export", "safetensors") == 0
     weights, network = load_file(tmp_path / "export" / "network.safetensors"), product.model.denoiser.network  # type: ignore[union-attr]
     assert {key.split(".")[0] for key in weights} == {"model"}
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())

@@ -18,8 +18,9 @@ from tests.tiny import build_session, fit_run, recipe
 from trainers.checkpoints import checkpoint
 from trainers.engine import adam8bit
 from trainers.engine.session import Session
+from trainers.engine.step import advance
 from trainers.io.jsonl import read
-from trainers.loop import load_run
+from trainers.recipe.load import load_run
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump, to_yaml
 
@@ -35,12 +36,6 @@ def poisoned(teachers: Path, samples: list[int], **changes: Any) -> dict[str, An
 
 def session_of(settings: dict[str, Any]) -> Session:
     return build_session(settings)
-
-
-def advance(session: Session) -> None:
-    session.update_players(session)
-    session.state.ema.update(session.state.images, session.run.batch_size)
-    session.state.images += session.run.batch_size
 
 
 def everything(session: Session, name: str) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from distill import EDM, Denoiser, Generator
 from distill.teachers import OwnNet, load_denoiser, save_denoiser
-from launch.commands.export import export_product
 from tests.tiny import build_session, recipe
 from tests.trainers.test_resume import assert_same, fit, interrupted
 from trainers.runs.distillation import teacher_hash
@@ -50,14 +49,14 @@ def test_from_start_to_export(teacher: Path, tmp_path: Path, monkeypatch: pytest
     product = load_trained(run)
     assert isinstance(product.model, Generator)
     product.model.denoiser.autocast_dtype = None
-    difference = export_product(product, run, tmp_path / "export", "safetensors")
+    difference = product.export(tmp_path / "export", "safetensors")
     assert difference == 0
     weights, network = load_file(tmp_path / "export/network.safetensors"), product.model.denoiser.network
     assert isinstance(network, OwnNet) and not torch.equal(
         weights["leave.weight"], load_file(teacher / "network.safetensors")["leave.weight"]
     )
     assert all(torch.equal(value, weights[key]) for key, value in network.module.state_dict().items())
-    assert load_denoiser(tmp_path / "export").null_cond == 10
+    assert load_denoiser(tmp_path / "export").network.null_label == 10
     found = re.search(r"```python\n(.*?)```", (tmp_path / "export/README.md").read_text(), re.DOTALL)
     assert found is not None and "distill" not in found[1].replace("tests.distill", "")
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from distill.errors import UserError
 from tests.tiny import build_session, distillation, experiment
 from trainers.data import Digits
 from trainers.engine import adam8bit
+from trainers.engine.step import advance
 from trainers.plan.trace import TEACHER_ALONE, cheapest, plan, remedies
 from trainers.recipe.run import Run, Sharding
 
@@ -52,15 +53,14 @@ def measured(run: Run) -> int:
     host, session = stored(living(), before), build_session(run)
     del images
 
-    def advance() -> None:
+    def last_update() -> None:
         session.state.images = run.images - run.batch_size
-        session.update_players(session)
-        session.state.ema.update(session.state.images, run.batch_size)
+        advance(session)
 
-    advance()  # which makes the optimizers' state
+    last_update()  # which makes the optimizers' state
     rest = stored(living(), before) - host
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as allocations:
-        advance()
+        last_update()
     events = [each for each in allocations.profiler.kineto_results.events() if each.name() == "[memory]"]  # type: ignore[union-attr]
     now = most = 0
     for event in sorted(events, key=lambda each: each.start_ns()):

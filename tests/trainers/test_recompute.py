@@ -15,7 +15,9 @@ from distill import EDM, Denoiser, UserError, lora
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
 from tests.tiny import ADAPTERS, NETWORK, build_session, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.living import Living
-from trainers.engine.session import Session, recompute_blocks
+from trainers.engine.networks import recompute_activations
+from trainers.engine.session import Session
+from trainers.engine.step import advance
 
 EDM_NETWORK = {
     "img_resolution": 8, "img_channels": 1, "label_dim": 10, "channel_mult": [1, 2], "num_blocks": 1,
@@ -61,11 +63,6 @@ def session_of(networks: Path, case: str, on: bool, **more: Any) -> Session:
     teacher, settings = CASES[case]
     settings = {"precision": "float64", **settings, **more, "gradient_checkpointing": on}
     return build_session(recipe(networks / teacher, **settings))
-
-
-def advance(session: Session) -> None:
-    session.update_players(session)
-    session.state.images += session.run.batch_size
 
 
 def weights(session: Session, player: str) -> Tensor:
@@ -120,7 +117,7 @@ def test_two_players_over_one_base(name: str, pipelines: Callable[[str], Path]) 
     teacher = load_denoiser(pipelines(name)).double().requires_grad_(False)
     network: Any = teacher.network
     torch.manual_seed(0)
-    players = [lora.share(teacher) for _ in range(2)]
+    players = [lora.share_parameters(teacher) for _ in range(2)]
     for player, rank in zip(players, (2, 3), strict=True):
         lora.attach(player.network, lora.Lora(rank=rank))
     adapters = [p for player in players for p in player.parameters() if p.requires_grad]
@@ -128,11 +125,11 @@ def test_two_players_over_one_base(name: str, pipelines: Callable[[str], Path]) 
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     x = torch.randn(2, *network.shape, dtype=torch.float64, requires_grad=True)
     t = teacher.path.time(torch.tensor([0.7, 2.0], dtype=torch.float64))
-    cond, both = network.example(2) if hasattr(network, "example") else None, []
+    cond, both = network.example(2), []
     for on in (False, True):
         if on:
             for player in players:
-                recompute_blocks(player.network)
+                recompute_activations(player.network)
         with Living() as living:
             (one, features), two = players[0].with_features(x, t, cond, "encoder"), players[1](x, t, cond)
             logits = players[0].features(one, t, cond, "encoder")
@@ -157,4 +154,4 @@ def test_a_teachers_training_too() -> None:
 
 def test_networks_that_cannot() -> None:
     with pytest.raises(UserError, match=r"^gradient_checkpointing: Linear cannot recompute its activations; leave it"):
-        recompute_blocks(nn.Linear(1, 1))
+        recompute_activations(nn.Linear(1, 1))

@@ -132,7 +132,7 @@ def test_a_run_outlives_a_full_disk(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Saves fail from the second to the fourth; the run ends where it would have."""
-    settings, sync = recipe(teachers / "edm"), saver.sync
+    settings, sync = recipe(teachers / "edm"), saver_module.sync
     fit_run(settings, tmp_path / "whole")
     capfd.readouterr()
 

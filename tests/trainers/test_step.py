@@ -18,6 +18,7 @@ from distill.objectives import Batch, Denoisers, Objective
 from tests.tiny import DISTILLATIONS, build_session, distillation, recipe, teacher_recipe
 from trainers.engine.player import Player
 from trainers.engine.session import Session
+from trainers.engine.step import advance
 from trainers.recipe.run import Optimizer
 
 OBJECTIVES = {"sid": "edm", "diff_instruct": "edm", "fgm": "flow"}
@@ -26,14 +27,6 @@ THROUGH_SCORES = {"sid": True, "diff_instruct": False, "fgm": True}
 
 def session_of(settings: dict[str, Any]) -> Session:
     return build_session(settings)
-
-
-def advance(session: Session) -> None:
-    """One step with all that the loop does around it."""
-    before = session.state.images
-    session.update_players(session)
-    session.state.ema.update(before, session.run.batch_size)
-    session.state.images += session.run.batch_size
 
 
 def weights(module: nn.Module) -> list[Tensor]:
@@ -171,7 +164,7 @@ def test_pairs_ride_along(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> No
         noise, cond, samples = made[-1]
         ((x, batch),) = seen
         assert expected.pairs is not None and batch.pairs is not None and batch.pairs.made is not None
-        assert len(noise) == len(cond) == total and len(x) == total - len(expected.pairs.noise)
+        assert len(noise) == len(cond["labels"]) == total and len(x) == total - len(expected.pairs.noise)
         assert torch.equal(noise, torch.cat([expected.noise[: len(x)], expected.pairs.noise]))
         assert torch.equal(torch.cat([x, batch.pairs.made]), samples)
         assert torch.equal(batch.pairs.target, expected.pairs.target)
@@ -361,5 +354,5 @@ def test_a_step_needs_nothing_back_from_the_device(
 def test_real_batches_need_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "device", META)
     batch = session_of(teacher_recipe()).batches.micro("teacher", 0, 0)
-    assert batch.real is not None and isinstance(batch.cond, Tensor)
-    assert batch.noise.device == batch.real.device == batch.cond.device == batch.random.keys.device == META
+    assert batch.real is not None
+    assert batch.noise.device == batch.real.device == batch.cond["labels"].device == batch.random.keys.device == META

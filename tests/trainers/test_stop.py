@@ -76,7 +76,7 @@ def test_a_stop_in_an_evaluation_comes_back_to_it(
         recipe(teachers / "edm", evaluation={"every": 40, "samples": 64}, samples_every=40),
         tmp_path / "run",
     )
-    monkeypatch.setattr(evaluation, "CHUNK", 16)
+    monkeypatch.setattr(evaluation, "EVALUATED_AT_ONCE", 16)
     fit_run(settings, tmp_path / "whole")
     draw, drawn = evaluation.draw_samples, 0
 
@@ -117,7 +117,7 @@ def test_a_second_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         raise Left(code)
 
     monkeypatch.setattr(os, "_exit", leave)
-    with STOP.held(Accelerator(cpu=True)):
+    with STOP.deferred(Accelerator(cpu=True)):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)  # of another kind: it is stopping already
         with pytest.raises(Left) as caught:
@@ -133,7 +133,7 @@ def test_the_time_limit_leaves_time_to_save(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(time, "time", lambda: -now)
     STOP.limit(500)
     STOP.limit(900)
-    with STOP.held(Accelerator(cpu=True)):
+    with STOP.deferred(Accelerator(cpu=True)):
         for now in (1010.0, 1110.0, 1120.0, 1390.0):  # an update of 100 seconds, then one of 270
             STOP.longest_save = 50.0 if now == 1120 else 0.0
             if now < 1390:
@@ -142,7 +142,7 @@ def test_the_time_limit_leaves_time_to_save(monkeypatch: pytest.MonkeyPatch) -> 
             STOP.poll()
     STOP._reset()
     STOP.limit(61)
-    with STOP.held(Accelerator(cpu=True)):
+    with STOP.deferred(Accelerator(cpu=True)):
         STOP.poll()
         now += 2
         with pytest.raises(Stopped):

@@ -36,7 +36,7 @@ def write_all(folder: Path, world: int, whole: Tensor) -> list[int]:
             contents["b"]["sharded"] = Rows(whole[first:last], first, 7)
         total = 0
         for stem, tensors in share(contents, rank, world).items():
-            tensor_files.write(tensors, folder / file_name(stem, rank, world))
+            tensor_files.write_tensors(tensors, folder / file_name(stem, rank, world))
             total += sum(rows.tensor.nbytes for rows in tensors.values())
         written.append(total)
     return written

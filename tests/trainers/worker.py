@@ -22,7 +22,8 @@ from trainers.checkpoints import checkpoint, saver
 from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.engine.sharding import local
-from trainers.loop import build
+from trainers.engine.step import advance
+from trainers.loop import build_session
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -109,7 +110,7 @@ def train(
     `bare` trains past the DDP wrappers, which is wrong; `load` is a checkpoint to start from, `save` a folder for one.
     """
     accelerator, before_building = Accelerator(cpu=True), anonymous()
-    session = build(experiment(settings), accelerator)
+    session = build_session(experiment(settings), accelerator)
     built = anonymous() - before_building
     if load:
         checkpoint.restore(session, Path(load))
@@ -133,10 +134,7 @@ def train(
             for number in range(updates):
                 if number == 1:  # every buffer has been made, and freed
                     gathered.start()
-                before = session.state.images
-                session.update_players(session)
-                session.state.ema.update(before, session.run.batch_size)
-                session.state.images += session.run.batch_size
+                advance(session)
     finally:
         Player.step = step  # type: ignore[method-assign]
     if save:

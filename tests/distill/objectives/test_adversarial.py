@@ -17,7 +17,7 @@ from distill.conditions import Condition
 from distill.discriminator import R1, AdaptiveNoise, adversarial_loss, discriminator_loss
 from distill.objectives import Denoisers, Estimates, Objective, l1_normaliser
 from distill.objectives.dmd2 import DMD2
-from distill.objectives.f_distill import WEIGHTS, Divergence, FDistill, density_ratio
+from distill.objectives.f_distill import DIVERGENCE_WEIGHTS, Divergence, FDistill, density_ratio
 from distill.objectives.objective import batch_mean
 from distill.objectives.sida import SiDA
 from distill.objectives.uni_instruct import UniInstruct
@@ -89,7 +89,7 @@ def test_ratios_weight_the_samples(objective: FDistill | UniInstruct, divergence
     ratio = s.logits.detach().flatten(1).mean(1).exp()
     if isinstance(objective, FDistill):
         ratio = ratio / ratio.mean()
-    weight = WEIGHTS[divergence](ratio)
+    weight = DIVERGENCE_WEIGHTS[divergence](ratio)
     weight = weight / weight.mean()
     assert weight.std() > 0.05
     assert torch.allclose(ours, weight * theirs, rtol=1e-4)
@@ -136,11 +136,11 @@ def test_weights_by_value() -> None:
         "squared_hellinger": lambda r: 1 - r.sqrt(),
         "jeffreys": lambda r: (r - 1) * r.log(),
     }
-    assert divergences.keys() == WEIGHTS.keys()
+    assert divergences.keys() == DIVERGENCE_WEIGHTS.keys()
     r = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
     for name, f in divergences.items():
         curvature = torch.func.vmap(torch.func.grad(torch.func.grad(f)))(r)
-        assert torch.allclose(WEIGHTS[name](r), r**2 * curvature, rtol=1e-12), name  # type: ignore[index]
+        assert torch.allclose(DIVERGENCE_WEIGHTS[name](r), r**2 * curvature, rtol=1e-12), name  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives import Batch, Denoisers, Objective
 from distill.objectives.adversarial import logits_at
 from distill.objectives.diff_instruct import DiffInstruct, diff_instruct_loss
-from distill.objectives.f_distill import WEIGHTS
+from distill.objectives.f_distill import DIVERGENCE_WEIGHTS
 from distill.objectives.fgm import FGM
 from distill.objectives.realuid import RealUID
 from distill.objectives.rewarded import Rewarded
@@ -312,7 +312,7 @@ def ratio_weighted(divergence: str) -> Loss:
     def loss(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) -> Tensor:
         s = objective.estimate(nets, x, batch, At(0.8), logits=True)
         assert s.logits is not None
-        h = WEIGHTS[divergence](s.logits[:, 0].exp())  # type: ignore[index]
+        h = DIVERGENCE_WEIGHTS[divergence](s.logits[:, 0].exp())  # type: ignore[index]
         return h.detach() * diff_instruct_loss(x, s.teacher, s.fake)
 
     return loss
@@ -323,7 +323,7 @@ def adversarial(objective: Objective, nets: Denoisers, x: Tensor, batch: Batch) 
     return 0.8**2 * adversarial_loss(logits_at(nets, x, batch, At(0.8)))
 
 
-@pytest.mark.parametrize("divergence", [*WEIGHTS, "adversarial"])
+@pytest.mark.parametrize("divergence", [*DIVERGENCE_WEIGHTS, "adversarial"])
 def test_f_divergences(divergence: str) -> None:
     """The non-saturating adversarial term under the best discriminator is the softened reverse KL divergence."""
     loss = adversarial if divergence == "adversarial" else ratio_weighted(divergence)
