@@ -23,9 +23,9 @@ from distill.denoiser import Denoiser
 from distill.metrics import Classifier
 from distill.paths import EDM, Flow
 from distill.teachers import build_unet, save_denoiser
+from trainers import loop
 from trainers.data import Digits
 from trainers.engine.session import Session
-from trainers.loop import build_session, fit
 from trainers.recipe.load import build_experiment
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs import make_pairs
@@ -207,7 +207,7 @@ def opened(settings: dict[str, Any] | Run | TeacherRun, processes: int = 1, resu
 def build_session(settings: dict[str, Any] | Run | TeacherRun, accelerator: Accelerator | None = None) -> Session:
     """The session of a fresh run, on the CPU."""
     accelerator = accelerator or Accelerator(cpu=True)
-    return build_session(opened(settings, accelerator.num_processes), accelerator)
+    return loop.build_session(opened(settings, accelerator.num_processes), accelerator)
 
 
 def fit_run(
@@ -219,7 +219,7 @@ def fit_run(
 ) -> Session:
     """Train a run to its end, on the CPU."""
     accelerator = accelerator or Accelerator(cpu=True)
-    return fit(opened(settings, accelerator.num_processes, resume), folder, accelerator, allow)
+    return loop.fit(opened(settings, accelerator.num_processes, resume), folder, accelerator, allow)
 
 
 def environment(**more: str) -> dict[str, str]:
