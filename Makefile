@@ -5,12 +5,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test lint test-slow test-recipes test-support support test-faults bench-step bench-save bench-objectives plan-flux clean
+.PHONY: help quickstart test test-only test-fast lint house test-slow test-recipes test-support support test-faults \
+        bench-step bench-save bench-objectives plan-flux clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
-	@echo "make test         lint and tests"
-	@echo "make lint         ruff and mypy"
+	@echo "make test         lint and tests, about 12 minutes on two cores"
+	@echo "make test-fast    the tests to run first, under two minutes"
+	@echo "make lint         ruff, mypy and codespell"
+	@echo "make house        the measures of the source that docs/architecture.md shows"
 	@echo "make test-slow    the heavy checks"
 	@echo "make test-recipes the whole path of every paper's recipe at a tiny size"
 	@echo "make test-support every teacher, objective and export against docs/support.md; make support writes it"
@@ -24,13 +27,24 @@ help:
 quickstart: .venv/.installed
 	$(BIN)/distill quickstart
 
-test: lint
+test: lint test-only
+
+test-only: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The rules of the source, recipes and the mathematics; not what trains, exports or starts processes.
+test-fast: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_layers.py tests/test_house.py tests/trainers/recipe tests/distill \
+	  --ignore=tests/distill/export --ignore=tests/distill/teachers
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy distill trainers launch
+	$(BIN)/mypy distill trainers launch configs
+	$(BIN)/codespell
+
+house: .venv/.installed-dev
+	$(BIN)/python -m benchmarks.house
 
 test-slow: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -59,7 +73,7 @@ plan-flux: .venv/.installed
 bench-objectives: .venv/.installed
 	$(BIN)/python -m benchmarks.objectives digits
 
-# torch comes first, on its own line: it is by far the largest,.
+# torch comes first, on its own line: it is by far the largest.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or newer: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
@@ -73,4 +87,4 @@ bench-objectives: .venv/.installed
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	find distill trainers launch configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find distill trainers launch configs benchmarks examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
