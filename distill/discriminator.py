@@ -44,23 +44,30 @@ class ConvHead(nn.Module):
 
     Args:
         channels: C of the features.
-        size: The spatial dimensions of the features.
+        size: The spatial dimensions of the features: (H, W), or (F, H, W) of a video.
+
+    Raises:
+        UserError: The features have no spatial dimension, or more than three.
     """
 
     def __init__(self, channels: int, *size: int) -> None:
         super().__init__()
+        if len(size) not in CONVOLUTIONS:
+            raise UserError(f"objective: the discriminator reads features (C, *spatial), got {(channels, *size)}")
         convolution = CONVOLUTIONS[len(size)]
         groups = math.gcd(32, max(1, channels // 4))  # never one channel alone, which a norm over 1x1 would erase
         layers: list[nn.Module] = []
 
-        def add(kernel: tuple[int, ...], stride: int, padding: int) -> None:
+        def add(kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
             layers.extend([convolution(channels, channels, kernel, stride, padding)])
             layers.extend([nn.GroupNorm(groups, channels), nn.SiLU()])
 
-        while min(size) > 1 and (not layers or max(size) > 4):
-            add((4,) * len(size), 2, 1)
-            size = tuple(side // 2 for side in size)
-        add(size, 1, 0)
+        while min(size[-2:]) > 1 and (not layers or max(size) > 4):
+            halved = [side > 1 for side in size]  # a video has fewer frames than rows: a single frame stays one
+            kernel, stride = (tuple(n if half else 1 for half in halved) for n in (4, 2))
+            add(kernel, stride, tuple(map(int, halved)))
+            size = tuple(max(1, side // 2) for side in size)
+        add(size, (1,) * len(size), (0,) * len(size))
         self.layers = nn.Sequential(*layers, convolution(channels, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:

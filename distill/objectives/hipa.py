@@ -20,7 +20,7 @@ from distill.perceptual import MSE, Perceptual
 
 
 def high_pass(x: Tensor, cutoff: float) -> Tensor:
-    """`x` [B, C, H, W] without its frequencies below `cutoff`, a fraction in (0, 1) of the Nyquist frequency."""
+    """Return `x` [..., H, W] without its frequencies below `cutoff`, a fraction in (0, 1) of the Nyquist frequency."""
     rows, columns = (torch.fft.fftfreq(size, device=x.device) for size in x.shape[-2:])
     passed = 2 * (rows[:, None] ** 2 + columns**2).sqrt() >= cutoff
     high: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * passed).real
@@ -28,15 +28,15 @@ def high_pass(x: Tensor, cutoff: float) -> Tensor:
 
 
 def edges(x: Tensor) -> Tensor:
-    """Sobel's two derivatives of each channel of `x` [B, C, H, W], inside its border: [B C, 2, H - 2, W - 2]."""
+    """Return Sobel's two derivatives of each H x W map in `x` [..., H, W], inside its border: [N, 2, H - 2, W - 2]."""
     sobel = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=x.device, dtype=x.dtype) / 8
-    return conv2d(x.flatten(0, 1)[:, None], torch.stack([sobel, sobel.T])[:, None])
+    return conv2d(x.flatten(0, -3)[:, None], torch.stack([sobel, sobel.T])[:, None])
 
 
 def high_frequency_loss(made: Tensor, target: Tensor, cutoff: float) -> Tensor:
-    """Mean squares [P] of the difference of images [P, C, H, W] above `cutoff` and of that of their edges."""
+    """Return the mean squares [P] of the difference of samples [P, C, ..., H, W] above `cutoff` and of its edges."""
     difference = made - target  # both maps are linear
-    parts = high_pass(difference, cutoff), edges(difference).unflatten(0, difference.shape[:2])
+    parts = high_pass(difference, cutoff), edges(difference).unflatten(0, difference.shape[:-2])
     return torch.stack([(part**2).flatten(1).mean(1) for part in parts]).sum(0)
 
 
@@ -61,6 +61,8 @@ class HiPA(Objective):
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
         self.perceptual.check(teacher)
+        if len(shape := teacher.network.shape) == 2:
+            raise UserError(f"objective: HiPA needs samples with rows and columns, the teacher's are {shape}")
 
     def load_frozen(self) -> dict[str, nn.Module]:
         return {"perceptual": self.perceptual.network()}

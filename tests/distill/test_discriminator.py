@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from distill import EDM, Random, UserError
+from distill import EDM, Denoiser, Random, UserError
 from distill.discriminator import (
     R1,
     AdaptiveNoise,
@@ -26,6 +27,7 @@ from distill.discriminator import (
 )
 from distill.times import Karras
 from tests.tiny import tiny_denoiser
+from tests.toys import Tanh
 
 T = torch.tensor([0.3, 2.0, 11.0], dtype=torch.float64)
 LABELS = torch.tensor([1, 4, 9])
@@ -94,23 +96,70 @@ def test_losses_by_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "kernels"),
+    ("size", "kernels"),
     [
-        (8, 8, [(4, 4), (4, 4), (1, 1)]),  # DMD2's, on 8x8
-        (1, 1, [(1, 1), (1, 1)]),
-        (2, 2, [(4, 4), (1, 1), (1, 1)]),
-        (7, 5, [(4, 4), (3, 2), (1, 1)]),
-        (32, 16, [(4, 4), (4, 4), (4, 4), (4, 2), (1, 1)]),
+        ((8, 8), [(4, 4), (4, 4), (1, 1)]),  # DMD2's, on 8x8
+        ((1, 1), [(1, 1), (1, 1)]),
+        ((2, 2), [(4, 4), (1, 1), (1, 1)]),
+        ((7, 5), [(4, 4), (3, 2), (1, 1)]),
+        ((32, 16), [(4, 4), (4, 4), (4, 4), (4, 2), (1, 1)]),
+        ((16,), [(4,), (4,), (4,), (1,)]),
+        ((1,), [(1,), (1,)]),
+        ((4, 8, 8), [(4, 4, 4), (2, 4, 4), (1, 1, 1)]),
+        ((3, 16, 12), [(4, 4, 4), (1, 4, 4), (1, 4, 3), (1, 1, 1)]),  # one frame is left after the first
+        ((1, 8, 8), [(1, 4, 4), (1, 4, 4), (1, 1, 1)]),  # a single frame is judged as an image is
     ],
 )
-def test_conv_head_at_any_resolution(height: int, width: int, kernels: list[tuple[int, int]]) -> None:
+def test_conv_head_at_any_resolution(size: tuple[int, ...], kernels: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
-    head = ConvHead(64, height, width)
-    assert [layer.kernel_size for layer in head.layers if isinstance(layer, torch.nn.Conv2d)] == kernels
-    features = torch.randn(3, 64, height, width)
+    head = ConvHead(64, *size)
+    convolutions = torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d
+    assert [layer.kernel_size for layer in head.layers if isinstance(layer, convolutions)] == kernels
+    features = torch.randn(3, 64, *size)
     logits = head(features)
     assert logits.shape == (3, 1) and float(logits.detach().std()) > 1e-3
     assert torch.allclose(head(features[1:2]), logits[1:2], atol=1e-5)  # a sample is judged on its own
+
+
+@pytest.mark.parametrize(
+    ("size", "kernels"),
+    [((8, 8), [(4, 4), (4, 4)]), ((7, 5), [(4, 4), (3, 2)]), ((1, 3), [(1, 3)])],
+)
+def test_the_head_of_images_has_the_layout_of_earlier_checkpoints(
+    size: tuple[int, int], kernels: list[tuple[int, int]]
+) -> None:
+    """Names and shapes of all parameters: a convolution, its group norm and SiLU at a time."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for number, kernel in enumerate(kernels):
+        wanted[f"layers.{3 * number}.weight"] = (16, 16, *kernel)
+        wanted |= {f"layers.{layer}.{name}": (16,) for layer, name in head_vectors(3 * number)}
+    last = 3 * len(kernels)
+    wanted |= {f"layers.{last}.weight": (1, 16, 1, 1), f"layers.{last}.bias": (1,)}
+    parameters = {name: tuple(value.shape) for name, value in ConvHead(16, *size).named_parameters()}
+    assert list(parameters) == list(wanted) and parameters == wanted
+
+
+def head_vectors(first: int) -> list[tuple[int, str]]:
+    """Return (layer, name) of the parameters [C] of a convolution that is layer `first`, and of its norm."""
+    return [(first, "bias"), (first + 1, "weight"), (first + 1, "bias")]
+
+
+@pytest.mark.parametrize("size", [(8,), (4, 8, 8), (8, 8)])
+def test_conv_head_of_features_of_one_network(size: tuple[int, ...]) -> None:
+    """The critic builds its head from the shape of the features, measured on the network's own samples."""
+    shape = (4, *size)
+    denoiser = Denoiser(Tanh(math.prod(shape), 0, shape=shape), EDM(), "v")
+    assert feature_shape(denoiser, "middle") == shape
+    network = Critic(denoiser, "middle", ConvHead(*feature_shape(denoiser, "middle")))
+    x0, logits = network(torch.randn(3, *shape), T, LABELS % 3, "both")
+    assert x0.shape == (3, *shape) and logits.shape == (3, 1) and bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("size", [(), (2, 2, 2, 2)])
+def test_features_that_no_convolution_reads(size: tuple[int, ...]) -> None:
+    line = f"objective: the discriminator reads features (C, *spatial), got {(4, *size)}"
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        ConvHead(4, *size)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(768, 32), (64, 16), (16, 4), (6, 1), (2, 1)])

@@ -39,6 +39,12 @@ def test_edges_are_derivatives() -> None:
     assert torch.allclose(maps[:, 0], torch.tensor(3.0)) and torch.allclose(maps[:, 1], torch.tensor(-2.0))
 
 
+def test_a_video_is_judged_frame_by_frame() -> None:
+    made, target = (torch.randn(2, 3, 5, 8, 7, generator=torch.Generator().manual_seed(i)).double() for i in range(2))
+    frames = [high_frequency_loss(made[:, :, frame], target[:, :, frame], 0.5) for frame in range(5)]
+    assert torch.allclose(high_frequency_loss(made, target, 0.5), torch.stack(frames).mean(0), rtol=1e-12)
+
+
 def test_a_constant_shift_has_no_high_frequency() -> None:
     x, target = wave(3), wave(8)
     assert float(high_frequency_loss(x + 0.7, x, 0.5)) == pytest.approx(0, abs=1e-20)
