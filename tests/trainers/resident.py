@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.commands.train import resolve
 from tests.tiny import build_session, distillation, experiment
 from trainers.engine.session import Session
+from trainers.engine.step import advance
 from trainers.hooks import Hook, Log
-from trainers.loop import train
+from trainers.hooks.hook import call_due
+from trainers.recipe.load import resolve
 from trainers.recipe.run import Run, TeacherRun
 
 EVERY = 100  # updates
@@ -33,7 +34,7 @@ def run_of(case: str, updates: int, folder: Path) -> Run | TeacherRun:
     """`digits` has real images, labels and pairs in memory; `cached` embeddings and latents that a cache maps."""
     if case == "cached":
         length = [f"images={4 * updates}", f"log_every={4 * EVERY}", "fake_updates=1"]
-        return resolve("sdxl_dmd2", length, folder / "run")
+        return resolve("sdxl_dmd2", length, tiny=folder / "run")
     return experiment(distillation(case, folder, images=8 * updates, log_every=8 * EVERY))
 
 
@@ -43,7 +44,10 @@ def main() -> None:
     session = build_session(run)
     log, resident = Log(Path(sys.argv[3]), run.log_every, Console(quiet=True)), Resident(EVERY * run.batch_size)
     log.start(session)
-    train(session, [log, resident])
+    while session.state.images < run.images:
+        before = session.state.images
+        advance(session)
+        call_due(session, [log, resident], before)
     log.stop()
     print(json.dumps(resident.seen))
 

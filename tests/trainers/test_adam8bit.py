@@ -53,7 +53,9 @@ def test_blocks_end_where_rows_do(width: int) -> None:
     codes, scales = quantise(rows, values)
     assert codes.shape == rows.shape and codes.dtype == torch.uint8 and scales.shape == (7, -(-width // 256))
     for row in range(7):
-        assert all(map(torch.equal, quantise(rows[row : row + 1], values), (codes[row : row + 1], scales[row : row + 1])))
+        assert all(
+            map(torch.equal, quantise(rows[row : row + 1], values), (codes[row : row + 1], scales[row : row + 1]))
+        )
     found = dequantise(codes, scales, values)
     assert found[3].eq(0).all()
     error = (found - rows).abs() / rows.abs().amax(1, keepdim=True).clamp(min=1e-30)

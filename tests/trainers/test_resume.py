@@ -22,7 +22,7 @@ from trainers.checkpoints import checkpoint, saver
 from trainers.checkpoints.posthoc_ema import snapshots
 from trainers.engine import adam8bit
 from trainers.engine.session import Session
-from trainers.hooks import Checkpoints, Evaluate, Hook, Log, Samples, Snapshots
+from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Log, Samples, Snapshots
 
 
 class Cut(Exception):
@@ -194,9 +194,9 @@ def test_a_resume_at_the_start_leaves_the_only_checkpoint_alone(
 def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between a checkpoint and a line of the log of the same images would lose the line."""
     given: list[Sequence[Hook]] = []
-    monkeypatch.setattr(loop, "train", lambda session, hooks: given.append(hooks))
+    monkeypatch.setattr(loop, "call_due", lambda session, hooks, before: given.append(hooks))
     fit(recipe(teachers / "edm"), tmp_path / "run")
-    assert [type(hook) for hook in given[0]] == [Log, Evaluate, Samples, Snapshots, Checkpoints]
+    assert [type(hook) for hook in given[0]] == [Log, FiniteCheck, Evaluate, Samples, Snapshots, Checkpoints]
 
 
 # Kills. Saves are made slow, so that a kill can fall into one.

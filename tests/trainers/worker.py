@@ -17,13 +17,12 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor
 
 from distill.objectives import Batch
-from tests.tiny import experiment
+from tests.tiny import build_session
 from trainers.checkpoints import checkpoint, saver
 from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.engine.sharding import local
 from trainers.engine.step import advance
-from trainers.loop import build_session
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -110,7 +109,7 @@ def train(
     `bare` trains past the DDP wrappers, which is wrong; `load` is a checkpoint to start from, `save` a folder for one.
     """
     accelerator, before_building = Accelerator(cpu=True), anonymous()
-    session = build_session(experiment(settings), accelerator)
+    session = build_session(settings, accelerator)
     built = anonymous() - before_building
     if load:
         checkpoint.restore(session, Path(load))
