@@ -84,11 +84,11 @@ def main() -> None:
         print_error(error, " (--debug shows where)")
         sys.exit(1)
     except RuntimeError as error:
-        from trainers.engine.collectives import GONE, is_lost_process
+        from trainers.engine.collectives import LOST_PROCESS, is_lost_process
 
         if debug or "WORLD_SIZE" not in os.environ or not is_lost_process(error):
             raise
-        print_error(f"{GONE}, its output says why; `distill resume` goes on")
+        print_error(f"{LOST_PROCESS}, its output says why; `distill resume` goes on")
         leave(1)
 
 

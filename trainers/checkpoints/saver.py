@@ -24,7 +24,7 @@ from torch import Tensor
 from distill.errors import one_line
 from trainers.checkpoints.checkpoint import MANIFEST, STATE, contents, folders, state_description
 from trainers.checkpoints.tensor_files import Rows, file_name, share, write_tensors
-from trainers.engine.collectives import GONE, is_lost_process
+from trainers.engine.collectives import LOST_PROCESS, is_lost_process
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP
 from trainers.io.atomic import sha256, sync
@@ -162,7 +162,7 @@ class Saver:
                 shutil.rmtree(staging, ignore_errors=True)
             self._failed = next((one for one in self._gathered(failed) if one is not None), None)
         except Exception as error:
-            self._failed = Failure(GONE if is_lost_process(error) else one_line(error), disk=False)
+            self._failed = Failure(LOST_PROCESS if is_lost_process(error) else one_line(error), disk=False)
         if self._failed is None:
             self.saved = images
             STOP.longest_save = max(STOP.longest_save, time.monotonic() - started)

@@ -1,1 +1,1 @@
-"""The training engine: the step, the players, averages, meters, sharding, stopping. Read this first."""
+"""The training engine: the step, the players, averages, meters, sharding, stopping. Read `step` first."""

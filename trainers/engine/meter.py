@@ -1,4 +1,4 @@
-"""Running means on the device: nothing is read by the host until a log point."""
+"""Running means that stay on the device, so that the host waits for the device at log points alone."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-BINS = ("nsr<0.1", "nsr 0.1-0.32", "nsr 0.32-1", "nsr 1-3.2", "nsr 3.2-10", "nsr>10")  # half decades
+BINS = ("nsr<0.1", "nsr 0.1-0.32", "nsr 0.32-1", "nsr 1-3.2", "nsr 3.2-10", "nsr>10")  # each half a decade wide
 
 
 class Meter:
-    """Named (sum, count) pairs, float64 [1, 2] or by bins of the noise-to-signal ratio [6, 2], on the device.
+    """Named running sums and counts, from which the log computes means.
 
-    Mergeable over micro-batches, updates and ranks.
+    Sums and counts add up over micro-batches, updates and ranks, as means do not.
+
+    Attributes:
+        totals: (sum, count) by name, float64 [1, 2] on the device; [6, 2] for values that are binned by their
+            noise-to-signal ratio.
     """
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor, nsr: Tensor | None = None) -> None:
-        """Add every element of `values`; those [B] with their `nsr` [B] are binned."""
+        """Add every element of `values` to a running mean.
+
+        Args:
+            name: The name in the log.
+            values: Any shape; [B] where `nsr` is given.
+            nsr: The noise-to-signal ratios [B] by which the values are binned; None for no bins.
+        """
         values = values.detach().double().flatten()
         if nsr is None:
-            count = values.new_full((), values.numel())  # filled on the device: new_tensor would wait
+            count = values.new_full((), values.numel())  # filled on the device: new_tensor would copy from the host
             pair = torch.stack([values.sum(), count])[None]
         else:
             bins = (2 * nsr.double().log10() + 3).floor().clamp(0, len(BINS) - 1)
@@ -32,27 +42,40 @@ class Meter:
         self.totals[name] = pair if total is None else total.add_(pair)
 
     def note(self, name: str, values: Tensor, nsr: Tensor | None = None) -> None:
-        """Add a sign of health."""
+        """Add a health signal: `add` under the name `health/NAME`."""
         self.add(f"health/{name}", values, nsr)
 
     def rows(self, accelerator: Accelerator) -> dict[str, Tensor]:
-        """Every rank's pairs, {name: [world, 1 or 6, 2]} on the CPU: the exact state of the meter, for a checkpoint."""
-        if not self.totals:
+        """Gather the sums and counts of every rank. Collective.
+
+        Returns:
+            {name: [world, 1 or 6, 2]} on the CPU.
+        """
+        if not self.totals:  # on every rank or on none: all of them add the same names
             return {}
-        names = sorted(self.totals)  # the order of a meter that a checkpoint gave back
-        gathered = accelerator.gather(torch.cat([self.totals[name] for name in names])[None])
+        # Sorted, since a meter that was restored from a checkpoint holds its names in another order.
+        names = sorted(self.totals)
+        gathered = accelerator.gather(torch.cat([self.totals[name] for name in names])[None])  # one message for all
         return dict(zip(names, gathered.cpu().split([len(self.totals[name]) for name in names], 1), strict=True))
 
     def load(self, rows: dict[str, Tensor], rank: int, world: int, device: torch.device) -> None:
-        """Take this rank's pairs back; of another number of ranks, the first takes all."""
+        """Restore the totals of this rank from those of every rank.
+
+        Args:
+            rows: {name: [saved world, 1 or 6, 2]}. With another number of ranks than now, rank 0 takes the sum of all.
+            rank: This process.
+            world: The number of processes.
+            device: The device of the totals.
+        """
         for name, pairs in rows.items():
-            mine = pairs[rank] if len(pairs) == world else pairs.sum(0) * (rank == 0)
-            self.totals[name] = mine.to(device)
+            own = pairs[rank] if len(pairs) == world else pairs.sum(0) * (rank == 0)
+            self.totals[name] = own.to(device)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all ranks since the last read, and start anew. The host waits for the device here.
+        """Return the means over all ranks since the last call, and reset the meter. Collective.
 
-        What is binned gives its mean over all bins under its name, then `name/bin` for each bin that has samples.
+        The host waits for the device here. A binned name gives its mean over all bins, and `NAME/BIN` for each bin
+        that has samples.
         """
         means: dict[str, float] = {}
         for name, rows in self.rows(accelerator).items():

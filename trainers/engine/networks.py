@@ -1,4 +1,4 @@
-"""How a network is set up for a run: its precision, and the recomputation of its activations."""
+"""The set-up of a network for a run: its precision, and the recomputation of its activations."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def set_precision(denoiser: Denoiser, run: Experiment) -> Denoiser:
     """Put a denoiser into the precision of `run`, in place, and return it."""
     if run.precision == "float64":
         denoiser.double()
+    # bfloat16 is the dtype of compute alone: the weights stay in float32, and autocast casts them.
     denoiser.autocast_dtype = torch.bfloat16 if run.precision == "bfloat16" else None
     return denoiser
 
@@ -32,7 +33,7 @@ def recompute_activations(network: nn.Module) -> None:
             continue
         try:
             enable()
-        except ValueError:  # raised by the models of diffusers that cannot
+        except ValueError:  # models of diffusers raise it when they cannot recompute
             break
         return
     raise UserError(f"gradient_checkpointing: {type(network).__name__} cannot recompute its activations; leave it out")

@@ -1,4 +1,4 @@
-"""How a model is sampled, in the precision of its run."""
+"""Samplers of a model, in the precision of its run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ Sampler = Callable[[Tensor, ConditionLike], Tensor]
 
 
 def make_sampler(model: Generator | Denoiser, run: Experiment) -> Sampler:
-    """Return the sampler of `model`: a Generator takes one evaluation, a Denoiser 35; noise may have any dtype."""
+    """Return the sampler of a model.
+
+    Args:
+        model: A Generator, which takes one evaluation, or a Denoiser, which takes 35 (Heun's method).
+        run: The recipe, whose dtype the noise and the condition are cast to.
+
+    Returns:
+        (z [B, C, *spatial] unit normal of any dtype, condition) -> samples [B, C, *spatial].
+    """
     draw = model if isinstance(model, Generator) else partial(sample, model)
 
     @torch.no_grad()
@@ -32,5 +40,5 @@ def make_sampler(model: Generator | Denoiser, run: Experiment) -> Sampler:
 
 
 def make_image_sampler(sampler: Sampler, model: Generator | Denoiser) -> Sampler:
-    """Return (z, cond) -> the samples of `sampler` as images."""
+    """Return a sampler whose samples are images: latents of `model` are decoded."""
     return lambda z, cond: to_images(sampler(z, cond), model)

@@ -1,11 +1,10 @@
-"""A session: everything that a run needs at work, built once from what its recipe names."""
+"""A session: the data, networks, optimizers and state of a run at work, built once from its recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
@@ -17,9 +16,6 @@ from trainers.data.batches import Batches
 from trainers.engine.player import TrainState
 from trainers.engine.sampler import Sampler
 from trainers.recipe.run import Experiment
-
-if TYPE_CHECKING:
-    from trainers.hooks.hook import Hook
 
 
 def write_nothing(session: Session, folder: Path) -> None:
@@ -33,18 +29,17 @@ class Session:
     Attributes:
         run: The recipe.
         accelerator: Ranks, device and collectives.
-        dataset: The data in the teacher's terms: latents, prompt embeddings.
+        dataset: The data as the teacher takes them: latents, embeddings of prompts.
         source: The data as they were opened: pixels, prompts.
         batches: The micro-batches of this rank.
         state: Everything that training changes.
-        update_players: One round of updates; `trainers.engine.step.advance` calls it.
+        update_players: Makes one round of updates; `trainers.engine.step.advance` calls it.
         model: The averaged network that the run is about, a Generator or a Denoiser.
-        sampler: How to sample `model`.
+        sampler: The sampler of `model`.
         nets: The networks that the objective sees; None where a teacher trains.
         teacher: The frozen teacher; None where a teacher trains.
-        teacher_hash: The teacher's identity in checkpoints.
-        hooks: Further hooks of the caller.
-        finish: Writes what the finished run leaves beside its checkpoints; called on the main process.
+        teacher_hash: The hash that identifies the teacher in checkpoints; None where a teacher trains.
+        finish: Writes the files that a finished run leaves beside its checkpoints; called on the main process.
     """
 
     run: Experiment
@@ -59,5 +54,4 @@ class Session:
     nets: Denoisers | None = None
     teacher: Denoiser | None = None
     teacher_hash: str | None = None
-    hooks: tuple[Hook, ...] = ()
     finish: Callable[[Session, Path], None] = write_nothing
