@@ -72,9 +72,6 @@ RANKS = {
     },
 }
 ONLY = {("distill", "metrics"): {"errors"}}  # modules that may import even less than their rank allows
-ANNOTATIONS = {("networks", "encoders"), ("engine", "hooks"), ("evaluation", "runs")}
-"""Pairs that are allowed under TYPE_CHECKING alone, against the order."""
-
 NO_FILES = "distill.objectives"  # an objective declares what it needs; the trainer opens it
 FILE_MODULES = ("pathlib", "os", "io", "json", "safetensors", "shutil", "tempfile", "distill.teachers")
 READS_ENVIRONMENT = ("launch",)  # the package that may read os.environ
@@ -187,7 +184,7 @@ def wrong_order(root: Path) -> Iterator[str]:
         if package not in RANKS or i.module == package or not under(i.target, package):
             continue
         unit, target = i.module.split(".")[1], (*i.target.split("."), "")[1]
-        if unit == target or (i.scope == "types" and (unit, target) in ANNOTATIONS):
+        if unit == target:
             continue
         lower = RANKS[package].get(target, sys.maxsize) < RANKS[package].get(unit, -1)
         if not target or not lower or target not in ONLY.get((package, unit), {target}):
@@ -239,10 +236,10 @@ def heavy_imports(root: Path) -> list[str]:
 
 
 def find_cycle(root: Path) -> list[str]:
-    """One cycle of module-level imports, or nothing."""
+    """One cycle of module-level imports, those for annotations included, or nothing."""
     graph: dict[str, set[str]] = {name: set() for name in find_modules(root)}
     for i in find_imports(root):
-        if i.scope == "module" and i.target in graph and i.target != i.module:
+        if i.scope != "function" and i.target in graph and i.target != i.module:
             graph[i.module].add(i.target)
     try:
         TopologicalSorter(graph).prepare()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -17,13 +13,9 @@ from distill.metrics import Classifier, ClassifierFeatures, Extractor, Protocol
 from distill.random import Random
 from trainers.data import Dataset
 from trainers.data.batches import inputs
-from trainers.engine.sampler import Sampler, make_image_sampler
+from trainers.engine.sampler import Sampler
 from trainers.engine.stopping import STOP
-from trainers.io.console import plain
 from trainers.recipe.run import Evaluation
-
-if TYPE_CHECKING:
-    from trainers.runs.load import Trained
 
 EVALUATED_AT_ONCE = 500  # samples at once, fewer of large images
 PIXELS = 2**22
@@ -118,36 +110,6 @@ def evaluate(
         images = accelerator.gather(images.to(device)).cpu()[:samples]
         labels = None if labels is None else accelerator.gather(labels.to(device)).cpu()[:samples]
     return protocol.report(images, labels)
-
-
-def compare(trained: Trained, samples: int | None = None, classifier: str | Path | None = None) -> dict[str, Any]:
-    """Compare student and teacher with the real images, and write evaluation.json; see Trained.evaluate.
-
-    Both models get the same noise and labels.
-    """
-    run = trained.run
-    settings = run.evaluation if classifier is None else replace(run.evaluation, classifier=str(classifier))
-    check_images(trained.source, trained.denoiser)
-    protocol = fit_protocol(trained.source, settings)
-    count = samples or settings.samples
-    accelerator = Accelerator(cpu=trained.device.type == "cpu")
-    report: dict[str, Any] = {"protocol": protocol.name, "samples": count, "images": trained.images}
-    report |= {"average": trained.average, "halves": protocol.halves}
-    samplers = {"student": trained.sampler, "teacher": trained.teacher_sampler}
-    if trained.teacher_sampler is None:
-        samplers = {"teacher": trained.sampler}
-    for name, sampler in samplers.items():
-        assert sampler is not None
-        with plain(stderr=True).status(f"{name}: {count:,} samples"):
-            images = make_image_sampler(sampler, trained.model)
-            shape = trained.source.shape
-            numbers = evaluate(images, trained.dataset, protocol, count, run.seed, accelerator, shape)
-        report[name] = {key: value for key, value in numbers.items() if isinstance(value, float)}
-    if "student" in report:
-        report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
-    if accelerator.is_main_process:
-        (trained.folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
 
 
 def _chunk(shape: tuple[int, ...]) -> int:

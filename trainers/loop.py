@@ -41,9 +41,7 @@ STOPPED = "stopped.json"  # there while a run that was told to stop waits to be 
 def build_session(opened: Opened, accelerator: Accelerator) -> Session:
     """Build the session of a run: players, averages, batches. Collective."""
     opened.run.check_world(accelerator.num_processes)
-    session = (build_distillation if isinstance(opened.run, Run) else build_teacher)(opened, accelerator)
-    session.hooks = tuple(opened.objects.hooks)
-    return session
+    return (build_distillation if isinstance(opened.run, Run) else build_teacher)(opened, accelerator)
 
 
 def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[str] = ()) -> Session:
@@ -67,7 +65,7 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         on_main_process(accelerator, partial(write_recipe, session, folder))
         start_trackers(run, folder, accelerator, console)
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
-        hooks = [log, *hooks_of(session, folder, saver)]
+        hooks = [log, *hooks_of(session, folder, saver, opened.objects.hooks)]
         log.start(session)
         with at_work(log, saver, accelerator), STOP.deferred(accelerator), saved(session, saver, folder, opened.fresh):
             call_in_turn(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
@@ -96,7 +94,7 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         lock.release()
 
 
-def hooks_of(session: Session, folder: Path, saver: Saver) -> list[Hook]:
+def hooks_of(session: Session, folder: Path, saver: Saver, more: Sequence[Hook]) -> list[Hook]:
     """Return the hooks of a run after its log, in the order in which they are called.
 
     Checkpoints come last: what they hold is the state after everything else of the same image count.
@@ -107,7 +105,7 @@ def hooks_of(session: Session, folder: Path, saver: Saver) -> list[Hook]:
         Evaluate(folder, run.evaluation),
         Samples(folder, run.samples_every),
         Snapshots(folder, run.power_ema),
-        *session.hooks,
+        *more,
         Checkpoints(saver, run.checkpoint_every),
     ]
 

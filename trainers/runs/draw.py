@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,15 +12,13 @@ from distill.errors import UserError
 from distill.random import Random
 from trainers.data.batches import labels_in_turn, preview, unit_noise
 from trainers.io.images import to_images
-
-if TYPE_CHECKING:
-    from trainers.runs.load import Trained
+from trainers.runs.trained_model import TrainedModel
 
 SAMPLES_AT_ONCE = 20  # samples
 
 
 def draw(
-    trained: Trained,
+    trained: TrainedModel,
     count: int,
     label: int | None = None,
     seed: int = 0,
@@ -50,7 +47,7 @@ def draw(
     return to_images(torch.cat(samples), trained.model)
 
 
-def embed(trained: Trained, prompts: Sequence[str]) -> Condition:
+def embed(trained: TrainedModel, prompts: Sequence[str]) -> Condition:
     """Return the conditions [N, ...] of N prompts; the encoder is released before anything is sampled."""
     encoder = trained.denoiser.network.text_encoder
     if encoder is None:

@@ -12,10 +12,10 @@ from distill.errors import UserError
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump, to_yaml
 from trainers.runs.distillation import teacher_identity
+from trainers.runs.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from distill.export import CardFacts
-    from trainers.runs.load import Trained
 
 PACKAGES = ("distill-onestep", "torch", "diffusers", "accelerate")
 
@@ -26,7 +26,7 @@ def export_folder(folder: Path, format: str) -> Path:
 
 
 def export_trained(
-    trained: Trained, out: str | Path | None = None, format: str = "diffusers", hub: str | None = None
+    trained: TrainedModel, out: str | Path | None = None, format: str = "diffusers", hub: str | None = None
 ) -> float:
     """Export the generator of a run; see Trained.export."""
     from distill.export import export_generator
@@ -39,7 +39,7 @@ def export_trained(
     return export_generator(generator, folder, card_facts(trained, run), format, teacher=teacher, hub=hub)
 
 
-def card_facts(trained: Trained, run: Run) -> CardFacts:
+def card_facts(trained: TrainedModel, run: Run) -> CardFacts:
     """Return what the model card says about the training."""
     from distill.export import CardFacts
 
@@ -58,7 +58,7 @@ def card_facts(trained: Trained, run: Run) -> CardFacts:
     )
 
 
-def measured(trained: Trained) -> dict[str, Any] | None:
+def measured(trained: TrainedModel) -> dict[str, Any] | None:
     """Return the numbers of evaluation.json, when they are those of the exported weights."""
     file = trained.folder / "evaluation.json"
     report = json.loads(file.read_text()) if file.is_file() else None

@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distill import lora
@@ -19,89 +16,25 @@ from distill.errors import UserError
 from distill.generator import Generator
 from distill.teachers import load_denoiser
 from trainers.checkpoints import checkpoint
-from trainers.data import Dataset
-from trainers.data.encode import DatasetEncoder
 from trainers.engine.networks import set_precision
 from trainers.engine.player import frozen_names
-from trainers.engine.sampler import Sampler, make_sampler
 from trainers.engine.world import default_device
-from trainers.evaluation import compare
 from trainers.io.console import plain
 from trainers.recipe.load import load_run
 from trainers.recipe.run import Run, TeacherRun
+from trainers.runs.compare import compare
 from trainers.runs.distillation import attach_adapters, teacher_identity
 from trainers.runs.draw import draw
 from trainers.runs.export import export_trained
-from trainers.runs.open import Objects, check_fit
+from trainers.runs.open import Objects
 from trainers.runs.teacher import fresh_denoiser
+from trainers.runs.trained_model import TrainedModel
 
 POSTHOC = "posthoc.json"  # beside the weights of an average that was made of snapshots
 
 
-@dataclass(eq=False)
-class Trained:
-    """What a run has made. Its data are opened when they are first asked for.
-
-    Attributes:
-        folder: The run folder.
-        run: The recipe.
-        model: The averaged network, on `device`, frozen, in eval mode: a Generator, or the Denoiser of a teacher run.
-        images: The number of images that it was trained on.
-        average: The name of the average that the weights are, in words.
-        teacher: The teacher of a distillation; None for a teacher run.
-        device: The device of the networks.
-        frozen_names: The parameters of the model that did not train, which files lack.
-        objects: What the caller gave as objects in place of names in the recipe.
-    """
-
-    folder: Path
-    run: Run | TeacherRun
-    model: Generator | Denoiser
-    images: int
-    average: str
-    teacher: Denoiser | None
-    device: torch.device
-    frozen_names: frozenset[str] = frozenset()
-    objects: Objects = Objects()
-
-    @property
-    def generator(self) -> Generator:
-        """The one-step generator; raises UserError for a teacher run."""
-        if not isinstance(self.model, Generator):
-            why = "its teacher/ is a diffusers folder already; export takes distillations"
-            raise UserError(f"'{self.folder}' trains a teacher: {why}")
-        return self.model
-
-    @property
-    def sampler(self) -> Sampler:
-        """How to sample the model: a generator in one evaluation, a teacher in 35."""
-        return make_sampler(self.model, self.run)
-
-    @property
-    def teacher_sampler(self) -> Sampler | None:
-        """How to sample the teacher, in 35 evaluations; None for a teacher run."""
-        return None if self.teacher is None else make_sampler(self.teacher, self.run)
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """The denoiser in the model."""
-        return self.model.denoiser if isinstance(self.model, Generator) else self.model
-
-    @cached_property
-    def source(self) -> Dataset:
-        """The data as they are: pixels, prompts. Raises UserError when they cannot be had."""
-        source = self.objects.data or self.run.data.load()
-        if isinstance(self.run, Run) and self.teacher is not None:
-            check_fit(self.teacher, self.run.teacher, source)
-        return source
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """The data in the teacher's terms, without its images: prompts as embeddings."""
-        if not isinstance(self.run, Run) or self.teacher is None:
-            return self.source
-        encoder = DatasetEncoder(self.run.cache, self.device, self.run.negative_prompt)
-        return encoder.encode(self.source, self.teacher, real=False)
+class Trained(TrainedModel):
+    """What a run has made, with what one does with it: sample, evaluate, export."""
 
     def sample(
         self,
