@@ -80,8 +80,10 @@ class _ClipBased(Reward):
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
-        channels = (teacher.image_shape or (0,))[0]
-        if channels not in (1, 3):
+        shape = teacher.image_shape or (0,)
+        if len(shape) > 1 and len(shape) != 3:
+            raise UserError(f"reward: {self.name} judges images (C, H, W), the teacher makes {shape}")
+        if (channels := shape[0]) not in (1, 3):
             raise UserError(f"reward: {self.name} judges images of 1 or 3 channels, the teacher's have {channels}")
 
 

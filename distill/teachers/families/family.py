@@ -1,4 +1,4 @@
-"""The base classes of the families of diffusers pipelines. A family is one file; `__init__` lists them."""
+"""The base classes of the families of diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -13,32 +13,44 @@ from distill.errors import UserError
 from distill.networks.network import Network
 
 Conditions = dict[str, Tensor]
-"""Text conditions by name, [N, ...] each."""
+"""Text conditions [N, ...], by name."""
 
 
 class Family(Network):
-    """The denoising network of a kind of pipeline.
+    """The network of a family of pipelines.
 
-    A family's class states what all its checkpoints share; the rest is read from the checkpoint's own files.
+    The class states everything that all checkpoints of the family share. The rest is read from each checkpoint's files.
+
+    Attributes:
+        pipelines: The class names of the family's pipelines in model_index.json.
+        network_class: The class name of the network in diffusers.
+        part: The component of the pipeline that is the network.
+        text: Whether the condition is made from prompts.
+        latents: Whether samples are latents.
     """
 
-    pipelines: ClassVar[tuple[str, ...]]  # class names in model_index.json
-    network_class: ClassVar[str]  # class name of the network in diffusers
-    part: ClassVar[str] = "transformer"  # the component that is the network
-    text: ClassVar[bool] = False  # whether prompts are its condition
-    latents: ClassVar[bool] = True  # whether its samples are latents
+    pipelines: ClassVar[tuple[str, ...]]
+    network_class: ClassVar[str]
+    part: ClassVar[str] = "transformer"
+    text: ClassVar[bool] = False
+    latents: ClassVar[bool] = True
 
     def __init__(self, model: Any, **choices: Any) -> None:
         raise NotImplementedError
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
-        """Return the text conditions of prompts, by the text parts of the stock pipeline `pipe`."""
+        """Return the text conditions of N prompts.
+
+        Args:
+            pipe: The stock pipeline, of which only the tokenizers and text encoders are loaded.
+            prompts: N prompts.
+        """
         raise NotImplementedError
 
     @classmethod
     def encode_null(cls, pipe: Any) -> Conditions:
-        """Return the text condition that stands for no prompt in the pipeline's own guidance."""
+        """Return the text condition that the pipeline's own guidance uses for no prompt, [1, ...]."""
         return cls.encode(pipe, [""])
 
 
@@ -50,6 +62,9 @@ class LatentFamily(Family):
         size: Height and width of a latent; None for the pipeline's default.
         factor: The number of pixels to a side of one latent.
         guidance: The scale that a network with guidance embedded is told.
+
+    Raises:
+        UserError: The network cannot make latents of this size.
     """
 
     pipeline_export = "family"
@@ -62,6 +77,8 @@ class LatentFamily(Family):
         self.model = model
         self.size = self.default_size() if size is None else size
         self.pixels = (factor * self.size[0], factor * self.size[1])  # height and width of an image
+        if any(side % self.patch for side in self.size):
+            raise UserError(f"resolution: must be a multiple of {factor * self.patch}, got {list(self.pixels)}")
         self.guidance = guidance
         self.shape = (self.channels, *self.size)
         self.conditions = self.condition_shapes()
@@ -84,7 +101,7 @@ class LatentFamily(Family):
         return self.part if isinstance(self.model, PeftAdapterMixin) else None
 
     def default_size(self) -> tuple[int, int]:
-        """Return height and width of the latents that the pipeline makes by default."""
+        """Return the height and width of the latents that the pipeline makes by default."""
         size = self.config["sample_size"]
         if not isinstance(size, int):
             raise UserError(f"teacher: sample_size must be one number, got {size}")
@@ -96,11 +113,14 @@ class LatentFamily(Family):
 
     @property
     def depth(self) -> int:
-        """The number of blocks."""
+        """The number of transformer blocks."""
         return len(self.model.transformer_blocks)
 
     def tapped(self, output: Any) -> Tensor:
-        """Return the features [B, C, H, W] in a block's output: its image tokens come last and row by row."""
+        """Return the features [B, C, H, W] in the output of a block.
+
+        The image tokens are the last tokens of the output, row by row. Text tokens may come before them.
+        """
         tokens: Tensor = output[-1] if isinstance(output, tuple) else output
         height, width = (side // self.patch for side in self.size)
         features: Tensor = tokens[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
@@ -108,40 +128,41 @@ class LatentFamily(Family):
 
     @property
     def patch(self) -> int:
-        """The side of the square of samples that a token stands for."""
+        """The side of the square of latents that one token stands for."""
         return int(self.config["patch_size"])
 
     def embeddings(self, x: Tensor, cond: Condition) -> Condition:
-        """Return the text condition in the dtype of `x`; masks stay whole numbers.
+        """Return the text condition on the device and in the dtype of `x`. Masks stay whole numbers.
 
         Raises:
-            UserError: The condition has other names than the network takes.
+            UserError: The names in the condition are not those that the network takes.
         """
         if cond.keys() != self.conditions.keys():
             raise UserError(f"condition: {type(self).__name__} takes {sorted(self.conditions)}, got {sorted(cond)}")
         return cond.to(x.device, x.dtype)
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each text condition of one sample, at its usual length."""
+        """Return the shape of each text condition of one sample, for prompts of the usual number of tokens."""
         return {}
 
     def call(self) -> dict[str, Any]:
-        """Return the arguments of the stock pipeline, beside prompts, for one unguided evaluation at this size."""
+        """Return the arguments, beside the prompts, with which the stock pipeline takes one unguided step at this size."""
         size = {"height": self.pixels[0], "width": self.pixels[1]}
         return {"num_inference_steps": 1, "guidance_scale": self.unguided, **size}
 
     def pipeline_noise(self, z: Tensor) -> dict[str, Tensor]:
-        """Return the argument that hands unit normal `z` [B, C, H, W] to the stock pipeline."""
+        """Return the argument that gives unit normal noise `z` [B, C, H, W] to the stock pipeline."""
         return {"latents": z}
 
 
 class UNetFamily(LatentFamily):
-    """A family whose network is a U-Net: its features are grids already."""
+    """A family whose network is a U-Net, whose features are grids already."""
 
     part = "unet"
+    patch = 1
 
     def find_taps(self) -> dict[str, str]:
-        """Return the taps: the last block of the encoder, and the middle."""
+        """Return the taps: the last block of the encoder, and the middle block."""
         return {"encoder": f"model.down_blocks.{len(self.model.down_blocks) - 1}", "middle": "model.mid_block"}
 
     def tapped(self, output: Any) -> Tensor:

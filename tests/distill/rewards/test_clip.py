@@ -128,6 +128,9 @@ def test_what_cannot_be_judged_or_read(clip: Path, tmp_path: Path) -> None:
     assert refusal(reward.check, teacher(shape=(4, 8, 8))) == (
         "reward: clip_score judges images of 1 or 3 channels, the teacher's have 4"
     )
+    assert refusal(reward.check, teacher(shape=(3, 5, 8, 8))) == (
+        "reward: clip_score judges images (C, H, W), the teacher makes (3, 5, 8, 8)"
+    )
     assert refusal(reward.check, teacher(classes=10)) == (
         "reward.prompts: must be one a class (one for an unconditional teacher), 3 given, the teacher has 10 classes"
     )

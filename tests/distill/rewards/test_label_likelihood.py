@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "classifier"
 
 
-def teacher(shape: tuple[int, int, int] = (1, 8, 8), classes: int = 3, latents: bool = False) -> Denoiser:
+def teacher(shape: tuple[int, ...] = (1, 8, 8), classes: int = 3, latents: bool = False) -> Denoiser:
     network = Network()
     network.shape, network.classes = shape, classes
     return Denoiser(network, EDM(), "x0", latents=latents)
