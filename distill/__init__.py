@@ -31,7 +31,7 @@ __all__ = [
     "UserError",
     "load_generator",
 ]
-_HOMES = {
+_NAMES = {  # the public names of each module
     "conditions": ("Condition",),
     "denoiser": ("Denoiser",),
     "errors": ("UserError",),
@@ -44,8 +44,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `distill.paths` alone imports little."""
-    for module, names in _HOMES.items():
+    """Import a public name on its first use, so that `import distill.paths` loads few modules."""
+    for module, names in _NAMES.items():
         if name in names:
             return getattr(import_module(f"distill.{module}"), name)
     raise AttributeError(f"module 'distill' has no attribute {name!r}")

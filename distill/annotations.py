@@ -1,8 +1,8 @@
-"""Annotations of settings, which the reader of recipes understands."""
+"""Annotations of settings that the reader of recipes understands."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 LocalPath = Annotated[str, "local path"]
-"""A file or folder. The reader of a recipe makes what exists absolute, so that the run finds it from anywhere later."""
+"""The path of a file or folder. The reader of a recipe makes it absolute where it exists, so later commands find it."""

@@ -1,4 +1,4 @@
-"""The condition of a batch: named tensors that say what each sample is to show."""
+"""The condition of a batch: named tensors, such as class labels, that say which sample is wanted."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from distill.random import expand
 
 
 class Condition(dict[str, Tensor]):
-    """Named tensors [B, ...]; empty where a model is unconditional. Treat it as immutable.
+    """Named tensors [B, ...] that condition a batch. The condition of an unconditional model is empty.
 
     Class labels, int64 [B], have the name `labels`. Text embeddings have the names that the family of their network
-    gives them, such as `prompt` and `mask`.
+    gives them, such as `prompt` and `mask`. Conditions are never changed in place: batches share them.
     """
 
     @classmethod
     def of(cls, value: ConditionLike) -> Condition:
-        """Return `value` as a condition: labels [B], a mapping of tensors, None, or a condition, which stays itself."""
+        """Return `value` as a condition.
+
+        Args:
+            value: Class labels, int64 [B], a mapping of names to tensors [B, ...], or None for no condition. A
+                Condition is returned as it is.
+        """
         if isinstance(value, Condition):
             return value
         if isinstance(value, Tensor):
@@ -34,7 +39,7 @@ class Condition(dict[str, Tensor]):
 
     @property
     def plain(self) -> Tensor | dict[str, Tensor] | None:
-        """The condition in the form that `of` takes: labels alone as a tensor, an empty condition as None."""
+        """The simplest form of the condition that `of` takes: a tensor for labels alone, and None for no tensors."""
         return self["labels"] if self.keys() == {"labels"} else dict(self) or None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
@@ -58,22 +63,25 @@ class Condition(dict[str, Tensor]):
         return Condition({n: torch.where(expand(chosen, value), other[n], value) for n, value in self.items()})
 
     def repeat_as(self, other: Condition) -> Condition:
-        """Return this condition of one sample, [...] without a batch dimension, for every sample of `other`."""
+        """Repeat the condition of one sample, [...] without a batch dimension, for every sample of `other` [B, ...].
+
+        The result [B, ...] has the devices and the dtypes of `other`.
+        """
         return Condition({name: _repeat(self[name], value) for name, value in other.items()})
 
 
 ConditionLike: TypeAlias = Tensor | Mapping[str, Tensor] | None
-"""Everything that `Condition.of` takes."""
+"""The types that `Condition.of` takes."""
 
 
 def to_device(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return `value` on `device`, in `dtype` where it is of floating type."""
-    if device.type == "cuda" and value.device.type == "cpu":  # from pinned memory the copy does not make the host wait
+    """Return `value` on `device`, and in `dtype` where it is a floating-point tensor."""
+    if device.type == "cuda" and value.device.type == "cpu":  # the host does not wait for a copy from pinned memory
         value = value.pin_memory().to(device, non_blocking=True)
     return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
 
 def _repeat(one: Tensor, many: Tensor) -> Tensor:
-    if not one.ndim:  # filled on the device: a copy of a scalar from the host would wait for it
+    if not one.ndim:  # a fill on the device: the copy of a scalar tensor would make the host wait
         return torch.full_like(many, one.item())
     return one.to(many.device, many.dtype).expand_as(many)

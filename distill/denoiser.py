@@ -1,4 +1,4 @@
-"""The denoiser: network, path and prediction kind together estimate the clean sample, in float32."""
+"""The denoiser: a network with its path and its prediction kind, which estimates the clean sample in float32."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from distill.encoders.latents import Normalisation
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor, ConditionLike], Tensor]
-"""(x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
+"""A function (x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
 
 
 class GuidableDenoiser(Protocol):
-    """The part of a Denoiser that objectives and samplers ask: a guided denoiser has it too."""
+    """The part of a Denoiser that objectives and samplers use. A guided denoiser has it too."""
 
     @property
     def path(self) -> Path:
@@ -46,20 +46,20 @@ class GuidableDenoiser(Protocol):
 
 
 class Denoiser(nn.Module):
-    """An estimate of the clean sample: denoiser(x_t, t, cond) = E[x0 | x_t].
+    """The estimate of the clean sample, denoiser(x_t, t, cond) = E[x0 | x_t].
 
-    The network is called as network(x [B, ...], time [B], cond) and returns what `prediction` names, [B, ...]. It gets
-    x_t scaled by EDM's input scale where the prediction is EDM's, and `path.network_time(t)` as its time. Under
-    `autocast_dtype` only the network runs in low precision: preconditioning and the conversion to x0 stay in the dtype
-    of x_t, float32 or better.
+    The network is called as network(x [B, ...], time [B], cond) and returns the quantity [B, ...] that `prediction`
+    names. Its time is `path.network_time(t)`. Its x is x_t, which EDM's prediction multiplies by EDM's input scale.
+    Under `autocast_dtype` the network alone runs in low precision. The scaling and the conversion to x0 stay in the
+    dtype of x_t, at least float32.
 
     Args:
         network: A Network, or any module that is called as module(x, time, labels or mapping or None).
         path: The Gaussian path of its samples.
-        prediction: The kind of its output (distill.prediction).
+        prediction: The quantity that the network outputs (distill.prediction).
         sigma_data: The standard deviation of the data, which EDM's preconditioning uses.
-        autocast_dtype: The dtype of its compute; None for that of its weights.
-        latents: Whether its samples are latents, which a decoder makes images of; a Normalisation states their scale.
+        autocast_dtype: The dtype in which the network computes; None for the dtype of its weights.
+        latents: Whether the samples are latents of an autoencoder; a Normalisation states their scale too.
 
     Raises:
         UserError: The prediction kind is unknown.
@@ -85,27 +85,46 @@ class Denoiser(nn.Module):
         self.latents = latents
 
     def null(self, cond: ConditionLike) -> Condition:
-        """Return the null condition in the form of `cond` [B, ...]: what stood for no condition in training."""
+        """Return the network's null condition for every sample of `cond` [B, ...].
+
+        The null condition stood for no condition when the network was trained. A network without one returns `cond`.
+        """
         cond = Condition.of(cond)
         return cond if self.network.null is None else self.network.null.repeat_as(cond)
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """(C, *spatial) of its samples as images, decoded where they are latents; None where nothing decodes them."""
+        """The shape (C, *spatial) of its samples as images; None for latents without a decoder."""
         if not self.latents:
             return self.network.shape
         decoder = self.network.autoencoder
         return None if decoder is None else decoder.image_shape(self.network.shape)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
-        """Return x0 [B, ...] for `x_t` [B, ...] at `t` [B] on the path; float32, or float64 when x_t is."""
+        """Return the estimate of x0.
+
+        Args:
+            x_t: Noisy samples [B, ...].
+            t: Times [B] on the path.
+            cond: The condition [B, ...]; None for an unconditional network.
+
+        Returns:
+            The estimate [B, ...] in the dtype of `x_t`, at least float32.
+        """
         return self._run(x_t, t, cond)
 
     def with_features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> tuple[Tensor, Tensor]:
-        """Return x0 and the features of the submodule at `tap`, [B, C, ...] in the dtype of x0, from one pass.
+        """Return the estimate of x0, and the features of a submodule from the same pass.
 
-        `tap` is the name of a submodule, or a short name in the network's `taps`. The network's `tapped` makes
-        features of the submodule's output.
+        Args:
+            x_t: Noisy samples [B, ...].
+            t: Times [B] on the path.
+            cond: The condition [B, ...].
+            tap: The name of a submodule, or a short name in the network's `taps`. The network's `tapped` turns the
+                output of the submodule into features.
+
+        Returns:
+            The estimate [B, ...] and the features [B, C, ...], both in the dtype of `x_t`, at least float32.
 
         Raises:
             UserError: There is no submodule of this name.
@@ -116,14 +135,14 @@ class Denoiser(nn.Module):
         return x0, seen[0].to(x0.dtype)
 
     def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> Tensor:
-        """Return the features alone; the network runs no further than `tap`."""
+        """Return the features at `tap`, as with_features does. The network runs no further than the tap."""
         seen: list[Tensor] = []
         with suppress(_ReachedTap), self._watching(tap, seen, stop=True):
             self._run(x_t, t, cond)
         return seen[0].to(torch.promote_types(x_t.dtype, torch.float32))
 
     def module_at(self, tap: str) -> nn.Module:
-        """Return the submodule at `tap`; raises UserError as with_features does."""
+        """Return the submodule at `tap`, or raise UserError when there is none."""
         taps = self.network.taps
         try:
             return self.network.get_submodule(taps.get(tap, tap))
@@ -133,12 +152,14 @@ class Denoiser(nn.Module):
 
     @contextmanager
     def _watching(self, tap: str, seen: list[Tensor], stop: bool = False) -> Iterator[None]:
-        def look(module: nn.Module, inputs: object, output: Any) -> None:
+        """Append the features at `tap` to `seen` in each pass; with `stop`, end the pass there by _ReachedTap."""
+
+        def keep_features(module: nn.Module, inputs: object, output: Any) -> None:
             seen.append(self.network.tapped(output))
             if stop:
                 raise _ReachedTap
 
-        handle = self.module_at(tap).register_forward_hook(look)
+        handle = self.module_at(tap).register_forward_hook(keep_features)
         try:
             yield
         finally:
@@ -149,12 +170,12 @@ class Denoiser(nn.Module):
         c = coefficients(self.prediction, self.path, t, x_t, self.sigma_data)
         x_in = x_t if c.input_scale is None else c.input_scale * x_t
         time = self.path.network_time(t.double()).to(x_t.dtype)
-        # One autocast context a call: its cache of cast weights must not outlive the call, or a call without a graph
-        # would hand weights without a graph to a later one.
+        # Each call has its own autocast context, because the context caches the weights that it casts. A cache that
+        # outlives a call without a graph would give weights without a graph to a later call that needs one.
         with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             output = cast(Tensor, self.network(x_in, time, Condition.of(cond)))
         return c.from_x_t * x_t + c.from_output * output.to(x_t.dtype)
 
 
 class _ReachedTap(Exception):
-    """Ends the forward pass of a network at the tap."""
+    """The signal that ends the forward pass of a network at the tap."""

@@ -1,7 +1,8 @@
-"""A discriminator on the features of the fake denoiser, and the losses of the two sides.
+"""A discriminator on the features of the fake denoiser, with the losses of discriminator and generator.
 
-The fake's own encoder tells real from generated samples (SiDA, arXiv:2410.14919; DMD2, arXiv:2405.14867): a few more
-parameters at most, and one pass gives denoising and judgement together.
+The fake's own features tell real samples from generated ones (SiDA, arXiv:2410.14919; DMD2, arXiv:2405.14867). The
+discriminator therefore has few parameters or none, and one pass of the fake gives both the estimate of x0 and the
+logits.
 """
 
 from __future__ import annotations
@@ -24,23 +25,24 @@ from distill.random import Random
 from distill.times import Times
 
 Want: TypeAlias = Literal["x0", "logits", "both"]
+"""The outputs that a Critic is asked for: the estimate of x0, the logits, or both."""
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-"""By the number of spatial dimensions."""
+"""The convolutions by their number of spatial dimensions."""
 
 
 class ChannelMean(nn.Module):
-    """Logits [B, *spatial]: the mean of the features [B, C, *spatial] over channels, without a parameter (SiDA)."""
+    """The head of SiDA, without parameters: the mean of features [B, C, *spatial] over channels, [B, *spatial]."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.mean(1)
 
 
 class ConvHead(nn.Module):
-    """One logit a sample, [B, 1], from features [B, C, *spatial].
+    """A head with one logit for each sample, [B, 1], from features [B, C, *spatial].
 
-    4x4 convolutions of stride 2, at least one, until 4x4 or less is left, then a convolution that spans the rest, each
-    with group norm and SiLU, and a 1x1 convolution. On 8x8 features that is DMD2's classifier on EDM's networks
-    (arXiv:2405.14867). Features of one to three spatial dimensions and any size will do.
+    4x4 convolutions of stride 2, at least one, reduce the features to 4x4 or less. A convolution over the whole rest
+    follows. Each of these has a group norm and SiLU. The last layer is a 1x1 convolution. On features of 8x8 this is
+    DMD2's classifier on EDM's networks (arXiv:2405.14867). One to three spatial dimensions of any size are possible.
 
     Args:
         channels: C of the features.
@@ -55,7 +57,7 @@ class ConvHead(nn.Module):
         if len(size) not in CONVOLUTIONS:
             raise UserError(f"objective: the discriminator reads features (C, *spatial), got {(channels, *size)}")
         convolution = CONVOLUTIONS[len(size)]
-        groups = math.gcd(32, max(1, channels // 4))  # never one channel alone, which a norm over 1x1 would erase
+        groups = math.gcd(32, max(1, channels // 4))  # a group of one channel would be 0 after a norm over 1x1
         layers: list[nn.Module] = []
 
         def add(kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
@@ -76,7 +78,11 @@ class ConvHead(nn.Module):
 
 @torch.no_grad()
 def feature_shape(denoiser: Denoiser, tap: str) -> tuple[int, ...]:
-    """Return (C, *spatial) of the features at `tap`, measured on one example of the network's own."""
+    """Return the shape (C, *spatial) of the features at `tap`, from a pass over an example of the network's input.
+
+    Raises:
+        UserError: The network has no submodule of this name.
+    """
     network = denoiser.network
     x_t = torch.zeros(1, *network.shape, dtype=next(network.parameters()).dtype)
     t = denoiser.path.time(torch.ones(1, dtype=torch.float64))
@@ -85,11 +91,12 @@ def feature_shape(denoiser: Denoiser, tap: str) -> tuple[int, ...]:
 
 
 class Critic(nn.Module):
-    """The fake `denoiser` with a `head` on the features of its network at `tap` (see Denoiser.features).
+    """The fake with a discriminator: a denoiser and a head on the features of its network.
 
-    Called like a denoiser it is one. With `want` "logits" it judges x_t (real or generated, diffused) and runs the
-    network only as far as the tap; with "both" one pass gives (x0, logits). Logits are float32 (or float64) [B, ...],
-    positive where the sample is taken for real.
+    Args:
+        denoiser: The fake denoiser.
+        tap: The submodule whose features the head reads (see Denoiser.with_features).
+        head: A module from features [B, C, *spatial] to logits [B, ...].
     """
 
     def __init__(self, denoiser: Denoiser, tap: str, head: nn.Module) -> None:
@@ -99,6 +106,19 @@ class Critic(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Want = "x0"
     ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the estimate of x0, the logits, or both.
+
+        Args:
+            x_t: Noisy samples [B, ...], real or generated.
+            t: Times [B] on the path.
+            cond: The condition [B, ...].
+            want: "x0" returns the estimate [B, ...], as the denoiser does. "logits" returns the logits [B, ...], and
+                the network runs no further than the tap. "both" returns (estimate, logits) from one pass.
+
+        Returns:
+            The estimate and the logits are float32, or float64 where `x_t` is. Logits are positive for samples that
+            look real.
+        """
         if want == "x0":
             x0: Tensor = self.denoiser(x_t, t, cond)
             return x0
@@ -110,58 +130,83 @@ class Critic(nn.Module):
 
 
 def mean_logit(logits: Tensor) -> Tensor:
-    """Return the mean [B] of the logits [B, ...] of a sample."""
+    """Return the mean [B] over the logits [B, ...] of each sample."""
     return logits.flatten(1).mean(1)
 
 
 def discriminator_loss(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (softplus(l_fake), softplus(-l_real)) [B], the discriminator's two losses, averaged over logits."""
+    """Return the discriminator's two losses, softplus(l_fake) and softplus(-l_real), [B] each.
+
+    Each is a mean over the logits of a sample.
+
+    Args:
+        fake: The logits [B, ...] of generated samples.
+        real: The logits [B, ...] of real samples.
+    """
     return softplus(fake).flatten(1).mean(1), softplus(-real).flatten(1).mean(1)
 
 
 def adversarial_loss(fake: Tensor) -> Tensor:
-    """Return softplus(-l_fake) [B], the generator's non-saturating loss, averaged over a sample's logits."""
+    """Return the generator's non-saturating loss softplus(-l_fake), [B], for logits [B, ...] of generated samples.
+
+    It is a mean over the logits of a sample.
+    """
     return softplus(-fake).flatten(1).mean(1)
 
 
 def accuracy(fake: Tensor, real: Tensor) -> Tensor:
-    """Return the share in [0, 1] of right judgements, [B], over the logits [B, ...] of both samples."""
+    """Return the discriminator's accuracy in [0, 1], [B], over the logits [B, ...] of generated and real samples."""
     return ((fake < 0).double().flatten(1).mean(1) + (real > 0).double().flatten(1).mean(1)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class R1:
-    """A penalty weight/2 |d l/d real|^2 on the mean logit's slope at the real samples (arXiv:1801.04406), part of the
-    discriminator's loss. Off at weight 0."""
+    """The R1 penalty weight/2 |d l/d real|^2 of the discriminator, for the mean logit l of a sample (arXiv:1801.04406).
+
+    Attributes:
+        weight: The weight of the penalty. 0 turns it off.
+        noise: At 0, autograd gives the exact slope, so the loss is differentiated twice. Above 0, it is the standard
+            deviation of normal noise on the real samples, and the penalty is the square of a finite difference, with
+            the same mean. That costs one more pass and no second derivative. FastGen does the same, but does not
+            divide by noise^2.
+    """
 
     weight: float = 0.0
     noise: float = 0.0
-    """0: the exact slope, by differentiating twice. Else the std of a finite difference under normal noise, one more
-    pass and no second derivative: its mean is the same (as in FastGen, which leaves out the division by noise^2)."""
 
     def __post_init__(self) -> None:
         for name, value in (("weight", self.weight), ("noise", self.noise)):
             if not value >= 0:
                 raise UserError(f"{name}: must be at least 0, got {value}")
 
-    def judge(self, judge: Callable[[Tensor], Tensor], real: Tensor, random: Random) -> tuple[Tensor, Tensor]:
-        """Return the logits [B, ...] that `judge` gives the `real` samples [B, ...], and the penalty [B]."""
+    def judge(self, logits_of: Callable[[Tensor], Tensor], real: Tensor, random: Random) -> tuple[Tensor, Tensor]:
+        """Return the logits of the real samples, and the penalty.
+
+        Args:
+            logits_of: A function from samples [B, ...] to the discriminator's logits [B, ...].
+            real: Real samples [B, ...].
+            random: The random numbers of the samples, for the finite difference.
+
+        Returns:
+            The logits [B, ...] and the penalty [B].
+        """
         if not self.weight:
-            return judge(real), real.new_zeros(len(real))
+            return logits_of(real), real.new_zeros(len(real))
         if self.noise:
-            logits, there = judge(real), judge(real + self.noise * random.normal(*real.shape[1:], dtype=real.dtype))
-            slope = ((mean_logit(there) - mean_logit(logits)) / self.noise)[:, None]
+            moved = real + self.noise * random.normal(*real.shape[1:], dtype=real.dtype)
+            logits, moved_logits = logits_of(real), logits_of(moved)
+            slope = ((mean_logit(moved_logits) - mean_logit(logits)) / self.noise)[:, None]
         else:
             real = real.detach().requires_grad_()
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention cannot be differentiated twice
-                logits = judge(real)
+                logits = logits_of(real)
                 (slope,) = torch.autograd.grad(mean_logit(logits).sum(), real, create_graph=True)
         return logits, self.weight / 2 * (slope**2).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
 class LowerPart(Times):
-    """The part of the law `times` below its quantile `share`, a scalar tensor in (0, 1]."""
+    """The part of the law `times` below its quantile `share`, which is a scalar tensor in (0, 1]."""
 
     times: Times
     share: Tensor
@@ -172,15 +217,22 @@ class LowerPart(Times):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveNoise:
-    """Diffusion-GAN's range of noise for the discriminator (arXiv:2206.02262), as a share of a law of times.
+    """Diffusion-GAN's adaptive range of noise for the discriminator (arXiv:2206.02262).
 
-    It widens while the discriminator is sure of the real samples, E sign(l(real)) > `target`, and narrows otherwise.
+    The range is the lower part of a law of times, up to a share of it. The share grows while the discriminator is sure
+    of the real samples, E sign(l(real)) > `target`, and shrinks otherwise.
+
+    Attributes:
+        target: The certainty at which the share stays as it is.
+        low: The smallest share, and the share at the start.
+        high: The largest share.
+        images: The number of images in which the share moves by 1.
     """
 
     target: float = 0.6  # the paper's d_target, unverified
-    low: float = 0.01  # t_min 10 of 1000 steps, unverified; also where it starts
+    low: float = 0.01  # t_min 10 of 1000 steps, unverified
     high: float = 1.0
-    images: int = 100_000  # over which the share moves by 1, unverified
+    images: int = 100_000  # unverified
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high <= 1:
@@ -189,11 +241,18 @@ class AdaptiveNoise:
             raise UserError(f"images: must be positive, got {self.images}")
 
     def start(self) -> dict[str, Tensor]:
-        """Return its memory at the start: the share, and the images at which it was last moved."""
+        """Return the memory at the start: the share, and the number of images at its last move. Both are scalars."""
         return {"share": torch.tensor(self.low, dtype=torch.float64), "images": torch.tensor(0.0, dtype=torch.float64)}
 
     def adapt(self, share: Tensor, last: Tensor, certainty: Tensor, images: int) -> None:
-        """Move `share` by the images since the `last` move; `certainty` is the mean of sign(l(real)) over all ranks."""
-        direction = (certainty - self.target).sign()  # 0 of nan
+        """Move the share, in place.
+
+        Args:
+            share: The share in the memory.
+            last: The number of images at the last move, in the memory. It becomes `images`.
+            certainty: The mean of sign(l(real)) over the samples of all processes.
+            images: The number of images that the generator has trained on.
+        """
+        direction = (certainty - self.target).sign()  # sign(NaN) is 0: the share stays after a broken update
         share.add_(direction * (images - last) / self.images).clamp_(self.low, self.high)
         last.fill_(images)

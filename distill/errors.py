@@ -1,10 +1,10 @@
-"""The one exception that is the user's business."""
+"""The exception for mistakes of the user."""
 
 
 class UserError(Exception):
-    """A mistake of the user, told in one line: what, where, what is allowed."""
+    """A mistake of the user. Its message says in one line what is wrong, where, and what is allowed."""
 
 
 def one_line(error: Exception) -> str:
-    """What another library said, fit for the message of a UserError."""
+    """Return the message of another library's error as one line, for the message of a UserError."""
     return " ".join(str(error).split())[:300]

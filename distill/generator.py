@@ -1,4 +1,4 @@
-"""The one-step generator G(z, cond) = D(scale z, t, cond): a denoiser asked once, at a fixed time."""
+"""The one-step generator G(z, cond) = D(scale z, t, cond): one evaluation of a denoiser at a fixed time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.paths import EDM, DiscreteVP, Flow, Path
 
 
 class Preset(NamedTuple):
-    """A published entry: the time `t` on a path of the class `path`, the `scale` of the noise (None: sigma(t))."""
+    """A published entry: the time `t` on a path of the class `path`, and the `scale` of the noise (None: sigma(t))."""
 
     path: type[Path]
     t: float
@@ -31,14 +31,21 @@ PRESETS = {
     "dmd2_sdxl": Preset(DiscreteVP, 399.0, 1.0),  # unit noise, at a time where sigma is 0.758; DI* starts from it
     "noise_flow": Preset(Flow, 1.0),  # SiD-DiT's first step (arXiv:2509.25127); FGM's t* of SD3 is close (unverified)
 }
+"""The published entries by their names in recipes."""
 
 
 class Generator(nn.Module):
-    """Maps unit normal noise to samples with one evaluation of `denoiser`.
+    """A network that turns unit normal noise into samples by one evaluation of a denoiser.
 
-    `t` (the time it is conditioned on, on the denoiser's path) and `scale` (the factor on unit noise) are separate
-    settings, because published generators differ in both: see PRESETS. `scale=None` means sigma(t): pure noise of that
-    time. Raises UserError for a time without noise or off the path, such as between the steps of a grid.
+    The time and the scale are separate settings, because published generators differ in both (see PRESETS).
+
+    Args:
+        denoiser: The denoiser that is evaluated.
+        t: The time on the denoiser's path that the network is conditioned on.
+        scale: The factor on the unit normal noise; None for sigma(t), which makes pure noise of that time.
+
+    Raises:
+        UserError: The path has no noise at `t`, or `t` is not on it, such as between the steps of a grid.
     """
 
     def __init__(self, denoiser: Denoiser, t: float, scale: float | None = None) -> None:
@@ -53,7 +60,7 @@ class Generator(nn.Module):
         self.scale = sigma if scale is None else scale
 
     def forward(self, z: Tensor, cond: ConditionLike = None) -> Tensor:
-        """Return samples [B, ...], float32, for unit normal `z` [B, ...]."""
+        """Return samples [B, ...], at least float32, for unit normal noise `z` [B, ...] and the condition `cond`."""
         t = torch.full((len(z),), self.t, dtype=torch.float64, device=z.device)
         x: Tensor = self.denoiser(self.scale * z, t, cond)
         return x

@@ -1,10 +1,14 @@
-"""Guidance: a denoiser pushed away from a weaker one, again a denoiser. The convention, everywhere and in recipes:
+"""Guidance: a denoiser whose estimate D is moved away from the estimate of a weaker denoiser.
+
+The code and the recipes have one convention for the scale:
 
     D_weak + scale (D - D_weak)
 
-so that 1 is no guidance, 0 the weak denoiser alone, and negative scales point away from D. The weak denoiser is D under
-the null condition (classifier-free guidance, arXiv:2207.12598, whose own weight is scale - 1; recipe keys `*_cfg`) or a
-smaller or earlier model (autoguidance, arXiv:2406.02507; recipe key `*_autoguidance`).
+Scale 1 is no guidance, scale 0 is the weak denoiser alone, and negative scales point away from D. The weak denoiser is
+
+- D under the null condition, in classifier-free guidance (arXiv:2207.12598; recipe keys `*_cfg`). The weight in that
+  paper is scale - 1.
+- a smaller or earlier model, in autoguidance (arXiv:2406.02507; recipe key `*_autoguidance`).
 """
 
 from __future__ import annotations
@@ -25,11 +29,15 @@ from distill.random import Random
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """weak + scale (strong - weak), with the gradient through both; path, network and null are those of `strong`.
+    """The denoiser weak + scale (strong - weak), with the gradient through both.
 
-    Two calls, not one of a doubled batch: exact for any network, the strong estimate is bit-equal to the unguided one,
-    and networks back-propagated one by one hold the activations of a single call. With a Critic's `want`, logits are
-    those of the strong call, without guidance: at scale 0, of the weak one.
+    It calls `strong` and `weak` one after the other, each on the batch as it is. One call on a doubled batch would
+    change the bits of the strong estimate, and back-propagation of one network at a time would hold more activations.
+
+    Attributes:
+        strong: The denoiser that is guided. Path, network and null condition are its own.
+        weak: The denoiser that it is moved away from.
+        scale: The scale of the guidance.
     """
 
     strong: Any
@@ -37,6 +45,10 @@ class GuidedDenoiser:
     scale: float
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: str) -> Any:
+        """Return the guided estimate [B, ...] of x0.
+
+        `want` is that of a Critic. Logits are not guided: they are those of `strong`, or those of `weak` at scale 0.
+        """
         if self.scale == 0:
             return self.weak(x_t, t, cond, *want)
         strong = self.strong(x_t, t, cond, *want)
@@ -63,14 +75,20 @@ class GuidedDenoiser:
         return cast(float, self.strong.sigma_data)
 
     def null(self, cond: ConditionLike) -> Condition:
-        """Return the null condition of `strong` in the form of `cond` [B, ...]."""
+        """Return the null condition of `strong` for every sample of `cond` [B, ...]."""
         return cast(Condition, self.strong.null(cond))
 
 
 def classifier_free(
     denoise: Callable[..., Any], scale: float, null: Callable[[ConditionLike], Condition]
 ) -> GuidedDenoiser:
-    """Return `denoise` guided by itself under the null condition `null(cond)`."""
+    """Return a denoiser under classifier-free guidance.
+
+    Args:
+        denoise: The denoiser.
+        scale: The scale of the guidance. 1 is no guidance.
+        null: A function from a condition [B, ...] to the null condition of every sample, such as `Denoiser.null`.
+    """
 
     def unconditional(x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: str) -> Any:
         return denoise(x_t, t, null(cond), *want)
@@ -79,7 +97,7 @@ def classifier_free(
 
 
 def check_null(teacher: GuidableDenoiser, who: str) -> None:
-    """Raise UserError, naming `who` needs it, where the teacher has no null condition."""
+    """Raise UserError when the teacher has no null condition. The message names `who` needs one."""
     if not teacher.network.has_null:
         raise UserError(
             f"objective: {who} needs a teacher with a null condition, this one states none: it must be conditional"
@@ -88,5 +106,5 @@ def check_null(teacher: GuidableDenoiser, who: str) -> None:
 
 
 def drop_conditions(cond: Condition, null: Condition, probability: float, random: Random) -> Condition:
-    """Return `cond` [B, ...] in which each sample has the condition of `null` with `probability`."""
+    """Return `cond` [B, ...] with the condition of each sample replaced by that of `null` with `probability`."""
     return cond.where(random.stream("condition dropout").uniform() < probability, null)

@@ -1,9 +1,9 @@
-"""Low-rank adapters (Hu et al., arXiv:2106.09685) on the convolutions and linear layers of a network, through peft.
+"""Low-rank adapters (Hu et al., arXiv:2106.09685) on the convolutions and linear layers of a network, by peft.
 
-An adapted layer becomes W x + alpha/rank B A x with W frozen, A random and B zero: the network starts unchanged.
-Networks that share weights (`share_parameters`) have a tree of modules each over the same tensors. The adapters of one
-network are therefore in no other: no switch can be in a wrong position, neither in a forward pass nor when a backward
-pass recomputes one.
+An adapted layer becomes W x + alpha/rank B A x with W frozen, A random and B zero, so the network starts unchanged.
+Networks that share weights (`share_parameters`) have modules of their own over the same tensors, so each network has
+its own adapters. The alternative, one network with a switch for the adapters, would go wrong where a backward pass
+recomputes a forward pass under another position of the switch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """`targets` are names of layers, whole or their ends from a dot on ("conv1", "attentions.0.to_q"); null: all of
-    them. Convolutions in groups (Sana's by depth) get none."""
+    """The settings of adapters.
+
+    Attributes:
+        rank: The rank of B A.
+        alpha: The adapter is multiplied by alpha / rank.
+        targets: Names of layers, in full or their last parts, such as "conv1" or "attentions.0.to_q". None for all
+            convolutions and linear layers. Convolutions in groups, such as Sana's, never get adapters.
+    """
 
     rank: int = 64  # DMD2's LoRA of SDXL, as alpha
     alpha: int = 8
@@ -36,19 +42,30 @@ class Lora:
 
 
 def share_parameters(module: Module, names: Container[str] | None = None) -> Module:
-    """A copy of `module` in which the parameters of these `names` (null: all) are the very tensors of `module`.
+    """Return a copy of `module` that has the same parameter tensors.
 
-    Buffers are copied, since a network may write them in training. Moving the shared parameters in place, to a device
-    or a precision, moves them for all; what loads or merges weights must not touch them.
+    Buffers are copied, because a network may write them in training. A change of a shared parameter in place, such as a
+    move to a device, changes every module that shares it. Code that loads or merges weights must not change them.
+
+    Args:
+        module: The module.
+        names: The names of the parameters to share. The others are copied. None shares all.
     """
     shared = {id(value): value for name, value in module.named_parameters() if names is None or name in names}
-    return copy.deepcopy(module, shared)  # the memo of what has been copied already
+    return copy.deepcopy(module, shared)  # deepcopy takes the values of its memo as copies that exist already
 
 
 def attach(network: nn.Module, lora: Lora) -> None:
-    """Put adapters on the targets in `network`, in place; they alone require gradients then.
+    """Add adapters to the target layers of a network, in place. Afterwards the adapters alone require gradients.
 
-    A is drawn from torch's global generator. Raises UserError for a target that names no convolution or linear layer.
+    The values of A come from torch's global generator.
+
+    Args:
+        network: The network.
+        lora: The settings of the adapters.
+
+    Raises:
+        UserError: The network has no layer that takes an adapter, or a target names no such layer.
     """
     layers = targets(network, lora)
     from peft import LoraConfig, inject_adapter_in_model
@@ -57,7 +74,7 @@ def attach(network: nn.Module, lora: Lora) -> None:
 
 
 def targets(network: nn.Module, lora: Lora) -> list[str]:
-    """The full names of the layers that get adapters; raises UserError as attach does."""
+    """Return the full names of the layers that get adapters, or raise UserError as attach does."""
     layers = [name for name, module in network.named_modules() if _adaptable(module)]
     if not layers:
         raise UserError(f"lora: {type(network).__name__} has no convolution or linear layer to put adapters on")
@@ -74,29 +91,33 @@ def targets(network: nn.Module, lora: Lora) -> list[str]:
 
 
 def _adaptable(module: nn.Module) -> bool:
-    """Whether it is one linear map: of a convolution in groups peft makes no adapter of any rank."""
+    """Return whether peft has adapters of every rank for this layer. It has none for convolutions in groups."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def adapted(network: nn.Module) -> bool:
-    """Whether there are adapters in `network`."""
+    """Return whether `network` has adapters."""
     return any(hasattr(module, "lora_A") for module in network.modules())
 
 
 def merge(network: nn.Module) -> None:
-    """Add every adapter to the weight it stands beside and take it away; a weight that was shared is its own then."""
+    """Add every adapter to the weight of its layer and remove it, in place.
+
+    A weight that was shared with another network becomes a tensor of its own first.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in network.modules():
         if isinstance(module, BaseTunerLayer):
             layer = cast(Any, module.get_base_layer())
+            # peft merges in place, which would change the weight of every network that shares it.
             layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
             module.merge()
     strip(network)
 
 
 def strip(network: nn.Module) -> None:
-    """Take every adapter away, in place."""
+    """Remove every adapter, in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(network.named_modules()):

@@ -1,5 +1,7 @@
-"""Weights by noise: of the denoising loss |D(x_t) - x0|^2, where any positive one has the same optimum, named after the
-network output whose plain error they amount to; and of a generator's loss, where they say which noise levels count.
+"""Weights of losses as functions of the noise level.
+
+Weights of the denoising loss |D(x_t) - x0|^2 have the name of the network output whose plain squared error they give.
+Every positive weight has the same optimum. Weights of a generator's loss say which noise levels count.
 """
 
 from __future__ import annotations
@@ -16,11 +18,24 @@ GeneratorWeight = Literal["none", "1-t", "(1-t)^2", "1/t", "snr", "snr/(1+snr)"]
 
 
 def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """The weight [B] at noise-to-signal ratios `nsr` [B] (any positive weight has the same optimum).
+    """Return the weight of the denoising loss.
 
-    edm: (nsr^2 + sd^2)/(nsr sd)^2, EDM's lambda (arXiv:2206.00364, table 1); eps: 1/nsr^2; v: 1 + 1/nsr^2;
-    velocity: 1/t^2 with the flow time t = nsr/(1 + nsr), the plain velocity error of a rectified flow; x0: 1.
-    Raises UserError for an unknown name.
+    - edm: (nsr^2 + sd^2) / (nsr sd)^2 for sd = sigma_data, which is EDM's lambda (arXiv:2206.00364, table 1)
+    - eps: 1 / nsr^2
+    - v: 1 + 1 / nsr^2
+    - velocity: 1 / t^2 with the flow time t = nsr / (1 + nsr), the plain velocity error of a rectified flow
+    - x0: 1
+
+    Args:
+        weight: The name of the weight.
+        nsr: Noise-to-signal ratios [B].
+        sigma_data: The standard deviation of the data, which `edm` alone uses.
+
+    Returns:
+        The weights [B].
+
+    Raises:
+        UserError: The name is unknown.
     """
     if weight == "edm":
         return 1 / nsr**2 + 1 / sigma_data**2
@@ -36,12 +51,21 @@ def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Te
 
 
 def generator_weight(weight: GeneratorWeight, nsr: Tensor) -> Tensor:
-    """The weight [B] of a generator's loss in x0 at noise-to-signal ratios `nsr` [B].
+    """Return the weight of a generator's loss in x0.
 
-    Flow time t = nsr/(1 + nsr) and snr = 1/nsr^2 are ratios themselves, so that a name means the same on every path:
-    none 1; 1-t 1/(1 + nsr); (1-t)^2 1/(1 + nsr)^2; 1/t 1 + 1/nsr; snr 1/nsr^2; snr/(1+snr) 1/(1 + nsr^2). SiD's code
-    for flow transformers (arXiv:2509.25127) offers the first four, 1-t by default, and some of snr (unverified which).
-    Raises UserError for an unknown name.
+    The flow time t = nsr / (1 + nsr) and snr = 1 / nsr^2 are functions of the ratio, so a name means the same on every
+    path. SiD's code for flow transformers (arXiv:2509.25127) has the weights none, 1-t (its default), (1-t)^2 and 1/t,
+    and some that use snr (unverified which).
+
+    Args:
+        weight: The name of the weight, which is also its formula. `none` is 1.
+        nsr: Noise-to-signal ratios [B].
+
+    Returns:
+        The weights [B].
+
+    Raises:
+        UserError: The name is unknown.
     """
     if weight == "none":
         return torch.ones_like(nsr)

@@ -1,8 +1,9 @@
-"""Gaussian paths x_t = alpha(t) x0 + sigma(t) noise, from clean (t = 0) to noise.
+"""Gaussian paths x_t = alpha(t) x0 + sigma(t) noise, from the clean sample at t = 0 to noise.
 
-Up to the scale alpha every such path is fixed by its noise-to-signal ratio nsr(t) = sigma/alpha (EDM's sigma), the
-common coordinate of this package: times are drawn in it, and `time` maps it back to the path's own t.
-Times, ratios and coefficients are [B]; only `draw` and the denoiser broadcast them to [B, 1, ...].
+Up to the scale alpha, a path is fixed by its noise-to-signal ratio nsr(t) = sigma(t) / alpha(t), which is EDM's sigma.
+This ratio is the common coordinate of the package: the laws in distill.times draw it, and `Path.time` maps it to the
+path's own t. Times, ratios and coefficients have the shape [B]. Only `Path.diffuse` and the denoiser broadcast them to
+[B, 1, ...].
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from distill.random import Random, expand
 
 
 class TimeLaw(Protocol):
-    """The part of a law of times (distill.times) that a path asks."""
+    """The method of a law of times (distill.times) that `Path.draw` calls."""
 
     def nsr(self, u: Tensor, path: Path) -> Tensor:
         """Return the noise-to-signal ratio [B] at the quantiles `u` [B]."""
 
 
 class Draw(NamedTuple):
-    """A diffused batch: `x_t` [B, ...], its time `t` [B] on the path, and the `noise` [B, ...] that was added."""
+    """A diffused batch: `x_t` [B, ...], its times `t` [B] on the path, and the `noise` [B, ...] in it."""
 
     x_t: Tensor
     t: Tensor
@@ -34,38 +35,62 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Path:
-    """x_t = alpha(t) x0 + sigma(t) noise; subclasses give the schedule and its derivatives in t."""
+    """A path x_t = alpha(t) x0 + sigma(t) noise. Subclasses define alpha, sigma and their derivatives in t."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal scale at `t` [B]."""
+        """Return the signal scale alpha [B] at the times `t` [B]."""
         raise NotImplementedError
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise scale at `t` [B]."""
+        """Return the noise scale sigma [B] at the times `t` [B]."""
         raise NotImplementedError
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(d alpha/dt, d sigma/dt) at `t` [B]: the velocity is u = alpha' x0 + sigma' noise."""
+        """Return (d alpha/dt, d sigma/dt), [B] each, at the times `t` [B].
+
+        The velocity of the path is u = alpha' x0 + sigma' noise.
+        """
         raise NotImplementedError
 
     def time(self, nsr: Tensor) -> Tensor:
-        """The t [B] whose noise-to-signal ratio is `nsr` [B]; on a discrete path the nearest grid time."""
+        """Return the times [B] at which the noise-to-signal ratio is `nsr` [B].
+
+        A discrete path returns the time of its grid whose ratio is nearest in the logarithm.
+        """
         raise NotImplementedError
 
     def network_time(self, t: Tensor) -> Tensor:
-        """The number a diffusers network of this path is conditioned on."""
+        """Return the number [B] that a diffusers network on this path takes as its time, for the times `t` [B]."""
         return t
 
     def nsr(self, t: Tensor) -> Tensor:
-        """Noise-to-signal ratio sigma/alpha at `t` [B]."""
+        """Return the noise-to-signal ratio sigma / alpha [B] at the times `t` [B]."""
         return self.sigma(t) / self.alpha(t)
 
     def diffuse(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """alpha(t) x + sigma(t) noise, [B, ...], keeping the graph of x."""
+        """Return alpha(t) x + sigma(t) noise, with the graph of `x`.
+
+        Args:
+            x: Clean samples [B, ...].
+            t: Times [B] on the path.
+            noise: Unit normal noise [B, ...].
+
+        Returns:
+            The diffused samples [B, ...] in the dtype of `x`.
+        """
         return expand(self.alpha(t), x).to(x.dtype) * x + expand(self.sigma(t), x).to(x.dtype) * noise
 
     def draw(self, x: Tensor, times: TimeLaw, random: Random) -> Draw:
-        """Diffuse `x` [B, ...] at times of the law `times`; a function of its arguments. t is float64."""
+        """Diffuse samples at random times.
+
+        Args:
+            x: Clean samples [B, ...].
+            times: The law of the times.
+            random: The random numbers of the samples. Equal numbers give equal draws.
+
+        Returns:
+            The diffused samples [B, ...] with the graph of `x`, their times [B] in float64, and the noise [B, ...].
+        """
         t = self.time(times.nsr(random.stream("time").uniform(), self))
         noise = random.stream("noise").normal(*x.shape[1:], dtype=x.dtype)
         return Draw(self.diffuse(x, t, noise), t, noise)
@@ -73,7 +98,7 @@ class Path:
 
 @dataclass(frozen=True)
 class EDM(Path):
-    """Variance exploding in EDM's coordinate: alpha = 1, sigma = t (Karras et al., arXiv:2206.00364)."""
+    """The variance-exploding path in EDM's coordinate: alpha = 1, sigma = t (Karras et al., arXiv:2206.00364)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -88,13 +113,19 @@ class EDM(Path):
         return nsr
 
     def network_time(self, t: Tensor) -> Tensor:
-        """250 ln sigma = 1000 c_noise, the convention of diffusers' consistency models, so that exports are exact."""
+        """Return 250 ln sigma, which is 1000 c_noise.
+
+        This is the convention of diffusers' consistency models. Exports to diffusers are therefore exact.
+        """
         return 250 * t.log()
 
 
 @dataclass(frozen=True)
 class VP(Path):
-    """Continuous variance preserving: beta linear in t in [0, 1] (Song et al., arXiv:2011.13456, eq. 32-33)."""
+    """The variance-preserving path in continuous time (Song et al., arXiv:2011.13456, eq. 32-33).
+
+    t runs over [0, 1], and beta is linear in t.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -106,7 +137,7 @@ class VP(Path):
         return self._log_alpha(t).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()  # 1 - alpha^2 would lose its digits near t = 0
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.alpha(t), self.sigma(t)
@@ -116,19 +147,31 @@ class VP(Path):
     def time(self, nsr: Tensor) -> Tensor:
         slope = self.beta_max - self.beta_min
         level = 2 * torch.log1p(nsr**2)  # = -4 log alpha = slope t^2 + 2 beta_min t
+        # The positive root of that quadratic, in the form that adds where the usual one subtracts: exact for small nsr.
         return 2 * level / (2 * self.beta_min + (4 * self.beta_min**2 + 4 * slope * level).sqrt())
 
     def network_time(self, t: Tensor) -> Tensor:
-        """999 t: networks trained on 1000 steps see 0 to 999."""
+        """Return 999 t. Networks that were trained on 1000 steps see the times 0 to 999."""
         return 999 * t
 
 
 @dataclass(frozen=True)
 class DiscreteVP(Path):
-    """Variance preserving on a grid of steps t = 0 ... steps-1, as diffusers' DDPM schedulers define it.
+    """The variance-preserving path on a grid of steps t = 0 ... steps - 1, as diffusers' DDPM schedulers define it.
 
-    `schedule` is "scaled_linear" (Stable Diffusion: beta linear in its square root) or "linear" (DDPM), or `betas`
-    gives the grid itself. Times are grid indices held as floats; between them the schedule is read at the nearest.
+    Times are indices of the grid, held as floats. A time between two indices is rounded to the nearest one.
+
+    Attributes:
+        beta_start: The first beta.
+        beta_end: The last beta.
+        schedule: The betas between them. "linear" (DDPM) spaces the betas evenly, and "scaled_linear" (Stable
+            Diffusion) spaces their square roots evenly.
+        steps: The number of steps.
+        betas: All betas, each in (0, 1]. Where they are given, they replace the four settings above.
+        alphas_cumprod: alpha^2 at each step, float64 [steps].
+
+    Raises:
+        UserError: The schedule is unknown, or a beta lies outside (0, 1].
     """
 
     beta_start: float = 0.00085
@@ -136,10 +179,11 @@ class DiscreteVP(Path):
     schedule: str = "scaled_linear"
     steps: int = 1000
     betas: tuple[float, ...] = ()
-    alphas_cumprod: Tensor = field(init=False, repr=False, compare=False, metadata={"derived": True})
+    alphas_cumprod: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))  # JSON and YAML know lists only
+        # A frozen dataclass sets its own fields by object.__setattr__. JSON and YAML have lists in place of tuples.
+        object.__setattr__(self, "betas", tuple(self.betas))
         if self.betas:
             betas: Tensor = torch.tensor(self.betas, dtype=torch.float64)
         elif self.schedule == "scaled_linear":
@@ -153,34 +197,39 @@ class DiscreteVP(Path):
         object.__setattr__(self, "alphas_cumprod", torch.cumprod(1 - betas, 0))
 
     def _table(self, device: torch.device) -> Tensor:
-        if self.alphas_cumprod.device != device:  # moved with its first use there, not copied with each
+        """Return alpha^2 of every step, [steps], on `device`."""
+        if self.alphas_cumprod.device != device:  # it stays on the device of its last use: no copy in each call
             object.__setattr__(self, "alphas_cumprod", self.alphas_cumprod.to(device))
         return self.alphas_cumprod
 
-    def _signal(self, t: Tensor) -> Tensor:
+    def _alpha_squared(self, t: Tensor) -> Tensor:
         table = self._table(t.device)
         return table[t.round().long().clamp(0, len(table) - 1)]
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._signal(t).sqrt().to(torch.promote_types(t.dtype, torch.float32))  # t may be whole numbers
+        # The promotion is for times of an integer dtype.
+        return self._alpha_squared(t).sqrt().to(torch.promote_types(t.dtype, torch.float32))
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self._signal(t)).sqrt().to(torch.promote_types(t.dtype, torch.float32))
+        return (1 - self._alpha_squared(t)).sqrt().to(torch.promote_types(t.dtype, torch.float32))
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """In the angle of the path, d/dphi with alpha = cos phi: the velocity is then diffusers' v-prediction."""
+        """Return the derivatives in the path's angle phi, where alpha = cos phi and sigma = sin phi.
+
+        The grid has no derivatives in t. In this angle the velocity is diffusers' v-prediction.
+        """
         return -self.sigma(t), self.alpha(t)
 
     def time(self, nsr: Tensor) -> Tensor:
         table = self._table(nsr.device)
-        levels = 0.5 * ((1 - table) / table).log()
-        middles = (levels[1:] + levels[:-1]) / 2
+        log_nsr = 0.5 * ((1 - table) / table).log()
+        middles = (log_nsr[1:] + log_nsr[:-1]) / 2
         return torch.bucketize(nsr.double().log(), middles, right=True).to(nsr.dtype)
 
 
 @dataclass(frozen=True)
 class Flow(Path):
-    """Rectified flow: alpha = 1 - t, sigma = t, velocity u = noise - x0 (Liu et al., arXiv:2209.03003)."""
+    """The path of rectified flow: alpha = 1 - t, sigma = t, velocity u = noise - x0 (Liu et al., arXiv:2209.03003)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -192,17 +241,21 @@ class Flow(Path):
         return -torch.ones_like(t), torch.ones_like(t)
 
     def time(self, nsr: Tensor) -> Tensor:
-        return 1 / (1 + 1 / nsr)  # exact at nsr = infinity, where t = 1
+        return 1 / (1 + 1 / nsr)  # nsr / (1 + nsr), in a form that gives t = 1 at nsr = infinity
 
     def network_time(self, t: Tensor) -> Tensor:
-        """1000 t, as diffusers' flow-matching schedulers hand it over."""
+        """Return 1000 t, as diffusers' flow-matching schedulers do."""
         return 1000 * t
 
 
 PATHS: dict[str, type[Path]] = {"edm": EDM, "vp": VP, "discrete_vp": DiscreteVP, "flow": Flow}
+"""The paths by their names in recipes and in the description of a teacher."""
 
 
 def ramp(u: Tensor, low: float, high: float, rho: float) -> Tensor:
-    """EDM's ramp of noise levels from `low` (u = 0) to `high` (u = 1), straight in the power 1/rho (eq. 5)."""
+    """Return the noise levels at `u` on EDM's ramp from `low` (u = 0) to `high` (u = 1).
+
+    The ramp is linear in the power 1/rho of the noise level (arXiv:2206.00364, eq. 5).
+    """
     root: Tensor = low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))
     return root.pow(rho)

@@ -1,7 +1,7 @@
-"""How far an image is from the one it should be, for losses on pairs: recipes name the keys of PERCEPTUALS.
+"""Distances between a generated image and its target, for losses on pairs.
 
-The published weights of such losses are for LPIPS (arXiv:1801.03924), which is a download: docs/objectives/dmd.md says
-how a recipe names it.
+Recipes name them by the keys of PERCEPTUALS. The published weights of such losses are for LPIPS (arXiv:1801.03924),
+whose network must be downloaded. docs/objectives/dmd.md says how a recipe names it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,27 @@ from distill.metrics import Classifier
 
 @dataclass(frozen=True)
 class Perceptual:
-    """A distance of two images, a mean over elements or features: its size does not grow with the resolution."""
+    """A distance of two images. It is a mean over elements or features, so it does not grow with the resolution."""
 
     def network(self) -> nn.Module:
-        """The frozen network that `distance` gets, if it needs one."""
+        """Return the frozen network that `distance` takes. A distance that needs none returns nn.Identity."""
         return nn.Identity()
 
     def distance(self, made: Tensor, target: Tensor, network: nn.Module) -> Tensor:
-        """[P] for images [P, C, H, W] in [-1, 1], differentiable in `made`."""
+        """Return the distances of pairs of images, with a graph into `made`.
+
+        Args:
+            made: Generated images [P, C, H, W] in [-1, 1].
+            target: The images [P, C, H, W] in [-1, 1] that they should be.
+            network: The network that the method `network` returned, on their device.
+
+        Returns:
+            The distances [P].
+        """
         raise NotImplementedError
 
     def check(self, teacher: Denoiser) -> None:
-        """Raise UserError when it cannot judge the teacher's samples."""
+        """Raise UserError when the distance cannot take the teacher's samples."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,10 @@ class L1(Perceptual):
 
 @dataclass(frozen=True)
 class PseudoHuberDistance(Perceptual):
-    """sqrt(mean square + c^2) - c: consistency training's instead of LPIPS (arXiv:2310.14189, there of sums and with
-    c sqrt(N) for N elements, which is this times sqrt(N))."""
+    """The distance sqrt(mean square + c^2) - c, which consistency training uses in place of LPIPS (arXiv:2310.14189).
+
+    The paper has the sum of squares over the N elements, and c sqrt(N). Its distance is this one times sqrt(N).
+    """
 
     c: float = 0.00054  # unverified
 
@@ -66,7 +77,10 @@ class PseudoHuberDistance(Perceptual):
 
 @dataclass(frozen=True)
 class Features(Perceptual):
-    """The mean square of the difference in the features of the classifier in `folder` (`distill classifier`)."""
+    """The mean square of the difference of a classifier's features.
+
+    `folder` is the folder of the classifier, which `distill classifier` writes.
+    """
 
     folder: LocalPath
 
@@ -89,3 +103,4 @@ PERCEPTUALS: dict[str, type[Perceptual]] = {
     "pseudo_huber": PseudoHuberDistance,
     "classifier": Features,
 }
+"""The distances by their names in recipes."""

@@ -1,4 +1,4 @@
-"""The folder of a diffusers pipeline, as `save_pretrained` writes it: its index, its parts and their models."""
+"""The folder of a diffusers pipeline, as `save_pretrained` writes it: its index, its parts, and their models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INDEX = "model_index.json"
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raises UserError for anything else."""
+    """Read the JSON object in `file`, or raise UserError when it holds none."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -24,18 +24,22 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def part_folder(folder: Path, name: str) -> Path:
-    """Return the folder of a part. The earliest pipelines keep all their parts in one folder."""
+    """Return the folder of the part `name`. The earliest pipelines keep all parts in `folder` itself."""
     return folder / name if (folder / name).is_dir() else folder
 
 
 def class_name(index: dict[str, Any], name: str) -> Any:
-    """Return the class of the part `name` that the pipeline's `index` states."""
+    """Return the class name of the part `name` in a pipeline's `index`, or None where the index does not name it."""
     entry = index.get(name)
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
 
 
 def pixels_per_latent(folder: Path) -> int:
-    """Return the number of pixels to a side of one latent, from the config of the autoencoder."""
+    """Return the number of pixels along each side of one latent, from the config of the autoencoder.
+
+    Raises:
+        UserError: The config is missing or names no blocks.
+    """
     config = read_json(part_folder(folder, "vae") / "config.json")
     blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
     if not isinstance(blocks, list):
@@ -46,7 +50,8 @@ def pixels_per_latent(folder: Path) -> int:
 def meta_model(place: Path, kind: str) -> Any:
     """Build the diffusers model of class `kind` from the config.json in `place`, on the meta device.
 
-    Raises UserError when the config is missing or makes no such model.
+    Raises:
+        UserError: The config is missing, or it does not describe such a model.
     """
     import diffusers
     import torch
@@ -59,17 +64,24 @@ def meta_model(place: Path, kind: str) -> Any:
 
 
 def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> Any:
-    """Load the diffusers model of class `kind` in the folder `place`, float32, in eval mode.
+    """Load a diffusers model, in float32 and in eval mode.
 
-    Raises UserError when the class is not one of `allowed` for the part `name`, when its weights are missing, damaged
-    or no safetensors, and when they do not fit their config.
+    Args:
+        place: The folder of the model.
+        kind: The name of the model's class.
+        name: The name of the part, for messages.
+        allowed: The names of the classes that the part may have.
+
+    Raises:
+        UserError: The class is not allowed, or the weights are missing, damaged, no safetensors, or do not fit their
+            config.
     """
     import diffusers
     import torch
 
     if kind not in allowed:
         raise UserError(f"{name} must be {' or '.join(allowed)}, got {kind!r}")
-    if not any(place.glob("*.safetensors")):  # diffusers would go on to a pickle, which may run code
+    if not any(place.glob("*.safetensors")):  # diffusers would try a pickle next, which may run code
         raise UserError(f"cannot read '{place}': it holds no .safetensors file")
     try:
         model, info = getattr(diffusers, kind).from_pretrained(
@@ -84,7 +96,7 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
 
 
 def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
-    """Load the stock pipeline in `folder`, in eval mode; raises UserError when diffusers cannot load it."""
+    """Load the pipeline in `folder` as diffusers does, in eval mode, or raise UserError when diffusers cannot."""
     from diffusers import DiffusionPipeline
 
     try:

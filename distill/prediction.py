@@ -1,7 +1,7 @@
-"""x0 <-> what a network predicts: the only file that knows the difference.
+"""The conversion between the output of a network and its estimate of the clean sample x0.
 
-Everywhere else a network is an estimate of the clean sample. With x_t = alpha x0 + sigma noise, primes for d/dt and
-J = alpha' sigma - alpha sigma':
+Paths, objectives and samplers know no prediction kinds. They see estimates of x0 alone. With x_t = alpha x0 + sigma
+noise, primes for d/dt, and J = alpha' sigma - alpha sigma', the kinds and their conversions are
 
     eps       noise                              x0 = (x_t - sigma eps) / alpha
     v         alpha noise - sigma x0, in the     x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
@@ -9,7 +9,7 @@ J = alpha' sigma - alpha sigma':
     velocity  u = alpha' x0 + sigma' noise       x0 = (sigma u - sigma' x_t) / J
     score     s = -noise / sigma                 x0 = (x_t + sigma^2 s) / alpha
     edm       F of EDM's preconditioning         x0 = c_skip x_t/alpha + c_out F
-              (arXiv:2206.00364, table 1), in the canonical sample x_t/alpha at its ratio sigma/alpha
+              (arXiv:2206.00364, table 1), for the sample x_t/alpha at the noise level sigma/alpha
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Coefficients:
-    """x0 = from_x_t * x_t + from_output * output, and the scale of the network's input; each [B, 1, ...]."""
+    """The coefficients, [B, 1, ...] each, in x0 = from_x_t * x_t + from_output * output.
+
+    `input_scale` is the factor on x_t before it enters the network; None stands for 1.
+    """
 
     from_x_t: Tensor
     from_output: Tensor
@@ -37,11 +40,16 @@ class Coefficients:
 
 
 def coefficients(kind: Kind, path: Path, t: Tensor, like: Tensor, sigma_data: float = 0.5) -> Coefficients:
-    """The affine map from (x_t, network output) to x0 at `t` [B], broadcast to `like` and in its dtype.
+    """Return the affine map from x_t and the network's output to x0.
 
-    Computed in float64, because alpha is small near pure noise. `sigma_data` is used by `edm` alone.
+    Args:
+        kind: The prediction kind of the network.
+        path: The path of x_t.
+        t: Times [B] on the path.
+        like: A tensor [B, ...] with the number of dimensions and the dtype of the coefficients.
+        sigma_data: The standard deviation of the data, which the kind `edm` alone uses.
     """
-    t = t.double()
+    t = t.double()  # alpha is small near pure noise, and float32 would lose digits in the divisions by it
     alpha, sigma = path.alpha(t), path.sigma(t)
     input_scale = None
     if kind == "x0":
@@ -66,6 +74,20 @@ def coefficients(kind: Kind, path: Path, t: Tensor, like: Tensor, sigma_data: fl
 
 
 def from_x0(kind: Kind, path: Path, x0: Tensor, x_t: Tensor, t: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """What a network of `kind` would have said where the clean estimate is `x0` [B, ...]; inverse of Denoiser."""
+    """Return the output of a network of this kind whose estimate of the clean sample is `x0`.
+
+    This is the inverse of the conversion in Denoiser.
+
+    Args:
+        kind: The prediction kind of the output.
+        path: The path of `x_t`.
+        x0: The estimate of the clean sample [B, ...].
+        x_t: The noisy sample [B, ...].
+        t: Times [B] on the path.
+        sigma_data: The standard deviation of the data, which the kind `edm` alone uses.
+
+    Returns:
+        The output [B, ...].
+    """
     c = coefficients(kind, path, t, x_t, sigma_data)
     return (x0 - c.from_x_t * x_t) / c.from_output

@@ -1,7 +1,7 @@
 """Multi-step sampling of any denoiser with diffusers' schedulers.
 
-In the canonical coordinate x_t/alpha at its noise-to-signal ratio every Gaussian path is EDM's, and the probability
-flow ODE is the same curve. So one driver serves all of them, on EDM's ramp of noise levels.
+In the coordinate x_t / alpha, with the noise-to-signal ratio as its time, every Gaussian path becomes EDM's and every
+probability flow ODE becomes the same curve. One sampler on EDM's ramp of noise levels therefore serves all paths.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from distill.random import expand
 
 
 def heun_steps(evaluations: int) -> int:
-    """The steps of Heun's method with 2 steps - 1 `evaluations`; raises UserError for an even number or less than 3."""
+    """Return the number of steps n of Heun's method that takes `evaluations` = 2 n - 1 network evaluations.
+
+    Raises:
+        UserError: The number of evaluations is even, or less than 3.
+    """
     if evaluations < 3 or evaluations % 2 == 0:
         raise UserError(f"evaluations: Heun's method takes an odd number of at least 3, got {evaluations}")
     return (evaluations + 1) // 2
@@ -31,12 +35,25 @@ def sample(
     low: float = 0.002,
     high: float = 80.0,
 ) -> Tensor:
-    """Solve the probability flow ODE from unit normal `z` [B, ...] to samples [B, ...].
+    """Solve the probability flow ODE by Heun's method, from noise to samples.
 
-    Heun's method with `evaluations` = 2 steps - 1 network calls on EDM's ramp from noise-to-signal ratio `high` to
-    `low` and then to 0 (arXiv:2206.00364, algorithm 1 without churn; 35 is the paper's CIFAR-10 setting), through
-    diffusers' HeunDiscreteScheduler. On a discrete path the ramp spans what the path has of that range and steps on
-    its own levels. Raises UserError as heun_steps does.
+    The steps follow EDM's ramp from the noise-to-signal ratio `high` to `low`, and then go to 0 (arXiv:2206.00364,
+    algorithm 1 without churn), in diffusers' HeunDiscreteScheduler. A discrete path limits the ramp to its own range,
+    and each step takes the nearest level of its grid.
+
+    Args:
+        denoiser: The denoiser, guided or not.
+        z: Unit normal noise [B, ...].
+        cond: The condition [B, ...]; None for an unconditional denoiser.
+        evaluations: The number of network evaluations, odd and at least 3. The paper has 35 for CIFAR-10.
+        low: The smallest noise-to-signal ratio above 0.
+        high: The largest noise-to-signal ratio.
+
+    Returns:
+        Samples [B, ...] without a graph.
+
+    Raises:
+        UserError: The number of evaluations is even, or less than 3.
     """
     from diffusers import HeunDiscreteScheduler
 
@@ -47,6 +64,7 @@ def sample(
     scheduler.register_to_config(sigma_min=float(ends[0]), sigma_max=float(ends[1]))
     scheduler.set_timesteps(steps)
     scheduler.set_begin_index(0)
+    # The scheduler's own levels are replaced by those that the path has, so that each time and its level agree.
     times = path.time(scheduler.sigmas[:-1].double())
     scheduler.sigmas = torch.cat([path.nsr(times), torch.zeros(1, dtype=torch.float64)])
     x: Tensor = scheduler.sigmas[0] * z

@@ -1,8 +1,9 @@
-"""Where on a path to train. A law of times is the quantile function of its noise-to-signal ratio.
+"""Laws of training times: the distributions of the noise levels at which losses are computed.
 
-`nsr(u, path)` maps u in (0, 1), float64 [B], to ratios [B]: feed uniform numbers and it samples the law; feed a grid
-and it integrates over it. All laws are stated in the noise-to-signal ratio (EDM's sigma), so one objective serves
-every path; laws of flow time or of step indices say how they map.
+A law is the quantile function of its noise-to-signal ratio, which is EDM's sigma. `nsr(u, path)` maps quantiles u in
+(0, 1), float64 [B], to ratios [B]. Uniform random u sample the law, and an even grid of u integrates over it. A ratio
+means the same on every path, so one law and one objective serve all paths. Laws of the flow time or of step indices say
+how they map to the ratio.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ class Times:
     """A law of training times, given by its quantiles."""
 
     def nsr(self, u: Tensor, path: Path) -> Tensor:
-        """The noise-to-signal ratio [B] at the quantiles `u` [B] in (0, 1)."""
+        """Return the noise-to-signal ratios [B] at the quantiles `u` [B] in (0, 1)."""
         raise NotImplementedError
 
     def check(self, path: Path) -> None:
-        """Raise UserError when the law means nothing on `path`."""
+        """Raise UserError when the law has no meaning on `path`."""
 
 
 @dataclass(frozen=True)
 class LogNormal(Times):
-    """ln nsr ~ N(mean, std^2); EDM trains with (-1.2, 1.2), EDM2 with (-0.4, 1.0).
+    """The law ln nsr ~ N(mean, std^2). EDM trains with (-1.2, 1.2), and EDM2 with (-0.4, 1.0).
 
-    Since nsr = t/(1-t) on a flow path, this is also the logit-normal law of flow time (SD3, arXiv:2403.03206)
-    with the same two numbers.
+    On a flow path nsr = t / (1 - t), so this is also the logit-normal law of the flow time (SD3, arXiv:2403.03206) with
+    the same mean and std.
     """
 
     mean: float = -1.2
@@ -50,7 +51,15 @@ class LogNormal(Times):
 
 @dataclass(frozen=True)
 class Karras(Times):
-    """Uniform on EDM's ramp of noise levels; `upto` keeps the lower part: 0.8 ends at nsr 24.4 (SiD's t_max = 800)."""
+    """The uniform law on EDM's ramp of noise levels (distill.paths.ramp).
+
+    Attributes:
+        low: The ratio at the lower end of the ramp.
+        high: The ratio at the upper end of the ramp.
+        rho: The exponent of the ramp.
+        upto: The share of the ramp that is used, from its lower end. At 0.8 it ends at the ratio 24.4, which is SiD's
+            t_max = 800 of 1000.
+    """
 
     low: float = 0.002
     high: float = 80.0
@@ -71,7 +80,7 @@ class Karras(Times):
 
 @dataclass(frozen=True)
 class UniformFlow(Times):
-    """Uniform in the flow time t = nsr/(1 + nsr) between `low` and `high`."""
+    """The uniform law of the flow time t = nsr / (1 + nsr) between `low` and `high`."""
 
     low: float = 0.001
     high: float = 0.999
@@ -86,7 +95,10 @@ class UniformFlow(Times):
 
 @dataclass(frozen=True)
 class UniformSteps(Times):
-    """Uniform over the steps first ... last, both included, of a discrete path (SiD-LSG and DMD: 20 ... 979)."""
+    """The uniform law over the steps `first` to `last`, both included, of a discrete path.
+
+    SiD-LSG and DMD use the steps 20 to 979.
+    """
 
     first: int = 20
     last: int = 979
@@ -108,3 +120,4 @@ TIMES: dict[str, type[Times]] = {
     "uniform_flow": UniformFlow,
     "uniform_steps": UniformSteps,
 }
+"""The laws by their names in recipes."""
