@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def write_clip(folder: Path) -> None:
-    """A tokenizer of bytes and a text model of two layers."""
+    """Write a tokenizer of bytes and a text model of two layers."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -35,7 +35,7 @@ def write_clip(folder: Path) -> None:
 
 
 class Clip:
-    """`prompt` [N, 24, 32]: the last hidden state."""
+    """The encoder of a folder of `write_clip`: `prompt` [N, 24, 32] is the last hidden state."""
 
     def __init__(self, folder: Path) -> None:
         files = sorted(file for file in folder.iterdir() if file.is_file())

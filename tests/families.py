@@ -1,4 +1,4 @@
-"""A tiny teacher of every kind, what it is trained on, and the recipe of a short run under any objective."""
+"""A tiny teacher of every kind, its data, and the recipe of a short run under any objective."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tiny import tiny_denoiser
 from trainers.recipe.tiny import materialise
 
 FLOWS = ("sd3", "flux", "sana")
-UNPROMPTED: dict[str, dict[str, Any]] = {  # what their data is; the others take prompts
+UNPROMPTED: dict[str, dict[str, Any]] = {  # their data; the others take prompts
     "unet": {"resolution": 8, "mode": "L"},
     "edm": {"resolution": 8, "label_column": None},
     "edm_cond": {"resolution": 8},
@@ -47,7 +47,7 @@ def write_own(folder: Path) -> None:
 
 
 def write_flux(name: str, folder: Path) -> None:
-    """FLUX, whose networks know no size of their own, at 16x16 pixels and not at 1024."""
+    """Write FLUX, whose networks know no size of their own, at 16x16 pixels and not at 1024."""
     PIPELINES[name](folder)
     (folder / "distill.json").write_text('{"resolution": 16}')
 
@@ -59,11 +59,11 @@ TEACHERS: dict[str, Callable[[Path], None]] = {
     **{name: partial(write_flux, name) for name in ("flux", "flux_schnell")},
     "own": write_own,
 }
-"""By name: writes the teacher's folder."""
+"""The writers of teachers' folders, by the name of the teacher."""
 
 
 def thousand(work: Path) -> Path:
-    """DiT's data: the images of tiny recipes with labels among a thousand, the last one included."""
+    """Return DiT's data: the images of tiny recipes with labels among a thousand, the last one included."""
     if not (folder := work / "thousand").exists():
         shutil.copytree(materialise("tiny:captioned", work), folder)
         lines = (folder / "metadata.jsonl").read_text().splitlines()
@@ -73,9 +73,9 @@ def thousand(work: Path) -> Path:
 
 
 def recipe(name: str, objective: Any, teacher: Path, work: Path, real: bool = False, **changes: Any) -> dict[str, Any]:
-    """Four updates of the tiny teacher `name`, on prompts, labels or nothing, and with `real` on images with them.
+    """Return the recipe of four updates of the tiny teacher `name`, on prompts, labels or nothing.
 
-    What it needs besides the teacher is made in `work`.
+    With `real` its data are images with these. Everything that it needs besides the teacher is made in `work`.
     """
     size = {"resolution": 32 if name.startswith("sana") else 16}
     data: dict[str, Any] = {"name": "prompts", "path": "tiny:prompts/prompts.txt"}

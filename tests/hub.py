@@ -16,7 +16,7 @@ TOKEN = "hf_of_me"
 
 
 class Hub(ThreadingHTTPServer):
-    """`models`: id -> {"private": bool, "files": {path: bytes}}. Whoever has TOKEN may write under "me"."""
+    """The server: `models` is id -> {"private": bool, "files": {path: bytes}}. TOKEN may write under "me"."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)

@@ -15,7 +15,7 @@ from tests.tiny import once
 
 
 def call(name: str, **changes: Any) -> dict[str, Any]:
-    """Arguments for calling the pipeline `name`: one image after 2 steps, from a fixed seed."""
+    """Return arguments for calling the pipeline `name`: one image after 2 steps, from a fixed seed."""
     common = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(7), "output_type": "np"}
     if name.startswith("ddpm"):
         return {**common, **changes}
@@ -44,5 +44,5 @@ PIPELINES: dict[str, Callable[[Path], None]] = {name: partial(save, name) for na
 
 @pytest.fixture(scope="session")
 def pipelines(shared: Path) -> Callable[[str], Path]:
-    """The folder of the tiny pipeline of a name, written when a test first asks for it."""
+    """Return the folder of the tiny pipeline of a name, written when a test first asks for it."""
     return lambda name: once(shared, f"pipeline_{name}", PIPELINES[name])

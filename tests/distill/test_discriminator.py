@@ -215,7 +215,7 @@ def test_r1_trains_the_network_by_its_second_derivatives() -> None:
 
 
 def test_adaptive_noise_follows_the_discriminator() -> None:
-    """By the images since the last move, up while it is sure of the real samples, within its bounds; blind to nan."""
+    """Its share moves by the images since the last move, up while the discriminator is sure, and ignores nan."""
     noise = AdaptiveNoise(low=0.1, high=0.9, images=1000)
     share, images = noise.start().values()
     assert (float(share), float(images)) == (0.1, 0.0)

@@ -106,7 +106,7 @@ def test_sharing() -> None:
         a is b for a, b in zip(share_parameters(one).parameters(), one.parameters(), strict=True)
     )
     two.train()(torch.randn(4, 3))
-    assert not network[1].running_mean.any() and not one[1].running_mean.any()  # type: ignore[operator,union-attr]
+    assert not network[1].running_mean.any() and not one[1].running_mean.any()  # type: ignore[operator]
     base = one[0].get_base_layer()  # type: ignore[operator]
     assert base is not network[0] and base.weight is network[0].weight
     network.bfloat16()

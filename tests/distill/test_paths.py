@@ -144,7 +144,7 @@ def test_ends_of_the_flow() -> None:
 
 
 def test_network_times() -> None:
-    """What networks trained elsewhere are conditioned on."""
+    """The paths give networks trained elsewhere the times of their own training."""
     assert EDM().network_time(double(2.5)).item() == pytest.approx(1000 * math.log(2.5) / 4, rel=1e-12)
     assert VP().network_time(double(1.0)).item() == 999
     assert Flow().network_time(double(0.25)).item() == 250

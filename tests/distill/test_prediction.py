@@ -57,7 +57,7 @@ def test_round_trip(kind: Kind, path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "path", "t"), PURE_NOISE)
 def test_round_trip_at_pure_noise(kind: Kind, path: Path, t: float) -> None:
-    """Where alpha = 0 these kinds still say x0."""
+    """These kinds give x0 even where alpha = 0."""
     x0, again = round_trip(kind, path, torch.tensor([t], dtype=torch.float64), torch.float64)
     assert torch.allclose(again, x0, rtol=1e-12)
 
@@ -107,7 +107,7 @@ def test_v_is_that_of_diffusers() -> None:
     x0, noise, x_t = sample(DiscreteVP(), t.double())
     theirs = scheduler.get_velocity(x0, noise, t)
     for kind in ("v", "velocity"):  # the path's derivatives are in its angle, where the two are one
-        assert torch.allclose(from_x0(kind, DiscreteVP(), x0, x_t, t), theirs, atol=1e-5)  # type: ignore[arg-type]
+        assert torch.allclose(from_x0(kind, DiscreteVP(), x0, x_t, t), theirs, atol=1e-5)
     assert torch.allclose(x_t, scheduler.add_noise(x0, noise, t), atol=1e-5)
 
 

@@ -79,7 +79,7 @@ def test_network_is_asked_35_times_on_the_ramp(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ALL_PATHS.values(), ids=ALL_PATHS)
-def test_networks_see_samples_of_the_level_they_are_told(path: Path) -> None:
+def test_networks_see_samples_of_the_level_of_their_time(path: Path) -> None:
     """x_t has the standard deviation that data noised to time t has."""
     calls: list[tuple[Tensor, Tensor]] = []
     sample(teacher(path, calls), Z)

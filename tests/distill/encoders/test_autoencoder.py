@@ -108,11 +108,11 @@ def test_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_copies_share_it_and_freeing_loses_nothing(folder: Path) -> None:
     teacher = load_denoiser(folder)
     first, second = teacher.network.autoencoder, copy.deepcopy(teacher).network.autoencoder
-    assert first is second and first is not None and first._vae is None  # type: ignore[attr-defined]
+    assert first is second and isinstance(first, DiffusersAutoencoder) and first._vae is None
     images = first.decode(latents())
-    assert first._vae is not None  # type: ignore[attr-defined]
+    assert first._vae is not None
     first.free()
-    assert first._vae is None and torch.equal(first.decode(latents()), images)  # type: ignore[attr-defined]
+    assert first._vae is None and torch.equal(first.decode(latents()), images)
     assert not [name for name in teacher.state_dict() if "vae" in name]
 
 

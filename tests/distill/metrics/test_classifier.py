@@ -98,7 +98,7 @@ def change(**fields: Any) -> Callable[[Path], None]:
         (change(depth=3), "TypeError"),
     ],
 )
-def test_a_damaged_folder_is_told_in_one_line(
+def test_a_damaged_folder_is_refused_in_one_line(
     damage: Callable[[Path], None], reason: str, classifier: Classifier, tmp_path: Path
 ) -> None:
     folder = tmp_path / "c"
@@ -110,7 +110,7 @@ def test_a_damaged_folder_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^classifier: no folder '.*/none'; `distill classifier RECIPE` trains one$"):
         Classifier.load(tmp_path / "none")
 
@@ -139,7 +139,7 @@ def test_the_protocol_of_a_classifier(classifier: Classifier) -> None:
     assert protocol.halves == pytest.approx(sum(halves) / 10, rel=1e-5)
 
 
-def test_wrong_images_and_labels_are_told(classifier: Classifier) -> None:
+def test_wrong_images_and_labels_are_refused(classifier: Classifier) -> None:
     extractor = ClassifierFeatures(classifier)
     protocol = Protocol.of("noise", extractor, extractor.features(noise(8).double()))
     with pytest.raises(UserError, match=r"\[4, 1, 9, 6\] given, expected \[N, 2, 9, 6\]"):

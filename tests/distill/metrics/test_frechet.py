@@ -51,7 +51,7 @@ def test_two_dimensions_without_commuting() -> None:
 
 @pytest.mark.parametrize("shared", [0, 1, 3])
 def test_singular_covariances(shared: int) -> None:
-    """Of 40 directions the sets span 3 and 4: where only one varies, its trace remains and nothing overlaps."""
+    """The sets span 3 and 4 of 40 directions: where only one varies, its trace remains and nothing overlaps."""
     rotation = _rotation(40)
     first, second = torch.zeros(40).double(), torch.zeros(40).double()
     first[:3], second[3 - shared : 7 - shared] = 2.0, 0.5
@@ -109,7 +109,7 @@ def test_float32_statistics_are_computed_with_in_float64() -> None:
     assert frechet_distance(single, other) == frechet_distance(double, other)
 
 
-def test_mistakes_are_told() -> None:
+def test_mistakes_are_refused() -> None:
     good = Moments.of(_normal(10, 3))
     with pytest.raises(UserError, match="3 and 4 dimensions given"):
         frechet_distance(good, Moments.of(_normal(10, 4)))

@@ -155,12 +155,12 @@ def test_ten_thousand_images_are_cheap(digits: Digits, protocol: Protocol) -> No
         ([1, 1, 8, 8], "a set of 1 samples given, expected at least 2"),
     ],
 )
-def test_wrong_shapes_are_told(protocol: Protocol, shape: list[int], message: str) -> None:
+def test_wrong_shapes_are_refused(protocol: Protocol, shape: list[int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         protocol.distance(torch.zeros(shape))
 
 
-def test_wrong_values_and_labels_are_told(digits: Digits, protocol: Protocol) -> None:
+def test_wrong_values_and_labels_are_refused(digits: Digits, protocol: Protocol) -> None:
     images, labels = digits[0][:4].clone(), digits[1][:4]
     with pytest.raises(UserError, match=r"torch.uint8 given, expected floating point in \[-1, 1\]"):
         protocol.features(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
@@ -179,7 +179,7 @@ def test_wrong_values_and_labels_are_told(digits: Digits, protocol: Protocol) ->
         protocol.report(images)
 
 
-def test_impossible_fits_are_told(digits: Digits) -> None:
+def test_impossible_fits_are_refused(digits: Digits) -> None:
     images, labels = digits
     with pytest.raises(UserError, match=r"\[1797, 8\] given, expected \[N, C, \*spatial\]"):
         Protocol.fit("digits", images[:, 0, 0])

@@ -78,7 +78,7 @@ def test_uni_instruct_under_reverse_kl_is_sida_unmixed() -> None:
 @pytest.mark.parametrize("objective", [FDistill(bins=1), UniInstruct()], ids=["f_distill", "uni_instruct"])
 @pytest.mark.parametrize("divergence", ["forward_kl", "jeffreys"])
 def test_ratios_weight_the_samples(objective: FDistill | UniInstruct, divergence: Divergence) -> None:
-    """By h(exp(logit)) over its mean; the weight carries no graph. One bin divides by the mean first."""
+    """The weight is h(exp(logit)) over its mean, without a graph. One bin divides by the mean first."""
     objective = replace(objective, divergence=divergence)
     case = make(UniInstruct(), EDM())  # for the plainer discriminator
     nets = replace(case.nets, memory=objective.new_memory(), mean=batch_mean)
@@ -174,7 +174,7 @@ def test_passes_through_the_fake(objective: Objective, fake_phase: list[str], ge
 
 @pytest.mark.parametrize("objective", [DMD2(), FDistill()], ids=["dmd2", "f_distill"])
 def test_adversarial_terms_count_elements(objective: DMD2 | FDistill) -> None:
-    """With the weights that the authors give for losses averaged over elements; R1 is of the discriminator's loss."""
+    """Weights are those that the authors give for losses averaged over elements. R1 is in the discriminator's loss."""
     case = make(UniInstruct(), EDM())  # for the plainer discriminator
     case.nets = replace(case.nets, memory=objective.new_memory())
     draw = case.batch.random.stream("judge")

@@ -155,7 +155,7 @@ def test_dmd2() -> None:
 
 
 def test_dmd_draws_its_times() -> None:
-    """From 20 to 980 of the 1000 points of EDM's ramp."""
+    """DMD's times go from 20 to 980 of the 1000 points of EDM's ramp."""
     golden, nets, _, x = load("dmd_generator_dmd2")
     u = (golden["timestep"].double() - 20) / 960
     term = DMD(regression=0.0).generator_loss(nets, x, batch(golden, u))["dmd"]

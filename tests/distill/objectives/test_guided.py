@@ -200,7 +200,7 @@ def test_a_fake_trained_through_its_guidance(training: float, cfg: float) -> Non
 
 
 def test_the_fakes_conditions_are_dropped_where_its_null_is_needed() -> None:
-    """With probability condition_dropout, and never where the fake is guided nowhere."""
+    """They are dropped with probability condition_dropout, and never where the fake is guided nowhere."""
     cond = labels_zero(1000)
     x = torch.zeros(1000, 2, dtype=torch.float64)
     weak = Normal(EDM(), WEAK["mu"], WEAK["s"])

@@ -51,7 +51,7 @@ def test_taps(settings: dict[str, object]) -> None:
     denoiser = build(settings)
     width = 2 * int(settings["model_channels"])  # type: ignore[call-overload]
     ran = []
-    middle = denoiser.network.get_submodule(denoiser.network.taps["middle"])  # type: ignore[index]
+    middle = denoiser.network.get_submodule(denoiser.network.taps["middle"])
     middle.register_forward_hook(lambda *_: ran.append(1))
     features = denoiser.features(x_t(), T, LABELS, "encoder")
     assert features.shape == (3, width, 4, 4) and not ran

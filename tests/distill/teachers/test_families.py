@@ -72,12 +72,12 @@ def test_the_network_is_asked_as_by_its_pipeline(name: str, pipelines: Folder) -
     cond = condition(name, folder, 1)
     calls = recorded(name, folder)
     assert len(calls) >= 3
-    for x, told, output in calls:
+    for x, seen_time, output in calls:
         if name.startswith("flux"):
-            x, output, told = network.samples(x), network.samples(output), 1000 * told
+            x, output, seen_time = network.samples(x), network.samples(output), 1000 * seen_time
         if name.startswith("sana"):
-            told = told / network.config["timestep_scale"]
-        ours = network(x, torch.as_tensor(told, dtype=torch.float32).reshape(-1).expand(len(x)), cond)
+            seen_time = seen_time / network.config["timestep_scale"]
+        ours = network(x, torch.as_tensor(seen_time, dtype=torch.float32).reshape(-1).expand(len(x)), cond)
         assert float((ours - output[:, : ours.shape[1]]).abs().max()) < 2e-6
 
 

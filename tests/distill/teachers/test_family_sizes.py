@@ -66,13 +66,13 @@ def test_it_is_asked_as_by_its_pipeline_at_a_size_that_is_not_square(
     network: Any = denoiser.network
     assert network.pixels == (height, width) and denoiser.image_shape == (3, height, width)
     cond = condition(name, folder, 1)
-    for x, told, output in recorded(name, folder):
+    for x, seen_time, output in recorded(name, folder):
         if name.startswith("flux"):
-            x, output, told = network.samples(x), network.samples(output), 1000 * told
+            x, output, seen_time = network.samples(x), network.samples(output), 1000 * seen_time
         if name.startswith("sana"):
-            told = told / network.config["timestep_scale"]
+            seen_time = seen_time / network.config["timestep_scale"]
         assert x.shape[1:] == network.shape
-        ours = network(x, torch.as_tensor(told, dtype=torch.float32).reshape(-1).expand(len(x)), cond)
+        ours = network(x, torch.as_tensor(seen_time, dtype=torch.float32).reshape(-1).expand(len(x)), cond)
         assert float((ours - output[:, : ours.shape[1]]).abs().max()) < 2e-6
     decoded = network.autoencoder.decode(torch.zeros(1, *network.shape))
     assert decoded.shape == (1, 3, height, width)
