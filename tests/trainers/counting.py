@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import build_session
-from trainers.engine.sharding import is_sharded, units
+from trainers.engine.sharding import is_sharded, sharding_units
 from trainers.engine.step import advance
 from trainers.plan.ledger import REST, Ledger
 
@@ -100,7 +100,7 @@ def sizes(network: nn.Module, only: Container[int] | None = None) -> list[int]:
     """Bytes of each unit of a sharded network, its rest last, or of the parameters in it whose ids are `only`; with as
     many rows for every process."""
     found, seen = [], set[int]()
-    for unit in units(network):
+    for unit in sharding_units(network):
         mine = [p for p in unit.parameters() if id(p) not in seen and (only is None or id(p) in only)]
         seen |= {id(p) for p in mine}
         found.append(sum(math.prod(p.shape[1:]) * p.itemsize * padded(p) for p in mine))

@@ -252,7 +252,7 @@ def test_a_process_holds_its_rows(case: str, teachers: Path, reports: Path) -> N
     assert held == sum(size for kind, size in predicted.items() if kind.endswith((": weights", "average")))
     outside, largest = 0, 0
     for network in (*players, session.teacher):
-        *blocks, _ = sharding.units(network)
+        *blocks, _ = sharding.sharding_units(network)
         sizes = [sum(padded(p) for p in block.parameters()) for block in blocks]
         outside, largest = outside + sum(padded(p) for p in network.parameters()) - sum(sizes), max(largest, *sizes)
     assert gathered == outside + largest

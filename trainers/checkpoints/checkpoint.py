@@ -19,7 +19,7 @@ from distill.errors import UserError
 from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write_tensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
-from trainers.engine.sharding import gathered
+from trainers.engine.sharding import gather_to_main
 from trainers.io.atomic import sha256
 from trainers.recipe.strict_yaml import dump
 
@@ -162,7 +162,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def whole_average(session: Session) -> dict[str, Tensor]:
     """Return the averaged weights for the first process to save; collective where they are sharded."""
-    return gathered(trained(session.model, session.state.ema.frozen_names))
+    return gather_to_main(trained(session.model, session.state.ema.frozen_names))
 
 
 def save_average(weights: Mapping[str, Tensor], folder: Path) -> None:

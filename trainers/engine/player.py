@@ -86,7 +86,7 @@ class Player:
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         if self.sharded:
-            reshard(self.bare, during=False)
+            reshard(self.bare, in_backward=False)
         self.bare.train()
         try:
             yield

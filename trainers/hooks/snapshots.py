@@ -7,7 +7,7 @@ from pathlib import Path
 from trainers.checkpoints.checkpoint import trained
 from trainers.checkpoints.posthoc_ema import write_snapshot
 from trainers.engine.session import Session
-from trainers.engine.sharding import gathered
+from trainers.engine.sharding import gather_to_main
 from trainers.hooks.hook import Hook
 from trainers.io.console import tolerate_disk_errors
 from trainers.recipe.run import PowerEMA
@@ -21,7 +21,7 @@ class Snapshots(Hook):
 
     def __call__(self, session: Session) -> None:
         averages = {
-            std: gathered(trained(one.module, one.frozen_names)) for std, one in session.state.power_ema.items()
+            std: gather_to_main(trained(one.module, one.frozen_names)) for std, one in session.state.power_ema.items()
         }
         if session.accelerator.is_main_process:
             with tolerate_disk_errors(f"the snapshot at {session.state.images:,} images is"):

@@ -35,7 +35,7 @@ from trainers.data.batches import Batches, BatchSizes
 from trainers.engine.networks import set_precision
 from trainers.engine.player import Player
 from trainers.engine.session import Session
-from trainers.engine.sharding import offloaded
+from trainers.engine.sharding import is_offloaded
 from trainers.engine.step import advance
 from trainers.plan.ledger import ALL, WITHIN, Ledger, Peak, Traffic
 from trainers.recipe.run import PlayerSettings, Run, Sharding
@@ -195,7 +195,7 @@ def _make_state(player: Player) -> None:
 def _hosted(session: Session) -> tuple[str, ...]:
     """Of which networks all is in host memory, as their kinds begin."""
     networks = {"teacher": session.teacher, **{name: player.bare for name, player in session.state.players.items()}}
-    names = [name for name, network in networks.items() if offloaded(network)]
+    names = [name for name, network in networks.items() if is_offloaded(network)]
     return tuple(names + ["average"] * ("generator" in names))
 
 
