@@ -144,8 +144,8 @@ def copy_sharded_like(network: Module, frozen_names: Container[str] = ()) -> Mod
     """
     if not is_sharded(network):
         return share_parameters(network, frozen_names)
-    # `deepcopy` cannot copy FSDP2's state. The copy begins as a network on the meta device, is sharded, and gets the rows
-    # of this rank.
+    # `deepcopy` cannot copy FSDP2's state. The copy begins as a network on the meta device, which is sharded and then
+    # gets the rows of this rank.
     other, layout = network.make_template(), cast(Layout, network.layout)  # type: ignore[operator]
     own = dict(network.named_parameters())
     _shard_units(other, layout, {p for name, p in other.named_parameters() if not isinstance(own[name], DTensor)})
