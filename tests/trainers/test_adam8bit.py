@@ -13,7 +13,7 @@ from distill.errors import UserError
 from tests.tiny import build_session, recipe
 from trainers.checkpoints import checkpoint, saver
 from trainers.engine import adam8bit
-from trainers.engine.adam8bit import Adam8bit, dequantise, dynamic, quantise
+from trainers.engine.adam8bit import Adam8bit, byte_values, dequantise, quantise
 
 SHAPES = {"matrix": (64, 100), "kernels": (16, 33, 3, 3), "vector": (5000,), "small": (10, 10)}
 
@@ -36,7 +36,7 @@ def descend(optimizer: torch.optim.Optimizer, named: list[tuple[str, nn.Paramete
 
 def test_a_byte_is_one_of_256_values() -> None:
     """Those of bitsandbytes 0.50.2: create_dynamic_map."""
-    signed, unsigned = dynamic(signed=True), dynamic(signed=False)
+    signed, unsigned = byte_values(signed=True), byte_values(signed=False)
     for values in (signed, unsigned):
         assert len(values) == 256 and values.diff().min() > 0 and values[-1] == 1
     torch.testing.assert_close(
@@ -48,7 +48,7 @@ def test_a_byte_is_one_of_256_values() -> None:
 @pytest.mark.parametrize("width", [1, 255, 256, 257, 600])
 def test_blocks_end_where_rows_do(width: int) -> None:
     """A row's bytes do not depend on the other rows, nor those of zeros on anything."""
-    rows, values = torch.logspace(-20, 20, 7)[:, None] * torch.randn(7, width), dynamic(signed=True)
+    rows, values = torch.logspace(-20, 20, 7)[:, None] * torch.randn(7, width), byte_values(signed=True)
     rows[3] = 0
     codes, scales = quantise(rows, values)
     assert codes.shape == rows.shape and codes.dtype == torch.uint8 and scales.shape == (7, -(-width // 256))

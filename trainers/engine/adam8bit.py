@@ -1,8 +1,8 @@
-"""Adam whose moments are a byte a value, and a scale for each block of at most 256 values.
+"""Adam with moments of 8 bits: one byte for a value, and a float32 scale for each block of at most 256 values.
 
-Dynamic block-wise quantisation (Dettmers et al., arXiv:2110.02861). Blocks end where rows do, so that rows can be
-shared out over any number of processes and saved by them: every one then takes the same step. (The blocks of
-bitsandbytes and torchao run on through a process's rows, and both count steps on the host.)
+The method is dynamic block-wise quantisation (Dettmers et al., arXiv:2110.02861). A block never crosses the end of a
+row. The rows can therefore be sharded over any number of processes and saved by them, and every division takes the same
+step. In bitsandbytes and torchao a block runs on into the next row, and both libraries count the steps on the host.
 """
 
 from __future__ import annotations
@@ -17,60 +17,80 @@ from torch.nn import functional as F
 from trainers.engine.sharding import local, shard_like
 
 BLOCK = 256
-SMALLEST = 4096  # elements; what is smaller keeps 32 bits, as with bitsandbytes
+SMALLEST = 4096  # elements of the smallest tensor with moments of 8 bits, as in bitsandbytes
 MOMENTS = ("exp_avg", "exp_avg_sq")
-ELEMENTS_AT_ONCE = 2**24  # elements in float32 at a time, of a matrix that may be much larger
+ELEMENTS_AT_ONCE = 2**24  # elements of a matrix whose moments are in float32 at one time
 
 
 class Adam8bit(torch.optim.Adam):
-    """torch's fused Adam, by `decoupled_weight_decay` AdamW, of which matrices of SMALLEST or more elements keep both
-    moments in 8 bits.
+    """torch's fused Adam, in which tensors of two or more dimensions and SMALLEST or more elements have 8-bit moments.
 
-    A step takes the gradients that it is done with.
+    With `decoupled_weight_decay` it is AdamW. A step frees the gradients of these tensors.
+
+    Args:
+        parameters: The named parameters; they may be sharded.
+        **settings: The settings of torch.optim.Adam, with `fused=True`.
+
+    Attributes:
+        found_inf: A scalar on the device of the weights. At 1 a step changes neither weights nor state, as in torch's
+            fused optimizers.
     """
 
-    found_inf: Tensor  # as the fused optimizers read it: 1 leaves weights and state as they are
+    found_inf: Tensor
 
     def __init__(self, parameters: list[tuple[str, nn.Parameter]], **settings: Any) -> None:
         super().__init__(parameters, **settings)
-        self._values = [dynamic(signed).to(local(parameters[0][1])) for signed in (True, False)]
+        # The values of a byte, signed for the first moment and unsigned for the second.
+        self._values = [byte_values(signed).to(local(parameters[0][1])) for signed in (True, False)]
         for _, parameter in parameters:
             if parameter.ndim > 1 and parameter.numel() >= SMALLEST:
-                held = local(parameter.detach())
-                self.state[parameter] = {"step": held.new_zeros(())}
+                # The state exists before the first step, which may be skipped, so that every checkpoint holds it.
+                rows = local(parameter.detach())
+                self.state[parameter] = {"step": rows.new_zeros(())}
                 for moment in MOMENTS:
-                    scales = shard_like(held.new_zeros(len(held), _count(parameter)), parameter)
+                    scales = shard_like(rows.new_zeros(len(rows), _count(parameter)), parameter)
                     codes = torch.zeros_like(parameter, dtype=torch.uint8)
                     self.state[parameter] |= {f"{moment}_codes": codes, f"{moment}_scales": scales}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """As of any optimizer."""
+        """Take one step; `closure` as for any optimizer of torch."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and "exp_avg_codes" in self.state[parameter]:
-                    self._move(parameter, group)
-                    parameter.grad = None
+                    self._update(parameter, group)
+                    parameter.grad = None  # so that torch's step below leaves this parameter alone
         return super().step(closure)
 
-    def _move(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        """Step one parameter in place, a few rows at a time."""
         state, bad = self.state[parameter], self.found_inf > 0
         state["step"] += ~bad
         moments = [state[f"{moment}_{part}"] for moment in MOMENTS for part in ("codes", "scales")]
-        whole = [local(tensor.detach()) for tensor in (parameter, parameter.grad, *moments)]
+        tensors = [local(tensor.detach()) for tensor in (parameter, parameter.grad, *moments)]
         rows = max(1, ELEMENTS_AT_ONCE * len(parameter) // parameter.numel())
-        for weight, gradient, *old in zip(*(tensor.split(rows) for tensor in whole), strict=True):
+        for weight, gradient, *old in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
             mean, square = (dequantise(old[i].flatten(1), old[i + 1], self._values[i // 2]) for i in (0, 2))
             new, mean, square = adam(weight.flatten(1), gradient.flatten(1), mean, square, state["step"], group)
             encoded = (*quantise(mean, self._values[0]), *quantise(square, self._values[1]))
-            for was, now in zip((weight, *old), (new, *encoded), strict=True):
-                was.copy_(torch.where(bad, was, now.reshape(was.shape)))
+            # Chosen on the device: the host never learns whether the step is skipped.
+            for target, value in zip((weight, *old), (new, *encoded), strict=True):
+                target.copy_(torch.where(bad, target, value.reshape(target.shape)))
 
 
 def adam(
     weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Tensor, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight and moments after a step (Kingma and Ba, arXiv:1412.6980; decoupled decay: arXiv:1711.05101)."""
+    """Return weight and moments after a step of Adam (Kingma and Ba, arXiv:1412.6980; AdamW: arXiv:1711.05101).
+
+    Args:
+        weight: [R, N].
+        gradient: [R, N].
+        mean: The first moment [R, N].
+        square: The second moment [R, N].
+        step: The number of this step, from 1, as a scalar.
+        settings: A parameter group of the optimizer.
+    """
     (beta1, beta2), lr, decay = settings["betas"], settings["lr"], settings["weight_decay"]
     if settings["decoupled_weight_decay"]:
         weight = weight * (1 - lr * decay)
@@ -82,9 +102,11 @@ def adam(
     return weight - lr / (1 - beta1**step) * mean / root, mean, square
 
 
-def dynamic(signed: bool) -> Tensor:
-    """The 256 values of a byte in units of its block's scale, float32, rising: 7 decades, each of twice as many evenly
-    spaced values as the one below, and 0 and 1."""
+def byte_values(signed: bool) -> Tensor:
+    """Return the 256 values that a byte stands for, float32 and rising, in units of the scale of its block.
+
+    They are 0, 1 and seven decades of evenly spaced values. Each decade has twice as many values as the one below.
+    """
     found = []
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2 ** (decade if signed else decade + 1) + 1)
@@ -94,21 +116,30 @@ def dynamic(signed: bool) -> Tensor:
 
 
 def quantise(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest of `values` as bytes [R, N], and the scale of every block [R, ceil(N / BLOCK)], for `rows` [R, N]."""
+    """Encode rows.
+
+    Args:
+        rows: [R, N].
+        values: The 256 values of a byte, rising.
+
+    Returns:
+        The numbers of the nearest values, uint8 [R, N], and the scale of every block, [R, ceil(N / BLOCK)].
+    """
     blocks = _blocks(rows)
     scales = blocks.abs().amax(2)
-    units = blocks / scales.clamp(min=torch.finfo(rows.dtype).tiny)[..., None]
+    units = blocks / scales.clamp(min=torch.finfo(rows.dtype).tiny)[..., None]  # a block of zeros has the scale 0
+    # The number of midpoints below a value is the number of the nearest value.
     codes = torch.bucketize(units, (values[1:] + values[:-1]) / 2, out_int32=True).to(torch.uint8)
     return codes.flatten(1)[:, : rows.shape[1]], scales
 
 
 def dequantise(codes: Tensor, scales: Tensor, values: Tensor) -> Tensor:
-    """The rows [R, N] that were encoded."""
+    """Decode rows: the inverse of `quantise`, up to its rounding. Returns [R, N]."""
     return (_blocks(values[codes.int()]) * scales[..., None]).flatten(1)[:, : codes.shape[1]]
 
 
 def _blocks(rows: Tensor) -> Tensor:
-    """[R, N] as [R, blocks, width], the last block filled up with zeros."""
+    """Return [R, N] as [R, blocks, width], the last block padded with zeros."""
     count = _count(rows)
     width = -(-rows.shape[1] // count)
     blocks: Tensor = F.pad(rows, (0, count * width - rows.shape[1])).unflatten(1, (count, width))
@@ -116,5 +147,5 @@ def _blocks(rows: Tensor) -> Tensor:
 
 
 def _count(rows: Tensor) -> int:
-    """Blocks in a row."""
+    """Return the number of blocks in a row."""
     return -(-math.prod(rows.shape[1:]) // BLOCK)
