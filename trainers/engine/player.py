@@ -1,4 +1,4 @@
-"""Players (a network with its optimizer) and the state of a run. Nothing else changes during training."""
+"""Players (networks with their optimizers) and the state of a run. Nothing else changes during training."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from trainers.engine.sharding import is_sharded, reshard
 from trainers.recipe.run import Optimizer
 
 OptimizerFactory = Callable[[str, list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
-"""(name of the player, its named parameters) -> an optimizer that reads `found_inf` as torch's fused ones do."""
-_SYNC_BUFFERS = "forward_sync_buffers"  # in every forward; torch before 2.13 calls it broadcast_buffers
+"""(name of the player, its named parameters) -> optimizer.
+
+An optimizer that reads `found_inf`, as torch's fused ones do, never makes the host wait.
+"""
+# The argument by which DDP sends buffers before every forward; torch before 2.13 calls it broadcast_buffers.
+_SYNC_BUFFERS = "forward_sync_buffers"
 if _SYNC_BUFFERS not in inspect.signature(nn.parallel.DistributedDataParallel).parameters:
     _SYNC_BUFFERS = "broadcast_buffers"
 
@@ -30,16 +34,25 @@ if _SYNC_BUFFERS not in inspect.signature(nn.parallel.DistributedDataParallel).p
 class Player:
     """A network that trains, with its optimizer.
 
-    It trains the parameters that require gradients when it gets them: all, or adapters. Between updates no parameter
-    requires a gradient.
+    A player trains the parameters that require gradients when it is made: all of them, or adapters. Between updates no
+    parameter requires a gradient.
+
+    Args:
+        name: The name of the player: generator, fake, teacher.
+        network: The network; it may be sharded.
+        settings: The settings of the optimizer.
+        accelerator: Device and ranks.
+        optimizer: Makes the optimizer in place of the one that `settings` names; None for that one.
 
     Attributes:
         sharded: Whether the network is sharded (trainers.engine.sharding).
-        bare: The network itself, for every frozen use and every use without a graph.
-        module: The same network behind a DDP reducer of its own, for its update alone; a sharded network is both.
-        frozen_names: The names of the other parameters. Several networks may share them; a player never touches them.
+        bare: The network itself, for every use while it is frozen and for every use without a graph.
+        module: The network behind a DDP reducer, for its own update alone. For a sharded network it is `bare`.
+        parameters: The parameters that train.
+        frozen_names: The names of the other parameters. Several networks may share these; a player never changes them.
         optimizer: The optimizer of the parameters that train.
-        skipped: The number of non-finite updates in the run.
+        own_optimizer: Whether the caller made the optimizer.
+        skipped: The number of non-finite updates of the run, int64 on the device as the next two.
         streak: The number of non-finite updates in a row until now.
         longest: The longest such row since the last check.
     """
@@ -58,31 +71,34 @@ class Player:
         self.frozen_names = frozen_names(self.bare)
         trained = {name: parameter for name, parameter in self.bare.named_parameters() if name not in self.frozen_names}
         self.parameters = list(trained.values())
-        # These put weights back where their network wants them after an update (EDM2: on the unit sphere). The base
-        # under adapters has no update.
-        own = [module for module in self.bare.modules() if hasattr(module, "after_step") and not adapted(module)]
-        self._after_steps: list[Callable[[], None]] = [module.after_step for module in own]  # type: ignore[misc]
+        # Some networks constrain their weights after each update: EDM2 puts them on the unit sphere. Layers under
+        # adapters have no update.
+        constrained = [module for module in self.bare.modules() if hasattr(module, "after_step")]
+        own = [module.after_step for module in constrained if not adapted(module)]
+        self._after_steps: list[Callable[[], None]] = own  # type: ignore[assignment]
         self._constrain()
-        self.module = wrap(self.bare, accelerator)  # hooks go to the parameters that require gradients here
+        # Before `freeze`: DDP registers its hooks on the parameters that require gradients at this moment.
+        self.module = wrap(self.bare, accelerator)
         named, self.own_optimizer = list(trained.items()), optimizer is not None
         self.optimizer = build_optimizer(named, settings) if optimizer is None else optimizer(name, named)
         device = accelerator.device
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # non-finite updates, all and in a row
+        # On the device, so that counting a skipped update does not make the host wait.
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.streak = torch.zeros((), dtype=torch.int64, device=device)
         self.longest = torch.zeros((), dtype=torch.int64, device=device)
-        self.rest()
+        self.freeze()
 
-    def rest(self) -> None:
-        """Freeze the network between its updates: it is then a function of its input only."""
+    def freeze(self) -> None:
+        """Freeze the network between its updates: gradients pass through it to its input, and dropout is off."""
         for parameter in self.parameters:
             parameter.requires_grad_(False)
-        if self.sharded:
+        if self.sharded:  # a forward may have left weights gathered, and the optimizer steps the shards
             reshard(self.bare)
         self.bare.eval()
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Make the network trainable, with dropout, while the context is open: for one update."""
+        """Make the network trainable, with dropout, while the context is open. It is open for one update."""
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         if self.sharded:
@@ -91,25 +107,30 @@ class Player:
         try:
             yield
         finally:
-            self.rest()
+            self.freeze()
 
     def learning_rate(self, images: int, total: int) -> float:
-        """lr of the update after `images` of `total` images."""
+        """Return the learning rate of the update that follows `images` of `total` images."""
         s = self.settings
         lr = s.lr * min(1.0, (images + 1) / s.warmup) if s.warmup else s.lr
-        left = 1 - images / total
-        return lr * {"none": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[s.decay]
+        remaining = 1 - images / total  # share of the run
+        return lr * {"none": 1.0, "linear": remaining, "cosine": 0.5 - 0.5 * math.cos(math.pi * remaining)}[s.decay]
 
     def step(self, norm: Tensor, lr: float) -> None:
-        """One optimizer step, skipped on the device where the gradient norm is not finite."""
+        """Step the optimizer. Where the gradient norm is not finite, the device skips the step.
+
+        Args:
+            norm: The norm of all gradients, a scalar on the device.
+            lr: The learning rate.
+        """
         bad = ~torch.isfinite(norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # The fused optimizers read `found_inf` as they do under a GradScaler: 1 leaves weights and state as they are.
-        # One for weights on the host has to be there before: torch would not wait for its copy.
-        hosted = any(parameter.device.type != bad.device.type for parameter in self.parameters)
-        self.optimizer.found_inf = bad.float().cpu() if hosted else bad.float()  # type: ignore[attr-defined]
-        # An optimizer of the caller's that does not read it is asked by the host, which waits for the device here.
+        # The attribute by which a GradScaler tells torch's fused optimizers to skip: 1 leaves weights and state as they
+        # are. For offloaded weights it is copied to the host here, since torch would read its copy before it arrives.
+        offloaded = any(parameter.device.type != bad.device.type for parameter in self.parameters)
+        self.optimizer.found_inf = bad.float().cpu() if offloaded else bad.float()  # type: ignore[attr-defined]
+        # A caller's optimizer may not read `found_inf`. Then the host decides, for which it waits for the device.
         if getattr(self.optimizer, "_step_supports_amp_scaling", False) or not bool(bad):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -119,34 +140,42 @@ class Player:
         self.longest = torch.maximum(self.longest, self.streak)
 
     def _constrain(self) -> None:
+        """Let the network constrain its weights, if it does."""
         for after_step in self._after_steps:
             after_step()
 
     def counters(self) -> dict[str, int]:
-        """Skipped updates: of the run, in a row until now, and the longest row since the last log point."""
+        """Return `skipped`, `streak` and `longest` as numbers, for which the host waits for the device."""
         return {"skipped": int(self.skipped), "streak": int(self.streak), "longest": int(self.longest)}
 
 
 def frozen_names(network: nn.Module) -> frozenset[str]:
-    """Names of the parameters that require no gradients."""
+    """Return the names of the parameters that require no gradients."""
     return frozenset(name for name, parameter in network.named_parameters() if not parameter.requires_grad)
 
 
 def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The network behind DDP when there are several processes and it is whole in each."""
+    """Return a network behind DDP, if there are several processes and the network is replicated on each. Collective."""
     if accelerator.num_processes == 1 or is_sharded(network):
         return network
     ids = [accelerator.device] if accelerator.device.type == "cuda" else None
-    quiet: dict[str, Any] = {_SYNC_BUFFERS: False}
-    return nn.parallel.DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **quiet)
+    no_sync_of_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}  # buffers are equal on all ranks: nothing to send
+    return nn.parallel.DistributedDataParallel(
+        network, device_ids=ids, gradient_as_bucket_view=True, **no_sync_of_buffers
+    )
 
 
 def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimizer) -> torch.optim.Optimizer:
-    """torch's fused optimizer over named parameters, or one that holds its state in 8 bits."""
+    """Return torch's fused optimizer of named parameters, or one with moments of 8 bits.
+
+    Args:
+        parameters: The named parameters that train; they may be sharded.
+        settings: The name of the optimizer and its settings.
+    """
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
     if settings.name == "sgd":
         sgd = torch.optim.SGD(parameters, momentum=settings.betas[0], **common)
-        if settings.betas[0]:  # torch makes these in its first step, without values if that step is skipped
+        if settings.betas[0]:  # torch makes momentum buffers in the first step, and leaves them empty if it is skipped
             sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for _, p in parameters})
         return sgd
     kind = Adam8bit if settings.name.endswith("8bit") else torch.optim.Adam
@@ -156,19 +185,28 @@ def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimi
 
 @dataclass
 class TrainState:
-    """Everything a checkpoint must hold. `images` counts the samples of the averaged player's updates, `memory` is
-    what the objective keeps."""
+    """The state of a run: all that a checkpoint must hold.
+
+    Attributes:
+        players: The networks that train, by name.
+        ema: The average that is sampled, evaluated and exported.
+        power_ema: Further averages of the same network, by relative width.
+        images: The number of samples that the averaged player was updated on.
+        meter: The running means since the last log point.
+        memory: The tensors that the objective keeps from update to update, by name.
+        unfinished: The names of the hooks of this image count that were not called, since the run was stopped.
+    """
 
     players: dict[str, Player]
     ema: EMA
-    power_ema: dict[float, EMA] = field(default_factory=dict)  # by relative width; of the same network as `ema`
+    power_ema: dict[float, EMA] = field(default_factory=dict)
     images: int = 0
     meter: Meter = field(default_factory=Meter)
     memory: dict[str, Tensor] = field(default_factory=dict)
-    unfinished: list[str] = field(default_factory=list)  # hooks of this image count that a stop came before
+    unfinished: list[str] = field(default_factory=list)
 
     def average(self, batch_size: int) -> None:
-        """Move every average after an update of `batch_size` images, and count them."""
+        """Move every average after an update of `batch_size` images, and count these images."""
         for ema in (self.ema, *self.power_ema.values()):
             ema.update(self.images, batch_size)
         self.images += batch_size
