@@ -25,30 +25,35 @@ Terms = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Made:
-    """A batch and what the generator made of it: samples [B, ...], then those [P, ...] of its ODE pairs."""
+    """A batch, and the generator's samples for it.
+
+    Attributes:
+        batch: The batch.
+        samples: [B + P, *shape] with their graph: the samples for the noise of the batch, then those for its ODE pairs.
+    """
 
     batch: Batch
     samples: Tensor
 
 
 def advance(session: Session) -> None:
-    """Advance a run by one round: update its players, move its averages, count its images."""
+    """Advance a run by one round: update its players, move its averages, count its images. Collective."""
     session.update_players(session)
     session.state.average(session.run.batch_size)
 
 
 def distillation_round(session: Session) -> None:
-    """Update the players of a distillation: the fake catches up with the generator, then the generator moves."""
+    """Update the players of a distillation: the fake follows the generator, then the generator moves. Collective."""
     run, state = cast(Run, session.run), session.state
     nets = replace(cast(Denoisers, session.nets), images=state.images)
     moves = run.objective.trains_generator(state.images)
-    made: Made | None = None  # with a graph, where both phases use the same samples
+    made: Made | None = None  # samples with their graph, where the last fake update and the generator's share them
 
-    # 1. The fake learns E[x0 | x_t] of what the generator makes now.
+    # 1. The fake learns E[x0 | x_t] of the samples that the generator makes now.
     for k in range(run.fake_updates if run.objective.trains_fake else 0):
         if run.reuse_samples and moves and k == run.fake_updates - 1:
             made = make_for_both(session)
-        first = state.images * run.fake_updates + k * run.batch_size
+        first = state.images * run.fake_updates + k * run.batch_size  # each fake update has noise of its own
         update(session, "fake", f"fake {k}", partial(fake_terms, session, nets, first, made))
 
     # 2. The generator descends the objective. Teacher and fake are frozen but differentiable in x.
@@ -58,10 +63,14 @@ def distillation_round(session: Session) -> None:
 
 
 def fake_terms(session: Session, nets: Denoisers, first: int, made: Made | None, micro: int) -> Terms:
-    """Return the fake's loss terms on what the generator makes, without a graph into the generator.
+    """Return the fake's loss terms on samples of the generator, without a graph into the generator.
 
-    A phase trains through the wrapper of the one player that it updates; all other uses call the bare network, so that
-    no reducer waits for gradients that never come.
+    Args:
+        session: The run at work.
+        nets: The networks that the objective sees.
+        first: The first sample of the batch in the stream "fake".
+        made: Samples to use in place of new ones.
+        micro: The number of the micro-batch.
     """
     run, players = cast(Run, session.run), session.state.players
     if made is not None:
@@ -71,11 +80,21 @@ def fake_terms(session: Session, nets: Denoisers, first: int, made: Made | None,
         batch = session.batches.micro("fake", first, micro)
         with torch.no_grad():
             x = players["generator"].bare(batch.noise, batch.cond)
+    # Each phase calls the player that it updates through its DDP wrapper, and all other networks bare. A wrapper that
+    # is called but not updated would wait for gradients that never come.
     return run.objective.fake_loss(replace(nets, fake=players["fake"].module), x, batch)
 
 
 def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph: OneByOne | None, micro: int) -> Terms:
-    """Return the generator's loss terms; their gradient comes back through `graph`, or by plain autograd."""
+    """Return the generator's loss terms.
+
+    Args:
+        session: The run at work.
+        nets: The networks that the objective sees.
+        made: Samples to use in place of new ones.
+        graph: Takes the gradient through the denoisers one by one; None for plain autograd.
+        micro: The number of the micro-batch.
+    """
     run, state = cast(Run, session.run), session.state
     made = made or make(session, session.batches.micro("generator", state.images, micro))
     batch, x = made.batch, made.samples if graph is None else graph.cut(made.samples)
@@ -84,7 +103,7 @@ def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph:
         x, ends = x.split([len(x) - pairs, pairs])
         batch = replace(batch, pairs=replace(batch.pairs, made=ends))
     terms = run.objective.generator_loss(nets if graph is None else graph.through(nets), x, batch)
-    # Which term leads is noted seldom, since it costs a backward pass for each term.
+    # How hard each term pulls at the samples. It costs a backward pass for each term, hence at log points alone.
     if len(terms) > 1 and run.logs_after(state.images):
         for name, term in terms.items():
             loss = term.sum()
@@ -94,7 +113,10 @@ def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph:
 
 
 def make(session: Session, batch: Batch) -> Made:
-    """Call the generator, through its wrapper, for a batch: one forward for its noise and that of its ODE pairs."""
+    """Call the generator, through its DDP wrapper, on a batch.
+
+    The noise of the batch and that of its ODE pairs share one forward: DDP takes one forward for each backward.
+    """
     run, generator = cast(Run, session.run), session.state.players["generator"].module
     if batch.pairs is None:
         return Made(batch, generator(batch.noise, batch.cond))
@@ -105,7 +127,7 @@ def make(session: Session, batch: Batch) -> Made:
 
 
 def make_for_both(session: Session) -> Made:
-    """Return samples whose graph the generator's update uses after the fake's update has used their values."""
+    """Return samples that two updates share: the fake's uses their values, the generator's then uses their graph."""
     seed_dropout(session, "generator")
     with session.state.players["generator"].training():
         return make(session, session.batches.micro("generator", session.state.images, 0))
@@ -114,31 +136,36 @@ def make_for_both(session: Session) -> Made:
 def update(
     session: Session, name: str, phase: str, terms_of: Callable[[int], Terms], graph: OneByOne | None = None
 ) -> None:
-    """Accumulate the gradient of the terms over the micro-batches and step one player; all others stay frozen.
+    """Update one player: accumulate the gradient of its loss over the micro-batches, and step. Collective.
+
+    All other players stay frozen.
 
     Args:
         session: The run at work.
         name: The player.
-        phase: The name of the phase, from which the dropout masks follow.
-        terms_of: (number of the micro-batch) -> its loss terms, [B] each.
-        graph: How the gradient gets back to the player's weights; None for plain autograd.
+        phase: The name of the phase, which seeds the masks of dropout.
+        terms_of: (number of the micro-batch) -> its loss terms by name, [B] each.
+        graph: Takes the gradient through the denoisers one by one; None for plain autograd.
     """
     run, meter, player = session.run, session.state.meter, session.state.players[name]
     seed_dropout(session, phase)
     with player.training():
         for micro in range(run.micro_batches):
             last = micro == run.micro_batches - 1
-            # DDP communicates once, in the last backward: Accelerate's `accumulate` miscounts two alternating players.
+            # DDP all-reduces once, in the last backward. Accelerate's `accumulate` would do so at the wrong time, since
+            # it counts the micro-batches of both players together.
             with nullcontext() if last else session.accelerator.no_sync(player.module):
                 terms = terms_of(micro)
                 total = torch.stack([term.mean() for term in terms.values()]).sum() / run.micro_batches
-                # A non-finite loss makes every gradient non-finite, so that all ranks see it after the all-reduce.
+                # 0 * inf is nan. A non-finite loss of one rank thereby makes all its gradients nan, and after the
+                # all-reduce those of every rank: all ranks then skip the same step.
                 loss = total * (1 + 0 * total.detach())
                 loss.backward() if graph is None else graph.backward(loss)
             for term, values in terms.items():
                 meter.add(f"{name}/{term}", values)
         gradients = [p.grad for p in player.parameters if p.grad is not None]
         norm = total_norm(gradients) if player.sharded else get_total_norm(gradients)
+        # The norm stays on the device, where `step` decides whether to skip.
         if run.max_grad_norm is not None:
             clip(gradients, run.max_grad_norm, norm)
         player.step(norm, player.learning_rate(session.state.images, run.images))
@@ -146,12 +173,15 @@ def update(
 
 
 def seed_dropout(session: Session, phase: str) -> None:
-    """Seed torch's global generator from the position in the run; dropout is its only user."""
+    """Seed torch's global generator from the position in the run, so that a resume draws the same masks of dropout.
+
+    Dropout alone uses the global generator. Each rank has masks of its own.
+    """
     rank = session.accelerator.process_index
     torch.manual_seed(zlib.crc32(f"{session.run.seed} {session.state.images} {phase} {rank}".encode()))
 
 
 @torch.no_grad()
 def global_mean(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """Return the mean over the samples [B, ...] of all ranks, by one all-reduce of the mean of this rank."""
+    """Return the mean [...] of values [B, ...] over the samples of all ranks. Collective: every rank has B samples."""
     return cast(Tensor, accelerator.reduce(values.detach().mean(0), "mean"))
