@@ -143,7 +143,7 @@ def _write_custom_flow(generator: Generator, pipeline: str, folder: Path) -> Non
         code = code.replace(name, value)
     code = code.replace("SCALE = 1.0", f"SCALE = {float(generator.scale)!r}")
     (folder / "pipeline.py").write_text(code)
-    _edit_index(folder, _class_name=["pipeline", "OneStepPipeline"])
+    _edit_index(folder, _class_name=["pipeline", "OneStepFlowPipeline"])
 
 
 def _edit_index(folder: Path, **changes: Any) -> None:
