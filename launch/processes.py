@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from distill.errors import UserError
-from trainers.engine.stopping import INTERRUPTED, SIGNALS, STOP
+from trainers.engine.stopping import EXIT_INTERRUPTED, SIGNALS, STOP
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -98,7 +98,7 @@ def watch(workers: Sequence[subprocess.Popen[bytes]], told: list[int]) -> int:
         failed = next((worker for worker in workers if worker.poll()), None)
         if failed is not None and not first:
             first = failed.returncode
-            end = time.monotonic() + (PATIENCE if first in (EXIT_USER_ERROR, EXIT_STOPPED, INTERRUPTED) else 0)
+            end = time.monotonic() + (PATIENCE if first in (EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED) else 0)
             if first < 0:
                 why = f"process {workers.index(failed)} of {len(workers)} was killed by {signal.Signals(-first).name}"
                 print(f"distill: {why}; the others are ended, `distill resume` goes on", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Back-propagation of the generator's loss through teacher and fake one after the other, to save memory.
 
-No objective knows of it. The alternative, through both at once, is plain autograd (trainers.engine.step).
+Objectives are written as if autograd passed both denoisers at once, which is the default (trainers.engine.step). This
+file gives them denoisers that record their calls, and takes the gradient through one call at a time.
 """
 
 from __future__ import annotations
@@ -18,32 +19,42 @@ from distill.objectives import Denoisers
 
 @dataclass
 class _Call:
-    """A call of a denoiser, whose outputs the objective gets as `leaves` of a graph of its own."""
+    """A call of a denoiser that can be repeated.
 
-    network: Callable[..., Any]
-    x_t: Tensor  # with the graph that leads to the samples
-    rest: tuple[Any, ...]
-    graph: tuple[Tensor, tuple[Tensor, ...]] | None = None  # (input, outputs)
+    Attributes:
+        denoiser: The denoiser.
+        x_t: The noisy input [B, ...], with the graph that leads back to the samples.
+        arguments: The other arguments of the call.
+        graph: The input of the denoiser, cut off from the samples, and its outputs; None after the graph is freed.
+        leaves: The outputs as the objective gets them: detached, so that its graph begins there.
+    """
+
+    denoiser: Callable[..., Any]
+    x_t: Tensor
+    arguments: tuple[Any, ...]
+    graph: tuple[Tensor, tuple[Tensor, ...]] | None = None
     leaves: tuple[Tensor, ...] = ()
 
     def run(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Call the denoiser with a graph from its input to its outputs, and return both."""
         x_t = self.x_t.detach().requires_grad_()
-        outputs = self.network(x_t, *self.rest)
+        outputs = self.denoiser(x_t, *self.arguments)
         return x_t, outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-class _Recorded:
-    """A denoiser whose calls end in leaves; its attributes are those of the denoiser."""
+class _RecordedDenoiser:
+    """A denoiser whose outputs are leaves and whose calls are recorded. Its attributes are those of the denoiser."""
 
-    def __init__(self, network: Callable[..., Any], calls: list[_Call]) -> None:
-        self._denoiser, self._calls = network, calls  # its own `network` is asked for too
+    def __init__(self, denoiser: Callable[..., Any], calls: list[_Call]) -> None:
+        self._denoiser, self._calls = denoiser, calls
 
-    def __call__(self, x_t: Tensor, *rest: Any) -> Any:
-        if not (torch.is_grad_enabled() and x_t.requires_grad):
-            return self._denoiser(x_t, *rest)
+    def __call__(self, x_t: Tensor, *arguments: Any) -> Any:
+        if not (torch.is_grad_enabled() and x_t.requires_grad):  # no gradient passes this call
+            return self._denoiser(x_t, *arguments)
+        # At most one graph is in memory: that of the call before is freed first, and is built again in `gradient`.
         if self._calls:
-            self._calls[-1].graph = None  # freed before this call builds its own
-        call = _Call(self._denoiser, x_t, rest)
+            self._calls[-1].graph = None
+        call = _Call(self._denoiser, x_t, arguments)
         call.graph = call.run()
         call.leaves = tuple(output.detach().requires_grad_() for output in call.graph[1])
         self._calls.append(call)
@@ -54,10 +65,15 @@ class _Recorded:
 
 
 class OneByOne:
-    """The exact gradient of plain autograd with the activations of one frozen denoiser at a time.
+    """The gradient of plain autograd, with the activations of one frozen denoiser in memory at a time.
 
-    The objective's loss ends in detached outputs of the denoisers. Their cotangents are carried back through one call
-    after the other: the last call still has its graph, the others run once more, which costs one forward each.
+    The graph of the objective's loss begins at detached outputs of the denoisers. `gradient` takes the gradients there
+    back through one call after the other. The last call still has its graph. Each other call runs its forward again.
+
+    Attributes:
+        calls: The calls of denoisers since `cut`, in order.
+        samples: The generator's samples [B, ...], with their graph.
+        leaf: The same samples as the objective sees them, without that graph.
     """
 
     def __init__(self) -> None:
@@ -65,38 +81,41 @@ class OneByOne:
         self.samples = self.leaf = torch.empty(0)
 
     def through(self, nets: Denoisers) -> Denoisers:
-        """Return the denoisers that the objective is to call."""
+        """Return networks that record their calls, for the objective to call in place of `nets`."""
 
         def recorded(network: Callable[..., Any]) -> Any:
-            return _Recorded(network, self.calls)
+            return _RecordedDenoiser(network, self.calls)
 
         frozen = {name: recorded(net) if isinstance(net, Denoiser) else net for name, net in nets.frozen.items()}
         return replace(nets, teacher=recorded(nets.teacher), fake=recorded(nets.fake), frozen=frozen)
 
     def cut(self, samples: Tensor) -> Tensor:
-        """Return the generator's samples [B, ...] as the objective is to see them: a leaf of a graph of its own."""
+        """Return the generator's samples [B, ...] without their graph, for the objective, and forget earlier calls."""
         self.calls.clear()
         self.samples, self.leaf = samples, samples.detach().requires_grad_()
         return self.leaf
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Return the gradient of a scalar in the samples [B, ...]; `loss` can be asked again."""
+        """Return the gradient [B, ...] of a scalar in the samples. A second loss of the same calls may follow."""
         leaves = [self.leaf, *(leaf for call in self.calls for leaf in call.leaves)]
-        direct, *cotangents = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
-        inputs, carried = [], []
+        # 1. Within the objective: to the samples directly, and to the outputs of every call.
+        direct, *at_outputs = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        # 2. Through each call, from its outputs to its input. The last call comes first, since it still has its graph.
+        inputs, at_inputs = [], []
         for call in reversed(self.calls):
-            mine = cotangents[len(cotangents) - len(call.leaves) :]
-            del cotangents[len(cotangents) - len(call.leaves) :]
+            of_call = at_outputs[len(at_outputs) - len(call.leaves) :]
+            del at_outputs[len(at_outputs) - len(call.leaves) :]
             x_t, outputs = call.graph or call.run()
             call.graph = None
-            carried.append(torch.autograd.grad(outputs, x_t, mine)[0])
+            at_inputs.append(torch.autograd.grad(outputs, x_t, of_call)[0])
             inputs.append(call.x_t)
-            del x_t, outputs  # freed before the next call runs again
+            del x_t, outputs  # the last references: the graph is freed before the next call runs again
+        # 3. From the inputs of the calls to the samples.
         if inputs:
-            direct = direct + torch.autograd.grad(inputs, self.leaf, carried, retain_graph=True)[0]
+            direct = direct + torch.autograd.grad(inputs, self.leaf, at_inputs, retain_graph=True)[0]
         return direct
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a scalar in the generator's parameters."""
+        """Accumulate the gradient of a scalar in the generator's parameters, and forget the calls."""
         self.samples.backward(self.gradient(loss))
         self.calls.clear()

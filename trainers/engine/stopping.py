@@ -1,7 +1,7 @@
-"""Leaving in time: signals, a scheduler's time limit, and how the ranks of a run agree on it.
+"""Early stops of a run: by signals or by a time limit, agreed on by all ranks.
 
-When any rank is told to stop, all ranks finish the same update, save, and raise Stopped. Other commands exit at once:
-their files are written atomically, so that rerunning them continues where they stopped.
+When any rank is told to stop, all ranks finish the same update, save, and raise Stopped. Other commands exit at once.
+Their files are written atomically, so that the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,98 +21,111 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-INTERRUPTED = 130  # the exit code at the second SIGINT
-LEAST = 60.0  # seconds before the time limit at which a run stops, at least
-ORPHAN = 600  # seconds that a process whose launcher is gone has left
-TIME_LIMIT = 1  # in place of a signal's number
+EXIT_INTERRUPTED = 130  # the exit code of a process that a second SIGINT ends
+MARGIN = 60.0  # the least number of seconds before the time limit at which a run stops
+ORPHAN_SECONDS = 600  # after which a process whose launcher is gone is killed
+TIME_LIMIT = 1  # the reason of a stop that no signal caused; else the reason is the number of the signal
 
 
 class Stopped(Exception):
-    """The process was told to stop, and has stopped."""
+    """Raised in a process that was told to stop, where its work can be continued later."""
 
 
 class Stop:
-    """The reason for which this process is to stop, and the agreement of the processes of a run on it."""
+    """The request to stop this process, and the agreement of all ranks of a run on it.
+
+    Attributes:
+        reason: The number of the signal that asked for the stop, or TIME_LIMIT; 0 while nothing has.
+        longest_save: The seconds of the longest save so far.
+        launcher: The id of the process that started this one as one of several; None without a launcher of ours.
+    """
 
     def __init__(self) -> None:
-        self.longest_save = 0.0  # seconds
-        self.launcher: int | None = None  # the process that started this one as one of several
+        self.longest_save = 0.0
+        self.launcher: int | None = None
         self._listening = False
         self._reset()
 
     def _reset(self) -> None:
-        self.reason = 0  # a signal's number, or TIME_LIMIT
+        """Forget the request, as in a fresh process."""
+        self.reason = 0
         self._interrupts, self._deferred = 0, False
-        self._end: float | None = None  # on the clock of time.monotonic, which nobody sets back
+        self._end: float | None = None  # by time.monotonic, which no change of the clock moves
         self._group: dist.ProcessGroup | None = None
-        self._asked: tuple[Any, torch.Tensor] | None = None
-        self._last, self._longest = 0.0, 0.0
+        self._pending: tuple[Any, torch.Tensor] | None = None  # the all-reduce under way, and its tensor
+        self._last_poll, self._longest_update = 0.0, 0.0  # seconds
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Let signals stop this process while the context is open.
 
-        An inner context changes nothing, nor does a context on another thread than the main one, which gets no signals.
+        A context inside another one does nothing. Neither does a context on another thread than the main one, since
+        Python delivers signals to the main thread.
         """
         if self._listening or threading.current_thread() is not threading.main_thread():
             yield
             return
         self._reset()
         self._listening = True
-        before = {one: signal.signal(one, self._on_signal) for one in SIGNALS}
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             self._listening = False
             self._reset()
 
     def limit(self, seconds: float) -> None:
-        """Stop the run so that it ends within this many seconds; of several limits the first counts."""
+        """Make the run end within `seconds` from now. Of several limits the earliest counts."""
         end = time.monotonic() + seconds
         self._end = end if self._end is None else min(end, self._end)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal. Outside training, raise Stopped; in training, the next poll does."""
         self._interrupts += number == signal.SIGINT
         if self._interrupts == 2:
-            os._exit(INTERRUPTED)
+            os._exit(EXIT_INTERRUPTED)  # without saving: a second Ctrl-C means now
         if self.reason:
             return
         self.reason = number
+        # The launcher would kill a process that hangs. Without it, the alarm does, at a time that a save never needs.
         if self.launcher is not None and os.getppid() != self.launcher:
-            signal.alarm(ORPHAN)  # nobody is left to end it where it hangs
+            signal.alarm(ORPHAN_SECONDS)
         if not self._deferred:
             raise Stopped(f"stopped by {self.name}")
 
     @property
     def name(self) -> str:
-        """The name of the reason."""
+        """The name of the signal that asked for the stop, or "the time limit"."""
         return "the time limit" if self.reason == TIME_LIMIT else signal.Signals(self.reason).name
 
     @contextmanager
     def deferred(self, accelerator: Accelerator) -> Iterator[None]:
-        """Let a process that is told to stop go on to its next poll while the context is open. Collective."""
+        """Defer stops to the next poll while the context is open. Collective."""
         import torch.distributed as dist  # here, so that `distill --help` does not wait for torch
 
-        self._deferred, self._last, self._longest, self.longest_save = True, time.monotonic(), 0.0, 0.0
-        # Past training's own group: an answer is never waited for.
+        self._deferred, self._last_poll, self._longest_update = True, time.monotonic(), 0.0
+        self.longest_save = 0.0
+        # A group of its own on the host: the all-reduces of `poll` overlap with training's and must not mix with them.
         self._group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         try:
             yield
-            if self._asked is not None:
-                self._asked[0].wait()
+            if self._pending is not None:  # no message may be left in the group when the process ends
+                self._pending[0].wait()
         finally:
-            self._deferred, self._group, self._asked = False, None, None
+            self._deferred, self._group, self._pending = False, None, None
 
     def poll(self) -> None:
-        """Raise Stopped where a rank was told to stop; every rank calls this between two updates or batches.
+        """Raise Stopped if some rank was told to stop. Collective.
 
-        All ranks raise at the same poll. The all-reduce of one poll is read at the next, so that nobody waits for it.
+        Every rank calls this between two updates or batches, and all ranks raise at the same poll. A poll starts an
+        all-reduce and the next poll reads the result, so that training never waits for the message.
         """
         now = time.monotonic()
-        self._longest, self._last = max(self._longest, now - self._last), now
-        if self._end is not None and self._end - now < max(LEAST, 2 * self.longest_save + self._longest):
+        self._longest_update, self._last_poll = max(self._longest_update, now - self._last_poll), now
+        # Time is left for one more update and for the save, which may take twice as long as the longest so far.
+        if self._end is not None and self._end - now < max(MARGIN, 2 * self.longest_save + self._longest_update):
             self.reason = self.reason or TIME_LIMIT
         agreed = self.reason
         if self._group is not None:
@@ -120,16 +133,16 @@ class Stop:
             import torch.distributed as dist
 
             agreed = 0
-            if self._asked is not None:
-                self._asked[0].wait()
-                agreed = int(self._asked[1])
-            told = torch.tensor(self.reason)
+            if self._pending is not None:  # the all-reduce of the last poll: the largest reason of all ranks
+                self._pending[0].wait()
+                agreed = int(self._pending[1])
+            reason = torch.tensor(self.reason)
             if not agreed:
-                self._asked = (dist.all_reduce(told, dist.ReduceOp.MAX, self._group, async_op=True), told)
+                self._pending = (dist.all_reduce(reason, dist.ReduceOp.MAX, self._group, async_op=True), reason)
         if agreed:
-            self.reason, self._asked = agreed, None
+            self.reason, self._pending = agreed, None
             raise Stopped(f"stopped by {self.name}")
 
 
 STOP = Stop()
-"""The one Stop of this process, since signals come to a process."""
+"""The Stop of this process. There is one, since signals are sent to a process."""
