@@ -1,8 +1,8 @@
-"""Every shipped recipe of a data set side by side: trains what is not trained yet, teachers first, measures, writes
-page and picture.
+"""Every shipped recipe of a data set side by side, as a page with a table and a picture.
 
-`make bench-objectives` writes docs/results/digits.md. All runs have seed, evaluation and noise in common; a call
-that was interrupted goes on where it was. Seconds are medians of iterations that take turns with SiD's in one process.
+`make bench-objectives` writes docs/results/digits.md. It trains what is not trained yet, teachers first. All runs have
+seed, evaluation and noise in common. A call that was interrupted goes on where it was. Seconds are medians of rounds
+that take turns with rounds of SiD in one process.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+import trainers
 from launch.commands.classifier import classifier
-from launch.commands.evaluate import measure
 from launch.commands.pairs import pairs
-from launch.commands.quickstart import finish
-from launch.commands.recipes import find_recipe, shipped
-from launch.commands.sample import draw
-from launch.commands.train import resolve
 from trainers.engine.session import Session
+from trainers.engine.step import advance
 from trainers.io import jsonl
 from trainers.io.console import plain
 from trainers.io.images import grid
 from trainers.loop import build_session
+from trainers.recipe.load import resolve
 from trainers.recipe.run import Run
+from trainers.recipe.shipped import find_recipe, shipped_recipes
 from trainers.recipe.strict_yaml import load_yaml
-from trainers.runs.load import Trained, load_trained
+from trainers.runs.finish import finish
+from trainers.runs.load import Trained
+from trainers.runs.open import open_run
 
 RUNS = Path("runs")  # where the shipped recipes look for teachers, classifiers and pairs
 BASE = "sid"
@@ -45,25 +46,25 @@ PAIRS = 20_000
 
 
 def main(
-    data: Annotated[str, typer.Argument(help="the prefix of the recipes")] = "digits",
-    overrides: Annotated[list[str] | None, typer.Argument(help="changes to every recipe: data.path=folder")] = None,
-    out: Annotated[Path, typer.Option(help="folder of the page and the picture")] = Path("docs/results"),
-    only: Annotated[list[str] | None, typer.Option(help="these recipes alone, such as sim, and sid")] = None,
+    data: Annotated[str, typer.Argument(help="The prefix of the recipes.")] = "digits",
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to every recipe: data.path=folder.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the page and the picture.")] = Path("docs/results"),
+    only: Annotated[list[str] | None, typer.Option(help="These recipes alone, such as sim, and sid.")] = None,
 ) -> None:
-    """Train, measure, write."""
+    """Train, measure, and write page and picture."""
     console, rows, pictures = plain(), [], []
     base = cast(Run, resolve(f"{data}_{BASE}", overrides or []))
-    for name, file in shipped().items():
+    for name, file in shipped_recipes().items():
         title = name.removeprefix(f"{data}_")
         chosen = name.startswith(f"{data}_") and (not only or title in (BASE, *only))
         if not chosen or "objective" not in load_yaml(file):
             continue
         folder = _trained(name, overrides or [], console)
-        product, run = load_trained(folder), cast(Run, resolve(name, overrides or []))
-        rows.append(_row(title, product, folder, measure(product), _relative_seconds(run, base)))
-        pictures.append((title, draw(product, 2 * CLASSES)))
+        trained, run = trainers.load(folder), cast(Run, resolve(name, overrides or []))
+        rows.append(_row(title, trained, folder, trained.evaluate(), _relative_seconds(run, base)))
+        pictures.append((title, trained.sample(2 * CLASSES)))
         console.print(rows[-1])
-    pictures.append(("teacher, 35 evaluations", draw(product, 2 * CLASSES, teacher=True)))
+    pictures.append(("teacher, 35 evaluations", trained.sample(2 * CLASSES, teacher=True)))
     out.mkdir(parents=True, exist_ok=True)
     _picture(pictures, out / f"{data}.png")
     command = "make bench-objectives" if data == "digits" else f"python -m benchmarks.objectives {data}"
@@ -73,10 +74,10 @@ def main(
 
 
 def _trained(name: str, overrides: list[str], console: Console) -> Path:
-    """The finished run of a shipped recipe, after those of all the recipes whose runs it names."""
+    """Finish the run of a shipped recipe, and before it those of the recipes that it names; return its folder."""
     recipe = load_yaml(find_recipe(name))
     for needed in _named(recipe):
-        if needed in shipped():
+        if needed in shipped_recipes():
             _trained(needed, overrides, console)
     console.rule(name, align="left")
     folder = RUNS / name
@@ -93,7 +94,7 @@ def _trained(name: str, overrides: list[str], console: Console) -> Path:
 
 
 def _named(settings: Any) -> Iterator[str]:
-    """The runs in whose folders a recipe's values lie."""
+    """Yield the names of the runs in whose folders the values of a recipe lie."""
     if isinstance(settings, dict):
         for value in settings.values():
             yield from _named(value)
@@ -103,7 +104,7 @@ def _named(settings: Any) -> Iterator[str]:
                 yield name
 
 
-def _row(title: str, product: Trained, folder: Path, report: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _row(title: str, trained: Trained, folder: Path, report: dict[str, Any], seconds: float) -> dict[str, Any]:
     student, final = report["student"], report["student"]["frechet"]
     reached = [r["images"] for r in jsonl.read(folder / "metrics.jsonl") if r["frechet"] <= 2 * final]
     return {
@@ -113,15 +114,15 @@ def _row(title: str, product: Trained, folder: Path, report: dict[str, Any], sec
         "halves": final / report["halves"],
         "agreement": student.get("label_agreement", float("nan")),
         "teacher": report["teacher"]["frechet"],
-        "images": product.images,
-        "reached": min(reached, default=product.images),
+        "images": trained.images,
+        "reached": min(reached, default=trained.images),
         "seconds": seconds,
         "protocol": f"{report['protocol']}, {report['samples']:,} samples, real halves {report['halves']:.4f}",
     }
 
 
 def _relative_seconds(run: Run, base: Run) -> float:
-    """Seconds for an image of generator training, in those of the base recipe."""
+    """Return the seconds for an image of generator training, in those of the base recipe."""
     sessions = [_session(run), _session(base)]
     ratios = []
     for turn in range(TURNS + 1):
@@ -132,15 +133,15 @@ def _relative_seconds(run: Run, base: Run) -> float:
 
 
 def _session(run: Run) -> Session:
-    session = build_session(dataclasses.replace(run, images=10**9), Accelerator(cpu=not torch.cuda.is_available()))
+    opened = open_run(dataclasses.replace(run, images=10**9), 1)
+    session = build_session(opened, Accelerator(cpu=not torch.cuda.is_available()))
     session.state.images = 10**8  # past every schedule
     return session
 
 
 def _seconds(session: Session) -> float:
     start = time.perf_counter()
-    session.step()
-    session.state.images += session.run.batch_size
+    advance(session)
     if session.accelerator.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
@@ -165,7 +166,7 @@ def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _picture(pictures: list[tuple[str, torch.Tensor]], file: Path) -> None:
-    """One strip of samples for each objective, on the same noise and labels."""
+    """Draw a strip of samples for each objective, on the same noise and labels."""
     strips = [(title, grid(images, len(images), least=28)) for title, images in pictures]
     width, height, left = strips[0][1].width, strips[0][1].height, 150
     canvas = Image.new(strips[0][1].mode, (left + width, height * len(strips)), "white")

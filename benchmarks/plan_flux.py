@@ -1,8 +1,8 @@
 """Plans of a FLUX-size teacher (11.9 billion parameters) on 8, 64 and 1024 GPUs: the tables of docs/scaling.md.
 
-`make plan-flux`. Stock diffusers' FLUX.1-dev by its configs alone. Every number is affine in the counts of its two
-kinds of blocks, of which there are 19 and 38: what is printed follows from traces of (1, 1), (2, 1) and (1, 2), in
-minutes and not in an hour. `--check` traces (2, 3) as well and prints how far the same rule is from it.
+`make plan-flux` prints them from the configs of FLUX.1-dev alone. Every number is affine in the counts of the two kinds
+of blocks of the network, of which there are 19 and 38. The table therefore follows from traces of (1, 1), (2, 1) and
+(1, 2) blocks, in minutes instead of an hour. `--check` traces (2, 3) blocks as well and prints the error of this rule.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, cast
 
 import torch
 
-from launch.commands.plan import gigabytes, travels
 from trainers.io.console import plain
-from trainers.loop import build_experiment
 from trainers.plan.ledger import Peak, Traffic
+from trainers.plan.report import gigabytes, travels
 from trainers.plan.trace import Plan, plan
+from trainers.recipe.load import build_experiment
 from trainers.recipe.run import Run
 
 BLOCKS = (19, 38)
@@ -43,13 +43,12 @@ CASES: dict[str, Callable[[int], dict[str, Any]]] = {  # on so many machines
 }
 GPUS = (8, 64, 1024)
 MACHINE = 8
-SIDES = {"Down": "Encoder", "Up": "Decoder"}
 COLUMNS = ["configuration", "GPUs", "peak a GPU", "weights", "optimizers", "average", "gradients", "activations"]
 COLUMNS += ["sent a GPU", "out of its machine"]
 
 
 def skeleton(folder: Path, blocks: tuple[int, int]) -> str:
-    """FLUX.1-dev's folder without weights, of so many double and single blocks."""
+    """Write the folder of FLUX.1-dev without weights, with so many double and single blocks, and return it."""
     import diffusers
 
     levels: dict[str, Any] = {
@@ -70,7 +69,7 @@ def skeleton(folder: Path, blocks: tuple[int, int]) -> str:
 
 
 def traced(blocks: tuple[int, int], gpus: int, changes: Mapping[str, Any]) -> Plan:
-    """The plan with a network of so many blocks, one sample a GPU."""
+    """Return the plan of a network of so many blocks with one sample a GPU."""
     settings = {**COMMON, **changes, "name": "flux", "batch_size": gpus}
     with tempfile.TemporaryDirectory() as folder:
         teacher = skeleton(Path(folder), blocks)
@@ -78,7 +77,7 @@ def traced(blocks: tuple[int, int], gpus: int, changes: Mapping[str, Any]) -> Pl
 
 
 def extended(corner: Plan, double: Plan, single: Plan, blocks: tuple[int, int]) -> Plan:
-    """The plan with `blocks`, of those with (1, 1), (2, 1) and (1, 2)."""
+    """Return the plan with `blocks` from those with (1, 1), (2, 1) and (1, 2) blocks."""
 
     def line(of: Any) -> int:
         first = of(corner)
@@ -98,13 +97,13 @@ def extended(corner: Plan, double: Plan, single: Plan, blocks: tuple[int, int]) 
 
 
 def whole(gpus: int, changes: Mapping[str, Any], blocks: tuple[int, int] = BLOCKS) -> Plan:
-    """The plan with all the blocks."""
+    """Return the plan with all the blocks."""
     corner, double, single = (traced(few, gpus, changes) for few in ((1, 1), (2, 1), (1, 2)))
     return extended(corner, double, single, blocks)
 
 
 def row(name: str, found: Plan) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     sizes = found.peak.kinds
     weights = sum(size for kind, size in sizes.items() if kind.endswith(": weights"))
     state = sum(size for kind, size in sizes.items() if kind.endswith(": optimizer"))

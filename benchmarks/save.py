@@ -1,8 +1,9 @@
-"""What a checkpoint costs training: saved beside it, and while it waits, measured side by side in one run.
+"""The cost of a checkpoint to training: of a save beside training, and of one that training waits for.
 
-`make bench-save`. What a checkpoint costs is what as many updates take longer with a save that begins before the first
-of them, until both are done. Updates alone, with a save beside them and after a save that is waited for take turns, in
-another order every round, since machines are noisy; the costs are medians over rounds of differences within a round.
+`make bench-save` prints it. The cost is the time by which the same updates take longer when a save begins before the
+first of them, until both are done. Updates alone, updates with a save beside them and updates after a save are timed in
+turns, in another order every round, since machines are noisy. The costs are medians over rounds of the differences
+within a round.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from trainers.checkpoints.checkpoint import folders
 from trainers.checkpoints.saver import Saver
 from trainers.data import DataFree
 from trainers.engine.session import Session
+from trainers.engine.step import advance
 from trainers.io.console import plain
 from trainers.loop import build_session
 from trainers.recipe.run import Run
+from trainers.runs.open import open_run
 
 SIZE, BATCH, CHANNELS = 4, 1, [64, 448]  # many weights for little work; saves of seconds, which machines disturb less
 
 
 def main(rounds: int = 15) -> None:
-    """Print the costs and their ratio."""
+    """Print the costs and their ratio, medians over `rounds`."""
     torch.set_num_threads(1)  # on a CPU the thread that saves needs one too
     accelerator, console = Accelerator(cpu=not torch.cuda.is_available()), plain()
     Path("runs").mkdir(exist_ok=True)  # on the disk that runs are on
@@ -56,12 +59,12 @@ def main(rounds: int = 15) -> None:
                 saves[name]()
                 copying += [time.perf_counter() - begin] if name == "beside" else []
                 for _ in range(updates):
-                    _update(session)
+                    advance(session)
                 late += saver.busy
                 saver.wait()
                 took[name].append(time.perf_counter() - begin)
     costs = {
-        name: statistics.median(with_ - without for with_, without in zip(took[name], took["alone"], strict=True))
+        name: statistics.median(slower - alone for slower, alone in zip(took[name], took["alone"], strict=True))
         for name in ("beside", "blocking")
     }
     update = statistics.median(took["alone"]) / updates
@@ -74,13 +77,13 @@ def main(rounds: int = 15) -> None:
 
 
 def _outlast(saver: Saver, session: Session) -> int:
-    """Updates that take longer than a save beside them, by half."""
+    """Return a number of updates that takes half as long again as a save beside them."""
     counts = []
     for _ in range(3):
         _beside(saver, session)
         counts.append(0)
         while saver.busy:
-            _update(session)
+            advance(session)
             counts[-1] += 1
     return max(4, round(1.5 * max(counts)))
 
@@ -92,12 +95,7 @@ def _session(folder: Path, accelerator: Accelerator) -> Session:
     data = DataFree((3, SIZE, SIZE), int(network["num_class_embeds"]))
     teacher, objective = str(folder / "teacher"), DiffInstruct()
     run = Run(name="save", data=data, images=10**9, batch_size=BATCH, teacher=teacher, objective=objective)
-    return build_session(run, accelerator)
-
-
-def _update(session: Session) -> None:
-    session.step()
-    session.state.average(BATCH)
+    return build_session(open_run(run, 1), accelerator)
 
 
 def _beside(saver: Saver, session: Session) -> None:

@@ -1,8 +1,9 @@
-"""Time of one training iteration in units of one network forward, measured side by side in one run.
+"""Time of one round of training in units of one network forward, measured side by side in one run.
 
-`make bench-step`; every figure is a median over rounds in which forward and iteration take turns, since machines are
-noisy. The count beside it is what the mathematics needs: a forward is 1, a backward through weights and input 2, a
-backward through the input alone 1 (design: fake phase G + F + 2, generator phase G + T + F + their backwards).
+`make bench-step` prints medians over turns in which forward and round are timed one after the other, since machines are
+noisy. The count beside each is the need of the mathematics: a forward is 1, a backward through weights and input is 2,
+a backward through the input alone is 1. The fake's phase needs G + F + 2, and the generator's phase needs G + T + F and
+their backwards.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from distill.paths import EDM
 from distill.teachers import build_unet, save_denoiser
 from trainers.data import DataFree
 from trainers.engine.session import Session
+from trainers.engine.step import advance
 from trainers.hooks import Log
 from trainers.io.console import plain
 from trainers.loop import build_session
 from trainers.recipe.run import Run
+from trainers.runs.open import open_run
 
 SIZE, CLASSES, BATCH, LOG_ITERATIONS = 16, 10, 64, 50
 NETWORK: dict[str, Any] = {
@@ -45,7 +48,7 @@ CASES = [("sid", False, 11, 11.5), ("sid", True, 10, 10.5), ("diff_instruct", Fa
 
 
 class Stopwatch:
-    """Time spent in wrapped calls."""
+    """The time spent in wrapped calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -61,7 +64,7 @@ class Stopwatch:
 
 
 def main(rounds: int = 9) -> None:
-    """Print the table."""
+    """Print the table, each figure a median of `rounds` turns."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     console = plain()
     device = accelerator.device
@@ -82,7 +85,7 @@ def main(rounds: int = 9) -> None:
 def measure(
     name: str, reuse: bool, needs: int, folder: Path, accelerator: Accelerator, rounds: int
 ) -> tuple[float, float]:
-    """(iteration in forwards, share of the iteration spent on data, log and EMA)."""
+    """Return the time of a round in forwards, and the share of it that data, log and EMA take."""
     run = Run(
         name=name,
         data=DataFree((3, SIZE, SIZE), CLASSES),
@@ -92,31 +95,25 @@ def measure(
         objective=OBJECTIVES[name](),
         reuse_samples=reuse,
     )
-    session = build_session(run, accelerator)
+    session = build_session(open_run(run, 1), accelerator)
     log = Log(folder, run.log_every, Console(quiet=True))
     log.start(session)
     watch = Stopwatch()
     session.batches.micro = watch.around(session.batches.micro)  # type: ignore[method-assign]
     session.state.ema.update = watch.around(session.state.ema.update)  # type: ignore[method-assign]
     session.state.meter.add = watch.around(session.state.meter.add)  # type: ignore[method-assign]
-    _iterate(session)
+    advance(session)
     ratios, extras = [], []
     for _ in range(rounds):
         forward = seconds(lambda: [_forward(session) for _ in range(needs)], accelerator) / needs  # as long, as noisy
         watch.seconds = 0.0
-        iteration = seconds(lambda: _iterate(session), accelerator)
+        iteration = seconds(lambda: advance(session), accelerator)
         inside = watch.seconds
         logging = seconds(lambda: log(session), accelerator) / LOG_ITERATIONS
         ratios.append(iteration / forward)
         extras.append((inside + logging) / (iteration + logging))
     log.stop()
     return statistics.median(ratios), statistics.median(extras)
-
-
-def _iterate(session: Session) -> None:
-    session.step()
-    session.state.ema.update(session.state.images, BATCH)
-    session.state.images += BATCH
 
 
 @torch.no_grad()
@@ -128,7 +125,7 @@ def _forward(session: Session) -> None:
 
 
 def seconds(function: Callable[[], Any], accelerator: Accelerator) -> float:
-    """That `function` takes, the device's work included."""
+    """Return the seconds that `function` takes, the device's work included."""
     start = time.perf_counter()
     function()
     if accelerator.device.type == "cuda":

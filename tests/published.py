@@ -21,6 +21,7 @@ from distill.teachers import EDM2Net, EDMNet
 
 PERSISTENCE, UTIL = ModuleType("torch_utils.persistence"), ModuleType("dnnlib.util")
 SOURCE = "raise SystemExit('the source of the checkpoint ran')"
+AUTHORS = {"EDM2UNet": "UNet", "MPBlock": "Block"}  # the names of the authors' classes, where ours differ
 
 
 def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:
@@ -55,7 +56,7 @@ def record(module: nn.Module, class_name: str | None = None, **arguments: Any) -
         container._modules = collections.OrderedDict(children)
         return container
     return Record(
-        class_name or type(module).__name__,
+        class_name or AUTHORS.get(type(module).__name__, type(module).__name__),
         training=False,
         _parameters=collections.OrderedDict(module._parameters),
         _buffers=collections.OrderedDict({**module._buffers, "unset": None}),

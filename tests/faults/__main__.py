@@ -154,8 +154,8 @@ def page(
     ]
     for phase, world, tally in table:
         good = "all" if not tally.failures else f"{len(tally.failures)} not"
-        is_lost_process = sorted(tally.is_lost_process)
-        numbers = f"{lost[len(lost) // 2]} | {is_lost_process[-1]}" if is_lost_process else "- | -"
+        lost = sorted(tally.lost)
+        numbers = f"{lost[len(lost) // 2]} | {lost[-1]}" if lost else "- | -"
         lines.append(f"| {phase} | {world} | {tally.kills} | {tally.runs} | {good} | {good} | {numbers} |")
     lines += ["", "Where they died:", ""]
     for phase, world, tally in table:

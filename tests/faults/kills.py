@@ -31,11 +31,11 @@ SETTINGS: dict[str, Any] = {
 
 # Where a process dies: phase -> calls that begin it, (place, calls at most until then, seconds it may take; None: just
 # before the call). With two processes it is the second that falls into the trap; then the first is killed too.
-TRAINING = [("trainers.engine.player:Player.step", 48, 0.05), ("trainers.engine.step:generate", 32, 0.05)]
+TRAINING = [("trainers.engine.player:Player.step", 48, 0.05), ("trainers.engine.step:make", 32, 0.05)]
 SAVING = [
     ("trainers.checkpoints.saver:Saver._copy", 3, 0.02),
-    ("trainers.checkpoints.saver:write", 12, None),
-    ("trainers.checkpoints.saver:write", 12, 0.01),
+    ("trainers.checkpoints.saver:write_tensors", 12, None),
+    ("trainers.checkpoints.saver:write_tensors", 12, 0.01),
     ("trainers.checkpoints.saver:sync", 24, None),
     ("trainers.checkpoints.saver:sync", 24, 0.01),
     ("trainers.checkpoints.saver:sha256", 16, None),
@@ -74,7 +74,7 @@ EXPORTING = [
     ("distill.export.export:largest_difference", 1, 0.2),
     ("distill.export.export:_replace", 1, None),
     ("distill.export.export:os.rename", 2, None),
-    ("launch.commands.export:load_product", 1, 0.3),
+    ("trainers.runs.load:load_trained", 1, 0.3),
     ("distill.export.export:render", 1, 0.02),
 ]
 
@@ -85,7 +85,7 @@ class Tally:
 
     kills: int = 0
     runs: int = 0
-    is_lost_process: list[int] = field(default_factory=list)  # images, at each kill
+    lost: list[int] = field(default_factory=list)  # images, at each kill
     where: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -132,7 +132,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in checkpoint.folders(folder / "checkpoints")]
 
 
-def atomic_file(settings: dict[str, Any], folder: Path, world: int) -> Path:
+def whole(settings: dict[str, Any], folder: Path, world: int) -> Path:
     """A run that nobody touches, made once."""
     run, file = folder / f"whole-{world}", folder / "recipe.yaml"
     if not run.exists():
@@ -149,7 +149,7 @@ def training_kills(
     """Kill runs at `places` until there were as many kills, each run until it is done."""
     tally, choice = Tally(), random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    reference = atomic_file(recipe(teachers / "edm", **SETTINGS), folder, world)
+    reference = whole(recipe(teachers / "edm", **SETTINGS), folder, world)
     while tally.kills < kills:
         run, tally.runs = folder / f"run-{seed}-{tally.runs}", tally.runs + 1
         for attempt in range(400):
@@ -172,9 +172,9 @@ def training_kills(
             if after < before:
                 tally.failures.append(f"{run.name}: had {before}, has {after} after {traps[0]}")
             reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
-            tally.is_lost_process.append(max(0, reached - max(after, 0)))
-            if tally.is_lost_process[-1] > 2 * EVERY:
-                tally.failures.append(f"{run.name}: {tally.is_lost_process[-1]} images lost by {traps[0]}")
+            tally.lost.append(max(0, reached - max(after, 0)))
+            if tally.lost[-1] > 2 * EVERY:
+                tally.failures.append(f"{run.name}: {tally.lost[-1]} images lost by {traps[0]}")
             if len(list((run / "checkpoints").glob(".staging-*"))) > 1:
                 tally.failures.append(f"{run.name}: staging folders pile up")
         wrong = list(differences(reference, run))
@@ -217,7 +217,7 @@ def exporting_kills(teachers: Path, folder: Path, kills: int, seed: int) -> Tall
     """Kill `distill export`: the folder is an export or not there, and the next call makes it."""
     tally, choice = Tally(), random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    run = atomic_file(recipe(teachers / "edm", **SETTINGS), folder, 1)
+    run = whole(recipe(teachers / "edm", **SETTINGS), folder, 1)
     output, export = folder / "export.txt", run / "export"
     assert distill(["export", str(run)], output).wait() == [0], output.read_text()
     reference = contents(export)

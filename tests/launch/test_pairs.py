@@ -25,7 +25,7 @@ from trainers.io import atomic
 from trainers.runs import make_pairs
 sync = atomic.sync
 atomic.sync = lambda path: (time.sleep(0.2), sync(path))
-make_pairs.SHARD = 4
+make_pairs.PAIRS_A_SHARD = 4
 from launch.main import main
 main()
 """
