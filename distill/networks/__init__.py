@@ -1,1 +1,4 @@
-"""Networks that diffusers lacks. Parameters bear the names of the published checkpoints, which load strictly."""
+"""The base class of all networks, and the U-Nets of EDM and EDM2, which diffusers lacks.
+
+The U-Nets have the parameter names of the published checkpoints, which therefore load with `strict=True`.
+"""

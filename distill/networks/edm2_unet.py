@@ -1,11 +1,11 @@
-"""The magnitude-preserving U-Net of EDM2 (Karras et al., arXiv:2312.02696; equation numbers are its own).
+"""The magnitude-preserving U-Net of EDM2 (Karras et al., arXiv:2312.02696, to which the equation numbers refer).
 
-Activations keep unit magnitude by construction: every weight is normalised where it is used; sums, concatenations and
-non-linearities are rescaled. Keyword arguments and parameters are named as in the published checkpoints, defaults
-included.
+Activations keep unit magnitude by construction: every weight is normalised at each use, and sums, concatenations and
+non-linearities are rescaled. The keyword arguments, their defaults and the parameter names are those of the published
+checkpoints.
 
-This file travels with exported weights: it needs torch alone, and no function of the forward pass looks up a class of
-it (a second load of the file makes new classes).
+This file travels with exported weights, so it needs torch alone. diffusers runs the file again for each export that it
+loads, and the names of this module then stand for new classes. Therefore no forward pass refers to a class by its name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from torch.nn.functional import avg_pool2d, conv2d, dropout, interpolate, linear
 
 
 def normalize(x: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """x at unit root mean square over `dim`, kept from dividing by zero by 1e-4; float32 or better."""
+    """Scale `x` to unit root mean square over `dim`, in float32 or float64.
+
+    EDM2's 1e-4 in the denominator prevents a division by zero.
+    """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     count = math.prod(x.shape[i] for i in dim)
@@ -29,24 +32,27 @@ def normalize(x: Tensor, dim: tuple[int, ...]) -> Tensor:
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """SiLU divided by its root mean square under unit normal input (eq. 81)."""
+    """Return SiLU of `x`, divided by its root mean square for unit normal input (eq. 81)."""
     return silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """The mixture (1 - t) a + t b at unit variance (eq. 88)."""
+    """Return (1 - t) a + t b, rescaled to unit variance if `a` and `b` have unit variance (eq. 88)."""
     return a.lerp(b, t) / math.hypot(1 - t, t)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Channels of `a` and `b` side by side, their shares of the variance set by t and not by their counts (eq. 103)."""
+    """Concatenate `a` and `b` along channels (eq. 103).
+
+    Their shares of the variance follow from `t`, and do not depend on their numbers of channels.
+    """
     n, m = a.shape[1], b.shape[1]
     scale = math.sqrt(n + m) / math.hypot(1 - t, t)
     return torch.cat([(1 - t) * scale / math.sqrt(n) * a, t * scale / math.sqrt(m) * b], dim=1)
 
 
 class MPFourier(nn.Module):
-    """[B] -> [B, channels]: sqrt(2) cos of fixed random frequencies and phases (eq. 75)."""
+    """Fourier features [B] -> [B, channels]: sqrt(2) cos with fixed random frequencies and phases (eq. 75)."""
 
     freqs: Tensor
     phases: Tensor
@@ -61,7 +67,10 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A convolution, or a linear map without `kernel`, that uses its weight normalised over its inputs (eq. 47)."""
+    """A convolution, or a linear map if `kernel` is empty, with its weight normalised at each use (eq. 47).
+
+    The weight of each output channel has unit norm over its inputs.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *kernel: int) -> None:
         super().__init__()
@@ -74,7 +83,11 @@ class MPConv(nn.Module):
 
     @torch.no_grad()
     def normalize(self) -> None:
-        """Normalise the stored weight itself: forced weight normalisation (eq. 66), once after an optimizer step."""
+        """Normalise the stored weight itself.
+
+        This is forced weight normalisation (eq. 66), which is due once after each optimizer step. It writes in place,
+        because the optimizer holds this parameter.
+        """
         self.weight.copy_(normalize(self.weight, self._inputs))
 
     @property
@@ -83,17 +96,17 @@ class MPConv(nn.Module):
 
 
 class BlockSettings(NamedTuple):
-    """What all blocks of a network share."""
+    """The settings that all blocks of a network share."""
 
     dropout: float
-    res_balance: float  # share of the residual branch
-    attn_balance: float  # share of the attention
+    res_balance: float  # share t of the residual branch in its sum
+    attn_balance: float  # share t of the attention in its sum
     channels_per_head: int
     clip_act: float  # bound on activations
 
 
 class MPBlock(nn.Module):
-    """Encoder or decoder block (figure 21): resample, residual branch, then self-attention where asked for."""
+    """An encoder or decoder block (figure 21): resampling, a residual branch, and self-attention if `attention`."""
 
     def __init__(
         self,
@@ -134,7 +147,7 @@ class MPBlock(nn.Module):
         return x.clamp(-self.settings.clip_act, self.settings.clip_act)
 
     def _attend(self, x: Tensor) -> Tensor:
-        """Cosine attention: queries, keys and values are normalised over a head's channels."""
+        """Return cosine attention: queries, keys and values are normalised over the channels of their head."""
         batch, channels, height, width = x.shape
         qkv = self.attn_qkv(x).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         q, k, v = normalize(qkv, (2,)).to(x.dtype).permute(3, 0, 1, 4, 2)
@@ -143,9 +156,10 @@ class MPBlock(nn.Module):
 
 
 class EDM2UNet(nn.Module):
-    """The U-Net: (x [B, C, H, W] scaled by c_in, noise [B] = c_noise, labels [B, label_dim] one-hot) -> F [B, C, H, W].
+    """The U-Net: (x [B, C, H, W], noise [B], labels [B, label_dim]) -> F [B, C, H, W].
 
-    A row of zeros in `labels` is no label.
+    `x` is the noisy sample times c_in, and `noise` is c_noise = ln(sigma) / 4. `labels` are one-hot rows, and a row of
+    zeros stands for no label.
     """
 
     def __init__(
@@ -211,7 +225,7 @@ class EDM2UNet(nn.Module):
         if self.emb_label is not None and labels is not None:
             emb = mp_sum(emb, self.emb_label(labels * math.sqrt(labels.shape[1])), self.label_balance)
         emb = mp_silu(emb)
-        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # takes the place of biases
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # this channel of ones replaces biases
         skips = []
         for name, module in self.enc.items():
             x = module(x) if name.endswith("_conv") else module(x, emb)

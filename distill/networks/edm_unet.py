@@ -1,13 +1,18 @@
-"""The U-Nets of EDM (Karras et al., arXiv:2206.00364, appendix F.1): DDPM++ and NCSN++ (Song et al.,
-arXiv:2011.13456) as SongUNet, ADM (Dhariwal and Nichol, arXiv:2105.05233) as DhariwalUNet.
+"""The U-Nets of EDM (Karras et al., arXiv:2206.00364, appendix F.1).
 
-Both map (x [B, C, H, W], noise [B], labels [B, label_dim], augment [B, augment_dim]) to F [B, C, H, W] of EDM's
-preconditioning: x is scaled by c_in, noise is c_noise = ln(sigma)/4, labels are one-hot (a row of zeros is no label),
-augment says how a training image was augmented (zeros: not at all). Keyword arguments and parameters are named as in
-the published checkpoints, defaults included. Fresh weights are torch's, not the paper's: these networks are loaded.
+SongUNet is DDPM++ or NCSN++ (Song et al., arXiv:2011.13456). DhariwalUNet is ADM (Dhariwal and Nichol,
+arXiv:2105.05233). Both map these inputs to F [B, C, H, W] of EDM's preconditioning:
 
-This file travels with exported weights: it needs torch alone, and no function looks up a class of it when it runs
-(a second load of the file makes new classes).
+- `x` [B, C, H, W] is the noisy sample times c_in.
+- `noise` [B] is c_noise = ln(sigma) / 4.
+- `labels` [B, label_dim] are one-hot rows. A row of zeros stands for no label.
+- `augment` [B, augment_dim] says how a training image was augmented. A row of zeros stands for no augmentation.
+
+The keyword arguments, their defaults and the parameter names are those of the published checkpoints. A fresh network
+has torch's initial weights, not the paper's, because its weights come from a checkpoint.
+
+This file travels with exported weights, so it needs torch alone. diffusers runs the file again for each export that it
+loads, and the names of this module then stand for new classes. Therefore no forward pass refers to a class by its name.
 """
 
 from __future__ import annotations
@@ -25,13 +30,13 @@ from torch.nn.functional import conv2d, conv_transpose2d, scaled_dot_product_att
 
 @dataclass(frozen=True)
 class Style:
-    """Where the blocks of SongUNet and DhariwalUNet differ."""
+    """The settings in which the blocks of SongUNet and DhariwalUNet differ."""
 
-    eps: float  # of the group norms
-    skip_scale: float  # on the sum of branch and shortcut
-    scale_shift: bool  # the embedding scales and shifts the second norm, or is added before it
-    project: bool  # a 1x1 convolution on every shortcut that resamples, or only where channels change
-    head_channels: int | None  # per attention head; None is one head
+    eps: float  # epsilon of the group norms
+    skip_scale: float  # factor on the sum of the residual branch and the shortcut
+    scale_shift: bool  # the embedding scales and shifts the second norm; if False, it is added before that norm
+    project: bool  # every shortcut that resamples has a 1x1 convolution; if False, only where channels change
+    head_channels: int | None  # channels of an attention head; None is a single head
 
 
 SONG = Style(eps=1e-6, skip_scale=math.sqrt(0.5), scale_shift=False, project=True, head_channels=None)
@@ -39,7 +44,7 @@ ADM = Style(eps=1e-5, skip_scale=1.0, scale_shift=True, project=False, head_chan
 
 
 class Resample(nn.Module):
-    """Doubles or halves H and W with the separable low-pass filter of coefficients `taps`."""
+    """A layer that doubles or halves H and W with the separable low-pass filter of coefficients `taps`."""
 
     resample_filter: Tensor
 
@@ -52,7 +57,7 @@ class Resample(nn.Module):
     def resample(self, x: Tensor) -> Tensor:
         channels, padding = x.shape[1], (self.resample_filter.shape[-1] - 1) // 2
         kernel = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
-        if self.up:
+        if self.up:  # three of four inputs of the filter are zeros, and the factor 4 makes up for them
             return conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=channels)
         return conv2d(x, kernel, stride=2, padding=padding, groups=channels)
 
@@ -61,7 +66,7 @@ class Resample(nn.Module):
 
 
 class ResampleConv(Resample):
-    """Resample, then a convolution [B, in, H, W] -> [B, out, H', W']."""
+    """A resampling and then a convolution, [B, in, H, W] -> [B, out, H', W']."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, taps: Sequence[float], up: bool) -> None:
         super().__init__(taps, up)
@@ -74,7 +79,10 @@ class ResampleConv(Resample):
 
 
 class ResidualDown(ResampleConv):
-    """NCSN++'s path of downsampled inputs: the convolution first, padded for the filter that follows unpadded."""
+    """A downsampling on the residual input path of NCSN++: a convolution and then the filter.
+
+    The convolution is padded for both, because the filter has no padding.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         size = self.resample_filter.shape[-1]
@@ -84,16 +92,17 @@ class ResidualDown(ResampleConv):
 
 
 def conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
+    """Return a convolution that keeps H and W."""
     return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
 
 
 def norm(channels: int, eps: float) -> nn.GroupNorm:
-    """At most 32 groups of at least 4 channels."""
+    """Return a group norm of at most 32 groups, with at least 4 channels in each."""
     return nn.GroupNorm(min(32, channels // 4), channels, eps)
 
 
 class Block(nn.Module):
-    """Residual block conditioned on the embedding, then self-attention where asked for."""
+    """A residual block conditioned on the embedding, and self-attention if `attention`."""
 
     def __init__(
         self,
@@ -152,8 +161,10 @@ def _conv(in_channels: int, out_channels: int, kernel: int, taps: Sequence[float
 
 
 class PositionalEmbedding(nn.Module):
-    """[B] -> [B, channels]: cosines, then sines, of frequencies from 1 down to 1/10000, which is one of them with
-    `endpoint`."""
+    """Sinusoidal embedding [B] -> [B, channels]: cosines, then sines, of frequencies that fall from 1 towards 1/10000.
+
+    With `endpoint` the last frequency is 1/10000, otherwise it is a step above.
+    """
 
     def __init__(self, channels: int, endpoint: bool) -> None:
         super().__init__()
@@ -166,7 +177,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """[B] -> [B, channels]: cosines, then sines, of fixed random frequencies of standard deviation 16."""
+    """Fourier features [B] -> [B, channels]: cosines, then sines, of fixed random frequencies from N(0, 16^2)."""
 
     freqs: Tensor
 
@@ -180,7 +191,7 @@ class FourierEmbedding(nn.Module):
 
 
 class _UNet(nn.Module):
-    """Encoder and decoder with a shortcut from every encoder module, built of `block(in, out, ...)`."""
+    """An encoder and a decoder of modules `block(in, out, ...)`, with a shortcut from every encoder module."""
 
     def __init__(
         self,
@@ -190,7 +201,7 @@ class _UNet(nn.Module):
         first: int,  # channels of the first convolution
         widths: Sequence[int],
         num_blocks: int,
-        attends: Callable[[int, int], bool],  # (resolution, number) of a decoder block; in the encoder all are the last
+        attends: Callable[[int, int], bool],  # (resolution, index of the decoder block); in the encoder, num_blocks
         residual_taps: Sequence[float] = (),
     ) -> None:
         super().__init__()
@@ -224,7 +235,7 @@ class _UNet(nn.Module):
                 channels = width
 
     def _through(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The last decoder block's output [B, width, H, W]."""
+        """Run the encoder and the decoder, and return the output of the last decoder block [B, width, H, W]."""
         residual = x
         skips: list[Tensor] = []
         for name, module in self.enc.items():
@@ -240,7 +251,10 @@ class _UNet(nn.Module):
 
 
 class SongUNet(_UNet):
-    """DDPM++ (`embedding_type` "positional", `encoder_type` "standard") and NCSN++ ("fourier", "residual")."""
+    """DDPM++ or NCSN++.
+
+    DDPM++ has `embedding_type` "positional" and `encoder_type` "standard". NCSN++ has "fourier" and "residual".
+    """
 
     def __init__(
         self,
@@ -269,7 +283,7 @@ class SongUNet(_UNet):
             model_channels,
             widths,
             num_blocks,
-            lambda size, i: size in attn_resolutions and i == num_blocks,  # only the last at its resolution
+            lambda size, i: size in attn_resolutions and i == num_blocks,  # only the last block at a resolution
             tuple(resample_filter) if encoder_type == "residual" else (),
         )
         fourier = embedding_type == "fourier"
@@ -283,6 +297,7 @@ class SongUNet(_UNet):
         self.dec[f"{name}_conv"] = conv(widths[0], img_channels, 3)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        # the published weights of map_layer0 expect the sines first
         cos, sin = self.map_noise(noise).to(x.dtype).chunk(2, dim=1)
         emb = torch.cat([sin, cos], dim=1)
         if self.map_label is not None and labels is not None:
@@ -296,7 +311,10 @@ class SongUNet(_UNet):
 
 
 class DhariwalUNet(_UNet):
-    """ADM: embedding by scale and shift, attention in every block of its resolutions, 64 channels per head."""
+    """ADM, in which the embedding scales and shifts.
+
+    Every block at `attn_resolutions` has attention, with 64 channels in a head.
+    """
 
     def __init__(
         self,

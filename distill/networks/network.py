@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 
 class Network(nn.Module):
-    """A network and all that anyone asks of its kind. A kind of network is one subclass in one file.
+    """A network, and everything that the other code asks about its kind.
+
+    A kind of network is one subclass in one file.
 
     Attributes:
         shape: (C, *spatial) of a sample.
-        classes: The number of class labels without that of the null condition; 0 where labels are not its condition.
-        null: The null condition of one sample, without a batch dimension; None where the network has none.
-        conditions: The shape of each text condition of one sample, by name; empty without text conditions.
-        taps: Short names of submodules whose output an objective may read (see Denoiser.features).
-        text_encoder: The encoder of its prompts; None where it takes none.
-        autoencoder: The autoencoder of its latents; None where its samples are pixels or nothing decodes them.
-        pipeline_export: The writer in `distill.export.to_diffusers` that exports it; None where no pipeline takes it.
-        authors_class: The class in the authors' code that loads its weights; None where there is none.
+        classes: The number of class labels without the null condition's. It is 0 if the network takes no labels.
+        null: The null condition of one sample, without a batch dimension, or None if there is none.
+        conditions: The shape of each text condition of one sample, by name. It is empty if there are none.
+        taps: Short names, and the submodules whose output an objective may read under them (see Denoiser.features).
+        text_encoder: The encoder of prompts, or None if the network takes no prompts.
+        autoencoder: The autoencoder of latents, or None if samples are pixels or no autoencoder is known.
+        pipeline_export: The key of its writer in `distill.export.to_diffusers`, or None if no pipeline takes it.
+        authors_class: The name of the class in the authors' code that loads its weights, or None if there is none.
     """
 
     shape: tuple[int, ...] = ()
@@ -46,18 +48,21 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def tapped(self, output: Any) -> Tensor:
-        """Return the features [B, C, *spatial] in the `output` of a tapped submodule: of a tuple the first entry."""
+        """Return the features [B, C, *spatial] in the `output` of a tapped submodule.
+
+        If `output` is a tuple, the features are its first entry.
+        """
         features: Tensor = output[0] if isinstance(output, tuple) else output
         return features
 
     def example(self, count: int) -> Condition:
-        """Return some condition [count, ...] with which to try the network: classes in turn, random embeddings."""
+        """Return a condition [count, ...] to try the network with: the classes in turn, or random embeddings."""
         if self.classes:
             return Condition(labels=torch.arange(count) % self.classes)
         generator = torch.Generator().manual_seed(0)
         made = Condition()
         for name, shape in self.conditions.items():
-            if name == "mask":  # no padding
+            if name == "mask":  # ones, because no token is padding
                 made[name] = torch.ones(count, *shape, dtype=torch.int64)
             else:
                 made[name] = torch.randn(count, *shape, generator=generator)
@@ -65,31 +70,34 @@ class Network(nn.Module):
 
     @property
     def has_null(self) -> bool:
-        """Whether it knows a null condition; that of prompts is known once the text encoder has made it."""
+        """Whether the network has a null condition.
+
+        A network with a text encoder has one, also before the encoder has computed it.
+        """
         return self.null is not None or self.text_encoder is not None
 
     @property
     def null_label(self) -> int | None:
-        """The label of the null condition; None where it is no label."""
+        """The label of the null condition, or None if the null condition is no label."""
         return None if self.null is None or self.null.labels is None else int(self.null.labels)
 
     @property
     def adapter_part(self) -> str | None:
-        """The component of a pipeline into which diffusers loads adapters for it; None where it loads none."""
+        """The pipeline component into which diffusers loads adapters for this network, or None if it loads none."""
         return None
 
     @property
     def own_class(self) -> str | None:
-        """The name of the user's own class, "my_package.my_module:MyNet", that it wraps; None where it wraps none."""
+        """The name of the user's class in this wrapper, such as "my_package.my_module:MyNet", or None."""
         return None
 
     @property
     def display_name(self) -> str:
-        """The name of its class, for messages."""
+        """The name of the network's class, for messages."""
         return type(self).__name__
 
     def description(self) -> dict[str, Any] | None:
-        """Return the entry `network` of denoiser.json; None for the kind that needs none.
+        """Return the entry `network` of denoiser.json, or None for UNet2DModel, which has no entry.
 
         Raises:
             UserError: A teacher's folder cannot hold this kind of network.
@@ -99,14 +107,17 @@ class Network(nn.Module):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the weights to a teacher's `folder`."""
+        """Write the weights to the teacher's `folder`."""
         raise NotImplementedError
 
     @classmethod
     def load(cls, folder: Path, description: Mapping[str, Any], weights: bool = True) -> Network:
-        """Read the network of a teacher's `folder` whose denoiser.json holds `description`, float32, in eval mode.
+        """Load the network of a teacher's folder, in float32 and eval mode.
 
-        Without `weights` it is on the meta device, and no file of weights need be there.
+        Args:
+            folder: The teacher's folder.
+            description: The content of its denoiser.json.
+            weights: False puts the network on the meta device, and then no file of weights is needed.
 
         Raises:
             UserError: The folder is damaged, or it holds another network.
@@ -115,9 +126,9 @@ class Network(nn.Module):
 
 
 class PlainNetwork(Network):
-    """A module of no particular kind behind the interface; `Denoiser` wraps what is no Network in one.
+    """A wrapper that makes a Network of any module. `Denoiser` wraps every module that is not a Network.
 
-    The module is called as module(x, time, cond) with the condition in its plain form: labels, a mapping, or None.
+    The module is called as module(x, time, cond), with the condition in its plain form: labels, a mapping, or None.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -134,6 +145,6 @@ class PlainNetwork(Network):
 
 
 def null_label(label: int | None) -> Condition | None:
-    """Return the null condition that is the label `label`; None for None."""
-    # on the CPU also where networks are built on the meta device: its value must stay known
+    """Return the null condition made of `label`, or None without a label."""
+    # on the CPU even inside `torch.device("meta")`, because its value must stay known
     return None if label is None else Condition(labels=torch.tensor(label, device="cpu"))

@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al., arXiv:1604.06174) of a network's blocks."""
+"""Gradient checkpointing (Chen et al., arXiv:1604.06174) of the blocks of a network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(block: nn.Module) -> None:
-    """Let `block` keep its inputs alone for a backward pass and run once more there, under the same random numbers.
+    """Make `block` store its inputs alone for the backward pass, and compute its activations again there.
 
-    A copy of the block does so with its own weights. Hooks of the block itself run once, those inside it twice.
+    The second computation sees the same random numbers. A deep copy of `block` does the same with its own weights.
+    Hooks of `block` itself run once, and hooks of its submodules run twice.
     """
-    # An attribute of this one object; copy.deepcopy binds a method to the copy of its object.
-    block.forward = MethodType(_recomputed, block)
+    # This replaces the method of one object, so that other blocks of its class stay as they are. It is a bound method,
+    # because copy.deepcopy binds the method of a copy to the copy. A closure would stay bound to the original block.
+    block.forward = MethodType(_checkpointed_forward, block)
 
 
-def _recomputed(block: nn.Module, *inputs: Any) -> Any:
+def _checkpointed_forward(block: nn.Module, *inputs: Any) -> Any:
+    """Run the forward pass of the block's class under torch.utils.checkpoint, if gradients are wanted."""
     forward = type(block).forward
     if not torch.is_grad_enabled():
         return forward(block, *inputs)
