@@ -1,4 +1,4 @@
-"""Pretrained models as denoisers: folders, pipelines, published checkpoints, exact mixtures."""
+"""Pretrained models as denoisers: our own folders, diffusers pipelines, published checkpoints, and exact mixtures."""
 
 from distill.teachers.analytic import GaussianMixture
 from distill.teachers.edm import EDM2Net, EDMNet

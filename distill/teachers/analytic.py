@@ -1,4 +1,4 @@
-"""A teacher whose denoiser is known in closed form: the oracle of the tests and the first tutorial."""
+"""A teacher whose denoiser is known in closed form, which is an oracle for tests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from distill.random import Random, expand
 
 
 class GaussianMixture(Denoiser):
-    """The exact E[x0 | x_t] of data sum_k weight_k N(mean_k, std_k^2 I), on any path.
+    """The exact E[x0 | x_t] of data distributed as sum_k weight_k N(mean_k, std_k^2 I), on any path.
 
-    `means` [K, ...], `stds` [K], `weights` [K] (equal when None). With a condition, int64 [B] in 0 ... K-1, each
-    sample's data is that one component; K is the null condition, the mixture.
+    A label k in 0 ... K-1 restricts the data to component k. The label K is the null condition, the whole mixture.
+
+    Args:
+        path: The path of the diffusion.
+        means: The component means, [K, ...].
+        stds: The component standard deviations, [K], each positive.
+        weights: The component weights, [K], each positive. They are normalised to sum to 1, and equal when None.
+
+    Raises:
+        UserError: Means, stds and weights differ in number, or a std or a weight is not positive.
     """
 
     def __init__(self, path: Path, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
@@ -34,11 +42,14 @@ class GaussianMixture(Denoiser):
         self.network.shape, self.network.null = tuple(means.shape[1:]), null_label(len(means))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
-        """x0 [B, ...] for `x_t` [B, ...] at `t` [B]: component means weighted by their responsibilities."""
+        """Return E[x0 | x_t] [B, ...] for `x_t` [B, ...] at times `t` [B].
+
+        It is the mean of the components' own estimates, weighted by the components' posterior probabilities.
+        """
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         alpha, sigma = self.path.alpha(t)[:, None].to(x_t.dtype), self.path.sigma(t)[:, None].to(x_t.dtype)  # [B, 1]
         stds, log_weights = self.stds.to(x_t.dtype), self.log_weights.to(x_t.dtype)  # [K]
-        variance = alpha**2 * stds**2 + sigma**2  # [B, K] of x_t under each component
+        variance = alpha**2 * stds**2 + sigma**2  # [B, K], of x_t under each component
         flat, means = x_t.flatten(1)[:, None], self.means.flatten(1).to(x_t.dtype)  # [B, 1, D], [K, D]
         offset = flat - alpha[..., None] * means  # [B, K, D]
         log_density = -0.5 * (offset**2).sum(-1) / variance - 0.5 * means.shape[1] * variance.log()
@@ -50,10 +61,10 @@ class GaussianMixture(Denoiser):
         return (share[..., None] * component).sum(1).reshape(x_t.shape)
 
     def data(self, random: Random, cond: Tensor | None = None) -> Tensor:
-        """Samples [B, ...] of the mixture, or of the components `cond` [B]."""
+        """Draw samples [B, ...] from the mixture, or each from its component in `cond`, int64 [B]."""
         if cond is None:
             edges = self.log_weights.exp().cumsum(0)
             u = random.stream("component").uniform().to(edges.device, edges.dtype)
-            cond = torch.bucketize(u, edges).clamp(max=len(edges) - 1)
+            cond = torch.bucketize(u, edges).clamp(max=len(edges) - 1)  # rounding may leave the last edge below u
         means = self.means[cond]
         return means + expand(self.stds[cond], means) * random.normal(*means.shape[1:], dtype=means.dtype)

@@ -1,8 +1,10 @@
-"""EDM's and EDM2's networks as networks of a teacher: (x [B, C, H, W] scaled by c_in, time [B] = 1000 c_noise, cond) ->
-F [B, C, H, W]. Their state dicts are those of the published checkpoints.
+"""The networks of EDM and EDM2 as teachers.
 
-`cond` has `labels` int64 [B] or is empty; for EDM it may hold `augment` [B, augment_dim]. A label outside
-0 ... classes-1 is the null condition: a row of zeros in place of the one-hot row.
+They map (x [B, C, H, W], time [B], condition) to F [B, C, H, W] of EDM's preconditioning, where x is the noisy sample
+times c_in, and time is 1000 c_noise. Their state dicts are those of the published checkpoints.
+
+The condition is empty, or holds `labels`, int64 [B]. EDM's may also hold `augment` [B, augment_dim]. A label outside
+0 ... classes-1 is the null condition, which is a row of zeros in place of a one-hot row.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from distill.teachers.weights_file import fill, read_weights, save_weights
 
 _Kind = TypeVar("_Kind", bound="PublishedNetwork")
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
-VARIANTS = {  # those of the published checkpoints
+VARIANTS = {  # the values that published checkpoints have
     "model_type": tuple(BODIES),
     "embedding_type": ("positional", "fourier"),
     "encoder_type": ("standard", "residual"),
@@ -34,13 +36,13 @@ VARIANTS = {  # those of the published checkpoints
 
 
 class PublishedNetwork(Network):
-    """A network whose weights bear the names of the authors' checkpoints.
+    """A network whose weights have the names of the authors' checkpoints.
 
     Attributes:
         settings: The keyword arguments of the published network.
         kind: The name of this kind in denoiser.json.
         source: The module of `distill.networks` that travels with its exports.
-        published_body: The attribute of the authors' class that holds the body, and the body's possible classes.
+        published_body: The attribute of the authors' class that holds the body, and the classes that the body may have.
     """
 
     pipeline_export = "code"
@@ -56,7 +58,11 @@ class PublishedNetwork(Network):
 
     @classmethod
     def build(cls: type[_Kind], settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> _Kind:
-        """Return the network of `settings` with the weights `state`, float32, in eval mode.
+        """Return a network with the weights `state`, in float32 and eval mode.
+
+        Args:
+            settings: The keyword arguments of the published network.
+            state: Its state dict.
 
         Raises:
             UserError: The settings make no network, or the weights do not fit it.
@@ -84,7 +90,7 @@ class PublishedNetwork(Network):
         return network
 
     def enable_gradient_checkpointing(self) -> None:
-        """Let every block recompute its activations in backward passes."""
+        """Make every block recompute its activations in the backward pass."""
         for module in (*self.body.enc.values(), *self.body.dec.values()):  # type: ignore[operator]
             if isinstance(module, Block | MPBlock):
                 recompute(module)
@@ -93,8 +99,8 @@ class PublishedNetwork(Network):
 class EDMNet(PublishedNetwork):
     """DDPM++, NCSN++ or ADM as EDM uses them (arXiv:2206.00364).
 
-    `settings` are the keyword arguments of the published network: those of SongUNet or DhariwalUNet, and `model_type`,
-    which names one of the two.
+    Args:
+        settings: The keyword arguments of SongUNet or DhariwalUNet, and `model_type`, which names one of the two.
 
     Raises:
         UserError: The settings make no network.
@@ -126,15 +132,16 @@ class EDMNet(PublishedNetwork):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         augment = cond.get("augment")
-        if augment is None:  # zeros still reach the weights: under DDP all parameters want a gradient
+        if augment is None:  # zeros, since under DDP every parameter must have a gradient
             augment = x.new_zeros(x.shape[0], self.augment_dim)
         return cast(Tensor, self.model(x, time / 1000, _one_hot(cond.labels, x, self.classes), augment))
 
 
 class EDM2Net(PublishedNetwork):
-    """The network of EDM2 (arXiv:2312.02696) with its head for the uncertainty of the loss.
+    """The network of EDM2 (arXiv:2312.02696), with its head that predicts the uncertainty of the loss.
 
-    `settings` are the keyword arguments of the published network: those of UNet, and `logvar_channels`.
+    Args:
+        settings: The keyword arguments of UNet, and `logvar_channels`, the number of Fourier features of the head.
 
     Raises:
         UserError: The settings make no network.
@@ -163,30 +170,36 @@ class EDM2Net(PublishedNetwork):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         output = cast(Tensor, self.unet(x, time / 1000, _one_hot(cond.labels, x, self.classes)))
-        if self.training:  # no loss need use the head, but under DDP all parameters want a gradient
+        if self.training:  # under DDP every parameter must have a gradient, also when no loss uses the head
             output = output + 0 * self.logvar(time)[:, None, None, None]
         return output
 
     def logvar(self, time: Tensor) -> Tensor:
-        """Return u [B], the logarithm of the expected loss at `time` [B] = 1000 c_noise (section 2.1, appendix A)."""
+        """Return u [B], the log of the expected loss at `time` [B] = 1000 c_noise (EDM2, section 2.1, appendix A)."""
         return cast(Tensor, self.logvar_linear(self.logvar_fourier(time / 1000))).squeeze(1)
 
     def after_step(self) -> None:
-        """Normalise the weights of the U-Net (eq. 66); the trainer calls this once after each update."""
+        """Normalise the weights of the U-Net (eq. 66). The trainer calls this once after each update."""
         for module in self.unet.modules():
             if isinstance(module, MPConv):
                 module.normalize()
 
 
 def _one_hot(labels: Tensor | None, x: Tensor, classes: int) -> Tensor:
-    """Return one-hot rows [B, classes] in the dtype of x; zeros without labels."""
+    """Return one-hot rows [B, classes] in the dtype of `x`, or rows of zeros without labels."""
     if labels is None:
         return x.new_zeros(x.shape[0], classes)
     return (labels[:, None] == torch.arange(classes, device=x.device)).to(x.dtype)
 
 
 def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str, Any]) -> None:
-    """Raise UserError, before anything is built, for missing and unknown names and for values beyond reason."""
+    """Raise UserError for settings that are missing, unknown or unreasonable, before anything is built.
+
+    Args:
+        settings: The keyword arguments to check.
+        body: The class of the network's body, whose signature states the names and the kinds of values.
+        own: Further settings, each with an example of its value.
+    """
     parameters = inspect.signature(body).parameters
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     examples = {**{name: 1 if name in required else p.default for name, p in parameters.items()}, **own}
@@ -206,9 +219,9 @@ def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str,
 
 
 def _is_like(value: object, example: object) -> bool:
-    """Return whether `value` is of the type of `example` and of a reasonable size."""
+    """Return whether `value` has the type of `example` and a reasonable size."""
     if isinstance(example, tuple):
-        entries = value if isinstance(value, list | tuple) else [None] * 99
+        entries = value if isinstance(value, list | tuple) else [None] * 99  # 99 are refused below
         return len(entries) <= 16 and all(_is_like(entry, example[0]) for entry in entries)
     if isinstance(example, str):
         return isinstance(value, str)
@@ -217,10 +230,11 @@ def _is_like(value: object, example: object) -> bool:
 
 
 def _shape(settings: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (C, H, W) of a sample. The published networks are square."""
     return settings["img_channels"], settings["img_resolution"], settings["img_resolution"]
 
 
 def _taps(name: str, body: SongUNet | DhariwalUNet | EDM2UNet) -> dict[str, str]:
-    """Return the taps: the encoder's last block, and the last block before the way up."""
+    """Return the taps: the last block of the encoder, and the last block before the decoder's upsampling."""
     last = list(body.enc)[-1]
     return {"encoder": f"{name}.enc.{last}", "middle": f"{name}.dec.{last.split('_')[0]}_in1"}

@@ -1,12 +1,16 @@
 """A teacher's folder: `denoiser.json` and the network's weights as safetensors.
 
-The JSON states the path, the prediction kind, sigma_data and the kind of network. Without `network` that is a
-UNet2DModel, which diffusers reads from `unet/`. Else `network` holds the name and the settings of EDM's or EDM2's
-network, or of the user's own class ("my_package.my_module:MyNet"), whose weights are `network.safetensors` under their
-own names. `null` is the label of the null condition, where the network was trained with one. `latents` says that its
-samples are no pixels: true, or `{"mean": [...], "std": [...]}` by channel for (z - mean) / std of the autoencoder's
-latents; that autoencoder is in `vae/` if there is one. `shape` and `classes` state what a class of the user's own
-cannot; for the other kinds they are for readers.
+`denoiser.json` has these entries:
+
+- `path`, `prediction` and `sigma_data` say how the network's output becomes an estimate of x0.
+- `network` holds the name and the settings of EDM's or EDM2's network, or of the user's own class, such as
+  "my_package.my_module:MyNet". The weights are then in `network.safetensors`, under the network's own names. Without
+  this entry the network is a UNet2DModel, which diffusers reads from `unet/`.
+- `null` is the label of the null condition, if the network was trained with one.
+- `latents` is true if samples are latents. It is `{"mean": [...], "std": [...]}`, one number for each channel, if the
+  network takes (z - mean) / std of the autoencoder's latents z. That autoencoder is in `vae/`, if there is one.
+- `shape` and `classes` are read for a class of the user's own, which does not state them. For other networks they only
+  inform people.
 """
 
 from __future__ import annotations
@@ -35,14 +39,18 @@ from distill.teachers.unet import UNet
 
 DESCRIPTION = "denoiser.json"
 NAMED: dict[str, type[Network]] = {"edm": EDMNet, "edm2": EDM2Net}
-"""The kinds of network by the `name` of their entry `network`."""
+"""The kinds of network, by the `name` in their entry `network`."""
 
 
 def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
-    """Write `denoiser` to `folder`.
+    """Save a denoiser as a teacher's folder.
+
+    Args:
+        denoiser: The denoiser, with a path of `distill.paths.PATHS`.
+        folder: The folder to write, which is created if needed.
 
     Raises:
-        UserError: A folder cannot name its path, its network or the network's settings.
+        UserError: `denoiser.json` cannot name its path or its network, or cannot hold the network's settings.
     """
     network, folder = denoiser.network, FilePath(folder)
     name = next((name for name, kind in PATHS.items() if type(denoiser.path) is kind), None)
@@ -72,13 +80,17 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
 
 
 def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
-    """Read a denoiser, in eval mode, from a teacher's `folder`, ours or that of a diffusers pipeline.
+    """Load a denoiser from a teacher's folder, or from the folder of a diffusers pipeline.
 
-    A network of the user's own class is imported, never from `folder` itself, and called once on zeros.
+    A network of the user's own class is imported from the Python path, never from `folder`, and is called once on
+    zeros.
 
     Args:
         folder: The teacher's folder.
-        weights: False gives shapes alone: the network is on the meta device, and no file of weights need be there.
+        weights: False puts the network on the meta device, which tells its shapes without any file of weights.
+
+    Returns:
+        The denoiser, in float32 and eval mode.
 
     Raises:
         UserError: The teacher is missing, damaged or unknown.
@@ -94,7 +106,7 @@ def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
     wrong_null = UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
     if not isinstance(null, int | None):
         raise wrong_null
-    with _naming(folder):
+    with _folder_in_errors(folder):
         network = kind.load(folder, description, weights)
     if null is not None and not null == network.classes > 0:
         raise wrong_null
@@ -104,7 +116,7 @@ def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
         network.autoencoder = DiffusersAutoencoder(folder, arguments["latents"], network.shape[0])
     denoiser = Denoiser(network, path, **arguments).eval()
     if network.own_class is not None and weights:
-        with _naming(folder):
+        with _folder_in_errors(folder):
             try_out(denoiser)
     return denoiser
 
@@ -125,8 +137,8 @@ def _kind(settings: Mapping[str, Any] | None, folder: FilePath) -> type[Network]
 
 
 @contextmanager
-def _naming(folder: FilePath) -> Iterator[None]:
-    """Name the folder in every UserError about it that does not name a file already."""
+def _folder_in_errors(folder: FilePath) -> Iterator[None]:
+    """Add the folder to every UserError of the block that does not name a file already."""
     try:
         yield
     except UserError as error:
@@ -145,7 +157,7 @@ def _read_description(file: FilePath) -> tuple[dict[str, Any], Path, dict[str, A
             if given not in allowed:
                 raise UserError(f"{what}: must be one of {', '.join(allowed)}, got {given!r}")
         path = PATHS[name](**fields)
-        path.time(torch.ones(1))  # a field of a wrong type fails here
+        path.time(torch.ones(1))  # a field of a wrong type fails here, inside this try
         if "network" in description:
             description["network"] = dict(description["network"])
         arguments = {"prediction": prediction, "sigma_data": float(description["sigma_data"]), "latents": latents}
@@ -159,7 +171,7 @@ def _read_description(file: FilePath) -> tuple[dict[str, Any], Path, dict[str, A
 
 
 def _normalisation(latents: Any) -> bool | Normalisation:
-    """Return the meaning of `latents` in a description."""
+    """Return the entry `latents` of a description, as Denoiser takes it."""
     if isinstance(latents, bool):
         return latents
     pair: dict[str, Any] = latents if isinstance(latents, dict) and latents.keys() == {"mean", "std"} else {"": None}

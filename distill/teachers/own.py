@@ -1,4 +1,4 @@
-"""A network of the user's own file as a network of a teacher; docs/add_a_teacher.md adds one."""
+"""A teacher's network of the user's own class, as docs/add_a_teacher.md shows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ from distill.teachers.weights_file import check_weights, read_weights, save_weig
 
 
 class OwnNet(Network):
-    """An instance of the user's class `name` ("my_package.my_module:MyNet"), constructed with `settings`, in float32.
+    """An instance of the user's own class, in float32.
 
-    It is called as module(x [B, C, *spatial], time [B], labels int64 [B]), without labels where there are none, and
-    returns what the denoiser's prediction names, [B, C, *spatial]. Its taps are its submodules by their own names, and
-    those of its mapping `taps`, if it has one. Code inside the folder `foreign` is never run.
+    It is called as module(x [B, C, *spatial], time [B], labels int64 [B]), or without labels if the condition has none.
+    It returns [B, C, *spatial], the quantity that the denoiser's `prediction` names. Its taps are its submodules by
+    their own names, and the entries of its attribute `taps`, if it has one.
+
+    Args:
+        name: The module and the name of the class, such as "my_package.my_module:MyNet".
+        settings: The keyword arguments of the class.
+        shape: (C, *spatial) of a sample.
+        classes: The number of class labels, without the null condition's. 0 means no labels.
+        null: The label of the null condition, which follows the classes. None means no null condition.
+        foreign: A folder whose code is never run, since it may come from a stranger.
 
     Raises:
-        UserError: The class cannot be had, or shape and classes are none.
+        UserError: The class cannot be imported or constructed, or `shape` or `classes` is not valid.
     """
 
     def __init__(
@@ -51,7 +59,7 @@ class OwnNet(Network):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         output = cast(Tensor, self.module(x, time) if cond.labels is None else self.module(x, time, cond.labels))
-        if output.shape != x.shape:  # which might broadcast to it
+        if output.shape != x.shape:  # a smaller output might broadcast silently
             raise UserError(f"network: {self.name} gives {list(output.shape)} for x of {list(x.shape)}")
         return output
 
@@ -74,20 +82,25 @@ class OwnNet(Network):
             with torch.device("meta"):
                 return OwnNet(*arguments)
         state = read_weights(folder)
-        network = OwnNet(*arguments)  # in memory of its own: it may keep tensors that are no weights
+        network = OwnNet(*arguments)  # not on the meta device, as it may hold tensors outside its state dict
         check_weights(network.module, state)
         network.module.load_state_dict(state)
         return network
 
 
 def _positive_integers(shape: object) -> bool:
+    """Return whether `shape` is a list or tuple of at least two positive integers."""
     whole = isinstance(shape, list | tuple) and all(type(n) is int and n >= 1 for n in shape)
     return whole and len(cast(Any, shape)) >= 2
 
 
 @torch.no_grad()
 def try_out(denoiser: Denoiser) -> None:
-    """Call a denoiser of an OwnNet once, on zeros; raises UserError when its network cannot be called like this."""
+    """Call a denoiser of an OwnNet once on zeros, to find mistakes of the user's class early.
+
+    Raises:
+        UserError: The network fails when it is called as OwnNet calls it.
+    """
     network = cast(OwnNet, denoiser.network)
     label = network.classes - 1 if network.null_label is None else network.null_label
     cond = Condition(labels=torch.tensor([0, label])) if network.classes else Condition()
@@ -98,10 +111,13 @@ def try_out(denoiser: Denoiser) -> None:
         raise
     except Exception as error:  # the user's code may raise anything
         arguments = "(x, time, labels)" if cond else "(x, time)"
-        raise UserError(f"network: {network.name} fails when called with {arguments}: {_words(error)}") from error
+        raise UserError(
+            f"network: {network.name} fails when called with {arguments}: {_type_and_message(error)}"
+        ) from error
 
 
 def _construct(name: str, settings: Mapping[str, Any], foreign: FilePath | None) -> nn.Module:
+    """Import the class `name` and construct it, unless its code lies inside `foreign`."""
     source, _, attribute = name.partition(":")
     try:
         if foreign is not None:
@@ -109,23 +125,27 @@ def _construct(name: str, settings: Mapping[str, Any], foreign: FilePath | None)
         cls = getattr(importlib.import_module(source), attribute)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"network: cannot import {name!r}: {_words(error)}") from error
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):  # before it is called: settings may be a stranger's
+    except Exception as error:  # the user's module may raise anything
+        raise UserError(f"network: cannot import {name!r}: {_type_and_message(error)}") from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):  # before the call, as settings may be a stranger's
         raise UserError(f"network: {name!r} must be a class of torch.nn.Module, got {cls!r:.80}")
     try:
         return cls(**settings)
     except Exception as error:
-        raise UserError(f"network: {name} cannot be made of {dict(settings)}: {_words(error)}") from error
+        raise UserError(f"network: {name} cannot be made of {dict(settings)}: {_type_and_message(error)}") from error
 
 
 def _refuse_code_in(folder: FilePath, package: str, name: str) -> None:
-    """A teacher's folder may come from elsewhere; to look where a top-level module lies runs nothing."""
+    """Raise UserError if the top-level `package` lies inside a teacher's folder, which may come from a stranger.
+
+    `find_spec` of a top-level module says where it lies, and runs none of it.
+    """
     spec = importlib.util.find_spec(package)
     places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
     if any(place and FilePath(place).resolve().is_relative_to(folder.resolve()) for place in places):
         raise UserError(f"network: {name!r} lies inside the teacher's folder, whose code is never run; move it out")
 
 
-def _words(error: Exception) -> str:
+def _type_and_message(error: Exception) -> str:
+    """Return the type and the message of an exception in one line."""
     return f"{type(error).__name__}: {one_line(error)}"

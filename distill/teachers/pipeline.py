@@ -1,8 +1,9 @@
-"""A diffusers pipeline's folder, as `save_pretrained` writes it, as a teacher.
+"""The folder of a diffusers pipeline, as `save_pretrained` writes it, as a teacher.
 
-Its own files say everything: the class of the pipeline which family it is, the scheduler's config the path and what the
-network predicts, the configs of network and autoencoder the shape. diffusers' own classes read them, defaults included,
-so that nothing is guessed. Two things may be chosen, in `distill.json` beside them (DEFAULTS).
+The folder's own files describe the teacher. The class of the pipeline says which family it belongs to. The scheduler's
+config says the path and the quantity that the network predicts. The configs of the network and of the autoencoder say
+the shape of a sample. diffusers' own classes read these configs, so that their defaults are right. The user may choose
+two more settings in `distill.json` beside them (see DEFAULTS).
 """
 
 from __future__ import annotations
@@ -32,17 +33,24 @@ from distill.teachers.families import FAMILIES, Family
 
 CHOICES = "distill.json"
 DEFAULTS: dict[str, Any] = {"resolution": None, "guidance": None}
-"""`resolution` is the size of an image in pixels, [height, width] or one number for a square; null is the pipeline's
-default. `guidance` is the scale that a network with guidance embedded (FLUX.1-dev) is told; null is the pipeline's
-default, 3.5."""
+"""The keys of `distill.json`, where null means the pipeline's default.
+
+`resolution` is the size of an image in pixels, as [height, width] or one number for a square. `guidance` is the scale
+that a network with embedded guidance (FLUX.1-dev) takes as an input, by default 3.5.
+"""
 COPIED = (".json", ".safetensors", ".txt", ".model")  # weights, configs and the files of tokenizers
 PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 def load_pipeline(folder: str | Path, weights: bool = True) -> Denoiser:
-    """The denoiser of a pipeline folder, float32, in eval mode; on the meta device without its `weights`.
+    """Load the denoiser of a pipeline folder, in float32 and eval mode.
 
-    Raises UserError for other pipelines, schedulers and networks, and for weights that are not safetensors.
+    Args:
+        folder: The folder with model_index.json.
+        weights: False puts the network on the meta device.
+
+    Raises:
+        UserError: The pipeline, the scheduler or the network is not supported, or weights are not safetensors.
     """
     folder = Path(folder)
     index = read_json(folder / INDEX)
@@ -63,7 +71,11 @@ def load_pipeline(folder: str | Path, weights: bool = True) -> Denoiser:
 
 
 def download(name: str) -> Path:
-    """The folder of a pipeline of the hub, with its safetensors; raises UserError when it cannot be had."""
+    """Download a pipeline from the hub, with safetensors alone, and return its folder.
+
+    Raises:
+        UserError: The hub cannot be reached, or it has no such pipeline for this user.
+    """
     from diffusers import DiffusionPipeline
 
     try:
@@ -73,9 +85,15 @@ def download(name: str) -> Path:
 
 
 def copy_pipeline(source: Path, folder: Path, **choices: Any) -> None:
-    """Copy the parts of a pipeline to `folder`, with what is chosen of DEFAULTS; nothing that could run code."""
+    """Copy the parts of a pipeline to `folder`, but no file that could hold code.
+
+    Args:
+        source: The folder of the pipeline.
+        folder: The new folder.
+        **choices: Values for keys of DEFAULTS, which are written to `distill.json`. None leaves a key out.
+    """
     parts = [name for name, held in read_json(source / INDEX).items() if isinstance(held, list)]
-    places = [name for name in parts if (source / name).is_dir()] or ["."]  # the earliest keep all parts in one folder
+    places = [name for name in parts if (source / name).is_dir()] or ["."]  # old pipelines keep all parts in one folder
     for file in (file for place in places for file in (source / place).iterdir() if file.suffix in COPIED):
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +104,15 @@ def copy_pipeline(source: Path, folder: Path, **choices: Any) -> None:
 
 
 def copy_autoencoder(source: str, folder: Path) -> None:
-    """Copy an autoencoder to `folder`: a folder's, a pipeline's `vae/`, or either of the hub by id."""
+    """Copy an autoencoder to a new folder.
+
+    Args:
+        source: The folder of an autoencoder, the folder of a pipeline with a `vae/`, or the id of either on the hub.
+        folder: The new folder.
+
+    Raises:
+        UserError: `source` cannot be found, or it holds no autoencoder as safetensors.
+    """
     root = Path(source)
     if not root.is_dir():
         from huggingface_hub import snapshot_download
@@ -107,7 +133,11 @@ def copy_autoencoder(source: str, folder: Path) -> None:
 
 
 def family_of(folder: Path) -> type[Family]:
-    """The family of a pipeline folder; raises UserError when there is none."""
+    """Return the family of a pipeline folder.
+
+    Raises:
+        UserError: No family has this class of pipeline.
+    """
     name = read_json(folder / INDEX).get("_class_name")
     if name not in FAMILIES:
         raise UserError(f"teacher: '{folder}': pipeline must be one of {', '.join(FAMILIES)}, got {name!r}")
@@ -115,16 +145,21 @@ def family_of(folder: Path) -> type[Family]:
 
 
 def denoiser_files(folder: Path) -> list[Path]:
-    """The files that make the denoiser, and not those of text encoders and autoencoders."""
+    """Return the configs and weights of a pipeline's denoiser, without its text encoders and its autoencoder."""
     parts = [part_folder(folder, "scheduler"), part_folder(folder, family_of(folder).part)]
     found = [*(folder / name for name in (INDEX, CHOICES)), *(f for p in parts for f in sorted(p.iterdir()))]
     return [file for file in dict.fromkeys(found) if file.suffix in (".json", ".safetensors") and file.is_file()]
 
 
 def read_scheduler(file: Path, name: Any) -> tuple[NoisePath, Kind]:
-    """The path and the prediction kind of a scheduler's config; `name` is its class in diffusers.
+    """Return the path and the prediction kind that a scheduler's config describes.
 
-    Raises UserError for what is no Gaussian path with one of our predictions.
+    Args:
+        file: The scheduler_config.json.
+        name: The class of the scheduler in diffusers.
+
+    Raises:
+        UserError: The scheduler has no Gaussian path, or no prediction kind that we know.
     """
     import diffusers
 
@@ -137,7 +172,8 @@ def read_scheduler(file: Path, name: Any) -> tuple[NoisePath, Kind]:
     except Exception as error:  # diffusers raises its own kinds for each flaw of a config
         raise UserError(f"teacher: '{file}': {name}: {one_line(error)}") from error
     predicted = settings.get("prediction_type")
-    if hasattr(scheduler, "shift") or predicted == "flow_prediction":  # a shift moves a sampler's times, not the path
+    # Schedulers with a shift are those of flows. The shift moves the times of a sampler, but not the path.
+    if hasattr(scheduler, "shift") or predicted == "flow_prediction":
         return Flow(), "velocity"
     if predicted not in PREDICTIONS or not hasattr(scheduler, "betas"):
         raise UserError(
@@ -155,7 +191,7 @@ def read_scheduler(file: Path, name: Any) -> tuple[NoisePath, Kind]:
 
 
 def _choices(folder: Path, family: type[Family]) -> dict[str, Any]:
-    """Return the arguments of a family beside its network, as `distill.json` chooses them."""
+    """Return the arguments of a family beside its network, from `distill.json` and the autoencoder's config."""
     choices = read_json(folder / CHOICES) if (folder / CHOICES).is_file() else {}
     if unknown := choices.keys() - DEFAULTS.keys():
         raise UserError(f"{CHOICES}: unknown key {min(unknown)!r}; allowed: {', '.join(DEFAULTS)}")
@@ -177,7 +213,7 @@ def _choices(folder: Path, family: type[Family]) -> dict[str, Any]:
 
 
 def _is_positive(value: Any, or_pair: bool) -> bool:
-    """Return whether `value` is a positive number, or with `or_pair` a list of two."""
+    """Return whether `value` is a positive number, or with `or_pair` a list of two positive numbers."""
     if or_pair and isinstance(value, list) and len(value) == 2:
         return all(_is_positive(one, False) for one in value)
     return not isinstance(value, bool) and isinstance(value, int | float) and value > 0

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel as a network of a teacher."""
+"""diffusers' UNet2DModel as a teacher's network."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 class UNet(Network):
-    """UNet2DModel behind the denoiser's interface: (x [B, C, H, W], time [B], labels int64 [B] or none).
+    """A UNet2DModel with the interface of a Network: (x [B, C, H, W], time [B], condition) -> [B, C, H, W].
 
-    `null` is the label of the null condition, which is the network's last; None where there is none.
+    Args:
+        unet: The network, whose condition is empty or labels, int64 [B].
+        null: The label of the null condition, which is the network's last label. None means no null condition.
     """
 
     pipeline_export = "unet"
@@ -37,7 +39,7 @@ class UNet(Network):
         return cast(Tensor, self.unet(x, time, class_labels=cond.labels, return_dict=False)[0])
 
     def description(self) -> None:
-        """Return None: a description without `network` is that of a UNet2DModel."""
+        """Return None, because a description without the entry `network` stands for a UNet2DModel."""
 
     def save(self, folder: FilePath) -> None:
         self.unet.save_pretrained(folder / "unet")
@@ -54,7 +56,15 @@ class UNet(Network):
 
 
 def build_unet(config: Mapping[str, Any], null: int | None = None) -> UNet:
-    """Return a freshly initialised UNet2DModel from its config; raises UserError when diffusers refuses it."""
+    """Return a freshly initialised UNet2DModel.
+
+    Args:
+        config: The keyword arguments of UNet2DModel.
+        null: The label of the null condition, or None.
+
+    Raises:
+        UserError: diffusers refuses the config.
+    """
     from diffusers import UNet2DModel
 
     try:
@@ -67,10 +77,13 @@ def fresh_unet(settings: Mapping[str, Any], shape: tuple[int, ...], classes: int
     """Return a freshly initialised UNet2DModel for samples of `shape` (C, H, W).
 
     Args:
-        settings: The UNet2DModel's config without what follows from the data.
+        settings: The config of the UNet2DModel, without the keys that follow from the data.
         shape: (C, H, W) of a sample.
         classes: The number of class labels; 0 for an unconditional network.
         null: Whether the label after the classes is the null condition.
+
+    Raises:
+        UserError: `shape` is not (C, H, W), or diffusers refuses the config.
     """
     if len(shape) != 3:
         raise UserError(f"network: a UNet2DModel takes samples (C, H, W), got {shape}")

@@ -1,4 +1,4 @@
-"""The weights of a network that diffusers does not know: one safetensors file under the network's own names."""
+"""The weights of a network that diffusers lacks, in one safetensors file under the network's own names."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ WEIGHTS = "network.safetensors"
 
 
 def save_weights(module: nn.Module, folder: Path) -> None:
-    """Write the state of `module` to `folder`, what is of floating type in float32."""
-    save_file({name: _stored(value) for name, value in module.state_dict().items()}, folder / WEIGHTS)
+    """Write the state dict of `module` to `folder`, with floating-point tensors in float32."""
+    save_file({name: _to_stored_dtype(value) for name, value in module.state_dict().items()}, folder / WEIGHTS)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the state in `folder`, mapped into memory; raises UserError when it is missing or damaged."""
+    """Read the state dict in `folder`, mapped into memory.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
     file = folder / WEIGHTS
     try:
         return load_file(file)
@@ -30,7 +34,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def check_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise UserError when names or shapes of `state` are not those of the network."""
+    """Raise UserError if the names or the shapes in `state` differ from those of the network."""
     wanted = {key: value.shape for key, value in network.state_dict().items()}
     for key in sorted(wanted.keys() ^ state.keys()):
         raise UserError(f"weights: '{key}' is {'missing' if key in wanted else 'no weight of this network'}")
@@ -40,14 +44,22 @@ def check_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a `network` on the meta device the weights `state`, float32; raises UserError when they do not fit.
+    """Give a network on the meta device its weights, in float32.
 
-    Nothing is allocated before names and shapes are known to agree.
+    Names and shapes are compared before any memory is allocated.
+
+    Args:
+        network: The network, which is changed in place.
+        state: Its state dict.
+
+    Raises:
+        UserError: The weights do not fit the network.
     """
     check_weights(network, state)
-    copies = {key: value.to(torch.float32, copy=True) for key, value in state.items()}  # a file read is a map of it
+    copies = {key: value.to(torch.float32, copy=True) for key, value in state.items()}  # `state` may be a map of a file
     network.load_state_dict(copies, assign=True)
 
 
-def _stored(value: Tensor) -> Tensor:
+def _to_stored_dtype(value: Tensor) -> Tensor:
+    """Return a tensor as the file holds it: floating-point numbers in float32, and contiguous."""
     return (value.detach().float() if value.is_floating_point() else value.detach()).contiguous()

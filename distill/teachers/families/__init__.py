@@ -1,4 +1,7 @@
-"""The families of diffusers pipelines that are teachers. A new family is one file beside these and its name here."""
+"""The families of diffusers pipelines that can be teachers.
+
+A new family is one file in this folder and its name in this file.
+"""
 
 from distill.teachers.families.ddpm import DDPM
 from distill.teachers.families.dit import DiT
@@ -12,6 +15,6 @@ from distill.teachers.families.stable_diffusion import StableDiffusion
 
 _ALL: tuple[type[Family], ...] = (DDPM, DiT, StableDiffusion, SDXL, PixArt, SD3, Flux, Sana)
 FAMILIES: dict[str, type[Family]] = {pipeline: family for family in _ALL for pipeline in family.pipelines}
-"""By the class name in model_index.json."""
+"""The families, by the class name of their pipeline in model_index.json."""
 
 __all__ = ["FAMILIES", "Conditions", "Family", "LatentFamily"]

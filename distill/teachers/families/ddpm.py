@@ -1,6 +1,6 @@
-"""DDPM and DDIM pipelines: a UNet2DModel of pixels, unconditional or class-conditional.
+"""DDPM and DDIM pipelines: a UNet2DModel of pixels, without or with class labels.
 
-The network predicts what its scheduler says: noise, v or the clean sample.
+The scheduler says whether the network predicts noise, v, or the clean sample.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from distill.teachers.unet import UNet
 
 
 class DDPM(UNet, Family):
-    """A UNet2DModel conditioned on the index of the step and on labels."""
+    """The UNet2DModel of a DDPM or DDIM pipeline, conditioned on the index of the step and on labels."""
 
     pipelines = ("DDPMPipeline", "DDIMPipeline")
     network_class = "UNet2DModel"

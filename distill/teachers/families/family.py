@@ -55,13 +55,17 @@ class Family(Network):
 
 
 class LatentFamily(Family):
-    """A network of latents behind the denoiser's interface: (x [B, C, H, W], time [B], cond) -> [B, C, H, W].
+    """A network of latents: (x [B, C, H, W], time [B], condition) -> [B, C, H, W].
+
+    Attributes:
+        unguided: The value of the pipeline's `guidance_scale` with which it evaluates the network once, unguided.
+        takes_scaled_noise: Whether the pipeline multiplies its noise by the scheduler's `init_noise_sigma`.
 
     Args:
-        model: The network as diffusers has it.
-        size: Height and width of a latent; None for the pipeline's default.
-        factor: The number of pixels to a side of one latent.
-        guidance: The scale that a network with guidance embedded is told.
+        model: The network, of its class in diffusers.
+        size: The height and width of a latent. None means the pipeline's default.
+        factor: The number of pixels for each latent along a side.
+        guidance: The guidance scale that a network with embedded guidance takes as an input.
 
     Raises:
         UserError: The network cannot make latents of this size.
@@ -69,8 +73,8 @@ class LatentFamily(Family):
 
     pipeline_export = "family"
     text = True
-    unguided: ClassVar[float] = 1.0  # the pipeline's guidance_scale that means one evaluation, without guidance
-    takes_scaled_noise: ClassVar[bool] = True  # whether the pipeline multiplies its noise by init_noise_sigma
+    unguided: ClassVar[float] = 1.0
+    takes_scaled_noise: ClassVar[bool] = True
 
     def __init__(self, model: Any, size: tuple[int, int] | None = None, factor: int = 8, guidance: float = 3.5) -> None:
         Network.__init__(self)
@@ -146,7 +150,7 @@ class LatentFamily(Family):
         return {}
 
     def call(self) -> dict[str, Any]:
-        """Return the arguments, beside the prompts, with which the stock pipeline takes one unguided step at this size."""
+        """Return the arguments for one unguided step of the stock pipeline at this size, beside the prompts."""
         size = {"height": self.pixels[0], "width": self.pixels[1]}
         return {"num_inference_steps": 1, "guidance_scale": self.unguided, **size}
 

@@ -1,6 +1,6 @@
-"""FLUX.1: a rectified flow of latents, in patches of 2 x 2, under CLIP's pooled embedding and T5.
+"""FLUX.1: a rectified flow of latents in patches of 2 x 2, with the embeddings of CLIP and T5.
 
-FLUX.1-dev is told a guidance scale; FLUX.1-schnell is not.
+FLUX.1-dev takes a guidance scale as an input, and FLUX.1-schnell takes none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from distill.teachers.families.family import Conditions, LatentFamily, places
 
 
 class Flux(LatentFamily):
-    """Conditioned on t, `prompt` [B, L, D], `pooled` [B, P] and, where embedded, a fixed `guidance`.
+    """FLUX.1, conditioned on t, `prompt` [B, L, D] from T5, `pooled` [B, P] from CLIP, and a fixed guidance scale.
 
-    Predicts the velocity noise - x0 of patches [B, H/2 W/2, 4 C], each with its row and column.
+    The network predicts the velocity noise - x0 of patches [B, H/2 W/2, 4 C], from their rows and columns.
     """
 
     pipelines = ("FluxPipeline",)
@@ -32,7 +32,7 @@ class Flux(LatentFamily):
         return int(self.config["in_channels"]) // 4
 
     def default_size(self) -> tuple[int, int]:
-        return 128, 128  # the pipeline's default_sample_size
+        return 128, 128  # the default_sample_size of the pipeline, as the config of the network states none
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         return {
@@ -58,13 +58,13 @@ class Flux(LatentFamily):
         return self.samples(output)
 
     def packed(self, x: Tensor) -> Tensor:
-        """Return [B, C, H, W] as patches [B, H/2 W/2, 4 C]."""
+        """Return samples [B, C, H, W] as patches [B, H/2 W/2, 4 C]."""
         patches = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [B, C, H/2, 2, W/2, 2]
         packed: Tensor = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return packed
 
     def samples(self, output: Tensor) -> Tensor:
-        """Return patches as samples: the inverse of `packed`."""
+        """Return patches [B, H/2 W/2, 4 C] as samples [B, C, H, W], the inverse of `packed`."""
         patches = output.unflatten(1, (self.size[0] // 2, self.size[1] // 2)).unflatten(
             3, (self.shape[0], 2, 2)
         )  # [B, H/2, W/2, C, 2, 2]

@@ -1,4 +1,4 @@
-"""PixArt-alpha and -Sigma (arXiv:2310.00426, 2403.04692): a transformer of latents under T5."""
+"""PixArt-alpha and PixArt-Sigma (arXiv:2310.00426, 2403.04692): a transformer of latents with the embeddings of T5."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from distill.teachers.families.family import Conditions, LatentFamily
 
 
 class PixArt(LatentFamily):
-    """Conditioned on the index of the step, on `prompt` [B, L, D] under `mask` [B, L], and at 1024 pixels on the size.
+    """PixArt, conditioned on the index of the step, and on `prompt` [B, L, D] with the token mask `mask` [B, L].
 
-    Predicts noise, then variances, which are left.
+    At 1024 pixels the size of the image is a condition too. The network predicts noise, and after it variances, which
+    are left out.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
@@ -25,7 +26,7 @@ class PixArt(LatentFamily):
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.embeddings(x, cond)
         size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
-        if self.config["sample_size"] == 128:  # the networks of 1024 pixels alone know their size
+        if self.config["sample_size"] == 128:  # only the networks for 1024 pixels have embeddings of the size
             size = {"resolution": x.new_tensor(self.pixels).expand(x.shape[0], 2)}
             size["aspect_ratio"] = x.new_full((x.shape[0], 1), self.pixels[0] / self.pixels[1])
         output: Tensor = self.model(

@@ -1,4 +1,4 @@
-"""Sana (arXiv:2410.10629): a rectified flow of a deep-compression autoencoder's latents, under Gemma."""
+"""Sana (arXiv:2410.10629): a rectified flow of a deep-compression autoencoder's latents, with Gemma's embeddings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from distill.teachers.families.pixart import PixArt
 
 
 class Sana(PixArt):
-    """Conditioned on 1000 t times the network's `timestep_scale`, and on `prompt` [B, L, D] under `mask` [B, L].
+    """Sana, conditioned on t, and on `prompt` [B, L, D] with the token mask `mask` [B, L].
 
-    Predicts the velocity noise - x0.
+    The network takes 1000 t times its `timestep_scale`. It predicts the velocity noise - x0.
     """
 
     pipelines = ("SanaPipeline",)
@@ -37,7 +37,7 @@ class Sana(PixArt):
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
-        """With the instruction that the pipeline puts before prompts by default."""
+        """Return the text conditions of prompts after the instruction that the pipeline puts before them by default."""
         instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
         return cls._encode(pipe, prompts, instruction)
 
@@ -47,6 +47,7 @@ class Sana(PixArt):
 
     @classmethod
     def _encode(cls, pipe: Any, prompts: list[str], instruction: list[str] | None) -> Conditions:
+        """Return the text conditions of prompts after this instruction, or without one."""
         encoded = pipe.encode_prompt(
             prompts,
             do_classifier_free_guidance=False,

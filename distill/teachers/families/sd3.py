@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 (arXiv:2403.03206): a rectified flow of latents under two CLIP encoders and T5."""
+"""Stable Diffusion 3 and 3.5 (arXiv:2403.03206): a rectified flow of latents with embeddings of two CLIPs and T5."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from distill.teachers.families.family import Conditions, LatentFamily
 
 
 class SD3(LatentFamily):
-    """Conditioned on 1000 t, `prompt` [B, L, D] and `pooled` [B, P]. Predicts the velocity noise - x0.
+    """Stable Diffusion 3, conditioned on 1000 t, `prompt` [B, L, D] and `pooled` [B, P].
 
-    The scheduler's `shift` says which times a sampler visits; the path is the same for all of them.
+    The network predicts the velocity noise - x0. The scheduler's `shift` moves the times that a sampler visits, and
+    leaves the path as it is.
     """
 
     pipelines = ("StableDiffusion3Pipeline",)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (arXiv:2307.01952): a U-Net of latents under two CLIP encoders, told an image's size and crop."""
+"""Stable Diffusion XL (arXiv:2307.01952): a U-Net of latents with the embeddings of two CLIPs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from distill.teachers.families.stable_diffusion import CLIP_TOKENS, StableDiffus
 
 
 class SDXL(StableDiffusion):
-    """Conditioned on `prompt` [B, 77, D], `pooled` [B, P] and an uncropped image of the size that is made."""
+    """Stable Diffusion XL, conditioned on the index of the step, `prompt` [B, 77, D] and `pooled` [B, P].
+
+    The condition on the size always states an uncropped image of the size that the network makes.
+    """
 
     pipelines = ("StableDiffusionXLPipeline",)
 
@@ -24,7 +27,7 @@ class SDXL(StableDiffusion):
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.embeddings(x, cond)
         sizes = x.new_tensor([*self.pixels, 0, 0, *self.pixels]).expand(x.shape[0], 6)
-        added = {"text_embeds": given["pooled"], "time_ids": sizes}  # original size, crop's corner, target size
+        added = {"text_embeds": given["pooled"], "time_ids": sizes}  # original size, corner of the crop, target size
         output: Tensor = self.model(
             x, time, encoder_hidden_states=given["prompt"], added_cond_kwargs=added, return_dict=False
         )[0]
@@ -37,6 +40,9 @@ class SDXL(StableDiffusion):
 
     @classmethod
     def encode_null(cls, pipe: Any) -> Conditions:
-        """Zeros where the checkpoint says so (`force_zeros_for_empty_prompt`), as SDXL's base does."""
+        """Return the condition for no prompt, as the pipeline's guidance makes it.
+
+        It is zeros if the checkpoint says so (`force_zeros_for_empty_prompt`), as that of SDXL's base model does.
+        """
         encoded = pipe.encode_prompt("", device=pipe.text_encoder_2.device, do_classifier_free_guidance=True)
         return {"prompt": encoded[1], "pooled": encoded[3]}

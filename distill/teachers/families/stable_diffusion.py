@@ -1,5 +1,7 @@
-"""Stable Diffusion 1.x and 2.x (arXiv:2112.10752): a U-Net of latents under CLIP's text embeddings. Predicts noise
-(1.x, 2.x base) or v (2.x at 768 pixels), as its scheduler says."""
+"""Stable Diffusion 1.x and 2.x (arXiv:2112.10752): a U-Net of latents with CLIP's text embeddings.
+
+The scheduler says whether the network predicts noise (1.x, 2.x base) or v (2.x at 768 pixels).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from torch import Tensor
 from distill.conditions import Condition
 from distill.teachers.families.family import Conditions, UNetFamily
 
-CLIP_TOKENS = 77  # tokens of a prompt under CLIP
+CLIP_TOKENS = 77  # the number of tokens to which CLIP pads a prompt
 
 
 class StableDiffusion(UNetFamily):
-    """Conditioned on the index of the step and on `prompt` [B, 77, D]."""
+    """Stable Diffusion, conditioned on the index of the step and on `prompt` [B, 77, D]."""
 
     pipelines = ("StableDiffusionPipeline",)
     network_class = "UNet2DConditionModel"

@@ -1,7 +1,8 @@
-"""The published checkpoints of EDM and EDM2, pickles of live modules, as teachers.
+"""The published checkpoints of EDM and EDM2 as teachers.
 
-A module is kept as a record of its class's name, the arguments of its constructor and its attributes (NVIDIA's
-`torch_utils.persistence`). From these follow the settings and the weights of our network; nothing in the file runs.
+The checkpoints are pickles of modules. NVIDIA's `torch_utils.persistence` records the name of a module's class, the
+arguments of its constructor, and its attributes. The settings and weights of our network follow from this record, and
+nothing in the file runs.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ from distill.paths import EDM
 from distill.teachers.edm import EDM2Net, EDMNet, PublishedNetwork
 from distill.teachers.published.pickles import PERSISTENT, Object, Refused, read_pickle
 
-# Constructor arguments that change no output: precision, the sampler's range, and labels dropped in training.
-_APART = ("sigma_data", "use_fp16", "sigma_min", "sigma_max", "label_dropout")
-_MOST_MODULES = 100_000
+# Constructor arguments that are no settings of our networks: they change no output, or belong to the denoiser.
+_NOT_SETTINGS = ("sigma_data", "use_fp16", "sigma_min", "sigma_max", "label_dropout")
+_MAX_MODULES = 100_000
 _KINDS: dict[str, type[PublishedNetwork]] = {kind.kind: kind for kind in (EDMNet, EDM2Net)}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a checkpoint holds: `denoiser`, its `settings`, its count of parameters, and the name of the encoder whose
-    latents it was trained on (EDM2; None where samples are pixels); `denoiser.latents` says how that scales them."""
+    """The content of a published checkpoint.
+
+    Attributes:
+        denoiser: The teacher. `denoiser.latents` says how its latents are scaled.
+        settings: The keyword arguments of its network.
+        parameters: The number of its parameters.
+        encoder: The name of the encoder whose latents it was trained on, or None if samples are pixels.
+    """
 
     denoiser: Denoiser
     settings: dict[str, Any]
@@ -41,19 +48,25 @@ class Found:
 
 
 def read_published(file: str | Path, kind: str) -> Found:
-    """The averaged network ("ema") of an EDM or EDM2 checkpoint; `kind` is "edm" or "edm2".
+    """Read the averaged network ("ema") of a checkpoint, in float32 and eval mode.
 
-    Raises UserError, in one line, for a file that is damaged, holds another network, or would have anything run.
+    Args:
+        file: The pickle that the authors publish.
+        kind: "edm" or "edm2".
+
+    Raises:
+        UserError: The file is damaged, holds another network, or asks to run code. The message is one line.
     """
     file = Path(file)
     data = read_pickle(file)
     try:
-        return _found(data, kind)
-    except Exception as error:  # a record may hold anything in any place
+        return _build_teacher(data, kind)
+    except Exception as error:  # a damaged record may hold any type in any place
         raise UserError(f"import: '{file}': {one_line(error) or type(error).__name__}") from error
 
 
-def _found(data: Any, kind: str) -> Found:
+def _build_teacher(data: Any, kind: str) -> Found:
+    """Check the content of a checkpoint, and build the teacher from it."""
     if not isinstance(data, dict) or "ema" not in data:
         held = reprlib.repr(list(data)) if isinstance(data, dict) else type(data).__name__
         raise Refused(f"must hold a dict with the network under 'ema', got {held}")
@@ -68,7 +81,7 @@ def _found(data: Any, kind: str) -> Found:
     named = isinstance(arguments, dict) and all(isinstance(name, str) for name in arguments)
     if not named or attributes.get("_init_args", ()) not in ((), []):
         raise Refused("'ema' must have been constructed with keyword arguments alone")
-    settings = {key: value for key, value in arguments.items() if key not in _APART}
+    settings = {key: value for key, value in arguments.items() if key not in _NOT_SETTINGS}
     if kind == "edm":
         settings["model_type"] = body
     sigma_data = arguments.get("sigma_data", 0.5)
@@ -84,14 +97,17 @@ def _found(data: Any, kind: str) -> Found:
 
 
 def state_of_record(module: Any) -> dict[str, Tensor]:
-    """The state dict of a module's record; raises Refused for what is no tree of modules, and for weights that are
-    not finite."""
+    """Return the state dict of a module's record.
+
+    Raises:
+        Refused: The record is no tree of modules, or a weight is not finite.
+    """
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     left = [("", module)]
     while left:
         prefix, current = left.pop()
-        if id(current) in seen or len(seen) > _MOST_MODULES:
+        if id(current) in seen or len(seen) > _MAX_MODULES:  # a cycle, or too many for a network
             raise Refused(f"the module '{prefix}' is in its network twice")
         seen.add(id(current))
         attributes = _record(current, prefix)[1]
@@ -111,7 +127,7 @@ def state_of_record(module: Any) -> dict[str, Tensor]:
 
 
 def _record(module: Any, where: str) -> tuple[str, Mapping[str, Any]]:
-    """(class name, attributes) of a module: a persistent object's, or one of torch's containers."""
+    """Return the class name and the attributes of a module, which is a persistent object or a container of torch."""
     if isinstance(module, Object) and str(module.name) == PERSISTENT and len(module.args) == 1:
         meta = module.args[0]
         if isinstance(meta, dict) and meta.get("type") == "class" and isinstance(meta.get("state"), dict):
@@ -123,6 +139,7 @@ def _record(module: Any, where: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _group(attributes: Mapping[str, Any], group: str) -> Mapping[Any, Any]:
+    """Return one of the dicts that every module has: `_parameters`, `_buffers` or `_modules`."""
     values = attributes.get(group)
     if not isinstance(values, dict):
         raise Refused(f"a module has no {group}")
@@ -130,11 +147,15 @@ def _group(attributes: Mapping[str, Any], group: str) -> Mapping[Any, Any]:
 
 
 def _children(attributes: Mapping[str, Any]) -> dict[Any, Any]:
+    """Return the submodules of a module."""
     return {name: child for name, child in _group(attributes, "_modules").items() if child is not None}
 
 
 def _encoder(encoder: Any, channels: int) -> tuple[str | None, bool | Normalisation]:
-    """Name of the encoder of latents, and how it scales them, True where it does not say; (None, False) for pixels."""
+    """Return the name of the encoder of latents, and the normalisation of these latents.
+
+    The normalisation is True if the encoder does not state it. For pixels the result is (None, False).
+    """
     if encoder is None:
         return None, False
     name, attributes = _record(encoder, "encoder")
@@ -142,7 +163,8 @@ def _encoder(encoder: Any, channels: int) -> tuple[str | None, bool | Normalisat
         return None, False
     if attributes.get("scale") is None or attributes.get("bias") is None:
         return name, True
-    # The network sees scale z + bias. Both are float32: six digits of what they come from are those that were written.
+    # The network takes scale z + bias, and mean and std follow. The authors computed scale and bias in float32 from
+    # decimal means and stds, so rounding to six digits gives their decimals back.
     scale, bias = _floats(attributes["scale"]), _floats(attributes["bias"])
     if not len(scale) == len(bias) == channels or 0 in scale:
         raise Refused(f"'encoder' scales latents by {scale} and {bias}, the network takes {channels} channels")
@@ -152,7 +174,7 @@ def _encoder(encoder: Any, channels: int) -> tuple[str | None, bool | Normalisat
 
 
 def _floats(array: Any) -> list[float]:
-    """The numbers of numpy's array of float32, [N]."""
+    """Return the numbers [N] in the record of a numpy array of float32."""
     try:
         _, shape, dtype, _, content = array.state
         assert dtype.args[0] == "f4" and dtype.state[1] == "<" and shape == (len(content) // 4,)

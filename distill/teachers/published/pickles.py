@@ -1,8 +1,9 @@
-"""Reads the data in a pickle without running it.
+"""A reader of pickles that runs nothing in them.
 
-A pickle is a program that may name and call anything. This reader looks up no name: it follows the opcodes with a
-stack of its own, keeps a name as a `Name` and a call of one as an `Object`, and gives meaning to the few calls that
-published checkpoints need: torch's tensors, whose bytes it reads itself, and containers. Any other name is refused.
+A pickle is a program that may name and call anything. This reader never looks up a name. It follows the opcodes with a
+stack of its own, and keeps a name as a `Name` and a call as an `Object`. It gives meaning only to the calls that
+published checkpoints need, which make containers and torch's tensors, whose bytes it reads itself. It refuses any other
+name.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# The head of torch's format before zip files, in which tensors inside a plain pickle are kept.
+# The first two numbers of torch's format before zip files, which a plain pickle uses for the tensors in it.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 @dataclass(frozen=True)
 class Name:
-    """A global that the pickle names; never looked up."""
+    """A global name in the pickle, which is never looked up."""
 
     module: str
     name: str
@@ -51,7 +52,13 @@ class Name:
 
 @dataclass
 class Object:
-    """A call of `name` that was not made: the arguments, and the state that was to be set on the result."""
+    """A call of `name` that the reader did not make.
+
+    Attributes:
+        name: The name that the pickle calls.
+        args: The arguments of the call.
+        state: The state that the pickle sets on the result.
+    """
 
     name: Name
     args: tuple[Any, ...]
@@ -59,24 +66,33 @@ class Object:
 
 
 class Refused(Exception):
-    """The pickle holds something that no published checkpoint does."""
+    """The pickle holds something that no published checkpoint holds."""
 
 
 def read_pickle(file: Path) -> Any:
-    """The object in a plain pickle; raises UserError, in one line, for anything damaged, foreign or hostile."""
+    """Read the object in a plain pickle.
+
+    Raises:
+        UserError: The file is missing, damaged or hostile, or no published checkpoint. The message is one line.
+    """
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
             if view[:4] == b"PK\x03\x04":
                 raise Refused("it is a zip file, as torch.save writes; the published checkpoints are plain pickles")
-            return _Reader(_CALLS).read(view)  # a map: a claimed length beyond the end allocates nothing
+            return _Reader(_CALLS).read(view)  # a false length beyond the end of the map allocates nothing
     except FileNotFoundError:
         raise UserError(f"import: no file '{file}'") from None
-    except Exception as error:  # whatever a damaged stream makes of the opcodes' arguments
+    except Exception as error:  # damaged arguments of opcodes raise many types
         raise UserError(f"import: cannot read '{file}': {one_line(error) or type(error).__name__}") from error
 
 
 class _Reader:
-    """A stack machine for pickle's opcodes; `calls` maps the names it knows to what their calls amount to."""
+    """A stack machine for the opcodes of pickles.
+
+    Args:
+        calls: The functions that stand for calls of the names that are allowed.
+        reference: The function that resolves persistent ids. None refuses them.
+    """
 
     def __init__(self, calls: Mapping[str, Callable[..., Any]], reference: Callable[[Any], Any] | None = None) -> None:
         self.calls, self.reference = calls, reference
@@ -85,7 +101,7 @@ class _Reader:
         self.memo: dict[int, Any] = {}
 
     def read(self, stream: Any) -> Any:
-        """The object of the next pickle in `stream`, which is left behind its end."""
+        """Read the next pickle in `stream` and return its object. The stream then stands after the pickle's end."""
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return self.stack.pop()
@@ -104,7 +120,7 @@ class _Reader:
         return self.stack.pop()
 
     def items(self) -> list[Any]:
-        """Everything above the last mark."""
+        """Pop everything above the last mark."""
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -164,7 +180,7 @@ class _Reader:
 
 
 def _key(value: Any) -> str | int:
-    if not isinstance(value, str | int):  # others may recurse without end where they are hashed
+    if not isinstance(value, str | int):  # hashing another type may recurse without end
         raise Refused(f"{type(value).__name__} is a key")
     return value
 
@@ -220,7 +236,7 @@ _OPCODES: dict[str, Callable[[_Reader, Any], None]] = {
 
 
 def _storage(called: Name, content: Any) -> Tensor:
-    """torch.storage._load_from_bytes: a storage as torch.save wrote it before zip files, as a tensor [n]."""
+    """Stand for torch.storage._load_from_bytes: return a storage of torch's old format as a tensor [n]."""
     if not isinstance(content, bytes):
         raise Refused(f"a storage is {type(content).__name__}")
     stream = io.BytesIO(content)
@@ -235,11 +251,11 @@ def _storage(called: Name, content: Any) -> Tensor:
     def part(reference: Callable[[Any], Any] | None = None) -> Any:
         return _Reader({f"torch.{name}": Object for name in STORAGES}, reference).read(stream)
 
-    head = part(), part(), part()
+    head = part(), part(), part()  # the magic number, the protocol, and facts of the machine that wrote it
     if head[:2] != (_MAGIC, _PROTOCOL) or not isinstance(head[2], dict) or head[2].get("little_endian") is not True:
         raise Refused("a storage is not in torch's format")
-    part(claim)
-    part()
+    part(claim)  # the storage, by a persistent id that states its type and length
+    part()  # the keys of all storages
     if len(claimed) != 1:
         raise Refused(f"a storage holds {len(claimed)} storages")
     dtype, count = claimed[0]
@@ -250,7 +266,7 @@ def _storage(called: Name, content: Any) -> Tensor:
 
 
 def _tensor(called: Name, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    """torch._utils._rebuild_tensor_v2."""
+    """Stand for torch._utils._rebuild_tensor_v2."""
     whole = [offset, *size, *stride]
     if not isinstance(storage, Tensor) or any(type(n) is not int or n < 0 for n in whole) or len(size) != len(stride):
         raise Refused("a tensor is not in torch's format")
@@ -261,40 +277,43 @@ def _tensor(called: Name, storage: Any, offset: Any, size: Any, stride: Any, *_:
 
 
 def _parameter(called: Name, data: Any, *_: Any) -> Tensor:
-    """torch._utils._rebuild_parameter."""
+    """Stand for torch._utils._rebuild_parameter."""
     if not isinstance(data, Tensor):
         raise Refused(f"a parameter is {type(data).__name__}")
     return data
 
 
 def _mapping(called: Name, items: Any = ()) -> dict[Any, Any]:
+    """Stand for the classes of mappings."""
     return _pairs([part for pair in items for part in pair])
 
 
 def _set(called: Name, items: Any = ()) -> set[Any]:
+    """Stand for set."""
     return set(map(_key, items))
 
 
-def _encode(called: Name, text: str, autoencoder: str) -> bytes:
-    """_codecs.encode: how protocol 2 writes bytes."""
-    if autoencoder != "latin1":
-        raise Refused(f"bytes are encoded as {reprlib.repr(autoencoder)}")
-    return text.encode(autoencoder)
+def _encode(called: Name, text: str, encoding: str) -> bytes:
+    """Stand for _codecs.encode, with which protocol 2 writes bytes."""
+    if encoding != "latin1":
+        raise Refused(f"bytes are encoded as {reprlib.repr(encoding)}")
+    return text.encode(encoding)
 
 
-def _keep(called: Name, *args: Any) -> Object:
+def _record_call(called: Name, *args: Any) -> Object:
+    """Record a call without making it."""
     return Object(called, args)
 
 
-def _bare(called: Name, cls: Any, *_: Any) -> Object:
-    """copyreg._reconstructor: an instance that a state is to fill."""
+def _instance(called: Name, cls: Any, *_: Any) -> Object:
+    """Stand for copyreg._reconstructor, which makes an instance that a state fills later."""
     if not isinstance(cls, Name):
         raise Refused(f"an instance of {type(cls).__name__}")
     return Object(cls, ())
 
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
-_KEPT = (
+_RECORDED = (
     PERSISTENT,
     "builtins.object",
     "__builtin__.object",
@@ -309,7 +328,7 @@ _KEPT = (
     *(f"torch.{dtype}" for dtype in ("float16", "float32", "float64", "bfloat16", "int64", "uint8", "bool")),
 )
 _CALLS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_KEPT, _keep),
+    **dict.fromkeys(_RECORDED, _record_call),
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _storage,
@@ -318,6 +337,6 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
     "builtins.set": _set,
     "__builtin__.set": _set,
-    "copyreg._reconstructor": _bare,
-    "copy_reg._reconstructor": _bare,
+    "copyreg._reconstructor": _instance,
+    "copy_reg._reconstructor": _instance,
 }
