@@ -1,1 +1,1 @@
-"""Encoders between data and a teacher: prompts to conditions, images to latents and back."""
+"""Encoders between data and a teacher: text encoders for prompts, and autoencoders between images and latents."""

@@ -1,4 +1,4 @@
-"""The autoencoder of latents that a teacher's folder holds in `vae/`."""
+"""The autoencoder in the `vae/` of a teacher's folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ from distill.pipeline_folder import file_hash, load_model, part_folder, pixels_p
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")
 PIXELS_AT_ONCE = 2**20
-"""Pixels of the images that an autoencoder takes at once: one image of 1024 x 1024, or as many smaller ones."""
+"""The number of pixels that an autoencoder takes at once: one image of 1024 x 1024, or several smaller images."""
 
 
 class DiffusersAutoencoder:
-    """Images [B, 3, H, W] in [-1, 1] to latents [B, C, h, w] as a teacher's network takes them, and back.
+    """An autoencoder of diffusers: images [B, 3, H, W] in [-1, 1] to latents [B, C, h, w] of a teacher, and back.
 
-    Latents are scaled as `normalisation` says. Without one they are scaled as the autoencoder's own config says, which
-    is what the network of a pipeline takes: (z - shift_factor) scaling_factor. It computes in float32, or in float64
-    for float64 input, on the device of its input. The first use loads it. Copies of a network share it.
+    It computes on the device of its input, in float32, or in float64 for float64 input. Its weights are loaded at the
+    first use. All copies of a network share one autoencoder.
+
+    Args:
+        folder: The folder that holds `vae/`.
+        normalisation: The scale of the latents. None means the scale in the autoencoder's own config,
+            (z - shift_factor) scaling_factor, which the network of a pipeline takes.
+        channels: The number of channels that the network takes. None skips the check.
 
     Raises:
-        UserError: The autoencoder is of another class, or its latents have another number of `channels`.
+        UserError: The autoencoder is of an unknown class, or its latents or the normalisation have another number of
+            channels.
     """
 
     def __init__(
@@ -48,11 +54,11 @@ class DiffusersAutoencoder:
         self._vae: Any = None
 
     def __deepcopy__(self, memo: Any) -> DiffusersAutoencoder:
-        return self
+        return self  # a generator begins as a deep copy of the teacher, and must not load a second autoencoder
 
     @property
     def identity(self) -> str:
-        """The SHA-256 of the autoencoder and of the normalisation."""
+        """The SHA-256 of the autoencoder's files and of the normalisation."""
         files = file_hash(sorted(part_folder(self.folder, "vae").rglob("*")))
         stated = self.normalisation
         return hashlib.sha256(f"{files} {stated}".encode()).hexdigest() if stated else files
@@ -64,7 +70,15 @@ class DiffusersAutoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the latents, on the CPU; a deviation of 0 is no distribution."""
+        """Encode images to distributions of latents, in parts of PIXELS_AT_ONCE.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1].
+
+        Returns:
+            The mean and the standard deviation of the latents, each [B, C, h, w], on the CPU. The deviation is 0 if the
+            autoencoder has no distribution.
+        """
         vae = self._load(images)
         shift, scale = self._shift_and_scale(vae)
         means, stds = [], []
@@ -78,11 +92,18 @@ class DiffusersAutoencoder:
         return torch.cat(means), torch.cat(stds)
 
     def decode(self, latents: Tensor, graph: bool = False) -> Tensor:
-        """Return images, unclamped, on the device of `latents`; with `graph` they are differentiable in `latents`.
+        """Decode latents to images, in parts of PIXELS_AT_ONCE.
 
-        Images are decoded some at a time (PIXELS_AT_ONCE). With a graph, each part is computed once more in the
-        backward pass, and in it each block that can recompute. Memory then holds the activations between the blocks of
-        one part and those of one block: 14 GiB for SDXL's autoencoder at 1024 x 1024 instead of 23 a sample.
+        With `graph`, the backward pass computes each part again, and each block inside a part that can recompute.
+        Memory then holds the activations between the blocks of one part, and those inside one block. For SDXL's
+        autoencoder at 1024 x 1024 that is 14 GiB, in place of 23 GiB for each sample.
+
+        Args:
+            latents: [B, C, h, w], in the scale of the network.
+            graph: Whether the images are differentiable in `latents`.
+
+        Returns:
+            Images [B, 3, H, W] on the device of `latents`, not clamped to [-1, 1].
         """
         vae = self._load(latents)
         shift, scale = self._shift_and_scale(vae)
@@ -93,20 +114,20 @@ class DiffusersAutoencoder:
 
         size = self.image_shape(tuple(latents.shape[1:]))[1:]
         parts = latents.to(vae.dtype).split(images_at_once(size))
-        if graph:
+        if graph:  # decoding draws no random numbers, so none need be kept for the second computation
             return torch.cat([checkpoint(run, some, use_reentrant=False, preserve_rng_state=False) for some in parts])
         with torch.no_grad():
             return torch.cat([run(some) for some in parts])
 
     def free(self) -> None:
-        """Release the autoencoder; the next use reads its files again."""
+        """Release the autoencoder. The next use reads its files again."""
         self._vae = None
 
     def _shift_and_scale(self, vae: Any) -> tuple[Any, Any]:
-        """Return (shift, scale), numbers or [C, 1, 1]: a latent is (z - shift) scale."""
+        """Return the shift and the scale of a latent (z - shift) scale, each a number or [C, 1, 1]."""
         config: Mapping[str, Any] = vae.config
         stated, factor = self.normalisation, config["scaling_factor"]
-        if stated is None and config.get("latents_mean") and config.get("latents_std"):  # some of SDXL's autoencoders
+        if stated is None and config.get("latents_mean") and config.get("latents_std"):  # as some of SDXL's do
             stated = Normalisation(config["latents_mean"], tuple(std / factor for std in config["latents_std"]))
         if stated is None:
             return config.get("shift_factor") or 0.0, factor
@@ -114,13 +135,15 @@ class DiffusersAutoencoder:
         return mean.to(vae.device, vae.dtype), (1 / std).to(vae.device, vae.dtype)
 
     def _load(self, like: Tensor) -> Any:
+        """Return the autoencoder on the device of `like`, in float64 if `like` is, otherwise in float32."""
         if self._vae is None:
             place, kind = part_folder(self.folder, "vae"), self.config["_class_name"]
             self._vae = load_model(place, kind, "vae", AUTOENCODERS).requires_grad_(False)
             if self._vae._supports_gradient_checkpointing:
                 self._vae.enable_gradient_checkpointing()
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return nn.Module.to(self._vae, like.device, dtype)  # diffusers' own warns of every dtype but float32
+        # torch's `to`, because diffusers' own warns about every dtype but float32
+        return nn.Module.to(self._vae, like.device, dtype)
 
 
 def images_at_once(size: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""The scale of latents."""
+"""The normalisation of latents."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from distill.errors import UserError
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Latents as a network takes them: (z - mean) / std, one number a channel, for z as the autoencoder gives it.
+    """The scale in which a network takes latents: (z - mean) / std of the autoencoder's z.
+
+    Attributes:
+        mean: One number for each channel.
+        std: One positive number for each channel.
 
     Raises:
-        UserError: The numbers are not as many finite means as positive standard deviations.
+        UserError: The means and stds differ in number or are not finite, or a std is not positive.
     """
 
     mean: tuple[float, ...]

@@ -14,7 +14,7 @@ from distill.pipeline_folder import INDEX, file_hash, load_stock_pipeline, read_
 
 
 class PromptEncoding(Protocol):
-    """The part of a pipeline family that a text encoder asks (distill.teachers.families)."""
+    """The part of a family of pipelines (distill.teachers.families) that a text encoder needs."""
 
     text: Any
 
@@ -24,9 +24,15 @@ class PromptEncoding(Protocol):
 
 
 class PipelineTextEncoder:
-    """Prompts to text conditions, as the pipeline's own `encode_prompt` makes them.
+    """An encoder of prompts to text conditions, by the `encode_prompt` of a diffusers pipeline.
 
-    The tokenizers and encoders of the pipeline in `folder` are loaded at the first use, on `device` and in `dtype`.
+    The tokenizers and text encoders are loaded at the first use.
+
+    Args:
+        folder: The folder of the pipeline.
+        family: The pipeline's family, which calls `encode_prompt`.
+        device: The device of the text encoders.
+        dtype: The dtype of the text encoders.
 
     Raises:
         UserError: Pipelines of this family take no prompts.
@@ -46,7 +52,7 @@ class PipelineTextEncoder:
 
     @property
     def identity(self) -> str:
-        """The SHA-256 of the encoders and tokenizers."""
+        """The SHA-256 of the files of the text encoders and tokenizers."""
         parts = [p for p in sorted(self.folder.iterdir()) if p.name.startswith(("text_encoder", "tokenizer"))]
         return file_hash([self.folder / INDEX, *(file for place in parts for file in sorted(place.rglob("*")))])
 
@@ -57,14 +63,15 @@ class PipelineTextEncoder:
 
     @torch.no_grad()
     def encode_null(self) -> dict[str, Tensor]:
-        """Return the condition [1, ...] that stands for no prompt in the pipeline's own guidance, on the CPU."""
+        """Return the condition [1, ...] that the pipeline's own guidance uses for no prompt, on the CPU."""
         return {name: value.cpu() for name, value in self.family.encode_null(self._load()).items()}
 
     def free(self) -> None:
-        """Release the encoders; the next use reads their files again."""
+        """Release the text encoders. The next use reads their files again."""
         self._pipe = None
 
     def _load(self) -> Any:
+        """Return the pipeline with its tokenizers and text encoders alone."""
         if self._pipe is None:
             parts = [name for name, entry in read_json(self.folder / INDEX).items() if isinstance(entry, list)]
             unused = {name: None for name in parts if not name.startswith(("text_encoder", "tokenizer", "scheduler"))}
