@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,19 +16,23 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+import trainers
 from distill.conditions import Condition
 from distill.errors import UserError
 from distill.metrics import Protocol
 from distill.random import Random
 from tests.tiny import build_session, fit_run, recipe, teacher_recipe
+from trainers.checkpoints import checkpoint
 from trainers.data import DataFree, Dataset, Digits
 from trainers.data.batches import inputs
 from trainers.engine.session import Session
+from trainers.engine.stopping import STOP, Stopped
 from trainers.evaluation import draw_samples, evaluate, fit_protocol
-from trainers.hooks import Checkpoints, Evaluate, Samples
+from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Samples, Snapshots
 from trainers.hooks.samples import preview_inputs
 from trainers.io.images import grid
 from trainers.io.jsonl import read
+from trainers.loop import hooks_of
 from trainers.recipe.run import Evaluation
 from trainers.runs.load import load_trained
 
@@ -54,6 +60,39 @@ def test_a_hook_is_due_past_every_multiple_and_at_the_end() -> None:
     assert not any(hook.due(now - 10, now, total=100) for now in range(10, 101, 10))
     hook.every = 4  # several multiples in one batch are one call
     assert hook.due(0, 16, total=100)
+
+
+class Noted(Hook):
+    """A user's hook: notes what is on disk when it is called; once it can tell its own process to stop."""
+
+    def __init__(self, folder: Path, every: int, stop_at: int = -1) -> None:
+        self.folder, self.every, self.stop_at = folder, every, stop_at
+        self.seen: list[tuple[int, bool, bool]] = []
+
+    def __call__(self, session: Session) -> None:
+        images = session.state.images
+        sampled = (self.folder / "samples" / f"{images:012d}.png").is_file()
+        saved = (self.folder / "checkpoints" / f"{images:012d}").exists()
+        self.seen.append((images, sampled, saved))
+        if images == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            STOP.poll()
+
+
+def test_a_hook_of_the_users_comes_after_our_own_and_before_the_checkpoint(teachers: Path, tmp_path: Path) -> None:
+    """A stop within it is saved as such: the resume calls it again before it trains on."""
+    settings = recipe(teachers / "edm", images=64, samples_every=24, checkpoint_every=24)
+    noted, here = Noted(tmp_path, 24, stop_at=48), Accelerator(cpu=True)
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM at 48 images, which are saved"):
+        trainers.train(settings, tmp_path, hooks=[noted], accelerator=here)
+    assert noted.seen == [(24, True, False), (48, True, False)]
+    state = checkpoint.read_state(checkpoint.newest(tmp_path / "checkpoints")[0])
+    assert (state["images"], state["unfinished"]) == (48, ["Noted", "Checkpoints"])
+    again = Noted(tmp_path, 24)
+    trainers.resume(tmp_path, hooks=[again], accelerator=here)
+    assert again.seen == [(48, True, True), (64, True, False)]  # the stop has saved 48
+    hooks = hooks_of(build_session(settings), tmp_path, cast(Any, None), [noted])
+    assert [type(hook) for hook in hooks] == [FiniteCheck, Evaluate, Samples, Snapshots, Noted, Checkpoints]
 
 
 @pytest.fixture

@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+import trainers
 from distill.errors import UserError
-from tests.tiny import build_session, fit_run, recipe
+from tests.tiny import build_session, experiment, fit_run, recipe
+from tests.trainers.test_resume import Cut, Interrupt, assert_same
+from trainers import loop
 from trainers.checkpoints import checkpoint
 from trainers.engine import adam8bit
 from trainers.engine.session import Session
@@ -23,6 +28,7 @@ from trainers.io.jsonl import read
 from trainers.recipe.load import load_run
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.runs.open import Objects, open_run
 
 CLASS = "tests.trainers.poison:Poisoned"
 
@@ -109,6 +115,54 @@ def test_a_run_may_begin_with_a_skipped_update(optimizer: str, teachers: Path, m
         advance(each)
     left, right = everything(session, "fake"), everything(clean, "fake")
     assert all(torch.equal(a, b) for a, b in zip(left.values(), right.values(), strict=True))
+
+
+def without_found_inf(name: str, parameters: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    """An optimizer of the caller's that does not read `found_inf`."""
+    return torch.optim.RMSprop(parameters, lr=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["nan", "gradient"])
+def test_an_optimizer_of_the_callers_skips_too(kind: str, teachers: Path) -> None:
+    settings = poisoned(teachers, [13], kind=kind)
+    opened = open_run(experiment(settings), 1, objects=Objects(optimizer=without_found_inf))
+    session = loop.build_session(opened, Accelerator(cpu=True))
+    player = session.state.players["generator"]
+    assert {type(one.optimizer) for one in session.state.players.values()} == {torch.optim.RMSprop}
+    advance(session)
+    before = everything(session, "generator")
+    advance(session)
+    assert player.counters() == {"skipped": 1, "streak": 1, "longest": 1}
+    assert changed(before, everything(session, "generator")) == set()
+    assert session.state.players["fake"].counters()["skipped"] == 0
+    advance(session)
+    after = everything(session, "generator")
+    assert len(changed(before, after)) > 10 and all(bool(value.isfinite().all()) for value in after.values())
+    assert {float(value) for key, value in after.items() if key.endswith(" step")} == {2.0}
+    assert player.learning_rate(session.state.images, 96) == player.optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_a_resume_with_an_optimizer_of_the_callers_is_exact(
+    teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever tensors it keeps; without it the run does not go on."""
+    settings, given = recipe(teachers / "edm", images=64), {"optimizer": without_found_inf}
+
+    def here() -> Accelerator:
+        return Accelerator(cpu=True)
+
+    trainers.train(settings, tmp_path / "whole", accelerator=here(), **given)
+    with monkeypatch.context() as patch:
+        hooks_of = loop.hooks_of
+        patch.setattr(loop, "hooks_of", lambda *arguments: [*hooks_of(*arguments), Interrupt(40)])
+        with pytest.raises(Cut):
+            trainers.train(settings, tmp_path / "cut", accelerator=here(), **given)
+    with pytest.raises(UserError, match=r"resume it there with trainers.resume\(folder, optimizer=\.\.\.\)$"):
+        trainers.resume(tmp_path / "cut", accelerator=here())
+    trainers.resume(tmp_path / "cut", accelerator=here(), **given)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    (state,) = (tmp_path / "cut/checkpoints" / f"{64:012d}").glob("generator.optimizer*")
+    assert {key.split("|")[1] for key in load_file(state)} == {"step", "square_avg"}
 
 
 def test_skips_are_counted_and_named_in_the_log(teachers: Path, tmp_path: Path) -> None:

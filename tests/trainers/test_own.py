@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from distill import EDM, Denoiser, Generator
 from distill.teachers import OwnNet, load_denoiser, save_denoiser
-from tests.tiny import build_session, recipe
+from tests.tiny import build_session, experiment, recipe
 from tests.trainers.test_resume import assert_same, fit, interrupted
+from trainers.plan.trace import plan
+from trainers.recipe.run import Run
 from trainers.runs.distillation import teacher_hash
 from trainers.runs.load import load_trained
 
@@ -84,3 +88,67 @@ def test_guidance_reaches_the_null_condition(teacher: Path) -> None:
     session.update_players(session)
     after = session.state.players["generator"].bare.state_dict()["denoiser.network.module.leave.bias"]
     assert bool(after.isfinite().all()) and not torch.equal(before, after)
+
+
+class AnyShape(nn.Module):
+    """A plain network for samples [C, *spatial] of one to three spatial dimensions."""
+
+    def __init__(self, channels: int, dimensions: int, width: int = 4) -> None:
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+        self.enter = convolution(channels, width, 3, padding=1)
+        self.leave = convolution(width, channels, 3, padding=1)
+        self.classes, self.time = nn.Embedding(3, width), nn.Linear(1, width)
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        shift = self.classes(labels) + self.time(time[:, None] / 1000)
+        hidden = self.enter(x) + shift.view(*shift.shape, *[1] * (x.ndim - 2))
+        out: Tensor = self.leave(hidden.tanh())
+        return out
+
+
+SHAPES = {  # height and width of a picture, whose sides are enlarged to at least 64 pixels
+    (2, 3, 4, 4): (64, 192),  # three frames side by side
+    (1, 4, 8): (64, 128),
+    (5, 8): (64, 512),  # of a single spatial dimension, one row
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_samples_of_any_shape(shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SiD trains them, draws a picture of them, and resumes to the same bits."""
+    torch.manual_seed(0)
+    network = OwnNet(f"{__name__}:AnyShape", {"channels": shape[0], "dimensions": len(shape) - 1}, shape, 3)
+    save_denoiser(Denoiser(network, EDM(), "eps"), tmp_path / "own")
+    data = {"name": "data_free", "shape": list(shape), "classes": 3}
+    settings = recipe(tmp_path / "own", data=data, images=64, samples_every=32)
+    session = fit(settings, tmp_path / "whole")
+    player, start = session.state.players["generator"], network.state_dict()
+    assert player.counters()["skipped"] == 0
+    moved = {name.removeprefix("denoiser.network.") for name, p in player.bare.named_parameters()}
+    assert moved == {name for name, _ in network.named_parameters()}
+    for name, parameter in player.bare.named_parameters():
+        before = start[name.removeprefix("denoiser.network.")]
+        assert bool(parameter.isfinite().all()) and not torch.equal(parameter, before), name
+    height, width = SHAPES[shape]
+    for images in (32, 64):
+        picture = Image.open(tmp_path / "whole/samples" / f"{images:012d}.png")
+        assert picture.size == (10 * (width + 2), 6 * (height + 2))
+        assert picture.mode == ("RGB" if shape[0] >= 3 else "L")
+    interrupted(settings, tmp_path / "cut", 40, monkeypatch)
+    fit(settings, tmp_path / "cut", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    samples = load_trained(tmp_path / "cut").sample(4, label=2)
+    assert samples.shape == (4, *shape) and bool(samples.isfinite().all())
+
+
+def test_a_plan_knows_the_null_condition(tmp_path: Path) -> None:
+    """Its value is known where weights are shapes alone."""
+    network = OwnNet(f"{__name__}:AnyShape", {"channels": 1, "dimensions": 2}, (1, 4, 8), 2, 2)
+    save_denoiser(Denoiser(network, EDM(), "eps"), tmp_path / "own")
+    shapes = load_denoiser(tmp_path / "own", weights=False)
+    assert shapes.network.null_label == 2 and all(p.is_meta for p in shapes.parameters())
+    data = {"name": "data_free", "shape": [1, 4, 8], "classes": 2}
+    guided = {"name": "guided", "objective": "diff_instruct", "fake_cfg": 2.0}
+    planned = plan(cast(Run, experiment(recipe(tmp_path / "own", data=data, objective=guided))), 1)
+    assert planned.rest["teacher: weights"] == sum(p.nbytes for p in shapes.parameters())

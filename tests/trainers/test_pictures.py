@@ -46,6 +46,20 @@ def test_colours_and_layout_of_large_images() -> None:
     assert (pixels[[0, 65, 66, 131]] == 255).all() and (pixels[:, [0, 71]] == 255).all()
 
 
+def test_any_number_of_channels_is_a_picture() -> None:
+    """Grey shows the first of two channels, colour the first three of more."""
+    images = torch.arange(5.0).reshape(1, 5, 1, 1) / 4 - 0.5
+    for channels, mode, pixel in ((2, "L", 64), (5, "RGB", [64, 96, 128])):
+        picture = grid(images[:, :channels], columns=1, least=1)
+        assert picture.mode == mode and np.array(picture)[1, 1].tolist() == pixel
+
+
+def test_frames_lie_side_by_side_and_a_signal_is_a_row() -> None:
+    images = torch.tensor([-1.0, 0.0, 0.5]).reshape(1, 1, 3, 1, 1)
+    for shape in ((1, 1, 3, 1, 1), (1, 1, 3)):
+        assert np.array(grid(images.reshape(shape), columns=1, least=1))[1].tolist() == [255, 0, 128, 191, 255]
+
+
 def test_small_images_are_enlarged_to_64_pixels() -> None:
     assert grid(torch.zeros(10, 1, 8, 8), columns=10).size == (10 * 66, 66)
     assert grid(torch.zeros(1, 1, 60, 60), columns=1).size == (122, 122)

@@ -69,7 +69,7 @@ def test_a_save_beside_training_steps_aside(session: Session, tmp_path: Path, mo
     session.state.images = 8
     saver.save(session)
     saver.wait()
-    assert seen == {min(ours + saver_module.ASIDE, 19)} and os.getpriority(os.PRIO_PROCESS, 0) == ours
+    assert seen == {min(ours + saver_module.NICENESS, 19)} and os.getpriority(os.PRIO_PROCESS, 0) == ours
     seen.clear()
     session.state.images = 16
     saver.save_now(session)

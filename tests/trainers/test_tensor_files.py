@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from trainers.checkpoints import tensor_files
-from trainers.checkpoints.tensor_files import Contents, Rows, ShardedTensors, file_name, share
+from trainers.checkpoints.tensor_files import Contents, Rows, ShardedTensors, file_name, tensors_of_rank
 
 TENSORS = {
     "large": torch.arange(600.0).view(20, 30),
@@ -35,7 +35,7 @@ def write_all(folder: Path, world: int, whole: Tensor) -> list[int]:
         if first < last:
             contents["b"]["sharded"] = Rows(whole[first:last], first, 7)
         total = 0
-        for stem, tensors in share(contents, rank, world).items():
+        for stem, tensors in tensors_of_rank(contents, rank, world).items():
             tensor_files.write_tensors(tensors, folder / file_name(stem, rank, world))
             total += sum(rows.tensor.nbytes for rows in tensors.values())
         written.append(total)
@@ -70,7 +70,7 @@ def test_every_process_writes_its_share_and_each_tensor_is_written_once(tmp_path
     contents: Contents = {f"{i}": {f"{j}": torch.zeros(10 + 7 * i + j) for j in range(20)} for i in range(4)}
     total = sum(value.nbytes for tensors in contents.values() for value in tensors.values())  # type: ignore[union-attr]
     for world in (2, 4):
-        shares = [share(contents, rank, world) for rank in range(world)]
+        shares = [tensors_of_rank(contents, rank, world) for rank in range(world)]
         sizes = [sum(rows.tensor.nbytes for part in one.values() for rows in part.values()) for one in shares]
         assert sum(sizes) == total and max(sizes) < 1.05 * total / world
         names = sorted((stem, name) for one in shares for stem, part in one.items() for name in part)

@@ -55,7 +55,12 @@ def picture_size(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def flat_pictures(images: Tensor) -> Tensor:
-    """Return images [N, C, *spatial] as [N, C, H, W]: frames side by side, a single spatial dimension as one row."""
+    """Return images [N, C, *spatial] as pictures [N, 1 or 3, H, W].
+
+    Frames lie side by side, and a single spatial dimension is one row. Of more channels than a picture has it returns
+    the first three, and of two the first.
+    """
+    images = images[:, : 3 if images.shape[1] >= 3 else 1]
     if images.ndim == 3:
         return images[:, :, None]
     while images.ndim > 4:  # [N, C, F, ..., H, W] -> [N, C, ..., H, F W]
