@@ -1,7 +1,7 @@
-"""Checkpoints that cannot be half: staged in a temporary folder, hashed, manifest last, renamed into place.
+"""The saver, which writes checkpoints on a thread beside training.
 
-Every rank writes its share, on a thread of its own beside training. What the disk does wrong ends a save on all ranks,
-not the run.
+No checkpoint is ever half there. Every rank writes its tensors into a staging folder and hashes them, rank 0 writes the
+manifest last, and the folder is renamed into place. An error of the disk ends this save on all ranks, and not the run.
 """
 
 from __future__ import annotations
@@ -23,81 +23,113 @@ from torch import Tensor
 
 from distill.errors import one_line
 from trainers.checkpoints.checkpoint import MANIFEST, STATE, contents, folders, state_description
-from trainers.checkpoints.tensor_files import Rows, file_name, share, write_tensors
+from trainers.checkpoints.tensor_files import Rows, file_name, tensors_of_rank, write_tensors
 from trainers.engine.collectives import LOST_PROCESS, is_lost_process
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP
 from trainers.io.atomic import sha256, sync
 from trainers.io.console import plain
 
-Files = dict[str, dict[str, Any]]
-Share = dict[str, dict[str, Rows]]
+FileFacts = dict[str, dict[str, Any]]
+"""{file name: its size and hash, as in the manifest}."""
+RankTensors = dict[str, dict[str, Rows]]
+"""{stem: {name: rows}}: the tensors that one rank writes."""
 
-PATIENCE = 60.0  # seconds for the save under way when a run ends in an error
-ASIDE = 10  # how much nicer than training the thread of a save beside it is
+PATIENCE = 60.0  # seconds that the save in progress gets at least when a run ends
+NICENESS = 10  # added to the niceness of the thread of a save beside training
 
 
 class Failure(NamedTuple):
-    """Why there is no checkpoint, in words; `disk`: it is the disk's doing, and the run can go on."""
+    """A save that failed.
+
+    Attributes:
+        why: The reason, in words.
+        disk: Whether the disk is the reason. The run can then continue.
+    """
 
     why: str
     disk: bool
 
 
 class SaveError(OSError):
-    """A checkpoint that the run cannot do without was not saved. Another rank has `already_printed`, or is to."""
+    """A required checkpoint could not be saved.
+
+    Attributes:
+        already_printed: True on ranks that must not print the error, because rank 0 does.
+    """
 
     already_printed = False
 
 
 class Saver:
-    """Saves a session under `root`, one checkpoint at a time, and then removes older ones so that `keep` are left."""
+    """Saves the checkpoints of a session, one at a time, and removes old ones. Every method is collective.
+
+    Making a saver removes the staging folders of a process that was killed.
+
+    Args:
+        root: The folder of the checkpoints.
+        keep: The number of newest checkpoints that are kept.
+        accelerator: Ranks and device.
+    """
 
     def __init__(self, root: Path, keep: int, accelerator: Accelerator) -> None:
-        """Collective, as every method is. What a kill left half written is removed."""
         self.root, self.keep = root, keep
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.saved: int | None = None  # images of the newest checkpoint that is in place
-        self._failed: Failure | None = None
+        self.saved: int | None = None  # images of the newest complete checkpoint
+        self._failed: Failure | None = None  # of the last save
         self._thread: threading.Thread | None = None
-        self._buffers: dict[tuple[str, str], Tensor] = {}
+        self._buffers: dict[tuple[str, str], Tensor] = {}  # (stem, name) -> host memory
         if self.rank == 0:
             for leftover in root.glob(".staging-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        # The thread talks past training, which has its own group: their messages must never meet.
+        # A process group for the threads alone: training sends at the same time, and on one group the order of messages
+        # would differ between ranks.
         self._group = dist.new_group(backend="gloo") if self.world > 1 else None
-        accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()  # no rank may write before rank 0 has removed the old staging folders
 
-    def save(self, session: Session, aside: bool = True) -> None:
-        """Begin to save the state as it is now, unless it is saved; a save under way is waited for.
+    def save(self, session: Session, beside: bool = True) -> None:
+        """Start to save the current state in the background, after any save in progress.
 
-        `aside`, the cores are training's first.
+        A state that is saved already is not saved again.
+
+        Args:
+            session: The run at work.
+            beside: Whether training continues meanwhile. The thread then runs at a lower priority than training.
+
+        Raises:
+            RuntimeError: The save before failed for another reason than the disk.
         """
         self.wait()
         images = session.state.images
         if images == self.saved:
             return
         started = time.monotonic()
-        mine = self._copy(session)
-        arguments = (images, mine, state_description(session), started, self._failed, aside)
-        self._failed = Failure("its thread has died", disk=False)  # until it says otherwise
+        tensors = self._copy(session)  # the thread gets copies, since training changes the state while it writes
+        arguments = (images, tensors, state_description(session), started, self._failed, beside)
+        self._failed = Failure("its thread has died", disk=False)  # until the thread says otherwise
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
     def resumed(self, images: int) -> None:
-        """The run goes on from its checkpoint at `images`; of the older ones, those that a kill left are removed."""
+        """Note that the run continues from its checkpoint at `images`, and remove those that are too old to be kept.
+
+        A process that was killed may not have removed them.
+        """
         self.saved = images
         if self.rank == 0:
             self._prune(self._folder(images))
 
     @property
     def busy(self) -> bool:
-        """Whether a save is under way."""
+        """Whether a save is in progress on this rank."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Wait for the save under way, if there is one; raises RuntimeError when it failed otherwise than by the
-        disk, of which it has told."""
+        """Wait for the save in progress, if there is one.
+
+        Raises:
+            RuntimeError: It failed for another reason than the disk. An error of the disk has been printed.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -105,8 +137,12 @@ class Saver:
             raise RuntimeError(f"checkpoint: {self._failed.why}")
 
     def save_now(self, session: Session) -> None:
-        """Save the state and wait for it; raises SaveError when that fails."""
-        self.save(session, aside=False)
+        """Save the state and wait for it.
+
+        Raises:
+            SaveError: The state could not be saved.
+        """
+        self.save(session, beside=False)
         self.wait()
         if self._failed is not None:
             error = SaveError(f"the checkpoint at {session.state.images:,} images was not saved: {self._failed.why}")
@@ -114,23 +150,24 @@ class Saver:
             raise error
 
     def close(self) -> None:
-        """Let the save under way finish as long as it may take, whatever ended the run."""
+        """Wait for the save in progress when a run ends, at most PATIENCE seconds or twice the longest save."""
         if self._thread is not None:
             self._thread.join(max(PATIENCE, 2 * STOP.longest_save))
 
     def _folder(self, images: int) -> Path:
         return self.root / f"{images:012d}"
 
-    def _copy(self, session: Session) -> Share:
-        """This rank's share on the host, in memory that the next save uses again."""
-        cuda, copied = session.accelerator.device.type == "cuda", Share()
-        for stem, tensors in share(contents(session), self.rank, self.world).items():
+    def _copy(self, session: Session) -> RankTensors:
+        """Copy the tensors of this rank to the host, into memory that the next save uses again."""
+        cuda, copied = session.accelerator.device.type == "cuda", RankTensors()
+        for stem, tensors in tensors_of_rank(contents(session), self.rank, self.world).items():
             copied[stem] = {name: self._buffered((stem, name), rows, cuda) for name, rows in tensors.items()}
-        if cuda:
+        if cuda:  # the copies are asynchronous: the thread must not read, nor training write, before they are done
             torch.cuda.synchronize()
         return copied
 
     def _buffered(self, key: tuple[str, str], rows: Rows, pinned: bool) -> Rows:
+        """Start to copy rows into the buffer of their name, which is pinned so that a GPU writes into it directly."""
         value = rows.tensor.detach()
         buffer = self._buffers.get(key)
         if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
@@ -140,27 +177,31 @@ class Saver:
     def _run(
         self,
         images: int,
-        mine: Share,
+        tensors: RankTensors,
         description: dict[str, Any],
         started: float,
         before: Failure | None,
-        aside: bool,
+        beside: bool,
     ) -> None:
-        """On the thread: write, agree with the other ranks, put in place, agree on that."""
-        if aside:
-            _step_aside()
+        """Write a checkpoint. This method runs on the thread.
+
+        All ranks reach both gathers, also a rank whose disk fails. After the first, rank 0 knows that every file is
+        written and puts the checkpoint in place. After the second, every rank knows whether that worked.
+        """
+        if beside:
+            _lower_priority()
         final = self._folder(images)
-        staging, files = self.root / f".staging-{final.name}", Files()
+        staging, files = self.root / f".staging-{final.name}", FileFacts()
         try:
-            failed = _attempt(lambda: self._write(mine, staging, files))
+            failed = _attempt(lambda: self._write(tensors, staging, files))
             reports = self._gathered((failed, files))
-            failed = next((one for one, _ in reports if one is not None), None)
+            failed = next((failure for failure, _ in reports if failure is not None), None)
             if failed is None and self.rank == 0:
-                every = {name: facts for _, part in reports for name, facts in part.items()}
-                failed = _attempt(lambda: self._finish(description, every, staging, final))
+                all_files = {name: facts for _, part in reports for name, facts in part.items()}
+                failed = _attempt(lambda: self._finish(description, all_files, staging, final))
             if failed is not None and self.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
-            self._failed = next((one for one in self._gathered(failed) if one is not None), None)
+            self._failed = next((failure for failure in self._gathered(failed) if failure is not None), None)
         except Exception as error:
             self._failed = Failure(LOST_PROCESS if is_lost_process(error) else one_line(error), disk=False)
         if self._failed is None:
@@ -171,15 +212,17 @@ class Saver:
             if self._failed is None:
                 self._prune(final)
 
-    def _write(self, mine: Share, staging: Path, files: Files) -> None:
+    def _write(self, tensors: RankTensors, staging: Path, files: FileFacts) -> None:
+        """Write the files of this rank, and fill `files` with their sizes and hashes."""
         staging.mkdir(parents=True, exist_ok=True)
-        for stem, tensors in mine.items():
+        for stem, rows in tensors.items():
             file = staging / file_name(stem, self.rank, self.world)
-            write_tensors(tensors, file)
+            write_tensors(rows, file)
             sync(file)
             files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
-    def _finish(self, description: dict[str, Any], files: Files, staging: Path, final: Path) -> None:
+    def _finish(self, description: dict[str, Any], files: FileFacts, staging: Path, final: Path) -> None:
+        """Write state and manifest, and rename the staging folder into place."""
         for name, facts in files.items():
             if not (staging / name).is_file() or (staging / name).stat().st_size != facts["bytes"]:
                 raise OSError(f"'{name}' of another process is not in '{staging}': all must see one run folder")
@@ -191,23 +234,25 @@ class Saver:
         manifest.write_text(json.dumps(dict(sorted(files.items())), indent=2) + "\n")
         sync(manifest)
         sync(staging)
-        if final.exists():
-            shutil.rmtree(final)  # an invalid folder of this name, which the resume skipped
+        if final.exists():  # an invalid checkpoint, which the resume skipped
+            shutil.rmtree(final)
         os.rename(staging, final)
-        sync(self.root)
+        sync(self.root)  # the rename is on the disk only after the folder around it is
 
     def _prune(self, final: Path) -> None:
-        """Remove what is older than the newest `keep` up to `final`."""
+        """Remove the checkpoints before `final`, but for the newest `keep` - 1 of them."""
 
         def remove() -> None:
-            older = [folder for folder in folders(self.root) if folder.name < final.name]  # a later one is damaged
+            # Later checkpoints than `final` are damaged ones that the resume skipped, which `_finish` replaces.
+            older = [folder for folder in folders(self.root) if folder.name < final.name]
             for old in older[self.keep - 1 :]:
                 shutil.rmtree(old)
 
-        if (left := _attempt(remove)) is not None:
-            plain(stderr=True).print(f"an older checkpoint was not removed: {left.why}", style="yellow")
+        if (failure := _attempt(remove)) is not None:
+            plain(stderr=True).print(f"an older checkpoint was not removed: {failure.why}", style="yellow")
 
     def _report(self, images: int, before: Failure | None) -> None:
+        """Print that the save failed, or that it worked after the save `before` failed."""
         console = plain(stderr=True)
         if self._failed is not None:
             newest = "there is none yet" if self.saved is None else f"the newest is at {self.saved:,}"
@@ -216,29 +261,34 @@ class Saver:
         elif before is not None:
             console.print(f"the checkpoint at {images:,} images is saved again")
 
-    def _gathered(self, mine: Any) -> list[Any]:
-        """What every rank gives."""
+    def _gathered(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order. Collective among the threads of the ranks."""
         if self._group is None:
-            return [mine]
-        every: list[Any] = [None] * self.world
-        dist.all_gather_object(every, mine, group=self._group)
-        return every
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
 
-def _step_aside() -> None:
-    """Let other threads go first on cores that are short (Linux, where a thread has a priority of its own)."""
+def _lower_priority() -> None:
+    """Let training's threads go first where cores are short. Linux alone has a priority for each thread."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + ASIDE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
 
 
 def _attempt(work: Callable[[], None]) -> Failure | None:
+    """Call `work`, and return the failure if it raises."""
     try:
         work()
-    except Exception as error:  # a rank that fails in any way must still talk to the others
+    except Exception as error:  # every kind: a rank that fails must still reach the next gather
         return Failure(one_line(error) or type(error).__name__, isinstance(error, OSError))
     return None
 
 
 def save(session: Session, root: Path, keep: int) -> None:
-    """Save one checkpoint under `root`, waiting for it; raises SaveError."""
+    """Save one checkpoint under `root`, and wait for it.
+
+    Raises:
+        SaveError: The checkpoint could not be saved.
+    """
     Saver(root, keep, session.accelerator).save_now(session)

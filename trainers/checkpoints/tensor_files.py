@@ -1,8 +1,9 @@
-"""Tensors by name on disk, as safetensors: in one file, or shared out over one file a process.
+"""Named tensors on disk, as safetensors: in one file, or divided over one file for each process.
 
-STEM.safetensors is what one process writes, STEM-00000-of-00002.safetensors the first of two. A tensor is whole in one
-file, or its rows (dim 0) are in several; a file says in its metadata where its rows begin and how many there are in
-all, `rows`: {name: [first, whole]}. Any number of processes reads what any other number wrote, and no code is run.
+One process alone writes STEM.safetensors, and the first of two writes STEM-00000-of-00002.safetensors. A tensor is
+either complete in one file, or its rows (dimension 0) are in several. The metadata of a file then says which rows it
+has, as `rows: {name: [first, total]}`. Any number of processes can read the files that any other number wrote. Loading
+runs no code.
 """
 
 from __future__ import annotations
@@ -27,19 +28,25 @@ SUFFIX = ".safetensors"
 
 
 class Rows(NamedTuple):
-    """Rows `first` ... of a tensor that has `whole` of them."""
+    """Some rows of a tensor.
+
+    Attributes:
+        tensor: The rows [R, ...].
+        first: The number of the first of them in the complete tensor.
+        total: The number of rows of the complete tensor.
+    """
 
     tensor: Tensor
     first: int
-    whole: int
+    total: int
 
 
 Contents = Mapping[str, Mapping[str, Tensor | Rows]]
-"""{stem: {name: tensor}}; of a sharded one (DTensor) each process has its rows."""
+"""{stem: {name: tensor}}. A sharded tensor is a DTensor, of which each process holds its rows."""
 
 
 def file_name(stem: str, rank: int, world: int) -> str:
-    """The file of process `rank` of `world`."""
+    """Return the name of the file that process `rank` of `world` writes."""
     return f"{stem}-{rank:05d}-of-{world:05d}{SUFFIX}" if world > 1 else stem + SUFFIX
 
 
@@ -48,38 +55,48 @@ def stem_of(name: str) -> str:
     return re.sub(r"-\d{5}-of-\d{5}$", "", name.removesuffix(SUFFIX))
 
 
-def share(contents: Contents, rank: int, world: int) -> dict[str, dict[str, Rows]]:
-    """What process `rank` of `world` writes: its rows of sharded tensors, and of those that all have whole ones, such
-    that all write about as many bytes."""
-    mine: dict[str, dict[str, Rows]] = {stem: {} for stem in contents}
-    dealt, load = [], [0] * world
+def tensors_of_rank(contents: Contents, rank: int, world: int) -> dict[str, dict[str, Rows]]:
+    """Choose the tensors that one process writes, so that every tensor is written once.
+
+    A process writes its own rows of every sharded tensor. The replicated tensors are divided among the processes, so
+    that all of them write a similar number of bytes. No message is needed: every process comes to the same division.
+
+    Args:
+        contents: All tensors, by stem and name.
+        rank: The process.
+        world: The number of processes.
+    """
+    chosen: dict[str, dict[str, Rows]] = {stem: {} for stem in contents}
+    replicated, load = [], [0] * world
     for stem, tensors in contents.items():
         for name, value in tensors.items():
             if isinstance(value, Tensor) and not isinstance(value, DTensor):
-                dealt.append((-value.nbytes, stem, name, value))
+                replicated.append((-value.nbytes, stem, name, value))
             elif (rows := own_rows(value)) is not None:
-                mine[stem][name] = rows
-    for size, stem, name, value in sorted(dealt, key=lambda one: one[:3]):
+                chosen[stem][name] = rows
+    # The largest tensor first, each to the process that has the fewest bytes so far.
+    for negative_size, stem, name, value in sorted(replicated, key=lambda entry: entry[:3]):
         owner = load.index(min(load))
-        load[owner] -= size
+        load[owner] -= negative_size
         if owner == rank:
-            mine[stem][name] = _all(value)
-    return {stem: rows for stem, rows in mine.items() if rows or rank == 0}
+            chosen[stem][name] = _all(value)
+    return {stem: rows for stem, rows in chosen.items() if rows or rank == 0}  # rank 0: also a stem without tensors
 
 
 def own_rows(value: Tensor | Rows) -> Rows | None:
-    """The rows of `value` that this process writes; None where another one does, or there are none."""
+    """Return the rows of a tensor that this process writes; None if another process writes them or there are none."""
     if not isinstance(value, DTensor):
         return value if isinstance(value, Rows) else _all(value)
     mesh = value.device_mesh
     coordinates = mesh.get_coordinate() or [0] * mesh.ndim
-    copy = any(c and placement.is_replicate() for c, placement in zip(coordinates, value.placements, strict=True))
+    # Of the replicas of a shard the first one writes.
+    replica = any(c and placement.is_replicate() for c, placement in zip(coordinates, value.placements, strict=True))
     rows = local_rows(value)
-    return None if copy or not rows.tensor.numel() else rows
+    return None if replica or not rows.tensor.numel() else rows
 
 
 def local_rows(value: Tensor) -> Rows:
-    """The rows of `value` that are here: all, unless it is sharded."""
+    """Return the rows of a tensor that this process holds; all of them if it is not sharded."""
     if not isinstance(value, DTensor):
         return _all(value)
     assert all(placement.is_replicate() or placement.is_shard(0) for placement in value.placements), value.placements
@@ -88,88 +105,118 @@ def local_rows(value: Tensor) -> Rows:
 
 
 def _all(value: Tensor) -> Rows:
+    """Return all rows of a tensor; a scalar counts as one row."""
     return Rows(value, 0, len(value) if value.ndim else 1)
 
 
 def write_tensors(tensors: Mapping[str, Rows], file: Path) -> None:
-    """Write one file; raises OSError when that fails."""
-    rows = {name: [v.first, v.whole] for name, v in tensors.items() if v.tensor.ndim and len(v.tensor) != v.whole}
-    plain = {name: value.tensor.detach().contiguous() for name, value in tensors.items()}
+    """Write one file.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    rows = {name: [v.first, v.total] for name, v in tensors.items() if v.tensor.ndim and len(v.tensor) != v.total}
+    local = {name: value.tensor.detach().contiguous() for name, value in tensors.items()}
     try:
-        save_file(plain, file, {"rows": json.dumps(rows)} if rows else None)
+        save_file(local, file, {"rows": json.dumps(rows)} if rows else None)
     except SafetensorError as error:
         raise OSError(f"{one_line(error)}: '{file}'") from error
 
 
 class ShardedTensors:
-    """The tensors of one stem in a folder, by whatever number of processes they were written.
+    """The tensors of one stem in a folder, in however many files. Iterating gives their names.
 
-    Raises UserError when a file is missing or cannot be read, or rows are missing.
+    Files are mapped into memory: a tensor is read when it is asked for.
+
+    Args:
+        folder: The folder.
+        stem: The name of the files without rank and ending.
+
+    Raises:
+        UserError: A file is missing or cannot be read.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
-        self.where = folder / f"{stem}{SUFFIX}"
-        files = [self.where] if self.where.exists() else sorted(folder.glob(f"{stem}-*-of-*{SUFFIX}"))
-        self._pieces: dict[str, list[tuple[Any, int, int]]] = {}
-        for file in files or [self.where]:
+        self.file = folder / f"{stem}{SUFFIX}"  # in messages it stands for all files of the stem
+        files = [self.file] if self.file.exists() else sorted(folder.glob(f"{stem}-*-of-*{SUFFIX}"))
+        self._pieces: dict[str, list[tuple[Any, int, int]]] = {}  # name -> (opened file, first row, total rows)
+        for file in files or [self.file]:
             try:
-                opened: Any = safe_open(file, "pt")  # its methods lack annotations
+                opened: Any = safe_open(file, "pt")  # Any, since its methods lack annotations
             except (OSError, SafetensorError) as error:
                 raise UserError(f"cannot read '{file}': {one_line(error)}") from error
             rows = json.loads((opened.metadata() or {}).get("rows", "{}"))
             for name in opened.keys():  # noqa: SIM118 (it is no mapping)
                 shape = opened.get_slice(name).get_shape()
-                first, whole = rows.get(name, (0, shape[0] if shape else 1))
-                self._pieces.setdefault(name, []).append((opened, first, whole))
+                first, total = rows.get(name, (0, shape[0] if shape else 1))
+                self._pieces.setdefault(name, []).append((opened, first, total))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pieces)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The whole tensor."""
+        """Return the complete tensor; raises UserError if rows are missing."""
         return self.rows(name, 0, self._pieces[name][0][2])
 
     def rows(self, name: str, first: int, count: int) -> Tensor:
-        """Rows `first` ... `first + count - 1` of a tensor; nothing else is read."""
+        """Read some rows of a tensor, and nothing else.
+
+        Args:
+            name: The name of the tensor.
+            first: The first row.
+            count: The number of rows. A scalar is returned whatever the rows.
+
+        Raises:
+            UserError: Some of these rows are in no file.
+        """
         found: list[Tensor] = []
         for opened, start, _ in sorted(self._pieces[name], key=lambda piece: piece[1]):
             piece = opened.get_slice(name)
             if not (shape := piece.get_shape()):
                 return cast(Tensor, opened.get_tensor(name))
             begin, end = max(first - start, 0), min(first + count - start, shape[0])
-            if begin < end or not (count or found):
+            if begin < end or not (count or found):  # of no rows the shape is still wanted, [0, ...]
                 found.append(piece[begin:end] if count else piece[:0])
         if sum(map(len, found)) != count:
-            raise UserError(f"'{self.where}': rows of {name} are missing")
+            raise UserError(f"'{self.file}': rows of {name} are missing")
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def like(self, name: str, other: Tensor) -> Tensor:
-        """The tensor on the device of `other`, and sharded as that is where it has as many rows."""
+        """Load a tensor onto the device of `other`. If it has as many rows as `other`, shard it in the same way."""
         if not isinstance(other, DTensor) or self._shape(name)[:1] != list(other.shape[:1]):
             return self[name].to(other.device)
-        here = local_rows(other)
-        return shard_like(self.rows(name, here.first, len(here.tensor)), other)
+        local = local_rows(other)
+        return shard_like(self.rows(name, local.first, len(local.tensor)), other)
 
     def check(self, into: Mapping[str, Tensor], frozen_names: Container[str] = ()) -> None:
-        """Raise RuntimeError when names or shapes are not those of `into`; names of `frozen_names` need no place."""
+        """Check that names and shapes are those of other tensors.
+
+        Args:
+            into: The tensors, by name.
+            frozen_names: Names that may be in the files though `into` has no place for them.
+
+        Raises:
+            RuntimeError: A name or a shape differs.
+        """
         unknown = [name for name in self if name not in into and name not in frozen_names]
         if missing := [name for name in into if name not in self._pieces]:
-            raise RuntimeError(f"'{self.where}' lacks {', '.join(missing[:3])}")
+            raise RuntimeError(f"'{self.file}' lacks {', '.join(missing[:3])}")
         if unknown:
-            raise RuntimeError(f"'{self.where}' has {', '.join(unknown[:3])}, which the network has not")
+            raise RuntimeError(f"'{self.file}' has {', '.join(unknown[:3])}, which the network has not")
         for name, target in into.items():
             if (shape := self._shape(name)) != list(target.shape):
-                raise RuntimeError(f"'{self.where}': {name} is {shape}, the network's is {list(target.shape)}")
+                raise RuntimeError(f"'{self.file}': {name} is {shape}, the network's is {list(target.shape)}")
 
     def load(self, into: Mapping[str, Tensor], frozen_names: Container[str] = ()) -> None:
         """Copy every tensor into the tensor of its name, in place; raises RuntimeError as `check` does."""
         self.check(into, frozen_names)
         for name, target in into.items():
-            here = local_rows(target.detach())
-            if here.tensor.numel():
-                here.tensor.copy_(self.rows(name, here.first, len(here.tensor) if target.ndim else 1))
+            local = local_rows(target.detach())  # the target's own memory, so that the copy fills the target in place
+            if local.tensor.numel():
+                local.tensor.copy_(self.rows(name, local.first, len(local.tensor) if target.ndim else 1))
 
     def _shape(self, name: str) -> list[int]:
-        opened, _, whole = self._pieces[name][0]
+        """Return the shape of the complete tensor."""
+        opened, _, total = self._pieces[name][0]
         shape = opened.get_slice(name).get_shape()
-        return [whole, *shape[1:]] if shape else []
+        return [total, *shape[1:]] if shape else []
