@@ -22,5 +22,5 @@ def ema(
     which, synthesis = make_average(folder, std, images)
     plain().print(
         f"--which {which}: relative width {std} after {synthesis.images:,} images, of {len(synthesis.parts)} snapshots;"
-        f" {synthesis.left:.2%} of its profile is missing"
+        f" {synthesis.missing:.2%} of its profile is missing"
     )

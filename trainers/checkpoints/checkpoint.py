@@ -1,9 +1,9 @@
-"""The contents of a checkpoint, the check that it is whole, and the way back from it.
+"""The contents of a checkpoint, its verification, and the loading of a run's state from it.
 
-checkpoints/IMAGES/ holds safetensors files (see trainers.checkpoints.tensor_files) of the weights that the players
-train, every average, the optimizers' state, the objective's memory and the meter. `state.json` holds the counters and
-the recipe, `manifest.json` the size and SHA-256 of each file. Loading runs no code. The frozen teacher is never saved,
-its identity always. trainers.checkpoints.saver writes checkpoints.
+A checkpoint is a folder checkpoints/IMAGES/. Its safetensors files (trainers.checkpoints.tensor_files) hold the weights
+that the players train, every average, the optimizers' state, the objective's memory and the meter. `state.json` holds
+the counters and the recipe, and `manifest.json` the size and SHA-256 of each file. The frozen teacher is never saved,
+but the hash that identifies it is. Loading runs no code. trainers.checkpoints.saver writes checkpoints.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMAT = 3
 
 
 def contents(session: Session) -> Contents:
-    """Return every tensor of the state, by file."""
+    """Return every tensor of the state, by stem and name."""
     state, accelerator = session.state, session.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     found: dict[str, dict[str, Tensor | Rows]] = {}
@@ -41,14 +41,14 @@ def contents(session: Session) -> Contents:
     found["ema"] = {**trained(state.ema.module, state.ema.frozen_names)}
     for std, average in state.power_ema.items():
         found[f"power_ema_{std}"] = {**trained(average.module, average.frozen_names)}
-    # Each rank has sums of its own: a row for each.
+    # Every rank has sums of its own. They are saved as the rows of one tensor, a row for each rank.
     found["meter"] = {name: Rows(state.meter.totals[name][None], rank, world) for name in sorted(state.meter.totals)}
     found["memory"] = {**state.memory}
     return found
 
 
 def state_description(session: Session) -> dict[str, Any]:
-    """Return everything else of the state: state.json."""
+    """Return the content of state.json: the counters, the recipe, and all else of the state that is no tensor."""
     state = session.state
     return {
         "format": FORMAT,
@@ -71,11 +71,11 @@ def folders(root: Path) -> list[Path]:
 
 
 def flaw(folder: Path, need: Container[str] | None = None) -> str | None:
-    """Return the flaw of a checkpoint folder; None when its files have the sizes and hashes of the manifest.
+    """Return what is wrong with a checkpoint, in words, or None if its files have the sizes and hashes of the manifest.
 
     Args:
         folder: The checkpoint.
-        need: The names of the tensor files to check, without rank and ending; None for all files.
+        need: The stems of the tensor files to check, beside state.json. None for all files.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -103,24 +103,24 @@ def newest(root: Path, need: Container[str] | None = None) -> tuple[Path, list[s
 
     Args:
         root: The folder of checkpoints.
-        need: The tensor files that must be whole, as in `flaw`; the others are not read.
+        need: The stems of the tensor files to check, as in `flaw`.
 
     Raises:
         UserError: There is no valid checkpoint. A run never starts from zero silently.
     """
     skipped: list[str] = []
     for folder in folders(root):
-        wrong = flaw(folder, need)
-        if wrong is None:
+        found = flaw(folder, need)
+        if found is None:
             return folder, skipped
-        skipped.append(f"skipped checkpoint '{folder}': {wrong}")
+        skipped.append(f"skipped checkpoint '{folder}': {found}")
     raise UserError("; ".join([f"no valid checkpoint in '{root}'", *skipped]))
 
 
 def newest_state(root: Path) -> dict[str, Any] | None:
-    """Return state.json of the newest checkpoint under `root` that has one, without checking any hash.
+    """Return the content of state.json of the newest checkpoint under `root` that has one, without checking any hash.
 
-    It tells a launcher how many processes to start; the run itself checks every file.
+    A launcher reads the number of processes in it before it starts them. The run itself verifies every file.
     """
     for folder in folders(root):
         try:
@@ -131,7 +131,16 @@ def newest_state(root: Path) -> dict[str, Any] | None:
 
 
 def restore(session: Session, folder: Path) -> None:
-    """Load a checkpoint into the session; raises UserError when it is that of another run."""
+    """Load a checkpoint into a session, in place. Collective.
+
+    Args:
+        session: The run, built as for its start. It may have another number of processes than when it was saved.
+        folder: A valid checkpoint.
+
+    Raises:
+        UserError: The checkpoint is that of another teacher or optimizer, or a file cannot be read.
+        RuntimeError: The checkpoint is that of another network.
+    """
     description = read_state(folder)
     if description["teacher"] != session.teacher_hash:
         raise UserError(
@@ -153,30 +162,34 @@ def restore(session: Session, folder: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read state.json of a checkpoint; raises UserError for one of another format."""
+    """Read state.json of a checkpoint.
+
+    Raises:
+        UserError: The checkpoint has another format than this version.
+    """
     description: dict[str, Any] = json.loads((folder / STATE).read_text())
     if description["format"] != FORMAT:
         raise UserError(f"'{folder}' has checkpoint format {description['format']}; this version reads {FORMAT}")
     return description
 
 
-def whole_average(session: Session) -> dict[str, Tensor]:
-    """Return the averaged weights for the first process to save; collective where they are sharded."""
+def gathered_average(session: Session) -> dict[str, Tensor]:
+    """Gather the averaged weights on the main process, which can then save them. Collective where they are sharded."""
     return gather_to_main(trained(session.model, session.state.ema.frozen_names))
 
 
 def save_average(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the averaged weights alone."""
+    """Write the averaged weights into a folder, as in a checkpoint but without the rest of the state."""
     save_tensors(weights, folder / AVERAGE)
 
 
 def load_average(folder: Path, module: nn.Module, frozen_names: Container[str] = ()) -> None:
-    """Load the averaged weights of a checkpoint into `module`, without the parameters of `frozen_names`."""
+    """Load the averaged weights of a checkpoint into `module`. The parameters of `frozen_names` stay as they are."""
     load_module(module, folder / AVERAGE, frozen_names)
 
 
 def check_average(folder: Path, module: nn.Module) -> None:
-    """Raise RuntimeError when the averaged weights of a checkpoint are those of another network, by their shapes."""
+    """Raise RuntimeError when the averaged weights of a checkpoint have other names or shapes than `module`."""
     ShardedTensors(folder, AVERAGE_STEM).check(trained(module))
 
 
@@ -186,14 +199,17 @@ def save_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors to one file; of a sharded one, the rows of this rank."""
+    """Write tensors to one file. Of a sharded tensor it holds the rows of this rank."""
     write_tensors({name: rows for name, value in tensors.items() if (rows := own_rows(value))}, file)
 
 
 def load_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()) -> None:
-    """Load what save_module wrote, or what several processes wrote under that name, into `module`.
+    """Load the weights of a file, or of the files that several processes wrote under its stem, into `module`.
 
-    The parameters of `frozen_names` stay as they are.
+    Args:
+        module: The network, which may be sharded.
+        file: STEM.safetensors. It need not exist if files of several processes do.
+        frozen_names: The parameters that the file lacks. They stay as they are.
 
     Raises:
         UserError: A file cannot be read.
@@ -208,6 +224,7 @@ def trained(module: nn.Module, frozen_names: Container[str] = ()) -> dict[str, T
 
 
 def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
+    """Yield the state of a player's optimizer, as (PARAMETER|KEY, tensor)."""
     for name, parameter in player.bare.named_parameters():
         for key, value in player.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
@@ -218,10 +235,11 @@ def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
 
 
 def _load_optimizer(player: Player, saved: ShardedTensors) -> None:
+    """Load the state of a player's optimizer."""
     parameters = dict(player.bare.named_parameters())
-    # torch makes Adam's moments in the first step.
-    later = set() if player.settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
-    expected = {name: set(player.optimizer.state.get(p, ())) or later for name, p in parameters.items()}
+    # An optimizer that has taken no step yet lacks Adam's moments, which torch makes in the first step.
+    made_later = set() if player.settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    expected = {name: set(player.optimizer.state.get(p, ())) or made_later for name, p in parameters.items()}
     for name in saved:
         parameter, key = name.split("|")
         if key not in expected[parameter] and not player.own_optimizer:

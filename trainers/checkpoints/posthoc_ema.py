@@ -1,4 +1,4 @@
-"""Snapshots of the power-function averages of a run, and other widths made of them afterwards."""
+"""Snapshots of the power-function averages of a run, and averages of other widths that are made from them (EDM2)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from trainers.checkpoints.checkpoint import folders, load_module, save_tensors
 from trainers.io.atomic import atomic_folder, sync
 
 SNAPSHOTS = "power_ema"
-MOST_LEFT = 0.1  # of the wanted profile, in L2, that the snapshots may fail to make
+MOST_MISSING = 0.1  # the largest relative L2 distance to a wanted profile that is accepted
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The average of relative width `std` after `images` images, and its file power_ema/IMAGES/STD.safetensors."""
+    """A saved power-function average.
+
+    Attributes:
+        images: The number of images after which it was taken.
+        std: The relative width of its profile.
+        file: Its weights, power_ema/IMAGES/STD.safetensors in the run folder.
+    """
 
     images: int
     std: float
@@ -30,19 +36,32 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How snapshots make another average: `parts` with their coefficients, which sum to 1.
+    """An average as a linear combination of snapshots.
 
-    `left` is what they cannot make of its profile: the relative L2 distance.
+    Attributes:
+        images: The number of images after which the average ends.
+        std: The relative width of its profile.
+        missing: The relative L2 distance between the wanted profile and the one that the snapshots make.
+        parts: The snapshots with their coefficients, which sum to 1.
     """
 
     images: int
     std: float
-    left: float
+    missing: float
     parts: list[tuple[Snapshot, float]]
 
 
 def write_snapshot(averages: Mapping[float, Mapping[str, Tensor]], images: int, folder: Path) -> None:
-    """Write the weights of every power-function average, by width, into the run folder."""
+    """Write a snapshot of every power-function average into a run folder.
+
+    Args:
+        averages: {relative width: {name: weight}}.
+        images: The number of images that the run has trained on.
+        folder: The run folder.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     with atomic_folder(folder / SNAPSHOTS / f"{images:012d}") as staging:
         for std, weights in averages.items():
             save_tensors(weights, staging / f"{std}.safetensors")
@@ -52,14 +71,14 @@ def write_snapshot(averages: Mapping[float, Mapping[str, Tensor]], images: int, 
 
 
 def rewind_snapshots(folder: Path, images: int) -> None:
-    """Drop the snapshots after `images` and half-written ones: a resumed run writes them again."""
+    """Remove the snapshots after `images`, which a resumed run writes again, and those that are half written."""
     for path in (folder / SNAPSHOTS).glob("*"):
         if path.is_dir() and (not path.name.isdigit() or int(path.name) > images):
             shutil.rmtree(path)
 
 
 def snapshots(folder: Path) -> list[Snapshot]:
-    """Every snapshot in the run folder, the last one last."""
+    """Return the snapshots in a run folder, in the order in which they were taken."""
     moments = reversed(folders(folder / SNAPSHOTS))
     return [
         Snapshot(int(moment.name), float(file.stem), file)
@@ -69,30 +88,44 @@ def snapshots(folder: Path) -> list[Snapshot]:
 
 
 def synthesis_of(found: list[Snapshot], std: float, images: int) -> Synthesis:
-    """How the snapshots `found` make the average of relative width `std` after `images` images.
+    """Return the combination of snapshots that comes closest to a wanted average (EDM2, arXiv:2312.02696, section 3.2).
 
-    Raises UserError for a width that no profile has, an end without a snapshot, and when more than MOST_LEFT of the
-    profile would be missing.
+    Args:
+        found: The snapshots of the run.
+        std: The relative width of the average.
+        images: The number of images after which the average ends. A snapshot must have been taken there.
+
+    Raises:
+        UserError: No profile has this width, no snapshot was taken at `images`, or more than MOST_MISSING of the
+            profile would be missing.
     """
     ends = sorted({snapshot.images for snapshot in found})
     if images not in ends:
         near = sorted(sorted(ends, key=lambda end: abs(end - images))[:2])
         raise UserError(f"images: no snapshot was taken at {images}; the nearest are at {', '.join(map(str, near))}")
     used = [snapshot for snapshot in found if snapshot.images <= images]
-    coefficients, left = posthoc([one.images for one in used], [one.std for one in used], images, std)
-    if left > MOST_LEFT:
+    coefficients, missing = posthoc([one.images for one in used], [one.std for one in used], images, std)
+    if missing > MOST_MISSING:
         widths = ", ".join(map(str, sorted({one.std for one in used})))
         raise UserError(
-            f"std: {std} cannot be made of {len(used)} snapshots of widths {widths}: {left:.1%} of its profile would be"
-            f" missing, at most {MOST_LEFT:.0%} may; snapshots more often, or a nearer width in power_ema.stds, make it"
+            f"std: {std} cannot be made of {len(used)} snapshots of widths {widths}: {missing:.1%} of its profile would"
+            f" be missing, at most {MOST_MISSING:.0%} may; snapshots more often, or a nearer width in power_ema.stds,"
+            " make it"
         )
-    return Synthesis(images, std, left, list(zip(used, coefficients.tolist(), strict=True)))
+    return Synthesis(images, std, missing, list(zip(used, coefficients.tolist(), strict=True)))
 
 
 @torch.no_grad()
 def synthesise(model: nn.Module, synthesis: Synthesis, frozen_names: Container[str] = ()) -> None:
-    """Make `model` the average: parameters, but for those `frozen_names`, are summed in float64, buffers are the last
-    snapshot's."""
+    """Load an average that is combined from snapshots into a network, in place.
+
+    Parameters are summed in float64. Buffers are those of the last snapshot.
+
+    Args:
+        model: The network.
+        synthesis: The combination.
+        frozen_names: The parameters that the snapshots lack. They stay as they are.
+    """
     parameters = [parameter for name, parameter in model.named_parameters() if name not in frozen_names]
     totals = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
     for snapshot, coefficient in synthesis.parts:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.metrics import Protocol
-from trainers.checkpoints.checkpoint import save_average, whole_average
+from trainers.checkpoints.checkpoint import gathered_average, save_average
 from trainers.engine.sampler import make_image_sampler
 from trainers.engine.session import Session
 from trainers.evaluation import evaluate, fit_protocol
@@ -35,7 +35,7 @@ class Evaluate(Hook):
         viewer = make_image_sampler(session.sampler, session.model)
         report = evaluate(viewer, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
         free_decoder(session.model)
-        weights = whole_average(session)
+        weights = gathered_average(session)
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}
             session.accelerator.log(

@@ -46,7 +46,7 @@ def make_average(folder: Path, std: float, images: int | None = None) -> tuple[s
     description = {
         "images": synthesis.images,
         "std": std,
-        "left": synthesis.left,
+        "left": synthesis.missing,
         "teacher": teacher_hash(run.teacher) if isinstance(run, Run) else None,
         "snapshots": [{"images": s.images, "std": s.std, "coefficient": c} for s, c in synthesis.parts],
     }
