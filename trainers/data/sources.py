@@ -39,12 +39,12 @@ class Digits(Data):
 class Images(Data):
     """Any image data set that datasets.load_dataset reads: a hub id, a local image folder, or parquet files.
 
-    Images are centre-cropped to a square and resized (Lanczos) to `resolution`, in `mode` RGB or L. Each is decoded
+    Images are centre-cropped to the aspect of `resolution` and resized (Lanczos) to it, in `mode` RGB or L. Each is decoded
     once and kept as bytes when the whole set at this resolution is at most 1 GiB; a larger set is decoded on demand.
     """
 
     path: str  # hub id, folder of images (one subfolder a class) or glob of parquet files
-    resolution: int = 32
+    resolution: int | tuple[int, int] = 32  # pixels to a side, or [height, width]
     mode: Literal["RGB", "L"] = "RGB"
     split: str = "train"
     config: str | None = None
@@ -53,8 +53,13 @@ class Images(Data):
     prompt_column: str | None = None  # prompts instead of labels
 
     def __post_init__(self) -> None:
-        if self.resolution < 1:
+        if min(self.size) < 1:
             raise UserError(f"resolution: must be positive, got {self.resolution}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
 
     def load(self) -> Dataset:
         from datasets import Image
@@ -77,7 +82,7 @@ class Images(Data):
             batch = pictures[positions.tolist()][self.image_column]
             return torch.stack([self._pixels(picture) for picture in batch])
 
-        shape = (1 if self.mode == "L" else 3, self.resolution, self.resolution)
+        shape = (1 if self.mode == "L" else 3, *self.size)
         read = _kept(decode, len(rows), shape) if len(rows) * math.prod(shape) <= KEPT else decode
         name, content = Path(self.path).name, partial(self._content, pictures)
         return Dataset(
@@ -111,16 +116,18 @@ class Images(Data):
         """Uint8 [C, H, W]."""
         from PIL import Image
 
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = picture.convert(self.mode).crop((left, top, left + side, top + side))
-        if side != self.resolution:
-            square = square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(square))
+        height, width = self.size
+        scale = min(picture.width / width, picture.height / height)
+        crop = round(width * scale), round(height * scale)
+        left, top = (picture.width - crop[0]) // 2, (picture.height - crop[1]) // 2
+        middle = picture.convert(self.mode).crop((left, top, left + crop[0], top + crop[1]))
+        if crop != (width, height):
+            middle = middle.resize((width, height), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(middle))
         return pixels[None] if self.mode == "L" else pixels.permute(2, 0, 1)
 
 
-def _kept(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, int, int]) -> Callable[[Tensor], Tensor]:
+def _kept(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """`decode`, which maps positions [B] to uint8 [B, C, H, W], called once an image: what it returned is kept."""
     pixels, known = torch.empty(count, *shape, dtype=torch.uint8), torch.zeros(count, dtype=torch.bool)
 
