@@ -114,9 +114,12 @@ def load_trained(
     teacher: Denoiser | None = None
     model: Generator | Denoiser
     if isinstance(run, Run):
+        if "teacher" in run.objects and objects.teacher is None:
+            how = "load it in Python, with trainers.load(folder, teacher=...)"
+            raise UserError(f"'{folder}' was trained from a teacher that its caller gave as an object; {how}")
         if description["teacher"] != teacher_identity(run, objects):
             raise UserError(f"'{folder}' was trained from another teacher than is now in '{run.teacher}'")
-        teacher = set_precision(objects.teacher or load_denoiser(run.teacher), run)
+        teacher = set_precision(objects.copy_teacher() or load_denoiser(run.teacher), run)
         denoiser = copy.deepcopy(teacher)
         attach_adapters(denoiser, run.generator)
         model = Generator(denoiser, *run.entry.at(denoiser.path))

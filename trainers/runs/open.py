@@ -6,6 +6,7 @@ known before training is a UserError here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -50,6 +51,16 @@ class Objects:
     def names(self) -> tuple[str, ...]:
         """The names of the objects that are given."""
         return tuple(one.name for one in fields(self) if getattr(self, one.name))
+
+    def copy_teacher(self) -> Denoiser | None:
+        """Return a copy of the given teacher for one run, which changes its teacher's dtype and freezes it in place.
+
+        A teacher that is frozen as a whole becomes trainable, since the generator and the fake start as its copies.
+        """
+        teacher = copy.deepcopy(self.teacher)
+        if teacher is not None and not any(parameter.requires_grad for parameter in teacher.parameters()):
+            teacher.requires_grad_()
+        return teacher
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ def open_run(
         with torch.device("meta"):  # whether diffusers takes its config; the network itself is made when it trains
             fresh_unet(run.network, source.shape, source.classes, null=run.label_dropout > 0)
         return Opened(run, source, fresh=fresh, objects=objects)
-    teacher = set_precision(objects.teacher or load_denoiser(run.teacher, weights), run)
+    teacher = set_precision(objects.copy_teacher() or load_denoiser(run.teacher, weights), run)
     check_fit(teacher, run.teacher, source)
     further = {name: load_denoiser(folder, weights) for name, folder in run.objective.further_teachers().items()}
     check_objective(run, source, teacher, further)
