@@ -70,7 +70,7 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     "missing": (lambda n: n.pop("img_channels"), "img_channels: is missing"),
     "unknown": (
         lambda n: n.update(filter=[1]),
-        "filter: is no setting of UNet, whose are img_resolution, img_channels",
+        "filter: is no setting of EDM2UNet, whose are img_resolution, img_channels",
     ),
     "type": (lambda n: n.update(num_blocks="2"), "num_blocks: must be something like 3, got '2'"),
     "list": (lambda n: n.update(channel_mult=2), "channel_mult: must be something like (1, 2, 3, 4), got '2'"),
