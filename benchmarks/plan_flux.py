@@ -19,7 +19,7 @@ import torch
 
 from trainers.io.console import plain
 from trainers.plan.ledger import Peak, Traffic
-from trainers.plan.report import gigabytes, travels
+from trainers.plan.report import bytes_out, gigabytes
 from trainers.plan.trace import Plan, plan
 from trainers.recipe.load import build_experiment
 from trainers.recipe.run import Run
@@ -110,7 +110,7 @@ def row(name: str, found: Plan) -> str:
     average, activations = sizes.get("average", 0), sizes.get("activations and temporaries", 0)
     gradients = found.peak.bytes - weights - state - average - activations
     nodes, traffic = max(1, found.processes // MACHINE), found.traffic.items()
-    talk = [travels(found, operation, who, each, nodes) for (_, operation, who), each in traffic]
+    talk = [bytes_out(found, operation, who, each, nodes) for (_, operation, who), each in traffic]
     cells = [found.peak.bytes, weights, state, average, gradients, activations, *map(sum, zip(*talk, strict=True))]
     return f"| {name} | {found.processes} | {' | '.join(gigabytes(cell) for cell in cells)} |"
 

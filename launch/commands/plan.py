@@ -28,16 +28,16 @@ def plan(
     The trainer's own code is traced on tensors without values. Only the teacher's configs need be there.
     """
     from trainers.io.console import plain
-    from trainers.plan.report import gigabytes, read_bytes, table
+    from trainers.plan.report import gigabytes, parse_bytes, plan_lines
     from trainers.plan.trace import cheapest
     from trainers.plan.trace import plan as trace
 
-    run, console, size = resolve_recipe(recipe, overrides), plain(), read_bytes(memory)
+    run, console, size = resolve_recipe(recipe, overrides), plain(), parse_bytes(memory)
     nodes = nodes or -(-gpus // 8)
     if gpus % nodes:
         raise UserError(f"--nodes: {nodes} must divide --gpus {gpus}")
     found = trace(run, gpus)
-    for line in table(run, found, nodes):
+    for line in plan_lines(run, found, nodes):
         console.print(line)
     room = (1 - HEADROOM) * size
     limit = f"{gigabytes(room)} of {gigabytes(size)} ({HEADROOM:.0%} is left for CUDA, NCCL and fragmentation)"

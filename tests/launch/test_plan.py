@@ -11,7 +11,7 @@ from distill.errors import UserError
 from tests.launch.conftest import Command
 from tests.tiny import recipe
 from trainers.plan.ledger import ALL, BETWEEN, WITHIN, Traffic
-from trainers.plan.report import read_bytes, sent, travels
+from trainers.plan.report import bytes_out, bytes_sent, parse_bytes
 from trainers.plan.trace import Plan
 
 
@@ -44,22 +44,26 @@ def test_mistakes(arguments: list[str], said: str, distill: Command, teachers: P
 
 
 def test_sizes() -> None:
-    assert [read_bytes(text) for text in ("80GB", "80 gib", "1.5TB", "7")] == [80e9, 80 * 2**30, 1.5e12, 7]
+    assert [parse_bytes(text) for text in ("80GB", "80 gib", "1.5TB", "7")] == [80e9, 80 * 2**30, 1.5e12, 7]
     with pytest.raises(UserError, match="--memory"):
-        read_bytes("0GB")
+        parse_bytes("0GB")
 
 
 def test_what_a_gpu_sends() -> None:
     """A ring of 4 moves 3/4 of a message to gather it and twice that to reduce it for all."""
-    assert sent("_allgather_base_", Traffic(1, 400), 4) == sent("_reduce_scatter_base_", Traffic(1, 400), 4) == 300
-    assert sent("allreduce_", Traffic(1, 400), 4) == 600 and sent("allreduce_", Traffic(1, 400), 1) == 0
+    assert (
+        bytes_sent("_allgather_base_", Traffic(1, 400), 4)
+        == bytes_sent("_reduce_scatter_base_", Traffic(1, 400), 4)
+        == 300
+    )
+    assert bytes_sent("allreduce_", Traffic(1, 400), 4) == 600 and bytes_sent("allreduce_", Traffic(1, 400), 1) == 0
 
 
 def test_what_leaves_a_machine() -> None:
     """8 GPUs in 2 replicas: of 4 with 200 bytes each, which in 2 machines meet one other, in 4 are in 2 of them."""
     found, message, rows = Plan(8, {}, {}, {}, replicas=2), Traffic(1, 800), Traffic(1, 200)
-    assert travels(found, "allreduce_", ALL, message, 2) == (1400, 800)
-    assert travels(found, "_allgather_base_", WITHIN, message, 2) == (600, 0)
-    assert travels(found, "_allgather_base_", WITHIN, message, 4) == (600, 400)
-    assert travels(found, "allreduce_", BETWEEN, rows, 2) == (200, 800)
-    assert travels(found, "allreduce_", BETWEEN, rows, 1) == (200, 0)
+    assert bytes_out(found, "allreduce_", ALL, message, 2) == (1400, 800)
+    assert bytes_out(found, "_allgather_base_", WITHIN, message, 2) == (600, 0)
+    assert bytes_out(found, "_allgather_base_", WITHIN, message, 4) == (600, 400)
+    assert bytes_out(found, "allreduce_", BETWEEN, rows, 2) == (200, 800)
+    assert bytes_out(found, "allreduce_", BETWEEN, rows, 1) == (200, 0)

@@ -1,6 +1,7 @@
-"""Bytes that live and bytes that travel, by phase, of whatever torch calculates within a context.
+"""A ledger of the memory and the messages of all that torch computes within a context, by phase.
 
-Tensors may be real or fake, the process group too: `distill plan` and the tests that count read the same ledger.
+Tensors and process group may be real or fake. `distill plan` reads the ledger of fake ones, and the tests that count
+bytes and messages read the ledger of real ones.
 """
 
 from __future__ import annotations
@@ -22,29 +23,46 @@ from trainers.engine.player import Player
 
 REST = "between updates"
 CALCULATED = "activations and temporaries"
-ALL, WITHIN, BETWEEN = "all GPUs", "within a replica", "between replicas"  # who talk in a collective
+ALL, WITHIN, BETWEEN = "all GPUs", "within a replica", "between replicas"  # the processes in a collective
 
 
 class Peak(NamedTuple):
-    """Bytes that lived at once, and what they were by kind."""
+    """The largest memory of a phase.
+
+    Attributes:
+        bytes: The bytes of all tensors that lived at the same time.
+        kinds: The same bytes by kind.
+    """
 
     bytes: int
     kinds: Mapping[str, int]
 
 
 class Traffic(NamedTuple):
-    """Collectives and the bytes of their messages, each message as long as its longest side."""
+    """The messages of one kind of collective.
+
+    Attributes:
+        calls: The number of collectives.
+        bytes: The bytes of their messages. The message of a gather or a scatter is the complete tensor.
+    """
 
     calls: int = 0
     bytes: int = 0
 
 
 class Ledger(TorchDispatchMode):
-    """`live` bytes of every storage that was made within the context, by `kinds`; `peaks` of them by phase, and
-    `traffic` by phase, operation and who talk.
+    """A context that keeps account of every storage that torch allocates, and of every collective.
 
-    A storage is CALCULATED until `label` names it. The phase is "generator", "fake" ... within that player's update.
-    Kinds that begin as one of `host` are in host memory: no part of `live` and `peaks`, their most is `host_peak`.
+    A storage is of the kind CALCULATED until `label` gives it another. Offloaded kinds are in host memory, which is
+    counted by itself.
+
+    Attributes:
+        phase: The name of the player whose update is under way, or REST.
+        kinds: The bytes that live now, by kind.
+        host: The beginnings of the kinds that are offloaded.
+        host_peak: The largest number of bytes of these kinds at one time.
+        peaks: The largest memory of each phase, without the offloaded kinds.
+        traffic: The messages by phase, operation, and processes in the collective.
     """
 
     def __init__(self) -> None:
@@ -55,27 +73,31 @@ class Ledger(TorchDispatchMode):
         self.host_peak = 0
         self.peaks: dict[str, Peak] = {}
         self.traffic: dict[tuple[str, str, str], Traffic] = {}
-        self._held: dict[int, tuple[str, int]] = {}  # address of a storage -> (kind, bytes)
+        self._storages: dict[int, tuple[str, int]] = {}  # address of a storage -> (kind, bytes)
 
     @property
     def live(self) -> int:
+        """The bytes that live now, without the offloaded kinds."""
         return self.kinds.total() - self.on_host
 
     @property
     def on_host(self) -> int:
+        """The bytes of the offloaded kinds that live now."""
         return sum(size for kind, size in self.kinds.items() if kind.startswith(self.host))
 
     def __enter__(self) -> Ledger:
         resize = self._resize = torch.UntypedStorage.resize_
 
-        def resized(storage: torch.UntypedStorage, size: int) -> Any:  # so FSDP2 frees a gathered weight and takes it
-            done = resize(storage, size)
-            if (held := self._held.get(storage._cdata)) is not None:
-                self._held[storage._cdata] = held[0], size
-                self.kinds[held[0]] += size - held[1]
-            return done
+        def resize_and_count(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if (known := self._storages.get(storage._cdata)) is not None:
+                self._storages[storage._cdata] = known[0], size
+                self.kinds[known[0]] += size - known[1]
+            return result
 
-        torch.UntypedStorage.resize_ = resized  # type: ignore[assignment, method-assign]
+        # A patch, since FSDP2 frees and allocates gathered weights by resizing their storage, which no dispatch mode
+        # sees.
+        torch.UntypedStorage.resize_ = resize_and_count  # type: ignore[assignment, method-assign]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -86,63 +108,77 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":  # a question for a device or a shape
-            return made
-        for leaf in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # reads a device or a shape, and allocates nothing
+            return result
+        for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._hold(leaf, CALCULATED)
+                self._register(leaf, CALCULATED)
         if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
-            self.send(func.__name__.partition(".")[0], max(_bytes(side) for side in (*args, made)), _group(args))
+            size = max(_bytes(side) for side in (*args, result))  # the complete tensor, as input or as output
+            self.send(func.__name__.partition(".")[0], size, _group(args))
         if (live := self.live) > self.peaks.get(self._stage(), Peak(0, {})).bytes:
             kinds = {kind: size for kind, size in self.kinds.items() if not kind.startswith(self.host)}
             self.peaks[self._stage()] = Peak(live, kinds)
         self.host_peak = max(self.host_peak, self.on_host)
-        return made
+        return result
 
     def send(self, operation: str, size: int, group: str = ALL) -> None:
-        """Count a collective with a message of `size` bytes."""
+        """Count a collective.
+
+        Args:
+            operation: Its name.
+            size: The bytes of its message.
+            group: The processes in it: ALL, WITHIN or BETWEEN.
+        """
         key = self.phase, operation, group
         calls, total = self.traffic.get(key, Traffic())
         self.traffic[key] = Traffic(calls + 1, total + size)
 
     def label(self, kind: str, tensors: Iterable[Tensor]) -> None:
-        """Name the storages of `tensors`, those from elsewhere too; what has a name keeps it."""
+        """Give the storages of tensors a kind, unless they have one.
+
+        Args:
+            kind: The kind.
+            tensors: The tensors. They may have been made outside the context.
+        """
         for tensor in tensors:
-            self._hold(tensor, kind)
+            self._register(tensor, kind)
             key = _local(tensor).untyped_storage()._cdata
-            known, size = self._held[key]
+            known, size = self._storages[key]
             if known == CALCULATED:
-                self._held[key] = kind, size
+                self._storages[key] = kind, size
                 self.kinds.update({CALCULATED: -size, kind: size})
 
     def label_rest(self, kind: str) -> None:
-        """Name all that has no name yet."""
-        for key, (known, size) in self._held.items():
+        """Give all storages that have no kind yet this one."""
+        for key, (known, size) in self._storages.items():
             if known == CALCULATED:
-                self._held[key] = kind, size
+                self._storages[key] = kind, size
         self.kinds[kind] += self.kinds.pop(CALCULATED, 0)
 
     def track_players(self, players: Mapping[str, Player]) -> None:
-        """Tell phases by the updates of `players`, and name their gradients."""
+        """Follow the updates of players: set the phase during each update, and label the gradients."""
         for name, player in players.items():
-            player.training = self._around(name, player.training)  # type: ignore[method-assign]
+            # A patch of the instance: the step enters `training` for exactly one update of one player.
+            player.training = self._phase_around(name, player.training)  # type: ignore[method-assign]
             for parameter in player.parameters:
-                # A sharded gradient is a part of what was reduced for its block, until it is copied to the host.
+                # A sharded gradient is a view of the buffer that was reduced for its block, and has no storage of its
+                # own before it is copied to the host.
                 if not hasattr(parameter, "to_local") or name.startswith(self.host):
-                    parameter.requires_grad_(True)
-                    parameter.register_post_accumulate_grad_hook(partial(self._gradient, f"{name}: gradients"))
+                    parameter.requires_grad_(True)  # torch takes hooks of such parameters alone
+                    parameter.register_post_accumulate_grad_hook(partial(self._label_gradient, f"{name}: gradients"))
                     parameter.requires_grad_(False)
 
     def restart(self) -> None:
-        """Forget peaks and traffic."""
+        """Forget peaks and traffic. The storages stay known."""
         self.peaks, self.traffic = {}, {}
 
-    def _gradient(self, kind: str, parameter: Tensor) -> None:
+    def _label_gradient(self, kind: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self.label(kind, [parameter.grad])
 
-    def _around(self, name: str, training: Callable[[], Any]) -> Callable[[], Any]:
+    def _phase_around(self, name: str, training: Callable[[], Any]) -> Callable[[], Any]:
         @contextmanager
         def phase() -> Iterator[None]:
             self.phase = name
@@ -155,34 +191,40 @@ class Ledger(TorchDispatchMode):
         return phase
 
     def _stage(self) -> str:
-        backward = torch._C._current_graph_task_id() != -1
+        """Return the phase, and whether a backward pass is under way."""
+        backward = torch._C._current_graph_task_id() != -1  # private: autograd has no public flag for it
         return f"{self.phase}, backward" if backward else self.phase
 
-    def _hold(self, tensor: Tensor, kind: str) -> None:
+    def _register(self, tensor: Tensor, kind: str) -> None:
+        """Count the storage of a tensor, once, until it is freed."""
         storage = _local(tensor).untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._held:
-            self._held[key] = kind, size
+        key, size = storage._cdata, storage.nbytes()  # the address of the C++ object, which all views share
+        if key not in self._storages:
+            self._storages[key] = kind, size
             self.kinds[kind] += size
             weakref.finalize(storage, self._free, key)
 
     def _free(self, key: int) -> None:
-        kind, size = self._held.pop(key)
+        kind, size = self._storages.pop(key)
         self.kinds[kind] -= size
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a distributed tensor."""
+    """Return this rank's part of a tensor, which may be sharded."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
 
 def _bytes(side: Any) -> int:
+    """Return the bytes of the tensors in an argument or result."""
     return sum(leaf.nbytes for leaf in tree_leaves(side) if isinstance(leaf, Tensor))
 
 
 def _group(arguments: Iterable[Any]) -> str:
-    """Who talk in a collective with these arguments: the processes of a replica are neighbours."""
+    """Return the processes in a collective with these arguments: ALL, WITHIN or BETWEEN.
+
+    The processes of a replica have consecutive ranks.
+    """
     for argument in arguments:
         if isinstance(argument, torch.ScriptObject) and str(argument._type()).endswith(".ProcessGroup"):
             ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(argument))

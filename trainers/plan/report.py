@@ -1,4 +1,4 @@
-"""A plan as lines of text, and its bytes in units."""
+"""A plan as text, and numbers of bytes in units."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from trainers.recipe.run import Run
 UNITS = {"": 1.0, "MB": 1e6, "GB": 1e9, "TB": 1e12, "MIB": 2.0**20, "GIB": 2.0**30, "TIB": 2.0**40}
 
 
-def table(run: Run, found: Plan, nodes: int) -> list[str]:
-    """Lines that tell a plan."""
+def plan_lines(run: Run, found: Plan, nodes: int) -> list[str]:
+    """Return the lines in which `distill plan` shows a plan.
+
+    Args:
+        run: The recipe.
+        found: The plan.
+        nodes: The number of machines that the processes are divided over.
+    """
     share = run.batch_size // found.processes
     lines = [
         f"{run.name} on {found.processes} GPUs in {nodes} machines: {share} samples a GPU and update,"
@@ -28,31 +34,47 @@ def table(run: Run, found: Plan, nodes: int) -> list[str]:
     lines += ["communication of an update: messages, what a GPU sends, what leaves its machine"]
     for (phase, operation, who), traffic in found.traffic.items():
         name = f"{phase}, {operation.strip('_')}{'' if who == ALL else f', {who}'}"
-        sizes = (traffic.bytes, *travels(found, operation, who, traffic, nodes))
+        sizes = (traffic.bytes, *bytes_out(found, operation, who, traffic, nodes))
         lines += [f"  {name:46}" + "".join(f"{gigabytes(size):>12}" for size in sizes)]
     return lines if found.traffic else [*lines, "  none"]
 
 
-def travels(found: Plan, operation: str, who: str, traffic: Traffic, nodes: int) -> tuple[float, float]:
-    """Bytes that a GPU sends at least, and that leave a machine, on the average of all."""
+def bytes_out(found: Plan, operation: str, who: str, traffic: Traffic, nodes: int) -> tuple[float, float]:
+    """Return the fewest bytes that leave a GPU, and that leave a machine, for a kind of collective.
+
+    Args:
+        found: The plan, which knows the groups of processes.
+        operation: The collective, by torch's name, such as `allreduce_`.
+        who: The processes that take part: ALL, WITHIN or BETWEEN of trainers.plan.ledger.
+        traffic: The messages of one GPU.
+        nodes: The number of machines.
+    """
     groups, machine = found.groups(who), found.processes // nodes
     machines = [len({rank // machine for rank in group}) for group in groups]
-    outside = sum(parties * sent(operation, traffic, parties) for parties in machines) / nodes
-    return sent(operation, traffic, len(groups[0])), outside
+    # Between machines a ring passes each message once, as if every machine were one party; averaged over the machines.
+    outside = sum(parties * bytes_sent(operation, traffic, parties) for parties in machines) / nodes
+    return bytes_sent(operation, traffic, len(groups[0])), outside
 
 
-def sent(operation: str, traffic: Traffic, parties: int) -> float:
-    """Bytes that one of `parties` sends at least: (n-1)/n of what it gathers or scatters, twice that to reduce all."""
+def bytes_sent(operation: str, traffic: Traffic, parties: int) -> float:
+    """Return the fewest bytes that one of n parties sends in a collective.
+
+    That is (n - 1) / n of a message that is gathered or scattered, and twice as much of one that is all-reduced.
+    """
     return traffic.bytes * (parties - 1) / parties * (2 if "reduce" in operation and "scatter" not in operation else 1)
 
 
 def gigabytes(size: float) -> str:
-    """10^9 bytes, or 10^6 of what is small."""
+    """Return a number of bytes as text, in GB (10^9 bytes), or in MB if it is small."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"
 
 
-def read_bytes(text: str) -> float:
-    """The bytes of a size such as 80GB; raises UserError for what is none."""
+def parse_bytes(text: str) -> float:
+    """Return the number of bytes of a size such as 80GB or 80GiB.
+
+    Raises:
+        UserError: The text is no positive size.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", text.strip())
     if found is None or found[2].upper() not in UNITS or not float(found[1]):
         raise UserError(f"--memory: must be a size as 80GB or 80GiB, got {text!r}")
