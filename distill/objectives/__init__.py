@@ -1,7 +1,7 @@
-"""The objectives: one paper, one file.
+"""The objectives, one file for each paper.
 
-A recipe names an objective by a key of NAMES, which is also its module here: `distill.objectives.sid` holds SiD and its
-pure loss `sid_loss`. OBJECTIVES maps the names to the classes.
+A recipe names an objective by a key of NAMES, which is also the name of its module: `distill.objectives.sid` holds SiD
+and its pure loss `sid_loss`. OBJECTIVES maps the same names to the classes.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ NAMES = {
     "autoguided": "Autoguided",
     "rewarded": "Rewarded",
 }
-"""The name of an objective in a recipe, which is that of its module, and its class."""
+"""The classes of the objectives by their names in recipes, which are also the names of their modules."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import objectives when they are first asked for, so that one paper's file does not import all others."""
+    """Import an objective on its first use, so that the file of one paper does not import all others."""
     if name == "OBJECTIVES":
         return {module: _imported(module, cls) for module, cls in NAMES.items()}
     for module, cls in NAMES.items():

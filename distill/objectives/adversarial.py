@@ -13,12 +13,12 @@ from distill.times import Times
 
 
 class Discriminated(NamedTuple):
-    """The losses of a fake phase with a discriminator.
+    """The losses of the fake's update with a discriminator.
 
     Attributes:
         denoising: The denoising loss [B], weighted.
         weight: The weight [B] of the denoising loss.
-        loss: The discriminator's loss [B], on both sides, with its R1 penalty.
+        loss: The discriminator's loss [B]: its losses on generated and real samples, and the R1 penalty.
         real: The logits [B, ...] of the real samples.
     """
 
@@ -37,11 +37,21 @@ def denoise_and_discriminate(
     r1: R1,
     discriminator_times: Times | None = None,
 ) -> Discriminated:
-    """Denoise the generated `x` [B, ...] and judge it in one pass; judge the real samples in a pass to the tap.
+    """Return the denoising loss of the fake and the loss of its discriminator.
 
-    With a law of its own, `discriminator_times`, the discriminator takes a third pass, as far as the tap. A real sample
-    shares time, noise and label with a generated one, so that they differ in nothing else. Notes the discriminator's
-    accuracy.
+    One pass of the fake estimates x0 and gives the logits of the generated samples. A second pass, up to the tap, gives
+    the logits of the real samples. A real and a generated sample have the same time, noise and label, so that they
+    differ in nothing else. The discriminator's accuracy is noted for the log.
+
+    Args:
+        nets: The networks and the services of the trainer. The fake is a Critic.
+        x: The generator's samples [B, ...] of `batch`.
+        batch: The micro-batch, with real samples.
+        times: The law of the times of the denoising loss.
+        weight: The weight of the denoising loss.
+        r1: The penalty on the discriminator's slope.
+        discriminator_times: The law of the discriminator's times. The logits of the generated samples then take a pass
+            of their own, up to the tap. None for the times of the denoising loss.
     """
     assert batch.real is not None
     x, random = x.detach(), batch.random.stream("fake")
@@ -60,12 +70,12 @@ def denoise_and_discriminate(
 
     real, penalty = r1.judge(logits_of, batch.real, random.stream("r1"))
     nets.note("accuracy", accuracy(fake, real), nets.path.nsr(t))
-    for_fake, for_real = discriminator_loss(fake, real)
-    return Discriminated(w * per_sample((denoised - x) ** 2), w, for_fake + for_real + penalty, real)
+    on_fake, on_real = discriminator_loss(fake, real)
+    return Discriminated(w * per_sample((denoised - x) ** 2), w, on_fake + on_real + penalty, real)
 
 
 def logits_at(nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> Tensor:
-    """Return the discriminator's logits [B, ...] of `x` [B, ...] diffused at `times`, with a graph into x."""
+    """Return the discriminator's logits [B, ...] at a diffusion of `x` [B, ...], with a graph into x."""
     x_t, t, _ = nets.path.draw(x, times, batch.random.stream("judge"))
     logits: Tensor = nets.fake(x_t, t, batch.cond, "logits")
     return logits

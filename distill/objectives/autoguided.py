@@ -1,4 +1,4 @@
-"""Any objective with an autoguided teacher (Karras et al., arXiv:2406.02507)."""
+"""Autoguidance of the teacher in any objective (Karras et al., arXiv:2406.02507)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from distill.objectives.wrapper import Wrapper
 
 @dataclass(frozen=True, kw_only=True)
 class Autoguided(Wrapper):
-    """The teacher is guided by a smaller or earlier model of the same data, under the same condition; needs no null."""
+    """Guidance of the teacher by a weak teacher, under the same condition, in the inner objective.
 
-    weak_teacher: LocalPath  # folder of a teacher
+    The weak teacher is a smaller or earlier model of the same data. No null condition is needed.
+    """
+
+    weak_teacher: LocalPath  # the folder of the weak teacher
     teacher_autoguidance: float = 2.0  # unverified: the paper's best for EDM2-S is about 2
 
     def further_teachers(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Guidance as a term of its own (Diff-Instruct*'s OUT, Luo et al., arXiv:2410.20898)."""
+"""Guidance as a term of its own beside any objective (Luo et al., Diff-Instruct*, arXiv:2410.20898)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,34 @@ from distill.times import LogNormal, Times
 
 
 def guidance_loss(x: Tensor, conditional: Tensor, unconditional: Tensor, cfg: float) -> Tensor:
-    """-(cfg - 1) <D_c - D_u, x> [B] with both estimates held constant, all [B, ...].
+    """Return -(cfg - 1) <D_c - D_u, x>, without a gradient through the estimates D_c and D_u.
 
-    What a teacher guided at `cfg` adds to Diff-Instruct's -<gap, x>: T_cfg - F = (D_c - F) + (cfg - 1)(D_c - D_u).
+    A teacher that is guided at the scale `cfg` adds this term to Diff-Instruct's -<gap, x>, since
+    T_cfg - F = (D_c - F) + (cfg - 1)(D_c - D_u).
+
+    Args:
+        x: Generated samples [B, ...].
+        conditional: The teacher's estimate of x0 under the condition, D_c [B, ...].
+        unconditional: The teacher's estimate of x0 under the null condition, D_u [B, ...].
+        cfg: The scale of the guidance. 1 is no guidance.
+
+    Returns:
+        The loss [B].
     """
     return (1 - cfg) * per_sample((conditional - unconditional).detach() * x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoupled(Wrapper):
-    """The inner objective matches the plain conditional teacher; a second term pulls along the teacher's guidance.
+    """The terms of the inner objective with the plain conditional teacher, and a term of the teacher's guidance.
 
     The paper's alpha_cfg is teacher_cfg - 1.
     """
 
     teacher_cfg: float = 2.0  # unverified; DI* (SDXL) reports alpha_cfg = 4.5 and 7.5 as its best
-    guidance_times: Times = LogNormal(-1.2, 1.2)  # unverified: Diff-Instruct's, of which it is the guidance's part
-    # l1: DMD's 1/mean |x - D_cfg|, under which it is the guidance's part of DMD; none: that of Diff-Instruct.
+    guidance_times: Times = LogNormal(-1.2, 1.2)  # unverified: the law of Diff-Instruct
+    # With "none" the term is the part of the guidance in Diff-Instruct. With "l1", DMD's 1 / mean |x - D_cfg|, it is
+    # the part of the guidance in DMD.
     guidance_weight: Literal["none", "l1"] = "none"
 
     def check(self, teacher: Denoiser) -> None:

@@ -11,18 +11,27 @@ from distill.times import LogNormal, Times
 
 
 def diff_instruct_loss(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
-    """-<gap, x> [B] with gap = teacher - fake held constant, all [B, ...].
+    """Return -<gap, x> with gap = teacher - fake, without a gradient through gap.
 
-    Its gradient in x is that of the integral KL divergence weighted by nsr^2 (theorem 3.1; on EDM's path sigma^2).
+    The gradient in x is that of the integral KL divergence with the weight nsr^2, which is sigma^2 on EDM's path
+    (theorem 3.1).
+
+    Args:
+        x: Generated samples [B, ...].
+        teacher: The teacher's estimate of x0 [B, ...].
+        fake: The fake's estimate of x0 [B, ...].
+
+    Returns:
+        The loss [B].
     """
     return -per_sample((teacher - fake).detach() * x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffInstruct(Objective):
-    """Data-free; no gradient passes through the denoisers, which need no graph."""
+    """The objective of Diff-Instruct, which needs no data. The denoisers need no graph."""
 
-    times: Times = LogNormal(-1.2, 1.2)  # EDM's training law, as for the fake
+    times: Times = LogNormal(-1.2, 1.2)  # the law that EDM trains with, as for the fake
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)

@@ -15,10 +15,19 @@ from distill.times import Karras, Times
 
 
 def dmd_loss(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
-    """|x - sg(x + gap / mean|x - teacher|)|^2 / 2 [B] with gap = teacher - fake, all [B, ...] (eq. 7 and 8).
+    """Return |x - sg(x + gap / mean |x - teacher|)|^2 / 2 with gap = teacher - fake (eq. 7 and 8).
 
-    Its gradient in x is -gap / mean|x - teacher|, Diff-Instruct's under SiD's normaliser. As in the authors' code the
-    factor alpha of eq. 7 is left out (it is 1 on EDM's path); they average over elements where this sums.
+    sg stops the gradient. The gradient in x is -gap / mean |x - teacher|, which is Diff-Instruct's with SiD's weight.
+    As in the authors' code, the factor alpha of eq. 7 is left out. It is 1 on EDM's path. The authors average over the
+    elements of a sample, and this loss is a sum over them.
+
+    Args:
+        x: Generated samples [B, ...].
+        teacher: The teacher's estimate of x0 [B, ...].
+        fake: The fake's estimate of x0 [B, ...].
+
+    Returns:
+        The loss [B].
     """
     step = expand(l1_normaliser(x, teacher), x) * (teacher - fake)
     return per_sample((x - (x + step).detach()) ** 2) / 2
@@ -26,14 +35,17 @@ def dmd_loss(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DMD(Objective):
-    """No gradient passes through the denoisers. The regression on ODE pairs keeps the generator from dropping modes; at
-    regression = 0 it needs no pairs."""
+    """The objective of DMD: distribution matching, and a regression on ODE pairs.
 
-    # t ~ U(0.02, 0.98) T: 20 to 980 of the 1000 points of EDM's ramp; Stable Diffusion: {name: uniform_steps}
+    The regression keeps the generator from losing modes. At regression = 0 no pairs are needed. No gradient passes
+    through the denoisers.
+    """
+
+    # t ~ U(0.02, 0.98) T: the points 20 to 980 of 1000 on EDM's ramp. For Stable Diffusion: {name: uniform_steps}.
     times: Times = Karras(0.0032316, 72.054)
-    fake_times: Times = Karras()  # the whole range
-    regression: float = 0.25  # 0.5 for CIFAR-10 without labels
-    perceptual: Perceptual = MSE()  # the paper's is LPIPS, for which its weight of 0.25 was found
+    fake_times: Times = Karras()  # the whole ramp
+    regression: float = 0.25  # the weight of the regression; 0.5 for CIFAR-10 without labels
+    perceptual: Perceptual = MSE()  # the paper has LPIPS, for which it found the weight 0.25
 
     def __post_init__(self) -> None:
         if not self.regression >= 0:
@@ -57,5 +69,5 @@ class DMD(Objective):
         if self.regression:
             assert batch.pairs is not None and batch.pairs.made is not None
             distance = self.perceptual.distance(batch.pairs.made, batch.pairs.target, nets.frozen["perceptual"])
-            terms["regression"] = self.regression * x[0].numel() * distance  # as the other: N times the paper's mean
+            terms["regression"] = self.regression * x[0].numel() * distance  # a sum, as dmd
         return terms

@@ -16,20 +16,21 @@ from distill.times import Karras, Times
 
 @dataclass(frozen=True, kw_only=True)
 class DMD2(Objective):
-    """DMD without pairs, and a discriminator: a small head on the fake's features.
+    """DMD without ODE pairs, and with a discriminator that is a small head on the fake's features.
 
     The authors update the fake five times for each update of the generator (`fake_updates: 5` in a recipe), the last
-    time on the generator's own images (`reuse_samples`). Their losses are means over elements, ours sums: the weights
-    of the adversarial terms are theirs, and the terms count elements.
+    time on the samples of the generator's update (`reuse_samples`). Their losses are means over the elements of a
+    sample, and ours are sums. The weights of the adversarial terms are the authors', so these terms are multiplied by
+    the number of elements.
     """
 
-    times: Times = Karras(0.0032316, 72.054, rho=7.0)  # 20 to 980 of the 1000 points of EDM's ramp
-    fake_times: Times = Karras(0.002, 80.0, rho=7.0)  # all of them; fake_weight edm is their SNR + 1/sigma_data^2
-    adversarial: float = 3e-3  # of the generator's term, on ImageNet 64; 1e-3 on SD 1.5, 5e-3 on SDXL
-    discriminator: float = 1e-2
-    tap: str = "middle"  # the features the head reads
-    judge_times: Times | None = None  # of the discriminator; null: fake_times (as in the paper), in the fake's own pass
-    noise: AdaptiveNoise | None = None  # Diffusion-GAN's range within that law; the authors use all of it
+    times: Times = Karras(0.0032316, 72.054, rho=7.0)  # the points 20 to 980 of 1000 on EDM's ramp
+    fake_times: Times = Karras(0.002, 80.0, rho=7.0)  # all points; the weight edm is the authors' SNR + 1/sigma_data^2
+    adversarial: float = 3e-3  # the weight of the generator's term on ImageNet 64; 1e-3 on SD 1.5, 5e-3 on SDXL
+    discriminator: float = 1e-2  # the weight of the discriminator's loss in the fake's update
+    tap: str = "middle"  # the submodule whose features the head reads
+    judge_times: Times | None = None  # the discriminator's law; null for fake_times and the fake's own pass, as there
+    noise: AdaptiveNoise | None = None  # Diffusion-GAN's range within that law; the authors use the whole law
     r1: R1 = R1()  # off, as in the paper
 
     needs = frozenset({"real"})
@@ -41,21 +42,21 @@ class DMD2(Objective):
         return {} if self.noise is None else self.noise.start()
 
     def discriminator_law(self, nets: Denoisers) -> Times:
-        """The times at which the discriminator is asked now."""
+        """Return the law of the discriminator's times in this update."""
         law = self.judge_times or self.fake_times
         return law if self.noise is None else LowerPart(law, nets.memory["share"])
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
         nets.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
-        deceive = adversarial_loss(logits_at(nets, x, batch, self.discriminator_law(nets)))
-        return {"dmd": dmd_loss(x, s.teacher, s.fake), "adversarial": self.adversarial * x[0].numel() * deceive}
+        adversarial = adversarial_loss(logits_at(nets, x, batch, self.discriminator_law(nets)))
+        return {"dmd": dmd_loss(x, s.teacher, s.fake), "adversarial": self.adversarial * x[0].numel() * adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         law = self.discriminator_law(nets) if self.judge_times or self.noise else None
-        judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1, law)
+        losses = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1, law)
         if self.noise is not None:
-            certainty = nets.mean(judged.real.detach().sign().flatten(1).mean(1))
+            certainty = nets.mean(losses.real.detach().sign().flatten(1).mean(1))
             self.noise.adapt(nets.memory["share"], nets.memory["images"], certainty, nets.images)
             nets.note("noise_share", nets.memory["share"][None])
-        return {"denoising": judged.denoising, "discriminator": self.discriminator * x[0].numel() * judged.loss}
+        return {"denoising": losses.denoising, "discriminator": self.discriminator * x[0].numel() * losses.loss}

@@ -27,31 +27,44 @@ DIVERGENCE_WEIGHTS: dict[Divergence, Callable[[Tensor], Tensor]] = {
     "squared_hellinger": lambda r: r.sqrt() / 4,
     "jeffreys": lambda r: 1 + r,
 }
-"""h(r) = r^2 f''(r): the weight of the scores' difference in the gradient of D_f(teacher || generator)."""
+"""h(r) = r^2 f''(r), the weight of the difference of the scores in the gradient of D_f(teacher || generator)."""
 
 
 def density_ratio(logits: Tensor, low: float = 0.0, high: float = float("inf")) -> Tensor:
-    """r = p_teacher(x_t) / p_fake(x_t) [B] = exp of the logits [B, ...], within +-10 and averaged; without graph."""
+    """Return the density ratio r = p_teacher(x_t) / p_fake(x_t), without a graph.
+
+    The ratio is exp of the logits of an optimal discriminator.
+
+    Args:
+        logits: The discriminator's logits [B, ...], of which the mean is taken.
+        low: The smallest ratio.
+        high: The largest ratio.
+
+    Returns:
+        The ratios [B].
+    """
+    # The clamp to +-10 keeps exp finite for a discriminator that is sure.
     return mean_logit(logits.detach().clamp(-10, 10)).exp().clamp(low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FDistill(Objective):
-    """DMD2 with each sample weighted by h(r), which the discriminator's logits give at the same x_t.
+    """DMD2 with the weight h(r) on each sample, where the discriminator's logits at the same x_t give r.
 
-    As in NVlabs/FastGen; unlike there the head reads the fake's features (as in DMD2), with DMD2's weight for its
-    loss. As in DMD2 the adversarial terms count elements.
+    The published code in NVlabs/FastGen does the same. There the head reads the teacher's features. Here it reads the
+    fake's, with the weight for its loss, as in DMD2. The adversarial terms are multiplied by the number of elements of
+    a sample, as in DMD2.
     """
 
     divergence: Divergence = "js"  # the authors' default; forward_kl on CIFAR-10
     times: Times = Karras(0.0021014, 79.131, rho=7.0)  # 0.2 % to 99.8 % of EDM's ramp
     fake_times: Times = Karras(0.0021014, 79.131, rho=7.0)
-    adversarial: float = 1e-3  # of the generator's term, on CIFAR-10; 3e-3 on ImageNet 64
-    discriminator: float = 1e-2
-    tap: str = "middle"
-    ratio_range: tuple[float, float] = (0.1, 20.0)
-    bins: int = 10  # of time; the ratio is divided by its mean in its bin
-    memory: float = 0.0  # what that mean keeps of the last one; 0.5 on ImageNet 64
+    adversarial: float = 1e-3  # the weight of the generator's adversarial term on CIFAR-10; 3e-3 on ImageNet 64
+    discriminator: float = 1e-2  # the weight of the discriminator's loss in the fake's update
+    tap: str = "middle"  # the submodule whose features the head reads
+    ratio_range: tuple[float, float] = (0.1, 20.0)  # the smallest and the largest ratio
+    bins: int = 10  # of the times; the ratio is divided by its mean in its bin
+    memory: float = 0.0  # the share of the last update's mean in this mean; 0.5 on ImageNet 64
     r1: R1 = R1()
 
     needs = frozenset({"real"})
@@ -75,20 +88,21 @@ class FDistill(Objective):
         h = DIVERGENCE_WEIGHTS[self.divergence](self.normalised_ratio(nets, s))
         h = h / nets.mean(h)
         nets.note("weight", h * l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
-        deceive = adversarial_loss(logits_at(nets, x, batch, self.fake_times))
+        adversarial = adversarial_loss(logits_at(nets, x, batch, self.fake_times))
         return {
             "f_distill": h * dmd_loss(x, s.teacher, s.fake),
-            "adversarial": self.adversarial * x[0].numel() * deceive,
+            "adversarial": self.adversarial * x[0].numel() * adversarial,
         }
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
-        return {"denoising": judged.denoising, "discriminator": self.discriminator * x[0].numel() * judged.loss}
+        losses = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
+        return {"denoising": losses.denoising, "discriminator": self.discriminator * x[0].numel() * losses.loss}
 
     def normalised_ratio(self, nets: Denoisers, s: Estimates) -> Tensor:
-        """The ratio [B] over its mean in its time bin, on all ranks and by memory over the updates.
+        """Return the ratio [B] divided by its mean in its bin of times.
 
-        Bins hold equal shares of the law of times; the authors' edges are unverified.
+        The mean is over all processes, and `memory` extends it over the updates. Each bin has the same share of the law
+        of times. The authors' bins are unverified.
         """
         assert s.logits is not None
         ratio, nsr = density_ratio(s.logits, *self.ratio_range), nets.path.nsr(s.t)
@@ -98,5 +112,6 @@ class FDistill(Objective):
         inside = (index[:, None] == bins).to(ratio.dtype)
         mean, known = nets.mean(inside * ratio[:, None]) / nets.mean(inside), nets.memory["ratio"]
         now = self.memory * known + (1 - self.memory) * mean
-        known.copy_(torch.where(now.isfinite(), now, known))  # 0/0 in an empty bin; nan in an update to be skipped
+        # An empty bin has the mean 0/0, and a broken update may have NaN. The memory of such bins stays as it is.
+        known.copy_(torch.where(now.isfinite(), now, known))
         return ratio / known[index].to(ratio.dtype)

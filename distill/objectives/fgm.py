@@ -17,9 +17,17 @@ from distill.times import LogNormal, Times
 
 
 def velocity_weight(path: Path, t: Tensor) -> Tensor:
-    """(J/sigma)^2 [B], J = alpha' sigma - alpha sigma': |u_1 - u_2|^2 of two velocities is this times |D_1 - D_2|^2.
+    """Return (J/sigma)^2 with J = alpha' sigma - alpha sigma'.
 
-    1/t^2 on a rectified flow.
+    This is the weight of a velocity error: for two velocities u and their estimates D of x0, |u_1 - u_2|^2 is the
+    weight times |D_1 - D_2|^2. On a rectified flow it is 1/t^2.
+
+    Args:
+        path: The path.
+        t: Times [B] on the path.
+
+    Returns:
+        The weights [B].
     """
     alpha_dot, sigma_dot = path.derivatives(t)
     alpha, sigma = path.alpha(t), path.sigma(t)
@@ -27,7 +35,13 @@ def velocity_weight(path: Path, t: Tensor) -> Tensor:
 
 
 def check_velocity(name: str, path: Path, *laws: Times) -> None:
-    """Raise UserError when the objective `name` cannot count in the velocities of `path` at times of the `laws`."""
+    """Raise UserError when the path has no velocities, or none of finite positive weight at some time of the laws.
+
+    Args:
+        name: The name of the objective, for the message.
+        path: The path of the teacher.
+        laws: The laws of the times at which the objective uses velocities.
+    """
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     for law in laws:
         nsr = law.nsr(u, path)
@@ -44,10 +58,21 @@ def check_velocity(name: str, path: Path, *laws: Times) -> None:
 
 
 def fgm_loss(x: Tensor, teacher: Tensor, fake: Tensor, velocity_weight: Tensor, first: float, second: float) -> Tensor:
-    """velocity_weight (first |gap|^2 + 2 second <gap, fake - x>) [B], gap = teacher - fake, all [B, ...].
+    """Return velocity_weight (first |gap|^2 + 2 second <gap, fake - x>) with gap = teacher - fake.
 
-    In velocities these are the paper's two terms, L1 = |u_T - u_F|^2 and L2 = 2 <u_T - u_F, u_F - u(x_t|x)>.
-    (1, 1) is the exact gradient of the flow-matching divergence; `velocity_weight` is [B].
+    In velocities these are the paper's two terms, L1 = |u_T - u_F|^2 and L2 = 2 <u_T - u_F, u_F - u(x_t|x)>. At
+    (first, second) = (1, 1) the gradient is that of the flow-matching divergence.
+
+    Args:
+        x: Generated samples [B, ...].
+        teacher: The teacher's estimate of x0 [B, ...].
+        fake: The fake's estimate of x0 [B, ...].
+        velocity_weight: The weights [B] of the function velocity_weight.
+        first: The factor on L1.
+        second: The factor on L2.
+
+    Returns:
+        The loss [B].
     """
     gap = teacher - fake
     return per_sample(expand(velocity_weight, x).to(x.dtype) * gap * (first * gap + 2 * second * (fake - x)))
@@ -55,9 +80,9 @@ def fgm_loss(x: Tensor, teacher: Tensor, fake: Tensor, velocity_weight: Tensor, 
 
 @dataclass(frozen=True, kw_only=True)
 class FGM(Objective):
-    """Data-free; for flow teachers, in velocity units; the gradient passes through both denoisers."""
+    """The objective of FGM, which needs no data, for flow teachers. Its gradient passes through both denoisers."""
 
-    first: float = 0.0  # the authors drop L1, reviewers and RealUID report; (1, 1) is the theorem's gradient
+    first: float = 0.0  # the authors leave L1 out, as reviewers and RealUID report; (1, 1) is the theorem's gradient
     second: float = 1.0
     times: Times = LogNormal(0.0, 1.0)  # logit-normal flow time; unverified: the authors' training code is not public
     fake_times: Times = LogNormal(0.0, 1.0)  # unverified, as above

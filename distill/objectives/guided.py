@@ -1,4 +1,4 @@
-"""Any objective with guided denoisers: long and short guidance (SiD-LSG, Zhou et al., arXiv:2406.01561)."""
+"""Long and short guidance: guided denoisers in any objective (SiD-LSG, Zhou et al., arXiv:2406.01561)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from distill.objectives.wrapper import Wrapper
 
 @dataclass(frozen=True, kw_only=True)
 class Guided(Wrapper):
-    """Classifier-free guidance of teacher and fake, each scale in the convention of `distill.guidance`.
+    """Classifier-free guidance of the teacher and the fake in the inner objective.
 
-    A fake trained through its guidance learns to be E[x | x_t, cond] at the scale fake_training_cfg: at fake_cfg it is
-    then guided by fake_cfg / fake_training_cfg. The generator matches the teacher's own law where that quotient equals
-    teacher_cfg and a sharper one where it is smaller: LSG's equal scales amount to a guided teacher and an exact fake.
-    The inner objective sees the guided estimates as T and F, in its weights too. The generator itself is never guided.
+    The scales have the convention of `distill.guidance`. The inner objective sees the guided estimates in place of the
+    plain ones, in its weights too. The generator itself is never guided.
+
+    A fake that trains under guidance learns to equal E[x | x_t, cond] at the scale fake_training_cfg. At fake_cfg it is
+    then guided by the quotient fake_cfg / fake_training_cfg. The generator matches the teacher's own law where the
+    quotient equals teacher_cfg, and a sharper law where it is smaller. LSG's equal scales therefore amount to a guided
+    teacher and an exact fake.
     """
 
-    teacher_cfg: float = 1.5  # kappa 4; LSG, all four equal: best FID at 1.5, balance at 2, best CLIP score at 3 to 4.5
-    fake_cfg: float = 1.5  # kappa 2 = kappa 3: the fake in the generator's loss
-    fake_training_cfg: float = 1.5  # kappa 1: the fake is trained through its own guidance
-    condition_dropout: float = 0.1  # in the fake's training, unless it is guided nowhere: else its null is not needed
+    # kappa 4. LSG, where all four are equal, has the best FID at 1.5, a balance at 2, the best CLIP score at 3 to 4.5.
+    teacher_cfg: float = 1.5
+    fake_cfg: float = 1.5  # kappa 2 and kappa 3: the fake in the generator's loss
+    fake_training_cfg: float = 1.5  # kappa 1: the fake in its own training
+    condition_dropout: float = 0.1  # the fake's share of null conditions in training, where either scale is not 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +48,7 @@ class Guided(Wrapper):
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         null = nets.teacher.null
-        if (self.fake_cfg, self.fake_training_cfg) != (1, 1):
+        if (self.fake_cfg, self.fake_training_cfg) != (1, 1):  # without guidance the fake's null condition is not used
             cond = drop_conditions(batch.cond, null(batch.cond), self.condition_dropout, batch.random)
             batch = replace(batch, cond=cond)
         fake = classifier_free(nets.fake, self.fake_training_cfg, null)

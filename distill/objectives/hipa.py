@@ -1,8 +1,8 @@
 """HiPA, High-frequency-Promoting Adaptation (Zhang et al., arXiv:2311.18158).
 
-Adapters alone turn one step of the teacher into a usable image, by regression on what its many steps make of the same
-noise. What a single step lacks is high frequencies, so these get a loss of their own. Only the abstract was at hand:
-the two terms are the paper's, their exact form and every number here are ours ("unverified").
+Adapters turn one step of the teacher into a usable image, by regression on the samples that its many steps make from
+the same noise. A single step lacks high frequencies, so they have a loss of their own. Only the abstract was at hand.
+The two terms are the paper's, and their exact form and every number are ours ("unverified").
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def edges(x: Tensor) -> Tensor:
 
 def high_frequency_loss(made: Tensor, target: Tensor, cutoff: float) -> Tensor:
     """Return the mean squares [P] of the difference of samples [P, C, ..., H, W] above `cutoff` and of its edges."""
-    difference = made - target  # both maps are linear
+    difference = made - target  # both maps are linear, so they are applied once, to the difference
     parts = high_pass(difference, cutoff), edges(difference).unflatten(0, difference.shape[:-2])
     return torch.stack([(part**2).flatten(1).mean(1) for part in parts]).sum(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiPA(Objective):
-    """Regression on ODE pairs without a fake; meant for a generator of adapters (generator.lora)."""
+    """The objective of HiPA: regression on ODE pairs, for a generator of adapters (generator.lora), without a fake."""
 
-    perceptual: Perceptual = MSE()  # the paper's is of deep features; such weights are a download
+    perceptual: Perceptual = MSE()  # the paper's distance is of deep features, whose weights must be downloaded
     high_frequency: float = 1.0  # unverified
     cutoff: float = 0.5  # unverified
 
@@ -70,7 +70,7 @@ class HiPA(Objective):
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         assert batch.pairs is not None and batch.pairs.made is not None
         made, target = batch.pairs.made, batch.pairs.target
-        size = made[0].numel()  # terms are sums over elements
+        size = made[0].numel()  # terms are sums over the elements of a sample
         return {
             "perceptual": size * self.perceptual.distance(made, target, nets.frozen["perceptual"]),
             "high_frequency": size * self.high_frequency * high_frequency_loss(made, target, self.cutoff),

@@ -18,30 +18,30 @@ from distill.times import LogNormal, Times
 
 
 def batch_mean(values: Tensor) -> Tensor:
-    """Return the mean over samples, [B, ...] to [...]."""
+    """Return the mean [...] over the samples of `values` [B, ...]."""
     return values.mean(0)
 
 
 def ignore_note(name: str, values: Tensor, nsr: Tensor | None = None) -> None:
-    """Drop a note."""
+    """Ignore a diagnostic. This is the `note` of Denoisers where nothing is logged."""
 
 
 @dataclass(frozen=True)
 class Denoisers:
-    """The networks that an objective sees, and the services of the trainer.
+    """The networks that an objective sees, with the services of the trainer.
 
     Attributes:
         path: The path on which teacher and fake estimate x0.
         teacher: The frozen teacher.
-        fake: The fake denoiser. While it trains, `fake` is its module behind the wrapper that communicates: call it
-            and ask nothing else. Where the objective builds a Critic around the fake, the call takes `want` as well.
-        frozen: The further frozen networks, by the names that `load_frozen` and `further_teachers` give them.
+        fake: The fake denoiser. While the fake trains, this is the wrapper that communicates between processes, which
+            can only be called. Where the objective builds a Critic around the fake, the call takes `want` as well.
+        frozen: Further frozen networks, by the names that `load_frozen` and `further_teachers` give them.
         memory: The tensors of `new_memory`.
         images: The number of samples that the generator has trained on.
-        mean: (values [B, ...]) -> the mean [...] over the samples of all processes, without a graph. It is for what
-            couples samples.
-        note: (name, values [B], nsr [B] or None) -> None logs a diagnostic, by bins of the noise-to-signal ratio `nsr`
-            where it is given.
+        mean: A function from values [B, ...] to their mean [...] over the samples of all processes, without a graph.
+            Objectives whose samples depend on each other use it.
+        note: A function (name, values [B], nsr) that logs a diagnostic. Where the noise-to-signal ratio `nsr` [B] is
+            given, the log has bins of it.
     """
 
     path: Path
@@ -56,13 +56,13 @@ class Denoisers:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Ends of the teacher's probability flow.
+    """ODE pairs: noises, with the samples at the other end of the teacher's probability flow.
 
     Attributes:
         noise: Unit normal noise [P, C, *spatial].
-        target: The sample [P, C, *spatial] that the multi-step teacher makes of `noise` under `cond`.
+        target: The samples [P, C, *spatial] that the multi-step teacher makes from `noise` under `cond`.
         cond: The condition [P, ...].
-        made: The sample [P, C, *spatial] that the generator makes of `noise` now, carrying its graph.
+        made: The samples [P, C, *spatial] that the generator makes from `noise` now, with its graph.
     """
 
     noise: Tensor
@@ -76,10 +76,11 @@ class Batch:
     """The data of one micro-batch.
 
     Attributes:
-        noise: The generator's unit normal input [B, C, *spatial].
-        random: The random numbers of each sample. The noise of a diffusion is drawn from them and never from `noise`.
+        noise: The unit normal input [B, C, *spatial] of the generator.
+        random: The random numbers of the samples. Diffusion noise comes from them, because `noise` is not independent
+            of the generated sample.
         cond: The condition [B, ...].
-        real: Real samples [B, C, *spatial], images in [-1, 1], where the objective needs them.
+        real: Real samples [B, C, *spatial], where the objective needs them. Images are in [-1, 1].
         pairs: ODE pairs, where the objective needs them.
     """
 
@@ -91,9 +92,14 @@ class Batch:
 
 
 class Estimates(NamedTuple):
-    """The estimates of x0 [B, ...] of teacher and fake at one diffusion `x_t` of x, at the time `t` [B].
+    """The estimates of x0 by teacher and fake, at one diffusion of the generator's sample.
 
-    `logits` [B, ...] are the critic's at x_t, where they were asked for.
+    Attributes:
+        teacher: The teacher's estimate [B, ...].
+        fake: The fake's estimate [B, ...].
+        t: The times [B] of the diffusion.
+        x_t: The diffused samples [B, ...].
+        logits: The critic's logits [B, ...] at x_t, where they were asked for.
     """
 
     teacher: Tensor
@@ -104,14 +110,25 @@ class Estimates(NamedTuple):
 
 
 def per_sample(x: Tensor) -> Tensor:
-    """Return the sum over a sample's elements, [B, ...] to [B]: the unit of every published loss coefficient here."""
+    """Return the sums [B] over the elements of each sample of `x` [B, ...].
+
+    The losses of this package are such sums, and their coefficients are for sums.
+    """
     return x.flatten(1).sum(1)
 
 
 def l1_normaliser(x: Tensor, teacher: Tensor, floor: float = 1e-5) -> Tensor:
-    """Return 1 / max(mean |x - teacher|, floor) [B], without a graph.
+    """Return 1 / max(mean |x - teacher|, floor), the weight of each sample in SiD and DMD, without a graph.
 
-    SiD (arXiv:2404.04057) and DMD (arXiv:2311.18828, eq. 8) weight each sample with it.
+    The sources are arXiv:2404.04057 (SiD) and arXiv:2311.18828, eq. 8 (DMD).
+
+    Args:
+        x: Generated samples [B, ...].
+        teacher: The teacher's estimate of x0 [B, ...].
+        floor: The smallest mean that is divided by. It bounds the weight where the teacher returns x.
+
+    Returns:
+        The weights [B].
     """
     return 1 / (x - teacher).detach().abs().flatten(1).mean(1).clamp(min=floor)
 
@@ -126,7 +143,21 @@ def denoising_loss(
     random: Random,
     sigma_data: float = 0.5,
 ) -> Tensor:
-    """Return weight(t) |D(x_t) - x0|^2 [B], summed over elements, for x0 [B, ...] diffused at times of a law."""
+    """Return the denoising loss weight(t) |D(x_t) - x0|^2.
+
+    Args:
+        denoise: The denoiser D that trains.
+        path: The path of the diffusion.
+        x0: Clean samples [B, ...].
+        cond: The condition [B, ...].
+        times: The law of the times t.
+        weight: The weight by noise level (distill.loss_weights).
+        random: The random numbers of the samples.
+        sigma_data: The standard deviation of the data, for the weight.
+
+    Returns:
+        The loss [B], summed over the elements of each sample.
+    """
     x_t, t, _ = path.draw(x0, times, random)
     w = denoising_weight(weight, path.nsr(t), sigma_data)
     return w.to(x0.dtype) * per_sample((denoise(x_t, t, cond) - x0) ** 2)
@@ -134,10 +165,15 @@ def denoising_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """One method: its fields are its hyper-parameters, its losses are named terms [B], weighted and un-reduced.
+    """One method of distillation, whose fields are its hyper-parameters.
 
-    The trainer averages each term over the global batch. An objective sees denoisers, the sample x and the batch,
-    never the generator, an optimizer or a rank. It opens no file.
+    Its losses are named terms [B], weighted but not averaged. The trainer averages each term over the global batch. An
+    objective sees the denoisers, the sample x and the batch. It never sees the generator, an optimizer or a rank, and
+    it opens no file.
+
+    Attributes:
+        fake_times: The law of the times at which the fake trains.
+        fake_weight: The weight of the fake's denoising loss by noise level.
     """
 
     fake_times: Times = LogNormal(-1.2, 1.2)
@@ -145,80 +181,110 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The fields of Batch beyond noise and condition without which it cannot train: real, pairs."""
+        """The optional fields of Batch that the losses use: "real", "pairs"."""
         return frozenset()
 
     @property
     def differentiates_denoisers(self) -> bool:
-        """Whether the generator's gradient passes through teacher and fake into x."""
+        """Return whether the generator's gradient passes through teacher and fake into x."""
         return False
 
     @property
     def trains_fake(self) -> bool:
-        """Whether there is a fake at all."""
+        """Return whether there is a fake."""
         return True
 
     @property
     def uses_samples(self) -> bool:
-        """Whether the generator's loss looks at x; else x is empty, [0, ...], and ODE pairs are all it trains on."""
+        """Return whether the generator's loss uses x. Otherwise x is empty, [0, ...], and the loss uses ODE pairs."""
         return True
 
     def check(self, teacher: Denoiser) -> None:
-        """Raise UserError, naming the field, when the objective means nothing with this teacher or on its path."""
-        for one in fields(self):
-            if isinstance(law := getattr(self, one.name), Times):
+        """Raise UserError, with the name of the field, when the objective cannot be used with this teacher."""
+        for setting in fields(self):
+            if isinstance(law := getattr(self, setting.name), Times):
                 law.check(teacher.path)
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
-        """Return the network that the fake's player trains, around a copy of the teacher: a Critic where it judges."""
+        """Return the network to train as the fake: the copy `fake` of the teacher, or a Critic around this copy."""
         return fake
 
     def further_teachers(self) -> dict[str, str]:
-        """Return the folders of further frozen teachers, by the name under which `nets.frozen` holds each."""
+        """Return the folders of further frozen teachers, by their names in `nets.frozen`."""
         return {}
 
     def check_further_teacher(self, name: str, other: Denoiser, teacher: Denoiser) -> None:
-        """Raise UserError when the further teacher `name` does not go with the teacher."""
+        """Raise UserError when the further teacher called `name` does not fit the teacher."""
 
     def load_frozen(self) -> dict[str, nn.Module]:
-        """Return further frozen networks, by the name under which `nets.frozen` holds each."""
+        """Return further frozen networks, by their names in `nets.frozen`."""
         return {}
 
     def new_memory(self) -> dict[str, Tensor]:
-        """Return small tensors that it keeps between updates, at their start; changed in place, equal on all ranks."""
+        """Return the initial values of small tensors that live as long as the run, by their names in `nets.memory`.
+
+        The losses change these tensors in place. Their values must be equal on all ranks.
+        """
         return {}
 
     def trains_generator(self, images: int) -> bool:
-        """Return whether the generator moves in the round after `images` images; else the fake alone does."""
+        """Return whether the generator trains in the round after `images` images, or the fake alone."""
         return True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the terms [B] whose gradient in `x` moves the generator.
+        """Return the loss terms of the generator.
 
-        `x` [B, ...] carries the generator's graph. A term of `batch.pairs` is [P].
+        Args:
+            nets: The networks and the services of the trainer.
+            x: The generator's samples [B, ...] of `batch`, with its graph. The gradient in x trains the generator.
+            batch: The micro-batch.
+
+        Returns:
+            The terms [B] by their names in the log. A term of `batch.pairs` is [P].
         """
         raise NotImplementedError
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the terms [B] that train the fake to denoise the generator's samples `x` [B, ...] (no graph)."""
+        """Return the loss terms of the fake, which by default is trained to denoise the generator's samples.
+
+        Args:
+            nets: The networks and the services of the trainer.
+            x: The generator's samples [B, ...] of `batch`, without a graph.
+            batch: The micro-batch.
+
+        Returns:
+            The terms [B] by their names in the log.
+        """
         times, weight, random = self.fake_times, self.fake_weight, batch.random.stream("fake")
         sigma_data = nets.teacher.sigma_data
         loss = denoising_loss(nets.fake, nets.path, x.detach(), batch.cond, times, weight, random, sigma_data)
         return {"denoising": loss}
 
     def estimate(self, nets: Denoisers, x: Tensor, batch: Batch, times: Times, logits: bool = False) -> Estimates:
-        """Diffuse x once and return the estimates of x0 by teacher and fake.
+        """Diffuse x once, and return the estimates of x0 by teacher and fake.
 
-        They carry a graph into x where `differentiates_denoisers` says so. With `logits` the critic judges x_t in the
-        fake's pass. Notes the gap and both denoising errors.
+        The gap between the estimates and both denoising errors are noted for the log.
+
+        Args:
+            nets: The networks and the services of the trainer.
+            x: The generator's samples [B, ...] of `batch`.
+            batch: The micro-batch.
+            times: The law of the times of the diffusion.
+            logits: Whether the fake's pass also returns the critic's logits at x_t.
+
+        Returns:
+            The estimates, with a graph into x where `differentiates_denoisers` is true.
         """
         with torch.set_grad_enabled(self.differentiates_denoisers and torch.is_grad_enabled()):
             x_t, t, _ = nets.path.draw(x, times, batch.random.stream("generator"))
             teacher = nets.teacher(x_t, t, batch.cond)
-            fake, judged = nets.fake(x_t, t, batch.cond, "both") if logits else (nets.fake(x_t, t, batch.cond), None)
+            if logits:
+                fake, critic_logits = nets.fake(x_t, t, batch.cond, "both")
+            else:
+                fake, critic_logits = nets.fake(x_t, t, batch.cond), None
         with torch.no_grad():
             nsr = nets.path.nsr(t)
             for name, difference in (("gap", teacher - fake), ("fake_error", fake - x), ("teacher_error", teacher - x)):
                 size = difference.abs() if name == "gap" else difference**2
                 nets.note(name, size.flatten(1).mean(1), nsr)
-        return Estimates(teacher, fake, t, x_t, judged)
+        return Estimates(teacher, fake, t, x_t, critic_logits)

@@ -1,4 +1,4 @@
-"""RealUID: flow matching distilled with real images and no discriminator (Kornilov et al., arXiv:2509.22459)."""
+"""RealUID: distillation of flow models with real images and no discriminator (Kornilov et al., arXiv:2509.22459)."""
 
 from __future__ import annotations
 
@@ -16,31 +16,52 @@ from distill.times import Times, UniformFlow
 
 
 def realuid_loss(velocity: Tensor, teacher: Tensor, fake: Tensor, a: float, b: float) -> Tensor:
-    """a |teacher - (b/a) velocity|^2 - a |fake - (b/a) velocity|^2 [B] of generated samples, in velocities [B, ...].
+    """Return a |teacher - (b/a) velocity|^2 - a |fake - (b/a) velocity|^2 for generated samples.
 
-    `velocity` is the one that x and the noise give, u(x_t|x). Written without the squares, which nearly cancel.
+    Args:
+        velocity: The velocity u(x_t|x) [B, ...] of the generated sample and its noise.
+        teacher: The teacher's velocity [B, ...].
+        fake: The fake's velocity [B, ...].
+        a: The coefficient of the squares of the teacher's and the fake's velocity.
+        b: The coefficient of their products with `velocity`.
+
+    Returns:
+        The loss [B].
     """
+    # The two squares nearly cancel. Their difference is a product that does not lose the digits.
     return per_sample((teacher - fake) * (a * (teacher + fake) - 2 * b * velocity))
 
 
 def realuid_fake_loss(velocity: Tensor, fake: Tensor, a: float, b: float) -> Tensor:
-    """a |fake - (b/a) velocity|^2 [B]: of generated samples at (a, b), of real ones at (1 - a, 1 - b).
+    """Return a |fake - (b/a) velocity|^2, or -2 b <fake, velocity> at a = 0.
 
-    At a = 0, what of it depends on the fake: -2 b <fake, velocity>.
+    The second form is the limit of the part of the first that depends on the fake.
+
+    Args:
+        velocity: The velocity u(x_t|x) [B, ...] of the sample and its noise.
+        fake: The fake's velocity [B, ...].
+        a: The coefficient of the square of the fake's velocity. Where it is a on generated samples, it is 1 - a on
+            real samples.
+        b: The coefficient of the product with `velocity`. Where it is b on generated samples, it is 1 - b on real
+            samples.
+
+    Returns:
+        The loss [B].
     """
     return per_sample(a * (fake - b / a * velocity) ** 2 if a else -2 * b * fake * velocity)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RealUID(Objective):
-    """For flow teachers and with real images; the gradient passes through both denoisers. a = b = 1 is FGM (1, 1).
+    """The objective of RealUID, for flow teachers and with real images. a = b = 1 is FGM (1, 1).
 
-    The fake starts from the teacher as everywhere here; the authors' starts at random.
+    The gradient passes through both denoisers. The fake starts from the teacher, as in every objective here. The
+    authors' fake starts at random.
     """
 
     a: float = 0.92  # the authors' run on CIFAR-10 without labels; (0.98, 0.96) with labels
     b: float = 0.94  # "keep b/a at 1.02 or 0.98"
-    times: Times = UniformFlow()  # the authors' is uniform on [0, 1], where 1/t^2 has no bound
+    times: Times = UniformFlow()  # the authors' law is uniform on [0, 1], where 1/t^2 has no bound
     fake_times: Times = UniformFlow()
     fake_weight: Weight = "velocity"
 
@@ -62,13 +83,16 @@ class RealUID(Objective):
         return {"realuid": realuid_loss(given, teacher, fake, self.a, self.b)}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Generated and real samples at the same times and under the same noise, as the authors' code has it."""
+        """Return the losses on generated and real samples, at the same times and with the same noise.
+
+        The authors' code shares times and noise in this way.
+        """
         assert batch.real is not None
 
         def loss(x: Tensor, a: float, b: float) -> Tensor:
             x_t, t, _ = nets.path.draw(x, self.fake_times, batch.random.stream("fake"))
             fake, given = (from_x0("velocity", nets.path, x0, x_t, t) for x0 in (nets.fake(x_t, t, batch.cond), x))
-            # the weight is that of an error in x0; 1 for "velocity" on a flow
+            # A denoising weight is for errors in x0. The quotient is for errors in the velocity: 1 for "velocity".
             weight = denoising_weight(self.fake_weight, nets.path.nsr(t), nets.teacher.sigma_data)
             return (weight / velocity_weight(nets.path, t)).to(x.dtype) * realuid_fake_loss(given, fake, a, b)
 

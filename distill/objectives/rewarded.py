@@ -1,4 +1,4 @@
-"""Any objective with a reward (Diff-Instruct++, arXiv:2410.18881; Diff-Instruct*, arXiv:2410.20898)."""
+"""A reward beside any objective (Diff-Instruct++, arXiv:2410.18881; Diff-Instruct*, arXiv:2410.20898)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from distill.rewards import Reward
 
 @dataclass(frozen=True, kw_only=True)
 class Rewarded(Wrapper):
-    """The inner objective's terms and -reward_scale reward(x), which pulls the generator's law up the reward.
+    """The terms of the inner objective, and the term -reward_scale reward(x).
 
-    DI++ is diff_instruct within it, DI* is sim, each guided or decoupled. The reward judges x as it would be saved,
-    decoded where it is a latent and clamped to [-1, 1].
+    DI++ has diff_instruct as the inner objective, and DI* has sim, each of them guided or decoupled. The reward sees x
+    as an image file would hold it: latents are decoded, and values are clamped to [-1, 1].
     """
 
     reward: Reward
-    reward_scale: float  # the papers' alpha_rew; no value carries over from one reward or image size to another
+    reward_scale: float  # the papers' alpha_rew; its value depends on the reward and on the image size
 
     def __post_init__(self) -> None:
         super().__post_init__()

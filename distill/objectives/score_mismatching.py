@@ -1,4 +1,4 @@
-"""Score Mismatching (arXiv:2309.11043): a game between noise and denoiser, in which the teacher is only the start."""
+"""Score Mismatching (arXiv:2309.11043): a game between generator and fake, in which the teacher is only the start."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from distill.times import Karras, Times
 
 
 def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
-    """|predicted - noise|^2 [B], both [B, ...]."""
+    """Return |predicted - noise|^2 [B] for `predicted` and `noise` [B, ...]."""
     return per_sample((predicted - noise) ** 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreMismatching(Objective):
-    """Real images, no teacher in the loss. The fake finds the noise in real samples and is made blind, by noise that
-    is not there, in generated ones; the generator wants its noise found. The gradient passes through the fake.
+    """The objective of Score Mismatching, with real images and without the teacher in its loss.
 
-    The authors' generator and fake start at random, as StyleGAN2 and a small noise predictor; here from the teacher.
-    They add R1, this does not, and give the generator two noises a sample; here one.
+    In real samples the fake is trained to predict the noise, and in generated samples to predict another, independent
+    noise. The generator is trained so that the fake predicts the noise in its samples. The gradient passes through the
+    fake.
+
+    Deviations from the authors:
+
+    - Generator and fake start from the teacher. Theirs start at random, as StyleGAN2 and a small noise predictor.
+    - There is no R1 penalty.
+    - The generator has one noise for each sample, and theirs has two.
     """
 
-    # The authors' ten levels, sqrt(1 - alpha_bar) of beta 1e-4 to 0.02, are even from 0.01 to 0.31; here all between
+    # The authors have ten noise levels, sqrt(1 - alpha_bar) for beta from 1e-4 to 0.02, which are evenly spaced from
+    # 0.01 to 0.31. Here the levels are uniform on this interval.
     times: Times = Karras(0.01, 0.31, rho=1.0)
     fake_times: Times = Karras(0.01, 0.31, rho=1.0)
     fake_weight: Weight = "eps"
@@ -41,13 +48,13 @@ class ScoreMismatching(Objective):
         return {"found": noise_loss(from_x0("eps", nets.path, fake, x_t, t), noise) / 2}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """On real samples the noise that is in them, on generated ones another."""
+        """Return the losses of the predicted noise, on real samples and on generated samples with another noise."""
         assert batch.real is not None
 
         def loss(x: Tensor, stream: str, noise: Tensor | None = None) -> Tensor:
             x_t, t, drawn = nets.path.draw(x, self.fake_times, batch.random.stream(stream))
             predicted = from_x0("eps", nets.path, nets.fake(x_t, t, batch.cond), x_t, t)
-            # the weight is that of an error in x0; 1 for "eps"
+            # A denoising weight is for errors in x0. Times nsr^2 it is for errors in the noise: 1 for "eps".
             weight = denoising_weight(self.fake_weight, nsr := nets.path.nsr(t), nets.teacher.sigma_data) * nsr**2
             return weight.to(x.dtype) * noise_loss(predicted, drawn if noise is None else noise)
 

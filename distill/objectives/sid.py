@@ -13,9 +13,18 @@ from distill.times import Karras, Times
 
 
 def sid_loss(x: Tensor, teacher: Tensor, fake: Tensor, alpha: float) -> Tensor:
-    """<gap, teacher - x - alpha gap> [B] with gap = teacher - fake, all [B, ...] (eq. 23 in D-space).
+    """Return <gap, teacher - x - alpha gap> with gap = teacher - fake (eq. 23, in estimates of x0).
 
-    Equal to (1 - alpha) |gap|^2 + <gap, fake - x>; the gradient passes through all three arguments.
+    This equals (1 - alpha) |gap|^2 + <gap, fake - x>. The gradient passes through all three tensors.
+
+    Args:
+        x: Generated samples [B, ...].
+        teacher: The teacher's estimate of x0 [B, ...].
+        fake: The fake's estimate of x0 [B, ...].
+        alpha: The paper's alpha.
+
+    Returns:
+        The loss [B].
     """
     gap = teacher - fake
     return per_sample(gap * (teacher - x - alpha * gap))
@@ -23,12 +32,12 @@ def sid_loss(x: Tensor, teacher: Tensor, fake: Tensor, alpha: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SiD(Objective):
-    """Data-free; the gradient passes through both denoisers."""
+    """The objective of SiD, which needs no data. Its gradient passes through both denoisers."""
 
     alpha: float = 1.2  # the paper's best on CIFAR-10, ImageNet 64 and FFHQ; 1.0 on AFHQ-v2
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # t_max = 800 of 1000: nsr up to 24.4
-    weight: Literal["l1", GeneratorWeight] = "l1"  # l1: 1 / mean |x - teacher|; the others are by noise
-    scale: float = 100.0  # the authors' loss scale lambda_theta (irrelevant to Adam but for its eps)
+    weight: Literal["l1", GeneratorWeight] = "l1"  # l1 is 1 / mean |x - teacher|, the others depend on the noise level
+    scale: float = 100.0  # the authors' loss scale lambda_theta; Adam cancels it, up to its eps
 
     differentiates_denoisers = True
 

@@ -16,16 +16,24 @@ from distill.objectives.sid import sid_loss
 from distill.times import Karras, Times
 
 Reduction = Literal["all", "rank", "sample"]
-CLAMP = 10.0  # of the logits, on the generator's side alone: beyond it the adversarial gradient is 0
+CLAMP = 10.0  # the bound on the logits in the generator's loss alone, beyond which its adversarial gradient is 0
 
 
 def shared_weight(weight: Tensor, reduction: Reduction, nets: Denoisers) -> Tensor:
-    """The factor on each sample's cross-entropy, from the `weight` [B] of each sample.
+    """Return the factor on the cross-entropy of each sample.
 
-    The authors average the cross-entropy over a rank's micro-batch and then weight it by each sample:
-    mean_i weight_i mean_j bce_j. That is mean_j (mean_i weight_i) bce_j: only the weight's mean counts, over the
-    rank's micro-batch ("rank"), or over all ranks' ("all": as published on one rank, on any number of them). "sample"
-    couples nothing: mean_i weight_i bce_i.
+    The authors average the cross-entropy bce over the micro-batch of a rank, and then weight the average by each
+    sample: mean_i weight_i mean_j bce_j. This equals mean_j (mean_i weight_i) bce_j, so only the mean weight matters.
+
+    Args:
+        weight: The weight [B] of each sample.
+        reduction: The samples over which the weight is averaged. "rank" is the micro-batch of a rank, as the authors
+            do. "all" is the micro-batches of all ranks, so that the number of ranks does not matter. "sample" averages
+            nothing: the loss is mean_i weight_i bce_i.
+        nets: The services of the trainer.
+
+    Returns:
+        The factor, a scalar or [B].
     """
     if reduction == "sample":
         return weight
@@ -34,17 +42,20 @@ def shared_weight(weight: Tensor, reduction: Reduction, nets: Denoisers) -> Tens
 
 @dataclass(frozen=True, kw_only=True)
 class SiDA(Objective):
-    """SiD, and the fake's own encoder as a discriminator of real against generated, without a new parameter."""
+    """SiD with a discriminator of real and generated samples: the fake's own encoder, without new parameters.
 
-    alpha: float = 1.0  # the paper's throughout, where SiD has 1.2
+    The adversarial term is multiplied by the number of elements of a sample (P in the paper).
+    """
+
+    alpha: float = 1.0  # everywhere in the paper, where SiD has 1.2
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # as SiD
-    scale: float = 100.0  # of SiD's term
-    discriminator: float = 1.0  # weight of the discriminator's loss in the fake's update; 100 on EDM2
-    adversarial: float = 0.01  # weight of the generator's adversarial term, which counts elements (P in the paper)
-    mix: float = 0.5  # share of the adversarial term in the mixture
-    generator_from: int = 100_000  # images until which the fake trains alone
-    adversarial_from: int = 200_000  # images until which the generator follows SiD alone, at weight 1
-    reduction: Reduction = "all"  # of the cross-entropy over a batch; the authors' is "rank"
+    scale: float = 100.0  # the factor on SiD's term
+    discriminator: float = 1.0  # the weight of the discriminator's loss in the fake's update; 100 on EDM2
+    adversarial: float = 0.01  # the weight of the generator's adversarial term
+    mix: float = 0.5  # the share of the adversarial term in the generator's loss; SiD's term has the rest
+    generator_from: int = 100_000  # the number of images before which the fake trains alone
+    adversarial_from: int = 200_000  # the number of images before which the generator's loss is SiD alone, at weight 1
+    reduction: Reduction = "all"  # how the weight of the cross-entropy is averaged; the authors have "rank"
     r1: R1 = R1()  # off, as in the paper
 
     needs = frozenset({"real"})
@@ -72,6 +83,6 @@ class SiDA(Objective):
         return {"sid": (1 - self.mix) * sid, "adversarial": self.mix * adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
-        weight = self.discriminator * shared_weight(judged.weight, self.reduction, nets)
-        return {"denoising": judged.denoising, "discriminator": weight * judged.loss / 2}
+        losses = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
+        weight = self.discriminator * shared_weight(losses.weight, self.reduction, nets)
+        return {"denoising": losses.denoising, "discriminator": weight * losses.loss / 2}

@@ -17,16 +17,16 @@ from distill.times import Karras, Times
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance d(y) of the difference y [B, ...] of two scores, given by its derivative d'(y) = factor(y) y."""
+    """A distance d(y) for the difference y [B, ...] of two scores, given by its derivative d'(y) = factor(y) y."""
 
     def factor(self, y: Tensor) -> Tensor:
-        """[B, 1, ...] or [B, ...], carrying the graph of y."""
+        """Return the factor, [B, 1, ...] or [B, ...], with the graph of `y` [B, ...]."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class SquaredL2(Distance):
-    """|y|^2."""
+    """The distance |y|^2."""
 
     def factor(self, y: Tensor) -> Tensor:
         return torch.full_like(y, 2.0)
@@ -34,7 +34,7 @@ class SquaredL2(Distance):
 
 @dataclass(frozen=True)
 class Power(Distance):
-    """The sum over elements of y^p, p even: the largest elements dominate."""
+    """The distance sum y^p over elements, for even p. The largest elements dominate it."""
 
     p: int = 4
 
@@ -48,25 +48,27 @@ class Power(Distance):
 
 @dataclass(frozen=True)
 class _Threshold(Distance):
-    """With a threshold `c` per element, in the unit of y: of N elements, |y| is compared with sqrt(N) c, which means
-    the same at every resolution. A constant C for the whole sample is c = C / sqrt(N)."""
+    """A distance with a threshold `c` for each element, in the unit of y.
 
-    c: float = (
-        0.00054  # of consistency models (arXiv:2310.14189); unverified for SIM, whose training code is not public
-    )
+    For N elements, |y| is compared with sqrt(N) c, so that c means the same at every resolution. A constant C for the
+    whole sample is c = C / sqrt(N).
+    """
+
+    # The value of consistency models (arXiv:2310.14189). It is unverified for SIM, whose training code is not public.
+    c: float = 0.00054
 
     def __post_init__(self) -> None:
         if not self.c > 0:
             raise UserError(f"c: must be positive, got {self.c}")
 
     def squares(self, y: Tensor) -> tuple[Tensor, float]:
-        """|y|^2 [B, 1, ...] and N c^2."""
+        """Return |y|^2 [B, 1, ...] and N c^2."""
         return expand(per_sample(y**2), y), self.c**2 * y[0].numel()
 
 
 @dataclass(frozen=True)
 class Huber(_Threshold):
-    """|y|^2 / 2 up to |y| = sqrt(N) c, straight beyond."""
+    """The distance |y|^2 / 2 up to |y| = sqrt(N) c, and its tangent beyond."""
 
     def factor(self, y: Tensor) -> Tensor:
         square, threshold = self.squares(y)
@@ -75,7 +77,7 @@ class Huber(_Threshold):
 
 @dataclass(frozen=True)
 class PseudoHuber(_Threshold):
-    """sqrt(|y|^2 + N c^2) - sqrt(N) c: it normalises every sample."""
+    """The distance sqrt(|y|^2 + N c^2) - sqrt(N) c, which normalises every sample."""
 
     def factor(self, y: Tensor) -> Tensor:
         square, threshold = self.squares(y)
@@ -84,7 +86,7 @@ class PseudoHuber(_Threshold):
 
 @dataclass(frozen=True)
 class Exponential(_Threshold):
-    """N c^2 exp(|y|^2 / N c^2), exp(|y|^2) where N c^2 = 1. Unstable: float32 ends at |y| = 9.4 sqrt(N) c."""
+    """The distance N c^2 exp(|y|^2 / (N c^2)). It is unstable: float32 overflows at |y| = 9.4 sqrt(N) c."""
 
     c: float = 1.0
 
@@ -100,13 +102,24 @@ DISTANCES: dict[str, type[Distance]] = {
     "power": Power,
     "exponential": Exponential,
 }
+"""The distances by their names in recipes."""
 
 
 def sim_loss(x: Tensor, teacher: Tensor, fake: Tensor, distance: Distance, unit: Tensor) -> Tensor:
-    """<d'(y), unit (fake - x)> [B] with y = unit (teacher - fake), all [B, ...] but `unit` [B].
+    """Return <d'(y), unit (fake - x)> with y = unit (teacher - fake).
 
-    With unit = alpha/sigma^2 these are scores, and this is the paper's <-d'(s_F - s_T), s_F - s(x_t|x)>. The gradient
-    passes through all three and through d', whose root is no constant.
+    With unit = alpha / sigma^2 the differences are of scores, and this is the paper's <-d'(s_F - s_T), s_F - s(x_t|x)>.
+    The gradient passes through x, teacher and fake, and also through the factor of d'.
+
+    Args:
+        x: Generated samples [B, ...].
+        teacher: The teacher's estimate of x0 [B, ...].
+        fake: The fake's estimate of x0 [B, ...].
+        distance: The distance d.
+        unit: The factor [B] that turns a difference of estimates into the unit of y.
+
+    Returns:
+        The loss [B].
     """
     unit = expand(unit, x).to(x.dtype)
     y = unit * (teacher - fake)
@@ -115,11 +128,14 @@ def sim_loss(x: Tensor, teacher: Tensor, fake: Tensor, distance: Distance, unit:
 
 @dataclass(frozen=True, kw_only=True)
 class SIM(Objective):
-    """Data-free; the gradient passes through both denoisers. Pseudo-Huber stands in for SiD's normaliser."""
+    """The objective of SIM, which needs no data. Its gradient passes through both denoisers.
+
+    The default distance, pseudo-Huber, normalises samples in place of SiD's weight.
+    """
 
     distance: Distance = PseudoHuber()
-    space: Literal["x0", "score"] = "x0"  # of y and so of c: c in score space is c sigma^2/alpha in x0
-    weight: GeneratorWeight = "none"  # k(t), beyond what the space brings; 1 in the paper's tables
+    space: Literal["x0", "score"] = "x0"  # the unit of y and c; c in score space is c sigma^2 / alpha in x0
+    weight: GeneratorWeight = "none"  # k(t), on top of the factors of the space; 1 in the paper's tables
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # SiD's; unverified, the training code is not public
 
     differentiates_denoisers = True

@@ -17,22 +17,23 @@ from distill.times import Karras, Times
 
 @dataclass(frozen=True, kw_only=True)
 class UniInstruct(Objective):
-    """SiD at alpha = 1 with each sample weighted by h(r), and SiDA's discriminator, which gives r.
+    """SiD at alpha = 1 with the weight h(r) on each sample, where SiDA's discriminator gives r.
 
-    D_f(teacher || generator) is the integral over the diffusion of E[h(r) |s_T - s_F|^2]. Its gradient has a part
-    through the generator's score, h(r) <gap, F - x>, and one through its law, for which, as in the authors' code, the
-    adversarial term stands (it is 0 for forward_kl, where h(r) = r). The ratio is exp of the logits and constant;
-    the authors' code takes it from the value of the cross-entropy.
+    D_f(teacher || generator) is the integral over the diffusion of E[h(r) |s_T - s_F|^2]. Its gradient has two parts.
+    The part through the generator's score is h(r) <gap, F - x>. The part through the generator's law is 0 for
+    forward_kl, where h(r) = r. As in the authors' code, the adversarial term stands for it. No gradient passes through
+    the ratio r, which is exp of the logits. The authors' code takes r from the value of the cross-entropy.
     """
 
     divergence: Divergence = "forward_kl"  # the authors' best
-    times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # this and all weights are SiDA's, as in the authors' scripts
-    scale: float = 100.0
-    discriminator: float = 1.0
-    adversarial: float = 0.01  # added, not mixed; counts elements
-    ratio_range: tuple[float, float] = (0.1, 20.0)  # f-distill's
-    generator_from: int = 100_000  # images until which the fake trains alone
-    adversarial_from: int = 200_000  # images until which the ratio is not asked: SiD alone
+    # The times and all weights are SiDA's, as in the authors' scripts.
+    times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)
+    scale: float = 100.0  # the factor on SiD's term
+    discriminator: float = 1.0  # the weight of the discriminator's loss in the fake's update
+    adversarial: float = 0.01  # the weight of the adversarial term, which is multiplied by the number of elements
+    ratio_range: tuple[float, float] = (0.1, 20.0)  # the smallest and the largest ratio, as in f-distill
+    generator_from: int = 100_000  # the number of images before which the fake trains alone
+    adversarial_from: int = 200_000  # the number of images before which the generator's loss is SiD alone
     r1: R1 = R1()
 
     needs = frozenset({"real"})
@@ -57,6 +58,6 @@ class UniInstruct(Objective):
         return {"uni_instruct": h * weight * loss, "adversarial": adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        judged = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
-        weight = self.discriminator * nets.mean(judged.weight)
-        return {"denoising": judged.denoising, "discriminator": weight * judged.loss / 2}
+        losses = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)
+        weight = self.discriminator * nets.mean(losses.weight)
+        return {"denoising": losses.denoising, "discriminator": weight * losses.loss / 2}

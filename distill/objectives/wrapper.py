@@ -1,4 +1,4 @@
-"""An objective around another: composition instead of inheritance between methods."""
+"""The base of objectives that hold another objective, so that methods are composed and do not inherit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from distill.times import Times
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper(Objective):
-    """An objective whose unchanged parts, the training of the fake included, are those of the inner `objective`."""
+    """An objective around an inner `objective`. All that a subclass does not override comes from the inner one."""
 
     objective: Objective
     fake_times: Times = field(init=False)
     fake_weight: Weight = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("fake_times", "fake_weight"):  # how a frozen dataclass sets its own fields
+        for name in ("fake_times", "fake_weight"):
+            # A frozen dataclass sets its own fields by object.__setattr__.
             object.__setattr__(self, name, getattr(self.objective, name))
 
     @property
