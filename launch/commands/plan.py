@@ -28,8 +28,8 @@ def plan(
     The trainer's own code is traced on tensors without values. Only the teacher's configs need be there.
     """
     from trainers.io.console import plain
+    from trainers.plan.remedies import cheapest
     from trainers.plan.report import gigabytes, parse_bytes, plan_lines
-    from trainers.plan.trace import cheapest
     from trainers.plan.trace import plan as trace
 
     run, console, size = resolve_recipe(recipe, overrides), plain(), parse_bytes(memory)

@@ -19,7 +19,8 @@ from tests.tiny import build_session, distillation, experiment
 from trainers.data import Digits
 from trainers.engine import adam8bit
 from trainers.engine.step import advance
-from trainers.plan.trace import TEACHER_ALONE, cheapest, plan, remedies
+from trainers.plan.remedies import TEACHER_ALONE, cheapest, remedies
+from trainers.plan.trace import plan
 from trainers.recipe.run import Run, Sharding
 
 CASES: dict[str, dict[str, Any]] = {

@@ -1,13 +1,13 @@
-"""What a run will hold and send on each GPU, before any weight loads.
+"""The plan of a run: the memory and the messages of each GPU, computed before any weight loads.
 
-Two updates of the trainer's own code are traced: its players, averages and step, torch's own DDP or FSDP2, on fake
-tensors (shapes without values), in one process that stands for any number.
+The plan comes from a trace of the trainer's own code: its players, its averages, its step, and torch's own DDP or
+FSDP2. They run on fake tensors, which have shapes and no values, in one process that stands for any number of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from distill.conditions import Condition
 from distill.denoiser import Denoiser
 from distill.encoders import autoencoder
 from distill.errors import UserError
-from distill.lora import Lora
 from distill.objectives import Batch, Pairs
 from distill.pipeline_folder import meta_model
 from distill.random import Random
@@ -38,17 +37,24 @@ from trainers.engine.session import Session
 from trainers.engine.sharding import is_offloaded
 from trainers.engine.step import advance
 from trainers.plan.ledger import ALL, WITHIN, Ledger, Peak, Traffic
-from trainers.recipe.run import PlayerSettings, Run, Sharding
+from trainers.recipe.run import Run
 from trainers.runs.distillation import assemble
 
 CPU = torch.device("cpu")
-TEACHER_ALONE = Sharding(generator=False, fake=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one process: bytes at the peak of every phase by kind, bytes between updates, and messages of an update by
-    phase, operation and who talk. The most that is in `host` memory, offloaded, is no part of the peaks."""
+    """The memory and the communication of one process in one update.
+
+    Attributes:
+        processes: The number of processes of the run.
+        peaks: The largest GPU memory of each phase, with its bytes by kind.
+        rest: The bytes in GPU and host memory between updates, by kind.
+        traffic: The messages by phase, operation, and processes in the collective.
+        replicas: The number of copies of each shard.
+        host: The largest number of bytes that are offloaded to host memory. The peaks do not include them.
+    """
 
     processes: int
     peaks: Mapping[str, Peak]
@@ -59,20 +65,21 @@ class Plan:
 
     @property
     def phase(self) -> str:
-        """Where most is held."""
+        """The phase with the largest peak."""
         return max(self.peaks, key=lambda phase: self.peaks[phase].bytes)
 
     @property
     def peak(self) -> Peak:
+        """The largest peak."""
         return self.peaks[self.phase]
 
     @property
     def largest(self) -> str:
-        """What is most of the peak."""
+        """The kind with the most bytes in the largest peak."""
         return max(self.peak.kinds, key=lambda kind: self.peak.kinds[kind])
 
     def groups(self, who: str) -> list[range]:
-        """The processes that talk with each other where `who` do."""
+        """Return the groups of ranks that take part in collectives of `who`: ALL, WITHIN or BETWEEN."""
         share = self.processes // self.replicas
         if who == ALL:
             return [range(self.processes)]
@@ -82,18 +89,24 @@ class Plan:
 
 
 def plan(run: Run, processes: int) -> Plan:
-    """The plan of `run` on `processes` GPUs. Raises UserError where it cannot be built or traced, and where this
-    process is one of several.
+    """Trace one update of a run, and return its plan.
 
-    The update is one that leads to a log point, at the end of the run: every term of the objective has its weight then.
+    The update is the last one of the run, and it leads to a log point. Every term of the objective has its weight then.
+
+    Args:
+        run: The recipe. The teacher's folder needs its configs and no weights.
+        processes: The number of GPUs, with one process each.
+
+    Raises:
+        UserError: The run cannot be built or traced, or this process is one of several.
     """
     run.check_world(processes)
     run = replace(run, log_every=run.batch_size, start=None)
     teacher = set_precision(load_denoiser(run.teacher, weights=False), run)
     further = {name: load_denoiser(folder, weights=False) for name, folder in run.objective.further_teachers().items()}
-    with _fake(ledger := Ledger(), processes) as mode:
+    with _fake_world(ledger := Ledger(), processes) as mode:
         for denoiser in (teacher, *further.values()):
-            _moved(mode, denoiser.network, lambda value: value)
+            _apply_fake(mode, denoiser.network, lambda value: value)
         accelerator = cast(Accelerator, PlannedAccelerator(processes, ledger))
         with mode:
             cond = example(teacher, run)
@@ -105,13 +118,13 @@ def plan(run: Run, processes: int) -> Plan:
         batches.example = cond
         session = assemble(run, accelerator, teacher, dataset, batches, further)
         session.state.images = run.images - run.batch_size
-        ledger.host = _hosted(session)
+        ledger.host = _offloaded_kinds(session)
         ledger.track_players(session.state.players)
-        _name(ledger, session)
+        _label_state(ledger, session)
         with mode, ledger:
             for player in session.state.players.values():
-                _make_state(player)
-            _name(ledger, session)
+                _make_optimizer_state(player)
+            _label_state(ledger, session)  # again, for the state that the optimizers have made
             rest = {kind: size for kind, size in ledger.kinds.items() if size}
             ledger.restart()
             advance(session)
@@ -120,87 +133,23 @@ def plan(run: Run, processes: int) -> Plan:
         return Plan(processes, dict(ledger.peaks), rest, traffic, replicas, ledger.host_peak)
 
 
-def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
-    """Changes of a recipe that take memory off, the cheapest first: (key=value, the run with it).
-
-    Smaller micro-batches cost nothing but overhead, shards messages, of the teacher alone the fewest; bfloat16 is
-    faster, and the teacher is stored in it; one denoiser at a time costs a forward of each, recomputed blocks one of
-    every network; moments of 8 bits are rounded; what is offloaded is copied to the GPU for each use; adapters are
-    another training; to offload all leaves the optimizers' steps to the CPU.
-    """
-    share = run.batch_size // processes
-    for micro_batches in sorted({count for count in (2 * run.micro_batches, share) if not share % count}):
-        if micro_batches > run.micro_batches:
-            yield from _changed(run, f"micro_batches={micro_batches}", micro_batches=micro_batches)
-    if run.sharding is None and processes > 1:
-        yield from _changed(run, "sharding={generator: false, fake: false}", sharding=TEACHER_ALONE)
-    if run.sharding in (None, TEACHER_ALONE) and processes > 1:
-        yield from _changed(run, "sharding={}", sharding=Sharding())
-    if run.precision == "float32":
-        yield from _changed(run, "precision=bfloat16", precision="bfloat16")
-    if run.backprop == "joint" and run.objective.differentiates_denoisers:
-        yield from _changed(run, "backprop=one_by_one", backprop="one_by_one")
-    if not run.gradient_checkpointing:
-        yield from _changed(run, "gradient_checkpointing=true", gradient_checkpointing=True)
-    players: dict[str, PlayerSettings] = {"fake": run.fake, "generator": run.generator}
-    if not run.objective.trains_fake:
-        del players["fake"]
-    for name, player in players.items():
-        bits: Any = f"{player.name}8bit"
-        if player.name in ("adam", "adamw"):
-            yield from _changed(run, f"{name}.name={bits}", **{name: replace(player, name=bits)})
-    sharding = run.sharding or Sharding()
-    if sharding.offload is None and sharding.teacher:
-        yield from _changed(run, "sharding.offload=teacher", sharding=replace(sharding, offload="teacher"))
-    for name, player in players.items():
-        if player.lora is None:
-            yield from _changed(run, f"{name}.lora.rank=64", **{name: replace(player, lora=Lora())})
-    if sharding.offload != "all":
-        yield from _changed(run, "sharding.offload=all", sharding=replace(sharding, offload="all"))
-
-
-def _changed(run: Run, what: str, **changes: Any) -> Iterator[tuple[str, Run]]:
-    """Nothing where the recipe does not allow it."""
-    with suppress(UserError):
-        yield what, replace(run, **changes)
-
-
-def cheapest(run: Run, processes: int, fits: Callable[[Plan], bool], best: Plan) -> tuple[list[str], Plan | None]:
-    """The first of `remedies`, each on top of those before that helped, with which the run fits, whose plan is `best`
-    now; and their plan, None where all of them are not enough."""
-    applied: list[str] = []
-    tried: set[str] = set()
-    while not fits(best):
-        left = [(what, changed) for what, changed in remedies(run, processes) if what not in tried]
-        if not left:
-            return applied, None
-        what, changed = left[0]
-        tried.add(what)
-        with suppress(UserError):
-            found = plan(changed, processes)
-            if found.peak.bytes < 0.99 * best.peak.bytes:
-                run, best = changed, found
-                applied = [one for one in applied if one.partition("=")[0] != what.partition("=")[0]] + [what]
-    return applied, best
-
-
-def _make_state(player: Player) -> None:
-    """Of the optimizer, as its first step does."""
+def _make_optimizer_state(player: Player) -> None:
+    """Take an optimizer's step with zero gradients, in which torch makes its state."""
     with player.training():
         for parameter in player.parameters:
             parameter.grad = torch.zeros_like(parameter)
         player.step(torch.zeros(()), 0.0)
 
 
-def _hosted(session: Session) -> tuple[str, ...]:
-    """Of which networks all is in host memory, as their kinds begin."""
+def _offloaded_kinds(session: Session) -> tuple[str, ...]:
+    """Return the beginnings of the kinds that are in host memory: the names of offloaded networks."""
     networks = {"teacher": session.teacher, **{name: player.bare for name, player in session.state.players.items()}}
     names = [name for name, network in networks.items() if is_offloaded(network)]
-    return tuple(names + ["average"] * ("generator" in names))
+    return tuple(names + ["average"] * ("generator" in names))  # averages are where their network is
 
 
-def _name(ledger: Ledger, session: Session) -> None:
-    """Tell the ledger what everything is that stays; what several share is the first's."""
+def _label_state(ledger: Ledger, session: Session) -> None:
+    """Label all long-lived tensors in the ledger. A shared tensor gets the label of its first owner."""
     state, teacher = session.state, session.teacher
     assert teacher is not None
     modules: dict[str, nn.Module] = {"teacher: weights": teacher}
@@ -210,12 +159,16 @@ def _name(ledger: Ledger, session: Session) -> None:
     for kind, module in modules.items():
         ledger.label(kind, [*module.parameters(), *module.buffers()])
     for name, player in state.players.items():
-        held = [value for each in player.optimizer.state.values() for value in each.values()]
-        ledger.label(f"{name}: optimizer", [value for value in held if isinstance(value, Tensor)])
+        values = [value for each in player.optimizer.state.values() for value in each.values()]
+        ledger.label(f"{name}: optimizer", [value for value in values if isinstance(value, Tensor)])
 
 
 class ShapeBatches(Batches):
-    """Batches of shapes without values."""
+    """Batches of fake tensors.
+
+    Attributes:
+        example: A condition [1, ...] with the shapes and dtypes that the teacher takes.
+    """
 
     example: Condition
 
@@ -234,7 +187,10 @@ class ShapeBatches(Batches):
 
 
 def example(teacher: Denoiser, run: Run) -> Condition:
-    """Return some condition [1, ...], as the teacher takes it; the null condition of prompts is known from here."""
+    """Return a condition [1, ...] with the shapes and dtypes that the teacher takes.
+
+    A teacher of prompts gets its null condition here, in place of the encoded one.
+    """
     network = teacher.network
     cond = network.example(1).to(CPU, run.dtype)
     if network.text_encoder is not None:
@@ -244,7 +200,7 @@ def example(teacher: Denoiser, run: Run) -> Condition:
 
 @dataclass(frozen=True)
 class PlannedAccelerator:
-    """Stands for the Accelerator of the first of `num_processes`."""
+    """The parts of an Accelerator that a step uses, as the first of `num_processes` would have them."""
 
     num_processes: int
     ledger: Ledger
@@ -253,77 +209,101 @@ class PlannedAccelerator:
     is_main_process: bool = True
 
     def no_sync(self, module: nn.Module) -> Any:
+        """Return the context in which a backward pass reduces no gradients."""
         return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def reduce(self, tensor: Tensor, how: str) -> Tensor:
+        """Count an all-reduce, and return the tensor as it is."""
         if self.num_processes > 1:
             self.ledger.send("allreduce_", tensor.nbytes)
         return tensor
 
 
 @contextmanager
-def _fake(ledger: Ledger, processes: int) -> Iterator[FakeTensorMode]:
-    """Modules that move become fake; process groups of `processes` that send nothing."""
+def _fake_world(ledger: Ledger, processes: int) -> Iterator[FakeTensorMode]:
+    """Stand for one of several processes while the context is open. Process groups send nothing.
+
+    Four functions are patched, since torch's own need real tensors or real messages.
+    """
     if dist.is_initialized():
         raise UserError("plan: start it as one process, without a launcher")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(nn.Module, "_apply", lambda *label: _moved(mode, *label)))
-        stack.enter_context(mock.patch.object(autoencoder, "load_model", _autoencoder))
+        # 1. `module.to(...)` makes the tensors of a module fake.
+        stack.enter_context(mock.patch.object(nn.Module, "_apply", lambda *given: _apply_fake(mode, *given)))
+        # 2. Rewards of decoded samples load no weights of the autoencoder.
+        stack.enter_context(mock.patch.object(autoencoder, "load_model", _meta_autoencoder))
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
         dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
         stack.callback(dist.destroy_process_group)
-        reducer = type("Unheard", (SilentDDP,), {"ledger": ledger, "mode": mode})
-        stack.enter_context(mock.patch.object(nn.parallel, "DistributedDataParallel", reducer))
+        # 3. DDP's messages go into the ledger alone. A subclass, since DDP's constructor takes no ledger.
+        ddp = type("LedgerDDP", (SilentDDP,), {"ledger": ledger, "mode": mode})
+        stack.enter_context(mock.patch.object(nn.parallel, "DistributedDataParallel", ddp))
+        # 4. FSDP2 copies what it gathers from host memory, although this trace is on the CPU throughout. A private
+        # class, since FSDP2 has no hook between the offloaded rows and their gather.
         inputs = cast(property, FSDPParam.all_gather_inputs).fget
         stack.enter_context(mock.patch.object(FSDPParam, "all_gather_inputs", property(partial(_from_host, inputs))))
         yield mode
 
 
 def _from_host(inputs: Any, parameter: Any) -> list[Tensor]:
-    """What FSDP2 gathers of a parameter: if that is offloaded a copy, which from CPU to CPU it does not make."""
+    """Return the tensors that FSDP2 gathers of a parameter, copied if the parameter is offloaded.
+
+    On GPUs the move from host memory makes this copy, and from CPU to CPU it would make none.
+    """
     copied = parameter.offload_to_cpu
     return [each.clone() if copied and each.dtype == parameter.orig_dtype else each for each in inputs(parameter)]
 
 
-def _autoencoder(place: Path, kind: str, *names: Any) -> Any:
-    """In place of distill.encoders.parts.load_model, for rewards of decoded samples."""
-    return meta_model(place, kind)._apply(lambda value: value)
+def _meta_autoencoder(place: Path, kind: str, *names: Any) -> Any:
+    """Return a model without weights, in place of distill.pipeline_folder.load_model."""
+    return meta_model(place, kind)._apply(lambda value: value)  # `_apply` is patched: its tensors become fake
 
 
-def _moved(mode: FakeTensorMode, module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
-    """nn.Module._apply for fake tensors, which torch's own cannot swap: what was real or changes is replaced."""
+def _apply_fake(mode: FakeTensorMode, module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
+    """Apply a function to the tensors of a module and make them fake, as nn.Module._apply in a fake world.
+
+    torch's own `_apply` swaps the data of a tensor in place, which fake tensors do not allow. Here a tensor that was
+    real or that changes is replaced.
+    """
     for part in module.modules():
         for table in cast("tuple[dict[str, Any], ...]", (part._parameters, part._buffers)):
             for name, old in list(table.items()):
                 new: Any = old if old is None else function(old)
                 if new is not None and not isinstance(new, FakeTensor):
-                    new = _fresh(new, mode)
+                    new = _fake_like(new, mode)
                 if new is not old:
                     table[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     return module
 
 
-def _fresh(like: Tensor, mode: FakeTensorMode) -> Tensor:
+def _fake_like(like: Tensor, mode: FakeTensorMode) -> Tensor:
+    """Return a fake tensor of the same shape and dtype."""
     with mode:
         return torch.empty(like.shape, dtype=like.dtype, device=CPU)
 
 
 class SilentDDP(nn.parallel.DistributedDataParallel):
-    """DDP with its own buckets and hooks, whose messages go into the `ledger` alone."""
+    """torch's DDP, with its own buckets and hooks, whose messages go into a ledger alone.
+
+    Attributes:
+        ledger: The ledger.
+        mode: The mode of the fake tensors.
+    """
 
     ledger: Ledger
     mode: FakeTensorMode
 
     def __init__(self, module: nn.Module, **settings: Any) -> None:
-        with self.mode, self.ledger:  # which sees the buckets
-            super().__init__(module, **{**settings, "init_sync": False})
+        with self.mode, self.ledger:  # so that the ledger sees the buckets
+            super().__init__(module, **{**settings, "init_sync": False})  # the weights have no values to send
         self.ledger.label_rest("gradient buckets")
-        self.register_comm_hook(None, lambda state, bucket: self._sent(bucket.buffer()))
+        self.register_comm_hook(None, lambda state, bucket: self._count(bucket.buffer()))
         self.reducer: Any = _FixedBuckets(self.reducer)
 
-    def _sent(self, bucket: Tensor) -> torch.futures.Future[Tensor]:
+    def _count(self, bucket: Tensor) -> torch.futures.Future[Tensor]:
+        """Count the all-reduce of a bucket, and return the bucket as its result."""
         self.ledger.send("allreduce_", bucket.nbytes)
         future: torch.futures.Future[Tensor] = torch.futures.Future()
         future.set_result(bucket)
@@ -331,7 +311,10 @@ class SilentDDP(nn.parallel.DistributedDataParallel):
 
 
 class _FixedBuckets:
-    """A reducer that keeps its first buckets: to order them anew it would send the order."""
+    """A reducer of DDP that keeps its first buckets.
+
+    DDP orders its buckets anew after the first backward, and sends the order to all ranks, which are not there.
+    """
 
     def __init__(self, reducer: Any) -> None:
         self._reducer = reducer
