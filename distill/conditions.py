@@ -82,6 +82,6 @@ def to_device(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor
 
 
 def _repeat(one: Tensor, many: Tensor) -> Tensor:
-    if not one.ndim:  # a fill on the device: the copy of a scalar tensor would make the host wait
-        return torch.full_like(many, one.item())
+    if not one.ndim:  # a kernel takes a scalar of the host as an argument: nothing is copied, nothing reads its value
+        return torch.zeros_like(many) + one
     return one.to(many.device, many.dtype).expand_as(many)
