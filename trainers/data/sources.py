@@ -39,8 +39,9 @@ class Digits(Data):
 class Images(Data):
     """Any image data set that datasets.load_dataset reads: a hub id, a local image folder, or parquet files.
 
-    Images are centre-cropped to the aspect of `resolution` and resized (Lanczos) to it, in `mode` RGB or L. Each is decoded
-    once and kept as bytes when the whole set at this resolution is at most 1 GiB; a larger set is decoded on demand.
+    Images are centre-cropped to the aspect of `resolution` and resized (Lanczos) to it, in `mode` RGB or L. Each is
+    decoded once and kept as bytes when the whole set at this resolution is at most 1 GiB. A larger set is decoded on
+    demand.
     """
 
     path: str  # hub id, folder of images (one subfolder a class) or glob of parquet files
