@@ -1,4 +1,7 @@
-"""One-step generators as folders in the formats that others load; each is compared with its generator first."""
+"""One-step generators as folders in formats that other software loads.
+
+Each export is read back and compared with its generator before it counts.
+"""
 
 from distill.export.card import CardFacts
 from distill.export.export import FORMATS, check_format, export_generator

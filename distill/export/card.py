@@ -1,4 +1,4 @@
-"""README.md of an exported generator: the model card that Hugging Face shows, and what a person needs to use it."""
+"""The README.md of an exported generator, which is the model card that Hugging Face shows."""
 
 from __future__ import annotations
 
@@ -15,21 +15,40 @@ from distill.generator import Generator
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What the card says about the training. Mappings hold plain YAML values."""
+    """The facts about the training that a card states. Mappings hold plain YAML values.
+
+    Attributes:
+        name: The name of the run, which is the title of the card.
+        objective: The settings of the objective as in a recipe, with its name under "name".
+        teacher: The name of the teacher.
+        teacher_sha256: The SHA-256 of the teacher's files.
+        images: The number of samples that the generator has trained on.
+        average: A few words on the average over the training that the weights are.
+        metrics: The results of an evaluation, with its protocol under "protocol". None if nothing was measured.
+        versions: The versions of the libraries, by name.
+        recipe: The recipe of the run, as YAML.
+    """
 
     name: str
-    objective: Mapping[str, Any]  # with its name under "name", as in a recipe
+    objective: Mapping[str, Any]
     teacher: str
     teacher_sha256: str
-    images: int  # trained on
-    average: str  # over the training, which the weights are
-    metrics: Mapping[str, Any] | None  # as a metric protocol reports them; its name under "protocol"
-    versions: Mapping[str, str]  # of the libraries
-    recipe: str  # YAML
+    images: int
+    average: str
+    metrics: Mapping[str, Any] | None
+    versions: Mapping[str, str]
+    recipe: str
 
 
 def render(facts: CardFacts, source: Source, generator: Generator, form: Format) -> str:
-    """The text of README.md for `generator` in this format."""
+    """Return the text of README.md.
+
+    Args:
+        facts: The facts about the training.
+        source: The place where the card's Python lines find the export.
+        generator: The generator that is exported.
+        form: Its export format.
+    """
     prompts = form.cond.labels is None and bool(form.cond)
     front = {
         **({"library_name": form.library} if form.library else {}),
@@ -46,7 +65,7 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
         [
             f"---\n{_yaml(front)}---\n",
             f"# {facts.name}\n",
-            _what(generator, form.cond),
+            _summary(generator, form.cond),
             f"\n## Use\n\n{where}```python\n{form.snippet(source)}```\n",
             form.loading,
             f"\n## Training\n\nTeacher: `{facts.teacher}`, SHA-256 `{facts.teacher_sha256}`.",
@@ -62,7 +81,8 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
     )
 
 
-def _what(generator: Generator, cond: Condition) -> str:
+def _summary(generator: Generator, cond: Condition) -> str:
+    """Return a sentence on the generator: what it makes, in which shape, and under which condition."""
     network = generator.denoiser.network
     shape, classes = " x ".join(map(str, network.shape)), network.classes
     dimensions = "channels, height, width" if len(network.shape) == 3 else "channels, then the spatial dimensions"
@@ -78,6 +98,7 @@ def _what(generator: Generator, cond: Condition) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any] | None) -> str:
+    """Return the table of metrics under the name of their protocol."""
     if metrics is None:
         return "None were measured."
     rows = "\n".join(

@@ -1,4 +1,7 @@
-"""A generator as a folder, in one of the formats. It counts only after it was read back and gave the same samples."""
+"""The export of a generator to a folder in one of several formats.
+
+The folder is read back and must give the samples of the generator. Otherwise nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,11 @@ FORMATS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
     "onnx": onnx_format,
     "torch-export": torch_export_format,
 }
-"""Name -> (generator, conditions [8, ...] like those it takes, its teacher's folder) -> its format; raises UserError
-where it has none."""
+"""The formats by name.
+
+Each function takes the generator, conditions [8, ...] to compare samples under, and the teacher's folder. It returns
+the Format, or raises UserError if this format cannot hold the generator.
+"""
 
 
 def export_generator(
@@ -45,14 +51,27 @@ def export_generator(
     teacher: Path | None = None,
     hub: str | None = None,
 ) -> float:
-    """Write `generator` to `folder`, weights in float32, with a README.md that says how to load it.
+    """Write a generator to a folder, with weights in float32 and a README.md that says how to load it.
 
-    Returns the largest difference between the samples of the folder, read back, and the generator's, in float32 on the
-    CPU, from equal noise and the condition `cond` ([8, ...]; made up where None). What a pipeline has beside its
-    network comes from the folder `teacher`; adapters are merged, but for the format "lora". The README names the model
-    `hub` of the Hugging Face hub in place of the folder, where given. Raises UserError, leaving `folder` as it was,
-    when the difference exceeds 1e-4, when the format has no place for this generator, and when `folder` holds something
-    else than an export, which it would replace.
+    The folder is read back, and its samples are compared with the generator's in float32 on the CPU, from the same
+    noise and under the same condition. Adapters are merged into the weights, except in the format "lora".
+
+    Args:
+        generator: The generator to export.
+        folder: The folder to write. An export that it holds is replaced.
+        card: The facts about the training for the README.md.
+        format: A name in FORMATS.
+        cond: Conditions [8, ...] to compare samples under. None takes the network's own example.
+        teacher: The teacher's folder, from which a pipeline's other components and configs are copied.
+        hub: The id on the Hugging Face hub that the README.md names in place of the folder.
+
+    Returns:
+        The largest difference between samples, relative to the largest absolute value of the generator's, or to 1 if
+        that is larger.
+
+    Raises:
+        UserError: The difference exceeds 1e-4, the format cannot hold this generator, or `folder` holds something
+            other than an export. `folder` is then left as it was.
     """
     folder = Path(folder).resolve()
     check_format(format)
@@ -60,16 +79,16 @@ def export_generator(
     generator = float32(generator)
     form = FORMATS[format](generator, Condition.of(cond) or generator.denoiser.network.example(BATCH), teacher)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _workplace(folder) as work:
+    with _staging_folder(folder) as work:
         staged = work / folder.name
         try:
             form.write(staged)
             difference = largest_difference(generator, form, staged)
         except UserError:
             raise
-        except Exception as error:  # writers and readers are other libraries, with exceptions of their own
+        except Exception as error:  # other libraries write and read, and raise any type
             raise UserError(f"export: {format}: {type(error).__name__}: {one_line(error)}") from error
-        if not difference <= TOLERANCE:  # nor when it is not a number
+        if not difference <= TOLERANCE:  # true for NaN as well
             raise UserError(
                 f"export: the samples of the {format} export differ from the generator's by {difference:.3g}, more than"
                 f" {TOLERANCE:g}; '{folder}' was not written"
@@ -84,15 +103,22 @@ def export_generator(
 
 
 def check_format(format: str) -> None:
-    """Raise UserError for a name that is none of FORMATS."""
+    """Raise UserError for a name that is not in FORMATS."""
     if format not in FORMATS:
         raise UserError(f"--format: must be one of {', '.join(FORMATS)}, got {format!r}")
 
 
 @torch.no_grad()
 def largest_difference(generator: Generator, form: Format, folder: Path) -> float:
-    """Between what `folder` gives, read back, and what `generator` makes, in units of the largest of it, or of 1 where
-    that is less, as with images; NaN where there is one."""
+    """Return the largest absolute difference between exported and original samples.
+
+    It is relative to max(1, max |original|), and NaN if either side contains NaN.
+
+    Args:
+        generator: The original generator.
+        form: The format, whose reader draws from the folder at each of its batch sizes.
+        folder: The exported folder.
+    """
     read, found = form.read(folder), []
     for batch in form.batches:
         given = inputs(generator, form.cond, batch, SEED)
@@ -102,13 +128,17 @@ def largest_difference(generator: Generator, form: Format, folder: Path) -> floa
 
 
 def _refuse_foreign(folder: Path) -> None:
+    """Raise UserError if `folder` holds something other than an export, which must not be replaced."""
     if folder.exists() and not (folder / CHECK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"export: '{folder}' exists and is not an export (it has no {CHECK}); name another folder")
 
 
 @contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, always the same: what a kill leaves in it goes with the next export."""
+def _staging_folder(folder: Path) -> Iterator[Path]:
+    """Create an empty folder beside `folder` to write in, and delete it at the end.
+
+    Its name is always the same, so that the next export deletes the files that a killed one left.
+    """
     work = folder.with_name(f".{folder.name}-staging")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -119,7 +149,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 
 def _replace(folder: Path, staged: Path, old: Path) -> None:
-    """Put `staged` at `folder`, moving what is there to `old`; an interruption puts it back."""
+    """Rename `staged` to `folder`, and a folder that is there to `old`, which is put back at an interruption."""
     try:
         if folder.exists():
             os.rename(folder, old)

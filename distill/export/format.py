@@ -1,4 +1,4 @@
-"""An export format: a writer, a reader of its files, and the lines with which its user loads them."""
+"""The description of an export: its writer, its reader, and the Python lines with which users load it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Inputs:
-    """`noise` [B, ...], unit normal, which is what a torch.Generator of `seed` draws first; `cond` [B, ...]."""
+    """The inputs from which a generator and its export make samples.
+
+    Attributes:
+        noise: Unit normal noise [B, ...], the first numbers that a torch.Generator of `seed` draws.
+        seed: The seed of `noise`, for pipelines that draw their noise themselves.
+        cond: The condition [B, ...].
+    """
 
     noise: Tensor
     seed: int
@@ -29,23 +35,29 @@ class Inputs:
 
 
 Reader: TypeAlias = Callable[[Inputs], Tensor]
-"""inputs -> samples or images in [-1, 1], [B, ...], float32 on the CPU."""
+"""A function from inputs to samples, or to images in [-1, 1], [B, ...], in float32 on the CPU."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a card's snippet finds the export: the folder of this name, or with `hub` the model of this id."""
+    """The place where a card's Python lines find the export.
+
+    Attributes:
+        name: The name of the folder, or the id of the model on the hub.
+        hub: Whether `name` is an id on the hub.
+    """
 
     name: str
     hub: bool = False
 
     @property
     def quoted(self) -> str:
+        """The name as a string in Python."""
         return json.dumps(self.name, ensure_ascii=False)
 
     @property
     def folder(self) -> str:
-        """Python that names the folder."""
+        """The Python lines that set the variable `folder`."""
         if self.hub:
             return f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({self.quoted})\n"
         return f"\nfolder = {self.quoted}\n"
@@ -53,12 +65,18 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How one generator is exported in one format.
+    """The export of one generator in one format.
 
-    `write(folder)` fills a folder that does not exist yet, and `read(folder)` draws from it as its users will, with
-    nothing but what is in it; both may raise anything. What both sides make under `cond` [B, ...] is compared at each
-    batch size of `batches`; `shown` makes of the generator's samples what the folder gives. `snippet(source)` is Python
-    that loads the export and draws `images`, in [0, 1] or as pictures, or `latents`; the rest is for the card.
+    Attributes:
+        cond: The condition [B, ...] under which samples are compared.
+        write: Writes a folder that does not exist yet. It may raise any exception.
+        read: Returns a Reader that draws from the folder as users do, from its files alone. It may raise any exception.
+        snippet: Returns the Python lines that load the export and make `images` or `latents`.
+        loading: A paragraph for the card on what is needed to load the export.
+        limits: Sentences for the card on the limits of the export.
+        library: The library that the card names, if there is one.
+        batches: The batch sizes at which samples are compared.
+        shown: Turns the generator's samples into the form that the folder gives, such as clamped images.
     """
 
     cond: Condition
@@ -73,9 +91,9 @@ class Format:
 
 
 def constants(generator: Generator) -> dict[str, float]:
-    """The five numbers that are left of a generator around its network, because t is fixed:
+    """Return the five numbers that surround a generator's network, which are constants because t is fixed.
 
-    x_t = scale noise, x0 = from_x_t x_t + from_output network(input_scale x_t, timestep, cond).
+    x_t = scale noise, and x0 = from_x_t x_t + from_output network(input_scale x_t, timestep, cond).
     """
     denoiser = generator.denoiser
     t = torch.tensor([generator.t], dtype=torch.float64)
@@ -90,14 +108,14 @@ def constants(generator: Generator) -> dict[str, float]:
 
 
 def float32(generator: Generator) -> Generator:
-    """A copy in eval mode on the CPU that computes in float32: what an export is to reproduce."""
+    """Return a copy of a generator in eval mode on the CPU, which computes in float32. Exports must reproduce it."""
     generator = copy.deepcopy(generator).to("cpu", torch.float32).requires_grad_(False).eval()
     generator.denoiser.autocast_dtype = None
     return generator
 
 
 def inputs(generator: Generator, cond: Condition, batch: int, seed: int = 0) -> Inputs:
-    """Return noise of `seed`, and the first `batch` conditions of `cond`."""
+    """Return unit normal noise of `seed` for `batch` samples, with the first `batch` conditions of `cond`."""
     shape = generator.denoiser.network.shape
     noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
     return Inputs(noise, seed, cond.rows(slice(batch)))

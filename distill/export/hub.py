@@ -9,7 +9,14 @@ from distill.errors import UserError, one_line
 
 
 def check_push(repo: str) -> None:
-    """Raise UserError, before anything is done, for what is no model's id and where nobody is logged in."""
+    """Check that a push to the hub can begin, before anything is done.
+
+    Args:
+        repo: The id of the model, USER/NAME or ORGANISATION/NAME.
+
+    Raises:
+        UserError: `repo` is no id of a model, or there is no token of the hub.
+    """
     from huggingface_hub import get_token
 
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is None:
@@ -19,10 +26,20 @@ def check_push(repo: str) -> None:
 
 
 def push(folder: Path, repo: str, private: bool = False) -> str:
-    """Upload an exported `folder` as the model `repo`, which is made if need be; returns its address.
+    """Upload an exported folder to the Hugging Face hub.
 
-    Files of the model that the folder does not have stay. Raises UserError where the hub cannot be reached or refuses,
-    and where a model that exists is to be `private` and is not. `folder` is only read.
+    Files that the model has and the folder lacks stay on the hub. The folder itself is only read.
+
+    Args:
+        folder: The exported folder.
+        repo: The id of the model, which is created if needed.
+        private: Whether the model must be private.
+
+    Returns:
+        The address of the model.
+
+    Raises:
+        UserError: The hub cannot be reached or refuses, or `private` is asked of a model that exists and is public.
     """
     from huggingface_hub import HfApi
 
@@ -32,6 +49,6 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
         if private and not hub.repo_info(repo).private:
             raise UserError(f"'{repo}' exists and is public")
         hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="distill export")
-    except Exception as error:  # no network, no permission, a full quota: the client has many kinds
+    except Exception as error:  # no network, no permission, a full quota: the client raises many types
         raise UserError(f"--push-to-hub: {one_line(error)} ('{folder}' is complete, and not on the hub)") from error
     return str(url)

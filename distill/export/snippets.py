@@ -1,4 +1,4 @@
-"""Lines of Python for cards: a loaded generator is called, and its samples become images."""
+"""Python lines for cards, which call a loaded generator and turn its samples into images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ EMBEDDINGS = "  # in place of what the text encoders give"
 
 
 def noise(generator: Generator, library: str) -> str:
-    """BATCH times unit normal noise, of "torch" or "np"."""
+    """Return a line that draws unit normal noise for BATCH samples, with the `library` "torch" or "np"."""
     sizes = ", ".join(map(str, (BATCH, *generator.denoiser.network.shape)))
     return f"noise = {RANDOM[library].format(sizes)}\n"
 
 
 def conditions(generator: Generator, cond: Condition, library: str) -> dict[str, str]:
-    """Name -> an expression for BATCH conditions like `cond`, of "torch" or "np"; labels have the name "labels"."""
+    """Return expressions for BATCH conditions like `cond`, by name, with the `library` "torch" or "np".
+
+    Labels have the name "labels".
+    """
     if cond.labels is not None:
         return {"labels": f"{library}.arange({BATCH}) % {generator.denoiser.network.classes}"}
     return {name: _ones(value, library) for name, value in cond.items()}
 
 
 def call(generator: Generator, cond: Condition) -> str:
-    """Calls `generator`, a torch function of noise and condition."""
+    """Return lines that call `generator`, a function of noise and a condition in torch."""
     given = conditions(generator, cond, "torch")
     lines, argument = "", ", labels" if given else ""
     if given and cond.labels is None:
@@ -39,7 +42,7 @@ def call(generator: Generator, cond: Condition) -> str:
 
 
 def finish(generator: Generator, clamp: str) -> str:
-    """Turns `samples` into `images`, or `latents`; `clamp` is the method's name."""
+    """Return a line that turns `samples` into `images` or `latents`. `clamp` is the name of the clamping method."""
     if generator.denoiser.latents:
         return "latents = samples  # the teacher's decoder makes images of them\n"
     shape = [BATCH, *generator.denoiser.network.shape]
@@ -47,6 +50,7 @@ def finish(generator: Generator, clamp: str) -> str:
 
 
 def _ones(value: Tensor, library: str) -> str:
+    """Return an expression for ones of the shape and dtype of `value`, with BATCH rows."""
     sizes = ", ".join(map(str, (BATCH, *value.shape[1:])))
     kind = str(value.dtype).removeprefix("torch.").replace("bool", "bool_" if library == "np" else "bool")
     return f"{library}.ones(({sizes}), dtype={library}.{kind})"

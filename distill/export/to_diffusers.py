@@ -1,5 +1,6 @@
-"""A one-step generator as a diffusers folder: the stock pipeline where it is exact, our files beside the weights where
-it is not.
+"""A one-step generator as the folder of a diffusers pipeline.
+
+It is a stock pipeline if one computes the generator exactly. Otherwise our own source files lie beside the weights.
 """
 
 from __future__ import annotations
@@ -27,14 +28,23 @@ from distill.paths import EDM
 from distill.teachers.edm import PublishedNetwork
 from distill.teachers.unet import UNet
 
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers expects
 MORE_STEPS = " The pipeline accepts a larger `num_inference_steps`, and its images are then wrong."
 FUTURE = "from __future__ import annotations\n"
-IMPORT = "from distill.networks.edm_unet import SongUNet as Network\n"  # in onestep_network.py
+IMPORT = "from distill.networks.edm_unet import SongUNet as Network\n"  # a line of onestep_network.py
 
 
 def diffusers_format(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
-    """The folder for `DiffusionPipeline.from_pretrained`; raises UserError for networks that have none."""
+    """Return the format of a folder for `DiffusionPipeline.from_pretrained`.
+
+    Args:
+        generator: The generator to export.
+        cond: Conditions [8, ...] to compare samples under.
+        teacher: The teacher's folder, which families of pipelines need for their other components.
+
+    Raises:
+        UserError: No pipeline takes a network of this kind.
+    """
     network = generator.denoiser.network
     if network.pipeline_export is None:
         kind = type(network).__name__
@@ -43,18 +53,19 @@ def diffusers_format(generator: Generator, cond: Condition, teacher: Path | None
 
 
 def _unet_pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
-    """A UNet2DModel, in the stock pipeline where that computes the generator, else in ours."""
+    """Return the format of a UNet2DModel, in the stock pipeline if that computes the generator, otherwise in ours."""
     if _is_stock(generator):
         return _format(generator, cond, partial(_write_stock, generator), stock=True)
     return _format(generator, cond, partial(_write_custom, generator, _write_unet), stock=False)
 
 
 def _code_pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
-    """A network that diffusers lacks, in our pipeline and with its source."""
+    """Return the format of a network that diffusers lacks, in our pipeline and with its source."""
     return _format(generator, cond, partial(_write_custom, generator, _write_network), stock=False)
 
 
 def _format(generator: Generator, cond: Condition, write: Callable[[Path], None], stock: bool) -> Format:
+    """Return the format of an unconditional or class-conditional pipeline that `write` writes."""
     return Format(
         cond=cond,
         write=write,
@@ -68,7 +79,10 @@ def _format(generator: Generator, cond: Condition, write: Callable[[Path], None]
 
 
 def _is_stock(generator: Generator) -> bool:
-    """Whether ConsistencyModelPipeline computes this generator: EDM preconditioning on pure noise, square images."""
+    """Return whether ConsistencyModelPipeline computes this generator.
+
+    It does for EDM's preconditioning on pure noise, and for square images.
+    """
     denoiser = generator.denoiser
     square = isinstance(_unet(generator).config["sample_size"], int) and not denoiser.latents
     return type(denoiser.path) is EDM and denoiser.prediction == "edm" and generator.scale == generator.t and square
@@ -79,13 +93,17 @@ def _unet(generator: Generator) -> Any:
 
 
 def _write_stock(generator: Generator, folder: Path) -> None:
+    """Write the stock pipeline, without any code."""
     from diffusers import ConsistencyModelPipeline
 
     ConsistencyModelPipeline(_unet(generator), _scheduler(generator)).save_pretrained(folder)
 
 
 def _scheduler(generator: Generator) -> Any:
-    """One step of it is EDM's denoiser at sigma_max: sigma_min = 0 turns off the consistency model's boundary."""
+    """Return a scheduler whose single step is EDM's denoiser at sigma_max.
+
+    sigma_min = 0 turns the boundary condition of consistency models into EDM's preconditioning.
+    """
     from diffusers import CMStochasticIterativeScheduler
 
     return CMStochasticIterativeScheduler(
@@ -94,7 +112,13 @@ def _scheduler(generator: Generator) -> Any:
 
 
 def _write_custom(generator: Generator, write_part: Callable[[Generator, Path], list[str]], folder: Path) -> None:
-    """Write our pipeline; `write_part` writes its network and returns the network's entry in model_index.json."""
+    """Write our pipeline.
+
+    Args:
+        generator: The generator to export.
+        write_part: Writes the network, and returns its entry in model_index.json.
+        folder: The folder to write.
+    """
     import diffusers
 
     unet = write_part(generator, folder / "unet")
@@ -110,12 +134,13 @@ def _write_custom(generator: Generator, write_part: Callable[[Generator, Path], 
 
 
 def _write_unet(generator: Generator, folder: Path) -> list[str]:
+    """Write a UNet2DModel, and return its entry in model_index.json."""
     _unet(generator).save_pretrained(folder)
     return ["diffusers", "UNet2DModel"]
 
 
 def _write_network(generator: Generator, folder: Path) -> list[str]:
-    """Write a network that diffusers lacks with its source."""
+    """Write a network that diffusers lacks together with its source, and return its entry in model_index.json."""
     network = cast(PublishedNetwork, generator.denoiser.network)
     module, body = network.kind, network.body
     config = {
@@ -136,7 +161,10 @@ def _write_network(generator: Generator, folder: Path) -> list[str]:
 
 
 def _source(module: str, name: str) -> str:
-    """One file, as diffusers fetches no more for a part of a pipeline: the network's, then what makes a part of it."""
+    """Return the source of the network's class `name` and of OneStepNetwork, joined into one file.
+
+    diffusers fetches only one file of code for each component of a pipeline.
+    """
     network = (files("distill.networks") / f"{module}.py").read_text("utf-8")
     part = shipped_source("onestep_network")
     lines = f"{network.replace(FUTURE, '')}\n\nNetwork = {name}\n"
@@ -145,6 +173,7 @@ def _source(module: str, name: str) -> str:
 
 
 def _snippet(generator: Generator, stock: bool, source: Source) -> str:
+    """Return the Python lines that load the pipeline and make BATCH images or latents."""
     classes = generator.denoiser.network.classes
     trust = "" if stock else ", trust_remote_code=True"
     labels = f", class_labels={[i % classes for i in range(BATCH)]}" if classes else ""
@@ -157,6 +186,7 @@ def _snippet(generator: Generator, stock: bool, source: Source) -> str:
 
 
 def _loading(generator: Generator, stock: bool) -> str:
+    """Return the card's paragraph on the code that comes with the weights, and on classes."""
     classes = (
         "\nSay which classes you want: without `class_labels` they are random."
         if generator.denoiser.network.classes
@@ -174,10 +204,13 @@ def _loading(generator: Generator, stock: bool) -> str:
 
 
 def _read(folder: Path, trust: bool) -> Reader:
-    """Noise comes from the seed, because the stock pipeline takes `latents` for 3 channels only."""
+    """Return a reader of the folder.
+
+    It gives the pipeline a seed in place of noise, because the stock pipeline takes `latents` for 3 channels only.
+    """
     from diffusers import DiffusionPipeline
 
-    with _without_bars():
+    with _without_progress_bars():
         pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     latents = pipe.config.get("makes_latents", False)
@@ -198,7 +231,8 @@ def _read(folder: Path, trust: bool) -> Reader:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def _without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of diffusers, a setting of the whole process, and show them again afterwards."""
     from diffusers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -215,4 +249,4 @@ WRITERS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
     "code": _code_pipeline,
     "family": family_pipeline,
 }
-"""By the `pipeline_export` of a network."""
+"""The writers, by the `pipeline_export` of a network."""

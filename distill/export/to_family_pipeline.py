@@ -1,9 +1,14 @@
-"""A one-step generator under a diffusers pipeline's own class: every part of the teacher's pipeline but its network and
-scheduler, and a scheduler whose single step is the generator exactly.
+"""A one-step generator as a pipeline of its teacher's own class in diffusers.
 
-With one step at grid index T a stock scheduler lands on the betas' last entry, so they are cut after T. Two published
-conventions of the input are stock: unit noise (DMD2; DDIM) and pure noise of time T (SiD-LSG; Euler). Flow matching is
-stock where it starts, at t = 1. Anything else takes the few lines of `custom_scheduler.py` or `custom_flow.py`.
+The folder holds the generator's network, every other component of the teacher's pipeline, and a scheduler whose single
+step is exactly the generator. A stock scheduler takes its single step at the last entry of its betas, so the betas are
+cut after the generator's grid index T. These generators need no code of ours:
+
+- A generator on the betas that takes unit normal noise, as DMD2's does, is a step of DDIMScheduler.
+- A generator on the betas that takes noise times sigma(T), as SiD-LSG's does, is a step of EulerDiscreteScheduler.
+- A generator on a flow that starts at t = 1 is a step of FlowMatchEulerDiscreteScheduler.
+
+All others come with one short file, `custom_scheduler.py` or `custom_flow.py`.
 """
 
 from __future__ import annotations
@@ -37,8 +42,19 @@ DIFFUSERS_PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
-    """The folder of the pipeline's own class, with all its parts; it is asked as users do, by prompts or labels, and
-    gives images, as the teacher's own autoencoder makes of the generator's samples."""
+    """Return the format of a folder with all components of the pipeline.
+
+    The folder is read as users read it, with prompts or labels, and gives images. They are compared with the images
+    that the teacher's autoencoder makes of the generator's samples.
+
+    Args:
+        generator: The generator, whose network is of a LatentFamily.
+        cond: Not used, since the format encodes prompts or chooses labels itself.
+        teacher: The folder of the teacher's pipeline.
+
+    Raises:
+        UserError: `teacher` is None.
+    """
     network = cast(LatentFamily, generator.denoiser.network)
     if teacher is None:
         raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for the other parts")
@@ -61,14 +77,14 @@ def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None)
 
 
 def is_stock(generator: Generator) -> bool:
-    """Whether stock diffusers computes this generator."""
+    """Return whether diffusers computes this generator without code of ours."""
     if isinstance(generator.denoiser.path, Flow):
         return generator.t == generator.scale == 1
     return stock_scheduler(generator) is not None
 
 
 def write_family(generator: Generator, source: Path, folder: Path) -> None:
-    """Write `generator`, float32, with the other parts of the pipeline in `source`."""
+    """Write `generator` in float32, with the other components of the pipeline in `source`."""
     network = cast(LatentFamily, generator.denoiser.network)
     pipe = load_stock_pipeline(source, **{network.part: network.model, "dtype": torch.float32})
     scheduler = stock_scheduler(generator)
@@ -82,13 +98,15 @@ def write_family(generator: Generator, source: Path, folder: Path) -> None:
 
 
 def stock_scheduler(generator: Generator) -> Any:
-    """The stock scheduler whose one step is this generator, on a flow from wherever the pipeline starts; None where
-    there is none."""
+    """Return the stock scheduler whose single step is this generator, or None if there is none.
+
+    On a flow it is the same scheduler for every start, since the pipeline chooses the start.
+    """
     import diffusers
 
     path, t, scale = generator.denoiser.path, generator.t, generator.scale
     if isinstance(path, Flow):
-        return diffusers.FlowMatchEulerDiscreteScheduler()  # without shift: a start is where it is said to be
+        return diffusers.FlowMatchEulerDiscreteScheduler()  # without a shift, which would move the start
     if not isinstance(path, DiscreteVP):
         return None
     last = torch.tensor([t], dtype=torch.float64)
@@ -97,27 +115,27 @@ def stock_scheduler(generator: Generator) -> Any:
         "num_train_timesteps": round(t) + 1,
         "prediction_type": DIFFUSERS_PREDICTIONS[generator.denoiser.prediction],
         "timestep_spacing": "trailing",
-        "steps_offset": 1,  # unused with this spacing, but pipelines ask for it
+        "steps_offset": 1,  # not used with this spacing, but some pipelines insist on it
     }
     if scale == 1:
         return diffusers.DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True)
     if (
         cast(LatentFamily, generator.denoiser.network).takes_scaled_noise
         and scale == float(path.sigma(last))
-        and float(path.alpha(last)) > 0
+        and float(path.alpha(last)) > 0  # Euler divides by alpha
     ):
         return diffusers.EulerDiscreteScheduler(**settings)
     return None
 
 
 def _betas(path: DiscreteVP) -> list[float]:
-    """As diffusers computes them: float32, which survive JSON exactly."""
+    """Return the betas as diffusers computes them, in float32, which JSON keeps exactly."""
     signal = torch.cat([torch.ones(1, dtype=torch.float64), path.alphas_cumprod.cpu()])
     return cast(list[float], (1 - signal[1:] / signal[:-1]).float().tolist())
 
 
 def _write_custom_scheduler(generator: Generator, folder: Path) -> None:
-    """scheduler/onestep.py in place of the scheduler."""
+    """Replace the scheduler by scheduler/onestep.py and its config."""
     denoiser, t = generator.denoiser, torch.tensor([generator.t], dtype=torch.float64)
     c = coefficients(denoiser.prediction, denoiser.path, t, t, denoiser.sigma_data)
     scaled = "init_noise_sigma" if cast(LatentFamily, denoiser.network).takes_scaled_noise else "input_scale"
@@ -137,7 +155,10 @@ def _write_custom_scheduler(generator: Generator, folder: Path) -> None:
 
 
 def _write_custom_flow(generator: Generator, pipeline: str, folder: Path) -> None:
-    """pipeline.py: the stock pipeline that starts at t from scaled noise."""
+    """Write pipeline.py, a subclass of the stock pipeline that starts at t from scaled noise.
+
+    The class and the numbers are written into its source, because the stock constructor takes no such numbers.
+    """
     code = shipped_source("custom_flow")
     for name, value in (("StableDiffusion3Pipeline", pipeline), ("START = 1.0", f"START = {generator.t!r}")):
         code = code.replace(name, value)
@@ -147,21 +168,23 @@ def _write_custom_flow(generator: Generator, pipeline: str, folder: Path) -> Non
 
 
 def _edit_index(folder: Path, **changes: Any) -> None:
+    """Change entries of model_index.json."""
     file = folder / "model_index.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2) + "\n")
 
 
 def asked(network: LatentFamily) -> str:
-    """The argument that says what two samples are of."""
+    """Return the argument of the pipeline that asks for two samples, by prompts or labels."""
     return f"prompt={PROMPTS}" if network.text else f"class_labels=[0, {network.classes - 1}]"
 
 
 def arguments(network: LatentFamily) -> str:
-    """The other arguments of the pipeline's one step."""
+    """Return the other arguments of the pipeline's single step."""
     return ", ".join(f"{name}={value!r}" for name, value in network.call().items())
 
 
 def _snippet(network: LatentFamily, stock: bool, source: Source) -> str:
+    """Return the Python lines that load the pipeline and make two images."""
     trust = "" if stock else ", trust_remote_code=True"
     return (
         "from diffusers import DiffusionPipeline\n"
@@ -171,11 +194,12 @@ def _snippet(network: LatentFamily, stock: bool, source: Source) -> str:
 
 
 def _read(network: LatentFamily, stock: bool, folder: Path) -> Reader:
+    """Return a reader of the exported pipeline."""
     return sampled(network, load_stock_pipeline(folder, trust_remote_code=not stock))
 
 
 def sampled(network: LatentFamily, pipe: Any) -> Reader:
-    """What `pipe` makes of prompts or labels, as users call it."""
+    """Return a reader that calls `pipe` with prompts or labels, as users do."""
 
     def sample(given: Inputs) -> Tensor:
         labels, prompts = given.cond.labels, PROMPTS[: len(given.noise)]

@@ -1,7 +1,7 @@
-"""The whole generator as one graph that needs none of its code: torch.export's .pt2, and ONNX.
+"""A one-step generator as one graph that needs none of its code: torch.export's .pt2, or ONNX.
 
-Unit normal noise [B, C, H, W] and the condition -> samples [B, C, H, W], unclamped; preconditioning and time are
-constants of the graph, the batch is dynamic.
+The graph maps unit normal noise [B, C, H, W] and a condition to samples [B, C, H, W], which are not clamped to [-1, 1].
+The preconditioning and the time are constants of the graph. The batch size is dynamic.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from distill.generator import Generator
 
 PROGRAM, MODEL = "generator.pt2", "model.onnx"
 OPSET = 20
-BATCHES = (1, 2, 5)  # one is a case of its own to a tracer
-MOST = 63  # diffusers' Upsample2D takes another way from a batch of 64 on
+BATCHES = (1, 2, 5)  # tracers may treat a batch of one differently
+MOST = 63  # diffusers' Upsample2D takes another branch from a batch of 64 on, which a trace cannot hold
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 class OneStep(nn.Module):
-    """The generator's arithmetic around its network, with its five constants."""
+    """A generator as a module to trace: its network, and the arithmetic around it with its five constants."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -41,17 +41,17 @@ class OneStep(nn.Module):
     def forward(self, noise: Tensor, cond: ConditionLike = None) -> Tensor:
         c = self.constants
         x_t = c["scale"] * noise
-        time = noise.new_full((noise.shape[0],), c["timestep"])  # len() would fix the batch
+        time = noise.new_full((noise.shape[0],), c["timestep"])  # len(noise) would fix the batch
         output = cast(Tensor, self.network(c["input_scale"] * x_t, time, Condition.of(cond)))
         return c["from_x_t"] * x_t + c["from_output"] * output
 
 
 def torch_export_format(generator: Generator, cond: Condition, _: Path | None = None) -> Format:
-    """A program of torch.export, which is called as the generator is: (noise, cond)."""
+    """Return the format of a program of torch.export, which is called as the generator is, with (noise, cond)."""
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        with _quietly():
+        with _without_warnings():
             torch.export.save(_trace(generator, cond), folder / PROGRAM)
 
     def snippet(source: Source) -> str:
@@ -70,7 +70,13 @@ def torch_export_format(generator: Generator, cond: Condition, _: Path | None = 
 
 
 def onnx_format(generator: Generator, cond: Condition, _: Path | None = None) -> Format:
-    """A model for onnxruntime; its inputs are `noise`, and `labels` or the names of the conditions."""
+    """Return the format of an ONNX model for onnxruntime.
+
+    Its inputs are `noise`, and `labels` or the text conditions by name.
+
+    Raises:
+        UserError: A package that writes or reads ONNX is not installed.
+    """
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx: needs {', '.join(missing)}; pip install 'distill-onestep[onnx]'")
@@ -80,21 +86,23 @@ def onnx_format(generator: Generator, cond: Condition, _: Path | None = None) ->
 
         folder.mkdir()
         names = ["noise", *conditions(generator, cond, "np")]
-        with _quietly():
+        with _without_warnings():
             program = torch.onnx.export(
                 _trace(generator, cond),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=names,
                 output_names=["sample"],
-                dynamic_shapes=_sizes(cond, "batch"),  # the program has them; here for the name
-                optimize=False,  # its rewriting drops the 1e-15 of Sana's attention, and divides 0 by 0
+                dynamic_shapes=_dynamic_shapes(cond, "batch"),  # again, to give the dimension its name
+                optimize=False,  # see below
                 verbose=False,
             )
             assert program is not None
+            # The exporter's own optimiser also rewrites arithmetic. In Sana's linear attention it drops the 1e-15 in
+            # the denominator, and then divides 0 by 0. So only its two steps that keep all values run here.
             fold_constants(program.model)
             remove_unused_nodes(program.model)
-            program.save(folder / MODEL)  # weights beyond protobuf's 2 GB go to a file beside it
+            program.save(folder / MODEL)  # puts weights beyond the 2 GB of protobuf into a file beside it
 
     def snippet(source: Source) -> str:
         given = conditions(generator, cond, "np")
@@ -117,26 +125,30 @@ def onnx_format(generator: Generator, cond: Condition, _: Path | None = None) ->
 
 
 def _trace(generator: Generator, cond: Condition) -> torch.export.ExportedProgram:
+    """Trace the generator under conditions like `cond`, for any batch size from 1 to MOST."""
     given = inputs(generator, cond, batch=2)
     batch = torch.export.Dim("batch", min=1, max=MOST)
     arguments = (given.noise, given.cond.plain) if cond else (given.noise,)
-    program = torch.export.export(OneStep(generator), arguments, dynamic_shapes=_sizes(cond, batch))
+    program = torch.export.export(OneStep(generator), arguments, dynamic_shapes=_dynamic_shapes(cond, batch))
     for node in list(program.graph.nodes):
-        node.meta.pop("stack_trace", None)  # names files of this machine
+        node.meta.pop("stack_trace", None)  # it names files of this machine
+        # PixArt squeezes a dimension whose size is not 1. torch then returns its input, but ONNX's Squeeze fails at
+        # that size, so such a node is removed.
         if node.target is torch.ops.aten.squeeze.dim and node.args[0].meta["val"].shape[node.args[1]] != 1:
-            node.replace_all_uses_with(node.args[0])  # PixArt's changes nothing, and ONNX's refuses that
+            node.replace_all_uses_with(node.args[0])
             program.graph.erase_node(node)
     return program
 
 
-def _sizes(cond: Condition, batch: Any) -> tuple[Any, ...]:
-    """That the first dimension of noise and condition is `batch`, in the form of the arguments."""
+def _dynamic_shapes(cond: Condition, batch: Any) -> tuple[Any, ...]:
+    """Return the dynamic dimensions of the arguments: the first of the noise, and of every condition, is `batch`."""
     sizes = {name: {0: batch} for name in cond}
     return ({0: batch}, *([sizes["labels"] if cond.labels is not None else sizes] if cond else []))
 
 
 def _read_program(folder: Path) -> Reader:
-    with _quietly():
+    """Return a reader of the .pt2 file."""
+    with _without_warnings():
         program: Any = torch.export.load(folder / PROGRAM).module()
 
     def sample(given: Inputs) -> Tensor:
@@ -147,6 +159,7 @@ def _read_program(folder: Path) -> Reader:
 
 
 def _read_model(folder: Path) -> Reader:
+    """Return a reader of the ONNX file, by onnxruntime on the CPU."""
     import onnx
     import onnxruntime
 
@@ -161,8 +174,8 @@ def _read_model(folder: Path) -> Reader:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what torch's exporters warn of among themselves."""
+def _without_warnings() -> Iterator[None]:
+    """Silence the warnings of torch's exporters, which concern their own internals and no user of ours."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""lora: the adapters alone, as `pipe.load_lora_weights` of diffusers reads them, for the teacher's own pipeline."""
+"""The adapters alone, for diffusers' `pipe.load_lora_weights` in the teacher's own pipeline."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from distill.pipeline_folder import load_stock_pipeline
 
 
 def lora_format(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
-    """For adapters that are not merged, of the families into whose networks diffusers loads some.
+    """Return the format of a folder with the adapters of a generator.
 
-    Where a stock scheduler takes the generator's step its config comes along, and the whole pipeline of `teacher` is
-    compared; else the network alone.
+    If a stock scheduler takes the generator's step, the folder holds its config too, and the images of the whole
+    pipeline are compared. Otherwise the samples of the network are compared.
+
+    Args:
+        generator: The generator, whose adapters are not merged.
+        cond: Conditions [8, ...] to compare samples under.
+        teacher: The folder of the teacher's pipeline. None compares the network alone.
+
+    Raises:
+        UserError: The generator has no adapters, or diffusers loads no adapters into its network.
     """
     network: Any = generator.denoiser.network
     if not lora.adapted(network):
@@ -52,7 +60,10 @@ def lora_format(generator: Generator, cond: Condition, teacher: Path | None) -> 
 
 
 def _write(generator: Generator, stock: bool, folder: Path) -> None:
-    """By diffusers' own writer. B takes up alpha/rank, so that no reader need know alpha."""
+    """Write the adapters with diffusers' own writer.
+
+    B is multiplied by alpha / rank, so that no reader has to know alpha.
+    """
     from diffusers.loaders import SD3LoraLoaderMixin, StableDiffusionLoraLoaderMixin
     from peft import get_peft_model_state_dict
 
@@ -64,14 +75,14 @@ def _write(generator: Generator, stock: bool, folder: Path) -> None:
     }
     if network.adapter_part == "unet":
         StableDiffusionLoraLoaderMixin.save_lora_weights(folder, unet_lora_layers=layers)
-    else:  # every transformer's pipeline writes the same
+    else:  # the pipelines of all transformers write the same file
         SD3LoraLoaderMixin.save_lora_weights(folder, transformer_lora_layers=layers)
     if stock:
         stock_scheduler(generator).save_pretrained(folder / "scheduler")
 
 
 def _read(generator: Generator, folder: Path) -> Reader:
-    """The teacher's network with the adapters that diffusers reads."""
+    """Return a reader that runs the teacher's network with the adapters that diffusers loads into it."""
     loaded = lora.share_parameters(generator)
     lora.strip(loaded)
     network: Any = loaded.denoiser.network
@@ -86,7 +97,7 @@ def _read(generator: Generator, folder: Path) -> Reader:
 
 
 def _read_pipeline(generator: Generator, teacher: Path, folder: Path) -> Reader:
-    """What the card's lines do."""
+    """Return a reader that runs the teacher's pipeline with the adapters, as the card's Python lines do."""
     network: Any = generator.denoiser.network
     pipe = load_stock_pipeline(teacher)
     pipe.load_lora_weights(folder)
@@ -95,6 +106,7 @@ def _read_pipeline(generator: Generator, teacher: Path, folder: Path) -> Reader:
 
 
 def _snippet(generator: Generator, stock: bool, source: Source) -> str:
+    """Return the Python lines that load the adapters into the teacher's pipeline."""
     network: Any = generator.denoiser.network
     scheduler = type(stock_scheduler(generator)).__name__ if stock else ""
     lines = (

@@ -1,7 +1,8 @@
-"""safetensors: the weights and all that makes a generator of them, for this package.
+"""The weights of a generator as safetensors, with everything that this package needs to load it again.
 
-The folder is a teacher's (distill/teachers/folder.py) with `generator.json` beside: time and input scale. The weights
-of EDM's and EDM2's networks have their published names, so that the authors' own classes load them.
+The folder is a teacher's folder (distill/teachers/folder.py) with one more file, `generator.json`, which holds the time
+and the input scale of the generator. The weights of EDM's and EDM2's networks have their published names, so that the
+authors' own classes load them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ GENERATOR_FILE = "generator.json"
 
 
 def safetensors_format(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
-    """For every generator whose denoiser can be saved; a family's with the configs of its pipeline, of `teacher`."""
+    """Return the format of a folder for load_generator.
 
+    Args:
+        generator: A generator whose denoiser can be saved.
+        cond: Conditions [8, ...] to compare samples under.
+        teacher: The teacher's folder, from which the configs of a pipeline are copied.
+    """
     network = generator.denoiser.network
 
     def write(folder: Path) -> None:
@@ -52,9 +58,16 @@ def safetensors_format(generator: Generator, cond: Condition, teacher: Path | No
 
 
 def load_generator(folder: str | Path) -> Generator:
-    """The generator of `distill export --format safetensors`, float32, in eval mode.
+    """Load a generator that `distill export --format safetensors` wrote.
 
-    Raises UserError when the folder is missing, damaged, or something else.
+    Args:
+        folder: The exported folder.
+
+    Returns:
+        The generator, in float32 and eval mode.
+
+    Raises:
+        UserError: The folder is missing or damaged, or it holds no generator.
     """
     file = Path(folder) / GENERATOR_FILE
     denoiser = load_denoiser(folder)
@@ -68,7 +81,7 @@ def load_generator(folder: str | Path) -> Generator:
 
 
 def _save_family(network: LatentFamily, teacher: Path | None, folder: Path) -> None:
-    """The network and what else load_pipeline reads: no text encoder, no autoencoder."""
+    """Write the network and the configs that load_pipeline reads, without text encoders and the autoencoder."""
     if teacher is None:
         raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for its configs")
     files = [*denoiser_files(teacher), teacher / "vae" / "config.json"]
@@ -80,6 +93,7 @@ def _save_family(network: LatentFamily, teacher: Path | None, folder: Path) -> N
 
 
 def _read(folder: Path) -> Reader:
+    """Return a reader that loads the folder with load_generator."""
     generator = load_generator(folder)
 
     def sample(given: Inputs) -> Tensor:
@@ -90,7 +104,7 @@ def _read(folder: Path) -> Reader:
 
 
 def _own_snippet(generator: Generator, cond: Condition, source: Source) -> str:
-    """A network of the user's own is called by its own class."""
+    """Return the Python lines that construct the user's own class, load its weights, and make samples."""
     network = cast(OwnNet, generator.denoiser.network)
     module, _, name = network.name.partition(":")
     c, labels = constants(generator), ", labels" if cond else ""
@@ -106,7 +120,7 @@ def _own_snippet(generator: Generator, cond: Condition, source: Source) -> str:
 
 
 def _authors(generator: Generator) -> str:
-    """How the authors' code loads their networks."""
+    """Return the card's paragraph on loading the weights with the authors' own code, if there is any."""
     network = generator.denoiser.network
     if network.authors_class is None:
         return ""

@@ -1,4 +1,4 @@
-"""Source files that travel with exported weights; each needs only torch and diffusers."""
+"""Source files that travel with exported weights. Each needs torch and diffusers alone."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from importlib.resources import files
 
 
 def shipped_source(name: str) -> str:
-    """Return the text of a file in this folder, `name` without its ending."""
+    """Return the text of the file `name`.py in this folder."""
     return (files(__name__) / f"{name}.py").read_text("utf-8")

@@ -11,10 +11,10 @@ from diffusers import StableDiffusion3Pipeline
 
 
 class OneStepFlowPipeline(StableDiffusion3Pipeline):
-    """The stock pipeline with one step of its own."""
+    """The stock pipeline, with a single step from START to 0."""
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock pipeline's, scaled; beside them whatever it prepares."""
+        """Return the noise of the stock pipeline times SCALE, and everything else that it prepares."""
         SCALE = 1.0
         encode_dataset = super().prepare_latents(*args, **kwargs)
         return (
@@ -24,6 +24,6 @@ class OneStepFlowPipeline(StableDiffusion3Pipeline):
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the stock pipeline's, from START to 0 at once."""
+        """Call the stock pipeline with the arguments, and with one step at the flow time START."""
         START = 1.0
         return super().__call__(*args, **{**kwargs, "num_inference_steps": 1, "sigmas": [START]})

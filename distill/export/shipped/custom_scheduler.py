@@ -1,6 +1,7 @@
 """The scheduler of a one-step generator: its single step is x0 = from_x_t x_t + from_output output.
 
-x_t is noise times a scale: `init_noise_sigma` where a pipeline multiplies its noise by that, else `input_scale`.
+x_t is unit normal noise times a scale. A pipeline may multiply its noise by `init_noise_sigma`, which then holds the
+scale. Otherwise `input_scale` holds it.
 
 This file travels with the exported weights and needs only torch and diffusers.
 """
@@ -16,7 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 
 class OneStepScheduler(SchedulerMixin, ConfigMixin):
-    """One evaluation at `timestep`; the numbers are fixed by the training."""
+    """A scheduler with a single step at `timestep`. Training fixed all its numbers, so they should stay as they are."""
 
     order = 1
 
@@ -33,20 +34,24 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor([timestep])
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """Raises ValueError for more than one step."""
+        """Set the single step.
+
+        Raises:
+            ValueError: `num_inference_steps` is not 1.
+        """
         if num_inference_steps != 1:
             raise ValueError(f"num_inference_steps: must be 1 for a one-step generator, got {num_inference_steps}")
         self.timesteps = torch.tensor([self.config.timestep], device=device)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """x_t."""
+        """Return x_t, the input of the network."""
         x_t: torch.Tensor = self.config.input_scale * sample
         return x_t
 
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True, **_: Any
     ) -> Any:
-        """x0 from x_t = `sample`, in float32."""
+        """Return x0 from `sample` = x_t and the network's output, computed in float32."""
         x0 = self.config.from_x_t * sample.float() + self.config.from_output * model_output.float()
         x0 = x0.to(sample.dtype)
         return SchedulerOutput(prev_sample=x0) if return_dict else (x0, x0)

@@ -1,5 +1,6 @@
-"""EDM's or EDM2's network as the `unet` of OneStepPipeline, for diffusers. The exported file holds the network's source
-too, so that it needs only torch and diffusers.
+"""EDM's or EDM2's network as the `unet` of OneStepPipeline in diffusers.
+
+The exported file also holds the network's source, so that it needs only torch and diffusers.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from distill.networks.edm_unet import SongUNet as Network
 
 
 class OneStepNetwork(ModelMixin, ConfigMixin):
-    """What OneStepPipeline asks of its network: (x, timestep, labels) -> (output,), and three entries of the config."""
+    """A network with the interface that OneStepPipeline calls: (x, timestep, class_labels) -> (output,).
+
+    Args:
+        settings: The keyword arguments of the network.
+        sample_size: The height and width of a sample.
+        in_channels: The number of channels of a sample.
+        num_class_embeds: The number of classes, or None without classes.
+    """
 
     @register_to_config
     def __init__(
         self,
-        settings: Mapping[str, Any],  # the network's own
+        settings: Mapping[str, Any],
         sample_size: int,
         in_channels: int,
         num_class_embeds: int | None = None,
@@ -33,7 +41,7 @@ class OneStepNetwork(ModelMixin, ConfigMixin):
     def forward(
         self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = False
     ) -> tuple[Tensor]:
-        """F [B, C, H, W] for `x` [B, C, H, W], `timestep` [B] = 1000 c_noise, `class_labels` int64 [B]."""
+        """Return (F [B, C, H, W],) for `x` [B, C, H, W], `timestep` [B] = 1000 c_noise and `class_labels` int64 [B]."""
         labels = None
         if self.classes is not None and class_labels is not None:
             labels = torch.nn.functional.one_hot(class_labels, self.classes).to(x.dtype)

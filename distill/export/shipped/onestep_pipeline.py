@@ -1,8 +1,8 @@
 """A one-step generator: x0 = from_x_t x_t + from_output unet(input_scale x_t, timestep), x_t = scale noise.
 
-This file travels with the exported weights and needs only torch and diffusers. The five numbers stand in
-model_index.json; they are fixed, because the network was trained for this one step. So does `makes_latents`: whether x0
-are latents, which another model's decoder makes images of.
+This file travels with the exported weights and needs only torch and diffusers. model_index.json holds the five numbers,
+which are fixed, because the network was trained for this one step. It also holds `makes_latents`, which says whether x0
+is a latent that another model's decoder turns into an image.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ Labels = torch.Tensor | list[int] | int | None
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-# diffusers executes this file anew for each folder it loads, in one shared module: so the class holds everything.
+# diffusers executes this file again for each folder that it loads, in one shared module whose names then change. So the
+# class holds everything that it needs.
 class OneStepPipeline(DiffusionPipeline):
-    """Unit normal noise to images with one evaluation of `unet`; the arithmetic around it is in float32."""
+    """A pipeline from unit normal noise to images with one evaluation of `unet`, in float32 arithmetic around it."""
 
     model_cpu_offload_seq = "unet"
 
-    # The numbers have defaults because diffusers takes an argument without one for a module.
+    # The numbers have defaults, because diffusers takes every argument without a default for a module.
     def __init__(
         self,
         unet: ModelMixin,
@@ -56,12 +57,21 @@ class OneStepPipeline(DiffusionPipeline):
         output_type: str | None = None,
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """`batch_size` images as PIL ("pil", the default), numpy [B, H, W, C] ("np") or torch [B, C, H, W] ("pt") in
-        [0, 1]; or x0 itself, torch [B, C, H, W] ("latent"), which is all there is where the network makes latents.
+        """Make images from noise.
 
-        `class_labels`: one label an image; drawn from `generator` when the network has classes and none are given.
-        `latents`: unit normal noise [B, C, H, W] in place of what `generator` draws. Raises ValueError for more than
-        one step and for arguments that do not fit the network.
+        Args:
+            batch_size: The number of images.
+            class_labels: One label for each image. None draws them from `generator`, if the network has classes.
+            num_inference_steps: Always 1.
+            generator: The source of noise and labels.
+            latents: Unit normal noise [B, C, H, W] to use in place of noise from `generator`.
+            output_type: "pil" for PIL images, "np" for numpy [B, H, W, C] in [0, 1], "pt" for torch [B, C, H, W] in
+                [0, 1], or "latent" for x0 itself, torch [B, C, H, W]. A network of latents allows "latent" alone. The
+                default is the first that is allowed.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: More than one step, or arguments that do not fit the network.
         """
         if num_inference_steps != 1:
             raise ValueError(f"num_inference_steps: must be 1 for a one-step generator, got {num_inference_steps}")
@@ -100,7 +110,8 @@ class OneStepPipeline(DiffusionPipeline):
             if class_labels is not None:
                 raise ValueError("class_labels: this network has no classes")
             return None
-        if class_labels is None:  # the place of the largest of equal normals is uniform, and any generator draws it
+        if class_labels is None:
+            # argmax of equal normals is uniform, and randn_tensor also draws from a list of generators
             class_labels = randn_tensor((batch_size, classes), generator=generator, device=device).argmax(1)
         labels = torch.as_tensor(class_labels, device=device).reshape(-1).long()
         if len(labels) != batch_size or not ((labels >= 0) & (labels < classes)).all():
