@@ -1,4 +1,4 @@
-"""Tiny teachers of the real classes with random weights, made on the spot: for `--tiny` and for the tests."""
+"""Tiny teachers of the real classes with random weights, for `--tiny` and for tests. They need no download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PIPELINES = ("sd15", "sd21", "sdxl", "sd3", "pixart_alpha")
 
 
 def write_network(name: str, folder: Path) -> None:
-    """One of distill.tiny.networks as `distill import` leaves it; EDM2's with its autoencoder beside it."""
+    """Write a network of distill.tiny.networks as `distill import` does. EDM2's comes with an autoencoder."""
     from distill.teachers.folder import save_denoiser
     from distill.tiny.networks import network
 
@@ -22,14 +22,14 @@ def write_network(name: str, folder: Path) -> None:
 
 
 def write_pipeline(name: str, folder: Path) -> None:
-    """One of distill.tiny.pipelines as diffusers saves it."""
+    """Write a pipeline of distill.tiny.pipelines as diffusers saves it."""
     from distill.tiny.pipelines import build
 
     build(name).save_pretrained(folder)
 
 
 def write_aesthetic(folder: Path) -> None:
-    """A CLIP with head.safetensors, as distill.rewards.AestheticReward reads them."""
+    """Write a CLIP with head.safetensors, as distill.rewards.AestheticReward reads them."""
     from distill.tiny.parts import save_aesthetic
 
     save_aesthetic(folder)
@@ -39,4 +39,4 @@ TEACHERS: dict[str, Callable[[Path], None]] = {
     **{name: partial(write_network, name) for name in ("edm", "edm_cond", "adm", "edm2")},
     **{name: partial(write_pipeline, name) for name in PIPELINES},
 }
-"""By name: writes the teacher's folder, without a network."""
+"""The functions that write a teacher's folder, by the name of the teacher."""

@@ -1,4 +1,4 @@
-"""Tiny autoencoders, text encoders and tokenizers: the parts of tiny pipelines that several families share."""
+"""Tiny autoencoders, text encoders and tokenizers, which several tiny pipelines share."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers  # lazy, as transformers: a class is imported when it is first used
+import diffusers  # like transformers, it imports a class at its first use
 import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
-LENGTH = 32  # tokens of CLIP: a prompt has one for each letter, and two more
+LENGTH = 32  # tokens of a prompt under CLIP: one for each letter, and two more
 ASCII = [chr(code) for code in range(33, 127)]
 
 
 def text_unet(down: tuple[str, str], **network: Any) -> diffusers.UNet2DConditionModel:
-    """The UNet of Stable Diffusion, two levels of which `down` says where attention is."""
+    """Return a U-Net of Stable Diffusion with two levels, of which `down` names the encoder's blocks."""
     return diffusers.UNet2DConditionModel(
         sample_size=8,
         layers_per_block=1,
@@ -30,7 +30,7 @@ def text_unet(down: tuple[str, str], **network: Any) -> diffusers.UNet2DConditio
 
 
 def autoencoder(channels: int, **settings: Any) -> diffusers.AutoencoderKL:
-    """Images [3, 16, 16] to latents [channels, 8, 8]."""
+    """Return an autoencoder from images [3, 16, 16] to latents [channels, 8, 8]."""
     return diffusers.AutoencoderKL(
         latent_channels=channels,
         sample_size=16,
@@ -43,12 +43,12 @@ def autoencoder(channels: int, **settings: Any) -> diffusers.AutoencoderKL:
 
 
 def flow_autoencoder(**settings: Any) -> diffusers.AutoencoderKL:
-    """The autoencoder of Stable Diffusion 3 and FLUX.1: 16 channels, no convolutions around the latents."""
+    """Return an autoencoder as in Stable Diffusion 3 and FLUX.1: 16 channels, no convolutions around the latents."""
     return autoencoder(16, use_quant_conv=False, use_post_quant_conv=False, **settings)
 
 
 def deep_autoencoder() -> diffusers.AutoencoderDC:
-    """Images [3, 32, 32] to latents [4, 8, 8], each part in a second kind of block."""
+    """Return an autoencoder as in Sana, from images [3, 32, 32] to latents [4, 8, 8], with both kinds of its blocks."""
     blocks = ("ResBlock", "ResBlock", "EfficientViTBlock")
     sides = {
         f"{side}_{key}": value
@@ -64,7 +64,7 @@ def deep_autoencoder() -> diffusers.AutoencoderDC:
 
 
 def texts(*encoders: tuple[Any, Any]) -> dict[str, Any]:
-    """The arguments of a pipeline for its (tokenizer, text encoder) pairs: tokenizer, text_encoder, tokenizer_2..."""
+    """Return the arguments `tokenizer`, `text_encoder`, `tokenizer_2`, ... of a pipeline for its pairs of these."""
     arguments: dict[str, Any] = {}
     for suffix, (tokenizer, encoder) in zip(("", "_2", "_3"), encoders, strict=False):
         arguments |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder}
@@ -72,7 +72,10 @@ def texts(*encoders: tuple[Any, Any]) -> dict[str, Any]:
 
 
 def clip(width: int, projection: bool = False, pad: str = "<|endoftext|>") -> tuple[Any, Any]:
-    """CLIP, features [B, LENGTH, width]; a token is a byte within a word or at its end."""
+    """Return the tokenizer and the text encoder of a CLIP with features [B, LENGTH, width].
+
+    A token is a byte inside a word, or a byte at its end.
+    """
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = transformers.CLIPTokenizer(vocab=numbered(tokens), merges=[], model_max_length=LENGTH, pad_token=pad)
@@ -89,7 +92,7 @@ def clip(width: int, projection: bool = False, pad: str = "<|endoftext|>") -> tu
 
 
 def save_aesthetic(folder: Path) -> None:
-    """Write a CLIP of images and text, and a head of one layer on its image embedding."""
+    """Write a CLIP of images and text, and a head of a single layer on its embedding of images."""
     tokenizer, _ = clip(16)
     blocks = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = blocks | special(tokenizer) | {"max_position_embeddings": LENGTH}
@@ -109,7 +112,7 @@ def save_aesthetic(folder: Path) -> None:
 
 
 def t5() -> tuple[Any, Any]:
-    """The encoder of T5, features [B, L, 32]; a token is an ASCII letter."""
+    """Return the tokenizer and the encoder of a T5 with features [B, L, 32]. A token is an ASCII letter."""
     scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in ASCII)]
     tokenizer = transformers.T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=LENGTH)
     config = transformers.T5Config(
@@ -125,7 +128,10 @@ def t5() -> tuple[Any, Any]:
 
 
 def gemma() -> tuple[Any, Any]:
-    """Gemma 2, features [B, L, 24]; a token is an ASCII letter or another byte."""
+    """Return the tokenizer and the model of a Gemma 2 with features [B, L, 24].
+
+    A token is an ASCII letter, or a byte of another letter.
+    """
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *ASCII, *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = transformers.GemmaTokenizer(vocab=numbered(tokens), merges=[], add_bos_token=True)
     config = transformers.Gemma2Config(
@@ -141,11 +147,11 @@ def gemma() -> tuple[Any, Any]:
 
 
 def numbered(tokens: list[str]) -> dict[str, int]:
-    """A vocabulary."""
+    """Return the vocabulary of these tokens, each with its index."""
     return {token: index for index, token in enumerate(tokens)}
 
 
 def special(tokenizer: Any) -> dict[str, int]:
-    """What the configuration of a text encoder says of its tokens."""
+    """Return the entries of a text encoder's config that follow from its tokenizer."""
     ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     return {"vocab_size": len(tokenizer), **ends}

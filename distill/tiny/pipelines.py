@@ -1,7 +1,7 @@
-"""Tiny diffusers pipelines with random weights: the real classes and the published schedulers, made without a network.
+"""Tiny diffusers pipelines with random weights, of the real classes and with the published schedulers.
 
-Widths differ wherever two of them could be confused (the two CLIP encoders of SDXL, text and image channels).
-Every image is 16x16 with 8x8 latents unless said otherwise; the autoencoders halve each side once.
+Widths differ wherever code could confuse two of them, such as those of SDXL's two CLIP encoders. Every image is 16x16
+with latents of 8x8 unless a docstring says otherwise. The autoencoders halve each side once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import diffusers  # lazy: a class is imported when it is first used
+import diffusers  # it imports a class at its first use
 import torch
 
 from distill.tiny.parts import (
@@ -31,9 +31,9 @@ TRANSFORMER = {"sample_size": 8, "in_channels": 4, "num_layers": 2, "attention_h
 
 
 def build(name: str) -> diffusers.DiffusionPipeline:
-    """The pipeline `name`, in float32 and evaluation mode, the same whenever and wherever it is built.
+    """Build the pipeline `name`, in float32 and eval mode, with the same weights each time and everywhere.
 
-    All parameters are moved from their initial values, some of which are zero and would hide what follows them.
+    Noise is added to all parameters, because some initial values are zero and would hide the layers around them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -49,7 +49,7 @@ def build(name: str) -> diffusers.DiffusionPipeline:
 
 
 def ddpm(prediction: str) -> diffusers.DDPMPipeline:
-    """An unconditional UNet of pixels [3, 8, 8]."""
+    """Build an unconditional U-Net of pixels [3, 8, 8]."""
     unet = diffusers.UNet2DModel(
         sample_size=8,
         layers_per_block=1,
@@ -63,13 +63,13 @@ def ddpm(prediction: str) -> diffusers.DDPMPipeline:
 
 
 def sd15() -> diffusers.StableDiffusionPipeline:
-    """Stable Diffusion 1.5: eps, PNDM."""
+    """Build Stable Diffusion 1.5, which predicts noise, with PNDM."""
     scheduler = diffusers.PNDMScheduler(**STABLE_BETAS, skip_prk_steps=True, steps_offset=1)
     return stable_diffusion(scheduler, attention_head_dim=2)
 
 
 def sd21() -> diffusers.StableDiffusionPipeline:
-    """Stable Diffusion 2.1: v, DDIM, linear projections."""
+    """Build Stable Diffusion 2.1, which predicts v, with DDIM and linear projections."""
     scheduler = diffusers.DDIMScheduler(
         **STABLE_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"
     )
@@ -77,7 +77,7 @@ def sd21() -> diffusers.StableDiffusionPipeline:
 
 
 def stable_diffusion(scheduler: Any, **network: Any) -> diffusers.StableDiffusionPipeline:
-    """Stable Diffusion, of whatever version."""
+    """Build Stable Diffusion of any version."""
     return diffusers.StableDiffusionPipeline(
         **texts(clip(16)),
         vae=autoencoder(4, scaling_factor=0.18215),
@@ -90,16 +90,16 @@ def stable_diffusion(scheduler: Any, **network: Any) -> diffusers.StableDiffusio
 
 
 def sdxl() -> diffusers.StableDiffusionXLPipeline:
-    """Stable Diffusion XL 1.0: two text encoders, sizes and crops as conditions, Euler."""
+    """Build Stable Diffusion XL 1.0 with two text encoders, with sizes and crops as conditions, and with Euler."""
     unet = text_unet(
         ("DownBlock2D", "CrossAttnDownBlock2D"),
-        cross_attention_dim=8 + 16,  # of the two text encoders
+        cross_attention_dim=8 + 16,  # the widths of the two text encoders
         attention_head_dim=(1, 2),
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 16,  # six sizes, the pooled prompt
+        projection_class_embeddings_input_dim=6 * 8 + 16,  # six numbers of sizes and crops, and the pooled prompt
     )
     return diffusers.StableDiffusionXLPipeline(
         **texts(clip(8), clip(16, projection=True, pad="!")),
@@ -112,7 +112,10 @@ def sdxl() -> diffusers.StableDiffusionXLPipeline:
 
 
 def sd3() -> diffusers.StableDiffusion3Pipeline:
-    """Stable Diffusion 3: two CLIPs side by side, padded to the width of T5; a flow shifted by 3."""
+    """Build Stable Diffusion 3, a flow with a shift of 3.
+
+    The embeddings of its two CLIPs lie side by side, and are padded to the width of T5's.
+    """
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -135,7 +138,10 @@ def sd3() -> diffusers.StableDiffusion3Pipeline:
 
 
 def dit() -> diffusers.DiTPipeline:
-    """DiT: classes (its pipeline fixes their number, 1000), a learned variance beside eps."""
+    """Build DiT, which predicts noise and a variance.
+
+    It has 1000 classes, because its pipeline fixes that number.
+    """
     transformer = diffusers.DiTTransformer2DModel(
         **TRANSFORMER, out_channels=8, num_embeds_ada_norm=1000, norm_type="ada_norm_zero"
     )
@@ -144,9 +150,9 @@ def dit() -> diffusers.DiTPipeline:
 
 
 def pixart(kind: type[diffusers.DiffusionPipeline], scaling: float, size: int = 8) -> diffusers.DiffusionPipeline:
-    """PixArt-alpha and PixArt-Sigma: T5, a learned variance beside eps, DPM-Solver.
+    """Build PixArt-alpha or PixArt-Sigma, which predict noise and a variance, with T5 and DPM-Solver.
 
-    At size 128 the pipeline of PixArt-alpha gives the network sizes and aspect ratios too, as in its 1024 px models.
+    At size 128 PixArt-alpha's pipeline also gives the network sizes and aspect ratios, as for its 1024 pixel models.
     """
     transformer = diffusers.PixArtTransformer2DModel(
         **{**TRANSFORMER, "sample_size": size}, out_channels=8, cross_attention_dim=24, caption_channels=32
@@ -160,9 +166,12 @@ def pixart(kind: type[diffusers.DiffusionPipeline], scaling: float, size: int = 
 
 
 def flux(guidance: bool) -> diffusers.FluxPipeline:
-    """FLUX.1, dev (with guidance as a condition; the flow is shifted more the larger the image) or schnell."""
+    """Build FLUX.1-dev or FLUX.1-schnell.
+
+    With `guidance` it is FLUX.1-dev, whose guidance scale is a condition, and whose shift grows with the image.
+    """
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=4 * 16,  # 2x2 latents are one token
+        in_channels=4 * 16,  # a token holds 2x2 latents
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=8,
@@ -188,7 +197,7 @@ def flux(guidance: bool) -> diffusers.FluxPipeline:
 
 
 def sana(scheduler: Any, **network: Any) -> diffusers.SanaPipeline:
-    """Sana: a flow shifted by 3 on latents [4, 8, 8] of images [3, 32, 32], text from a Gemma 2."""
+    """Build Sana, a flow of latents [4, 8, 8] of images [3, 32, 32], with a Gemma 2."""
     transformer = diffusers.SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -208,13 +217,13 @@ def sana(scheduler: Any, **network: Any) -> diffusers.SanaPipeline:
 
 
 def sana_dpm() -> diffusers.SanaPipeline:
-    """Sana as its makers convert it."""
+    """Build Sana with the scheduler of its authors' conversion, and a shift of 3."""
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     return sana(diffusers.DPMSolverMultistepScheduler(**flow))
 
 
 def sana_euler() -> diffusers.SanaPipeline:
-    """Sana with the other scheduler of that conversion, normed queries and keys (as Sana 1.5), times in [0, 1]."""
+    """Build Sana as 1.5 is, with normalised queries and keys and times in [0, 1], and with the other scheduler."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     return sana(scheduler, qk_norm="rms_norm_across_heads", timestep_scale=0.001)
 
