@@ -1,4 +1,4 @@
-"""Distances between sets of samples, each under a named protocol."""
+"""Metrics of sets of samples, each under a named protocol."""
 
 from distill.metrics.classifier import Classifier, ClassifierFeatures
 from distill.metrics.extractor import Components, Extractor

@@ -1,4 +1,4 @@
-"""A small classifier of the data at hand: features and labels for a protocol, or a reward to differentiate."""
+"""A small classifier of a data set, for the features and labels of a protocol or for a reward."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ from distill.errors import UserError, one_line
 from distill.metrics.images import Shape
 
 CLASSIFIER_FILE, CLASSIFIER_WEIGHTS = "classifier.json", "classifier.safetensors"
-_CHUNK = 500
+_CHUNK = 500  # images in one pass, which bounds the memory
 
 
 class Classifier(nn.Module):
-    """Three convolutions, two of which halve the image, and a layer of `width` features before the logits.
+    """A classifier of three convolutions, two of which halve the image, and one layer of features before the logits.
 
-    `shape` is (C, H, W) of its images, `data` names the set it was trained on, `accuracy` in [0, 1] is that on images
-    held out. Meant for images of at most about 64 x 64: a feature sees every position of the last convolution.
+    Each feature is connected to every position of the last convolution, so images should have at most about 64x64
+    pixels.
+
+    Args:
+        shape: The shape (C, H, W) of the images.
+        classes: The number of classes.
+        width: The number of features.
+        data: The name of the data set that it was trained on.
+        accuracy: Its accuracy in [0, 1] on images that were held out.
+
+    Raises:
+        UserError: The shape is not (C, H, W).
     """
 
     def __init__(
@@ -39,16 +49,16 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """[B, width] of images `x` [B, C, H, W] in [-1, 1]: what the logits are a linear function of."""
+        """Return the features [B, width] of images `x` [B, C, H, W] in [-1, 1]. The logits are linear in them."""
         return cast(Tensor, self.neck(self.body(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of images `x` [B, C, H, W] in [-1, 1], differentiable in `x`."""
+        """Return the logits [B, classes] of images `x` [B, C, H, W] in [-1, 1], differentiable in `x`."""
         return cast(Tensor, self.head(self.features(x)))
 
     @property
     def hash(self) -> str:
-        """Six hexadecimal digits of the SHA-256 of the weights."""
+        """The first six hexadecimal digits of the SHA-256 of the weights."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
@@ -67,7 +77,11 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Classifier:
-        """The classifier in `folder`, frozen; raises UserError when it is missing, damaged or not of this kind."""
+        """Load the classifier in `folder`, frozen and in eval mode.
+
+        Raises:
+            UserError: The folder is missing, or it does not hold a classifier of this class.
+        """
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -84,13 +98,13 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class ClassifierFeatures:
-    """A classifier as an extractor: float32 inside, one chunk at a time."""
+    """A classifier as an extractor. It computes in float32, one chunk of images at a time."""
 
     classifier: Classifier
 
     @property
     def name(self) -> str:
-        """`classifier-3f2a91`: two classifiers have two names."""
+        """The name with the hash of the weights, such as `classifier-3f2a91`, so that no two classifiers share one."""
         return f"classifier-{self.classifier.hash}"
 
     @property

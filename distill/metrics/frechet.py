@@ -9,14 +9,20 @@ from torch import Tensor
 
 from distill.errors import UserError
 
-_ROUNDING = 1e-4  # statistics files are often float32: eigenvalues down to -1e-4 of the largest count as rounding
+_ROUNDING = 1e-4  # files of moments are often float32: an eigenvalue above -1e-4 of the largest is a rounding error
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What the distance needs to know of `count` features: `mean` [D] and unbiased `covariance` [D, D].
+    """The mean and the covariance of a set of features.
 
-    Raises UserError when the two shapes do not belong together.
+    Attributes:
+        mean: The mean [D].
+        covariance: The unbiased covariance [D, D].
+        count: The number of features.
+
+    Raises:
+        UserError: The shapes are not [D] and [D, D].
     """
 
     mean: Tensor
@@ -30,10 +36,17 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """Moments of `features` [N, D], summed in float64 where the features lie and kept on the CPU.
+        """Return the moments of features.
 
-        N may be 0 or 1 (a rank's short last batch); the covariance is then zero, and merging stays exact.
-        Raises UserError when `features` is not [N, D].
+        Args:
+            features: Features [N, D]. N may be 0 or 1, as in the last batch of a rank. The covariance is then 0, and a
+                later merge is still exact.
+
+        Returns:
+            The moments in float64 on the CPU. The sums are taken on the device of the features.
+
+        Raises:
+            UserError: The features are not [N, D].
         """
         if features.ndim != 2:
             raise UserError(f"features: {list(features.shape)} given, expected [N, D]")
@@ -45,34 +58,39 @@ class Moments:
         return cls(mean.cpu(), covariance.cpu(), count)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets together, as if computed at once (Chan, Golub and LeVeque 1983, eq. 2.1).
+        """Return the moments of the union of two sets (Chan, Golub and LeVeque 1983, eq. 2.1).
 
-        Raises UserError when the dimensions differ.
+        Raises:
+            UserError: The dimensions D differ.
         """
         _same_dimension(self, other)
         count = self.count + other.count
         share = other.count / max(count, 1)
         step = other.mean - self.mean
+        # The scatter about the common mean is the sum of the two sets' own scatters and the scatter of their means.
         scatter = self.covariance * (self.count - 1) + other.covariance * (other.count - 1)
         scatter = scatter + torch.outer(step, step) * (self.count * share)
         return Moments(self.mean + step * share, scatter / max(count - 1, 1), count)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared Frechet distance between the Gaussians with these moments (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+    """Return the squared Frechet distance between the Gaussians with the moments `a` and `b`.
 
-    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^(1/2) S_b S_a^(1/2))^(1/2)), in float64 on the CPU, >= 0; the covariances
-    may be singular. Raises UserError when the dimensions differ, a set has fewer than 2 samples, or its moments are
-    not finite or not those of any data.
+    It is |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^(1/2) S_b S_a^(1/2))^(1/2)), at least 0 (Heusel et al. 2017,
+    arXiv:1706.08500, eq. 6). The computation is in float64 on the CPU. The covariances may be singular.
+
+    Raises:
+        UserError: The dimensions differ, a set has fewer than 2 samples, moments are not finite, or a covariance has
+            negative eigenvalues.
     """
     _same_dimension(a, b)
     root_a, root_b = _root(a), _root(b)
-    # With S = R R^T, the trace of the square root is the sum of the singular values of R_a^T R_b: unlike the square
-    # roots of the eigenvalues of a product, these stay exact to 1e-14 where a covariance is singular.
+    # With S = R R^T, the trace of the square root is the sum of the singular values of R_a^T R_b. These are exact to
+    # 1e-14 where a covariance is singular, and the square roots of the eigenvalues of a product are not.
     overlap = torch.linalg.svdvals(root_a.T @ root_b).sum()
     step = (a.mean - b.mean).to("cpu", torch.float64)
     distance = step.square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * overlap
-    return max(float(distance), 0.0)
+    return max(float(distance), 0.0)  # rounding may leave less than 0 for equal sets
 
 
 def _same_dimension(a: Moments, b: Moments) -> None:
@@ -81,7 +99,7 @@ def _same_dimension(a: Moments, b: Moments) -> None:
 
 
 def _root(moments: Moments) -> Tensor:
-    """R [D, D] with R R^T = covariance; checks that the moments are those of data."""
+    """Return R [D, D] with R R^T = covariance, or raise UserError when the moments cannot be those of data."""
     if moments.count < 2:
         raise UserError(f"Frechet distance: a set of {moments.count} samples given, expected at least 2")
     covariance = moments.covariance.to("cpu", torch.float64)
@@ -90,7 +108,7 @@ def _root(moments: Moments) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     if values[0] < -_ROUNDING * values[-1].abs():
         raise UserError(f"Frechet distance: covariance eigenvalue {float(values[0]):.3g} given, expected none below 0")
-    # Rounding leaves +-1e-16 in directions without variance, whose square root would count as a spread of 1e-8.
+    # Rounding leaves eigenvalues of 1e-16 in directions without variance, and their roots of 1e-8 would count.
     spread = torch.where(values > values[-1] * len(values) * torch.finfo(values.dtype).eps, values, 0.0).sqrt()
     root: Tensor = vectors * spread
     return root

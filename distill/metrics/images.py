@@ -8,18 +8,30 @@ from torch import Tensor
 from distill.errors import UserError
 
 Shape = tuple[int, ...]
-"""(C, *spatial)."""
+"""The shape (C, *spatial) of one image."""
 
 
 def image_shape(images: Tensor) -> Shape:
-    """Return (C, *spatial) of `images` [N, C, *spatial]; raises UserError for fewer dimensions."""
+    """Return the shape (C, *spatial) of one of the `images` [N, C, *spatial].
+
+    Raises:
+        UserError: The images have fewer than three dimensions.
+    """
     if images.ndim < 3:
         raise UserError(f"images: {list(images.shape)} given, expected [N, C, *spatial]")
     return tuple(images.shape[1:])
 
 
 def checked_images(images: Tensor, shape: Shape) -> Tensor:
-    """Return images as float64 [N, *shape] on the CPU, clamped to [-1, 1]; raises UserError for other shapes."""
+    """Return images as float64 on the CPU, clamped to [-1, 1].
+
+    Args:
+        images: Images [N, *shape], floating-point and finite.
+        shape: The shape that each image must have.
+
+    Raises:
+        UserError: The shape is another one, or values are integers, NaN or infinite.
+    """
     if tuple(images.shape[1:]) != shape:
         raise UserError(f"images: {list(images.shape)} given, expected [N, {', '.join(map(str, shape))}]")
     if not images.is_floating_point():
@@ -31,7 +43,15 @@ def checked_images(images: Tensor, shape: Shape) -> Tensor:
 
 
 def checked_labels(labels: Tensor, count: int) -> Tensor:
-    """Return labels as int64 [N] on the CPU, one an image; raises UserError for anything else."""
+    """Return labels as int64 on the CPU.
+
+    Args:
+        labels: Labels [N] of an integer dtype.
+        count: The number N of images.
+
+    Raises:
+        UserError: The shape is not [N], or the labels are no integers.
+    """
     if labels.shape != (count,) or labels.is_floating_point():
         raise UserError(f"labels: {labels.dtype} {list(labels.shape)} given, expected integers [{count}], one an image")
     return labels.detach().to("cpu", torch.int64)

@@ -1,4 +1,4 @@
-"""A named, deterministic way to turn images into numbers, and to compare them with the real ones."""
+"""The protocol of an evaluation: a named, deterministic comparison of generated images with real ones."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from distill.metrics.extractor import COMPONENTS, Components, Extractor
 from distill.metrics.frechet import Moments, frechet_distance
 from distill.metrics.images import checked_images, checked_labels
 
-_SPLITS = 10  # seeds 0..9
+_SPLITS = 10  # random halvings, with the seeds 0 to 9
 
 
 @dataclass(frozen=True, eq=False)
 class Protocol:
-    """Frechet distance between the features of an extractor, and agreement with the labels it gives.
+    """The Frechet distance between features of generated and real images, and the agreement with predicted labels.
 
-    Images [N, C, H, W] are clamped to [-1, 1], as a saved image would be, but not quantised to 8 bits: a data set may
-    have fewer grey levels than that (digits have 17). Moments and distances are computed in float64 on the CPU,
-    whatever the images' device and floating type. Distances compare only under the same protocol name and number of
-    samples.
+    Distances can be compared only under the same name of the protocol and for the same number of samples. Images
+    [N, C, H, W] are clamped to [-1, 1], as in an image file. They are not rounded to 8 bits, because a data set may
+    have fewer grey levels than that (digits have 17). Moments and distances are computed in float64 on the CPU.
 
-    `real` holds the moments of all real features of the data set `data`. `halves` is the real-against-real floor: the
-    mean distance between random halves of the real images. A generator of the true distribution, compared with all
-    real images, falls below it.
+    Attributes:
+        data: The name of the data set.
+        extractor: The extractor of features and labels.
+        real: The moments of the features of all real images.
+        halves: The mean distance between random halves of the real images, as a reference value. A generator of the
+            true distribution has a smaller distance to all real images.
     """
 
     data: str
@@ -36,45 +38,82 @@ class Protocol:
 
     @classmethod
     def fit(cls, data: str, images: Tensor, labels: Tensor | None = None, components: int = COMPONENTS) -> Protocol:
-        """The protocol of the real `images` [N, C, H, W] in [-1, 1] alone: their principal components.
+        """Return the protocol whose extractor is fitted to the real images: their principal components.
 
-        With `labels` [N], agreement is that with a support vector machine. Raises UserError as `Components.fit` does.
+        Args:
+            data: The name of the data set.
+            images: All real images [N, C, H, W] in [-1, 1].
+            labels: Their labels, integers [N], to which a support vector machine is fitted.
+            components: The number of components.
+
+        Raises:
+            UserError: Components.fit refuses the images, the labels or the number of components.
         """
         extractor = Components.fit(images, labels, components)
         return cls.of(data, extractor, extractor.features(checked_images(images, extractor.shape)))
 
     @classmethod
     def of(cls, data: str, extractor: Extractor, features: Tensor) -> Protocol:
-        """The protocol of `extractor`, whose float64 `features` [N, D] of all real images were taken beforehand."""
+        """Return the protocol of an extractor.
+
+        Args:
+            data: The name of the data set.
+            extractor: The extractor.
+            features: Its features of all real images, float64 [N, D].
+
+        Raises:
+            UserError: There are fewer than 4 real images.
+        """
         if len(features) < 4:
             raise UserError(f"real images: {len(features)} given, expected at least 4, so that they can be halved")
         return cls(data, extractor, Moments.of(features), _halves(features))
 
     @property
     def name(self) -> str:
-        """What defines the distance, to be printed beside it: `pca48(digits, 1797 real)`."""
+        """The name to print beside a distance, with extractor and real data: `pca48(digits, 1797 real)`."""
         return f"{self.extractor.name}({self.data}, {self.real.count} real)"
 
     def __str__(self) -> str:
         return self.name
 
     def features(self, images: Tensor) -> Tensor:
-        """Float64 [N, D] features of `images` [N, C, H, W], clamped to [-1, 1].
+        """Return the features of images.
 
-        For sets too large to hold, merge `Moments.of(protocol.features(part))` and hand the result to `distance`.
-        Raises UserError when the shape is not that of the real images, or for NaN, infinity and integers.
+        For sets that do not fit into memory, merge `Moments.of(protocol.features(part))` over the parts and give the
+        result to `distance`.
+
+        Args:
+            images: Images [N, C, H, W], which are clamped to [-1, 1].
+
+        Returns:
+            The features, float64 [N, D] on the CPU.
+
+        Raises:
+            UserError: The shape is not that of the real images, or values are integers, NaN or infinite.
         """
         return self.extractor.features(checked_images(images, self.extractor.shape))
 
     def distance(self, images: Tensor | Moments) -> float:
-        """Frechet distance of `images` [N, C, H, W], or of the moments of their features, to all real images."""
+        """Return the squared Frechet distance to all real images.
+
+        Args:
+            images: Images [N, C, H, W], or the moments of their features.
+
+        Raises:
+            UserError: `features` refuses the images, or there are fewer than 2.
+        """
         moments = images if isinstance(images, Moments) else Moments.of(self.features(images))
         return frechet_distance(moments, self.real)
 
     def agreement(self, images: Tensor, labels: Tensor) -> float:
-        """Fraction in [0, 1] of `images` [N, C, H, W] that the extractor gives their label in `labels` [N].
+        """Return the share of images, in [0, 1], whose predicted label is the given one.
 
-        Raises UserError when it was fitted without labels or a label is not among those it tells apart.
+        Args:
+            images: Images [N, C, H, W].
+            labels: The labels [N] that they should show.
+
+        Raises:
+            UserError: The extractor has no labels, a label is not among its labels, or there are no images.
         """
         if self.extractor.labels is None:
             raise UserError(f"label agreement: {self.name} was fitted without labels, expected real labels")
@@ -87,7 +126,12 @@ class Protocol:
         return float((self.extractor.predict(pixels) == wanted).double().mean())
 
     def report(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float | int | str]:
-        """`frechet` and, with `labels` [N], `label_agreement` of `images` [N, C, H, W]; `protocol` and `samples`."""
+        """Return `frechet`, `protocol` and `samples` of images, and `label_agreement` where there are labels.
+
+        Args:
+            images: Images [N, C, H, W].
+            labels: The labels [N] that they should show.
+        """
         numbers: dict[str, float | int | str] = {"frechet": self.distance(images)}
         if labels is not None:
             numbers["label_agreement"] = self.agreement(images, labels)
@@ -95,7 +139,7 @@ class Protocol:
 
 
 def _halves(features: Tensor) -> float:
-    """Mean Frechet distance between random halves of `features` [N, D] over fixed splits."""
+    """Return the mean Frechet distance between random halves of `features` [N, D], over fixed splits."""
     total = 0.0
     for seed in range(_SPLITS):
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
@@ -105,5 +149,5 @@ def _halves(features: Tensor) -> float:
 
 
 def _listed(labels: list[int]) -> str:
-    """Few labels in full, many as their ends."""
+    """Return labels for a message: up to ten in full, and more as the first and the last."""
     return ", ".join(map(str, labels)) if len(labels) <= 10 else f"{labels[0]} ... {labels[-1]}"

@@ -1,4 +1,4 @@
-"""What a sample is worth. The names recipes use are the keys of REWARDS."""
+"""Rewards: models that say how good an image is. Recipes name them by the keys of REWARDS."""
 
 from distill.rewards.clip import AestheticReward, ClipReward
 from distill.rewards.label_likelihood import ClassifierReward

@@ -1,4 +1,4 @@
-"""What CLIP (Radford et al., arXiv:2103.00020) thinks of an image: its likeness to a prompt, or its looks."""
+"""Rewards from CLIP (Radford et al., arXiv:2103.00020): the similarity to a prompt, and an aesthetic score."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ Statistics = tuple[float, ...]
 
 
 class ClipImages(nn.Module):
-    """Unit embeddings [B, D] of images [B, 1 or 3, H, W] in [-1, 1], differentiable in them.
+    """CLIP's image encoder: from images [B, 1 or 3, H, W] in [-1, 1] to embeddings [B, D] of length 1.
 
-    The preparation is CLIP's image processor without its rounding to 8 bits: the shorter side to the model's size
-    (bicubic, antialiased), the middle square, `mean` and `std` a channel.
+    Args:
+        model: The CLIP model.
+        mean: The mean of each channel for pixels in [0, 1].
+        std: The standard deviation of each channel for pixels in [0, 1].
     """
 
     def __init__(self, model: CLIPModel, mean: Statistics, std: Statistics) -> None:
@@ -36,7 +38,12 @@ class ClipImages(nn.Module):
         self.mean, self.std = (nn.Buffer(torch.tensor(values)[:, None, None]) for values in (mean, std))
 
     def prepare(self, x: Tensor) -> Tensor:
-        """[B, 3, size, size] for the model."""
+        """Return images `x` as the model takes them, [B, 3, size, size], differentiable in `x`.
+
+        The steps are those of CLIP's image processor: the shorter side is resized to `size` (bicubic, with
+        antialiasing), the middle square is cut out, and the channels are normalised. The processor also rounds to 8
+        bits, which has no gradient.
+        """
         height, width = x.shape[2:]
         shorter = min(height, width)
         sides = self.size * height // shorter, self.size * width // shorter
@@ -50,7 +57,12 @@ class ClipImages(nn.Module):
 
 
 class ClipScore(nn.Module):
-    """100 cos(image, prompt of the label) [B]: the CLIP score that tables quote, of unit `prompts` [K, D]."""
+    """The CLIP score that tables quote: 100 cos(image, prompt of its label), [B].
+
+    Args:
+        images: The image encoder.
+        prompts: The embeddings of the prompts by label, [K, D] of length 1.
+    """
 
     def __init__(self, images: ClipImages, prompts: Tensor) -> None:
         super().__init__()
@@ -63,7 +75,7 @@ class ClipScore(nn.Module):
 
 
 class AestheticScore(nn.Module):
-    """What a `head` makes of the image alone, [B]."""
+    """The score [B] that a `head` gives to the embedding of the image. The condition is not used."""
 
     def __init__(self, images: ClipImages, head: nn.Module) -> None:
         super().__init__()
@@ -76,7 +88,7 @@ class AestheticScore(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _ClipBased(Reward):
-    clip: LocalPath  # folder of a CLIPModel with its tokenizer and preprocessor_config.json, or a hub id
+    clip: LocalPath  # the folder of a CLIPModel with its tokenizer and preprocessor_config.json, or a hub id
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
@@ -89,9 +101,9 @@ class _ClipBased(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipReward(_ClipBased):
-    """Likeness of the image to its label's prompt, in hundredths of the cosine."""
+    """The similarity of the image to the prompt of its label, as 100 times the cosine."""
 
-    prompts: tuple[str, ...]  # one a class, by label; a single one for an unconditional teacher
+    prompts: tuple[str, ...]  # one for each class, by label; a single one for an unconditional teacher
 
     name: ClassVar[str] = "clip_score"
 
@@ -114,9 +126,9 @@ class ClipReward(_ClipBased):
 
 @dataclass(frozen=True, kw_only=True)
 class AestheticReward(_ClipBased):
-    """A head of linear layers on CLIP's unit image embedding, such as LAION's aesthetic predictors."""
+    """The score of linear layers on CLIP's image embedding, such as LAION's aesthetic predictors."""
 
-    head: LocalPath  # .safetensors file of linear layers, in the order of the numbers in their names
+    head: LocalPath  # a .safetensors file of linear layers, in the order of the numbers in their names
 
     name: ClassVar[str] = "aesthetic"
 
@@ -126,7 +138,10 @@ class AestheticReward(_ClipBased):
 
 
 def _load(source: str) -> tuple[CLIPModel, Any, ClipImages]:
-    """Model and tokenizer in eval mode on the CPU, float32; weights from safetensors only."""
+    """Load the model in `source`, in float32, in eval mode and frozen, with its tokenizer and its image encoder.
+
+    The weights come from safetensors alone, because a pickle may run code.
+    """
     from transformers import AutoTokenizer, CLIPModel
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -135,7 +150,7 @@ def _load(source: str) -> tuple[CLIPModel, Any, ClipImages]:
         tokenizer = AutoTokenizer.from_pretrained(source)
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
         statistics = tuple(settings["image_mean"]), tuple(settings["image_std"])
-    except Exception as error:  # transformers and safetensors each raise their own kinds
+    except Exception as error:  # transformers and safetensors raise errors of many classes
         raise UserError(f"reward.clip: cannot read '{source}': {type(error).__name__}: {one_line(error)}") from error
     if info["missing_keys"]:
         raise UserError(f"reward.clip: the weights in '{source}' lack {sorted(info['missing_keys'])[0]}")
@@ -144,7 +159,7 @@ def _load(source: str) -> tuple[CLIPModel, Any, ClipImages]:
 
 
 def _head(file: str, width: int) -> nn.Sequential:
-    """The linear layers of `file`, from `width` features to one score."""
+    """Load the linear layers in `file`, which turn `width` features into one score."""
     from safetensors.torch import load_file
 
     try:
@@ -161,7 +176,7 @@ def _head(file: str, width: int) -> nn.Sequential:
             layers.append(layer)
         head = nn.Sequential(*layers)
         score = head(torch.zeros(1, width))
-    except Exception as error:  # safetensors, torch and a file of another kind
+    except Exception as error:  # safetensors and torch raise errors of many classes for a file of another kind
         raise UserError(f"reward.head: cannot read '{file}': {type(error).__name__}: {one_line(error)}") from error
     if score.shape != (1, 1):
         raise UserError(f"reward.head: '{file}' ends in {score.shape[1]} numbers, expected one")

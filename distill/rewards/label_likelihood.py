@@ -1,4 +1,4 @@
-"""How sure a classifier is of the label."""
+"""The log likelihood of the label under a classifier, as a reward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.rewards.reward import Reward
 
 
 class LogLikelihood(nn.Module):
-    """log p(label | x) [B], at most 0, of a classifier that gives logits [B, K]."""
+    """The log likelihood log p(label | x), [B] and at most 0, for a classifier that returns logits [B, K]."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class LogLikelihood(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierReward(Reward):
-    """log p(label | x) under a classifier that `distill classifier` trained."""
+    """The log likelihood log p(label | x) under a classifier that `distill classifier` trained."""
 
-    classifier: LocalPath  # its folder
+    classifier: LocalPath  # the folder of the classifier
 
     name: ClassVar[str] = "log_likelihood"
 

@@ -13,16 +13,26 @@ from distill.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """A judge of images: its fields are its settings, `load` gives the network."""
+    """A model that says how good an image is. Its fields are its settings, and `load` returns the network.
+
+    Attributes:
+        name: The name of the reward in the log.
+    """
 
     name: ClassVar[str]
-    """Under which the log shows it."""
 
     def load(self) -> nn.Module:
-        """(x [B, C, H, W] in [-1, 1], cond) -> reward [B], the more the better, differentiable in x."""
+        """Return the network (x, cond) -> reward.
+
+        Its arguments are images x [B, C, H, W] in [-1, 1] and their condition. The rewards [B] are larger for better
+        images, and differentiable in x.
+
+        Raises:
+            UserError: The files of the network are missing or damaged.
+        """
         raise NotImplementedError
 
     def check(self, teacher: Denoiser) -> None:
-        """Raise UserError when it cannot judge what this teacher's generator will make."""
+        """Raise UserError when the reward cannot judge the samples of this teacher's generator."""
         if teacher.latents and teacher.network.autoencoder is None:
             raise UserError(f"reward: {self.name} judges pixels, the teacher's samples are latents and have no decoder")
