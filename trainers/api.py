@@ -29,7 +29,7 @@ from trainers.recipe.changes import accepted_changes
 from trainers.recipe.load import load_run, resolve
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import dump, to_yaml
-from trainers.runs.load import Trained, load_trained
+from trainers.runs.load import Trained, find_trained, load_trained
 from trainers.runs.open import Objects, open_run
 
 GIVEN_TEACHER = "object"
@@ -49,6 +49,7 @@ def train(
     """Train a run from its first image to its last, and return what it has made.
 
     It works in a script, in a notebook, and on every rank of a program that `accelerate launch` or `torchrun` started.
+    The networks of the result are read when they are first asked for.
 
     Args:
         recipe: The name of a shipped recipe, a YAML file, or a mapping of a recipe's keys.
@@ -71,12 +72,12 @@ def train(
     if processes > 1:
         command = "teacher" if isinstance(run, TeacherRun) else "train"
         start_processes(command, run, folder, processes, objects)
-        return load(folder)
+        return find_trained(folder)
     with STOP.listening():
         accelerator = accelerator or start_accelerator(run, folder)
         on_main_process(accelerator, partial(refuse_used, folder))
         fit(open_run(run, accelerator.num_processes, objects=objects), folder, accelerator)
-    return load(folder, objects=objects)
+    return find_trained(folder, objects=objects)
 
 
 def resume(
@@ -116,12 +117,12 @@ def resume(
         processes = 1 if state is None else state["processes"]
     if processes is not None and processes > 1:
         start_processes("resume", run, folder, processes, objects, allow)
-        return load(folder)
+        return find_trained(folder)
     with STOP.listening():
         accelerator = accelerator or start_accelerator(run, folder)
         opened = open_run(run, accelerator.num_processes, fresh=False, objects=objects)
         fit(opened, folder, accelerator, allow)
-    return load(folder, objects=objects)
+    return find_trained(folder, objects=objects)
 
 
 def load(folder: str | Path, which: str = "last", *, objects: Objects | None = None, **given: Any) -> Trained:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill import lora
@@ -28,7 +30,7 @@ from trainers.runs.draw import draw
 from trainers.runs.export import export_trained
 from trainers.runs.open import Objects
 from trainers.runs.teacher import fresh_denoiser
-from trainers.runs.trained_model import TrainedModel
+from trainers.runs.trained_model import TrainedModel, Weights
 
 POSTHOC = "posthoc.json"  # beside the weights of an average that was made of snapshots
 
@@ -107,10 +109,32 @@ def load_trained(
     Raises:
         UserError: There is no such average, or it was trained from another teacher.
     """
+    trained = find_trained(folder, which, merged, objects)
+    _ = trained.weights  # read now, so that a mistake is told here
+    return trained
+
+
+def find_trained(
+    folder: str | Path,
+    which: str = "last",
+    merged: bool = True,
+    objects: Objects = Objects(),  # noqa: B008  (frozen)
+) -> Trained:
+    """Return what a run has made, as `load_trained` does, but read its networks when they are first asked for.
+
+    A process that has trained holds its networks still, and may have no use for others.
+    """
     folder = Path(folder)
-    run = load_run(folder)
+    run, device = load_run(folder), default_device()
+    read = partial(_read_weights, folder, run, which, merged, objects, device)
+    return Trained(folder, run, device, objects, read)
+
+
+def _read_weights(
+    folder: Path, run: Run | TeacherRun, which: str, merged: bool, objects: Objects, device: torch.device
+) -> Weights:
+    """Read the networks that a run has made; see load_trained."""
     source, description = _source(folder, which)
-    device = default_device()
     teacher: Denoiser | None = None
     model: Generator | Denoiser
     if isinstance(run, Run):
@@ -132,9 +156,9 @@ def load_trained(
     for module in (model, teacher):
         if module is not None:
             module.to(device).requires_grad_(False).eval()
-    images, std = description["images"], description.get("std")
+    std = description.get("std")
     average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
-    return Trained(folder, run, model, images, average, teacher, device, frozen, objects)
+    return Weights(model, teacher, description["images"], average, frozen)
 
 
 def _source(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:

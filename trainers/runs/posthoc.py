@@ -41,7 +41,7 @@ def make_average(folder: Path, std: float, images: int | None = None) -> tuple[s
     synthesis = synthesis_of(found, std, found[-1].images if images is None else images)
     trained = load_trained(folder, merged=False)
     with plain(stderr=True).status(f"{len(synthesis.parts)} snapshots"):
-        synthesise(trained.model, synthesis, trained.frozen_names)
+        synthesise(trained.model, synthesis, trained.weights.frozen_names)
     which = f"posthoc/{std}" if images is None else f"posthoc/{std}@{images}"
     description = {
         "images": synthesis.images,
@@ -51,7 +51,7 @@ def make_average(folder: Path, std: float, images: int | None = None) -> tuple[s
         "snapshots": [{"images": s.images, "std": s.std, "coefficient": c} for s, c in synthesis.parts],
     }
     with atomic_folder(folder / which) as staging:
-        save_module(trained.model, staging / AVERAGE, trained.frozen_names)
+        save_module(trained.model, staging / AVERAGE, trained.weights.frozen_names)
         if isinstance(trained.model, Denoiser):
             write_teacher(trained.model, staging)
         (staging / POSTHOC).write_text(json.dumps(description, indent=2) + "\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,31 +20,66 @@ from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.open import Objects, check_fit
 
 
+class Weights(NamedTuple):
+    """The networks that a run has made, on their device, frozen, in eval mode.
+
+    Attributes:
+        model: The averaged network: a Generator, or the Denoiser of a teacher run.
+        teacher: The teacher of a distillation; None for a teacher run.
+        images: The number of images that the model was trained on.
+        average: The name of the average that its weights are, in words.
+        frozen_names: The parameters of the model that did not train, which files lack.
+    """
+
+    model: Generator | Denoiser
+    teacher: Denoiser | None
+    images: int
+    average: str
+    frozen_names: frozenset[str]
+
+
 @dataclass(eq=False)
 class TrainedModel:
-    """The averaged network of a run, with its teacher. The data are opened when they are first asked for.
+    """The averaged network of a run, with its teacher. Networks and data are read when they are first asked for.
 
     Attributes:
         folder: The run folder.
         run: The recipe.
-        model: The averaged network, on `device`, frozen, in eval mode: a Generator, or the Denoiser of a teacher run.
-        images: The number of images that it was trained on.
-        average: The name of the average that the weights are, in words.
-        teacher: The teacher of a distillation; None for a teacher run.
         device: The device of the networks.
-        frozen_names: The parameters of the model that did not train, which files lack.
         objects: What the caller gave as objects in place of names in the recipe.
+        read: Reads the networks; raises UserError where they cannot be had.
     """
 
     folder: Path
     run: Run | TeacherRun
-    model: Generator | Denoiser
-    images: int
-    average: str
-    teacher: Denoiser | None
     device: torch.device
-    frozen_names: frozenset[str] = frozenset()
-    objects: Objects = Objects()
+    objects: Objects
+    read: Callable[[], Weights]
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The networks, which the first use reads."""
+        return self.read()
+
+    @property
+    def model(self) -> Generator | Denoiser:
+        """The averaged network: a Generator, or the Denoiser of a teacher run."""
+        return self.weights.model
+
+    @property
+    def teacher(self) -> Denoiser | None:
+        """The teacher of a distillation; None for a teacher run."""
+        return self.weights.teacher
+
+    @property
+    def images(self) -> int:
+        """The number of images that the model was trained on."""
+        return self.weights.images
+
+    @property
+    def average(self) -> str:
+        """The name of the average that the weights of the model are, in words."""
+        return self.weights.average
 
     @property
     def generator(self) -> Generator:
