@@ -34,7 +34,7 @@ class Condition(dict[str, Tensor]):
 
     @property
     def labels(self) -> Tensor | None:
-        """The class labels, int64 [B]; None where there are none."""
+        """The class labels, int64 [B], or None where there are none."""
         return self.get("labels")
 
     @property

@@ -58,8 +58,8 @@ class Denoiser(nn.Module):
         path: The Gaussian path of its samples.
         prediction: The quantity that the network outputs (distill.prediction).
         sigma_data: The standard deviation of the data, which EDM's preconditioning uses.
-        autocast_dtype: The dtype in which the network computes; None for the dtype of its weights.
-        latents: Whether the samples are latents of an autoencoder; a Normalisation states their scale too.
+        autocast_dtype: The dtype in which the network computes. None stands for the dtype of its weights.
+        latents: Whether the samples are latents of an autoencoder. A Normalisation states their scale too.
 
     Raises:
         UserError: The prediction kind is unknown.
@@ -94,7 +94,7 @@ class Denoiser(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """The shape (C, *spatial) of its samples as images; None for latents without a decoder."""
+        """The shape (C, *spatial) of its samples as images, or None for latents without a decoder."""
         if not self.latents:
             return self.network.shape
         decoder = self.network.autoencoder
@@ -106,7 +106,7 @@ class Denoiser(nn.Module):
         Args:
             x_t: Noisy samples [B, ...].
             t: Times [B] on the path.
-            cond: The condition [B, ...]; None for an unconditional network.
+            cond: The condition [B, ...], or None for an unconditional network.
 
         Returns:
             The estimate [B, ...] in the dtype of `x_t`, at least float32.
@@ -152,7 +152,7 @@ class Denoiser(nn.Module):
 
     @contextmanager
     def _watching(self, tap: str, seen: list[Tensor], stop: bool = False) -> Iterator[None]:
-        """Append the features at `tap` to `seen` in each pass; with `stop`, end the pass there by _ReachedTap."""
+        """Append the features at `tap` to `seen` in each pass. With `stop`, _ReachedTap ends the pass there."""
 
         def keep_features(module: nn.Module, inputs: object, output: Any) -> None:
             seen.append(self.network.tapped(output))

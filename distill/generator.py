@@ -42,7 +42,7 @@ class Generator(nn.Module):
     Args:
         denoiser: The denoiser that is evaluated.
         t: The time on the denoiser's path that the network is conditioned on.
-        scale: The factor on the unit normal noise; None for sigma(t), which makes pure noise of that time.
+        scale: The factor on the unit normal noise. None stands for sigma(t), which makes pure noise of that time.
 
     Raises:
         UserError: The path has no noise at `t`, or `t` is not on it, such as between the steps of a grid.

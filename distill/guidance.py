@@ -6,9 +6,9 @@ The code and the recipes have one convention for the scale:
 
 Scale 1 is no guidance, scale 0 is the weak denoiser alone, and negative scales point away from D. The weak denoiser is
 
-- D under the null condition, in classifier-free guidance (arXiv:2207.12598; recipe keys `*_cfg`). The weight in that
+- D under the null condition, in classifier-free guidance (arXiv:2207.12598, recipe keys `*_cfg`). The weight in that
   paper is scale - 1.
-- a smaller or earlier model, in autoguidance (arXiv:2406.02507; recipe key `*_autoguidance`).
+- a smaller or earlier model, in autoguidance (arXiv:2406.02507, recipe key `*_autoguidance`).
 """
 
 from __future__ import annotations

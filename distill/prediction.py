@@ -31,7 +31,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 class Coefficients:
     """The coefficients, [B, 1, ...] each, in x0 = from_x_t * x_t + from_output * output.
 
-    `input_scale` is the factor on x_t before it enters the network; None stands for 1.
+    `input_scale` is the factor on x_t before it enters the network. None stands for 1.
     """
 
     from_x_t: Tensor

@@ -44,7 +44,7 @@ def sample(
     Args:
         denoiser: The denoiser, guided or not.
         z: Unit normal noise [B, ...].
-        cond: The condition [B, ...]; None for an unconditional denoiser.
+        cond: The condition [B, ...], or None for an unconditional denoiser.
         evaluations: The number of network evaluations, odd and at least 3. The paper has 35 for CIFAR-10.
         low: The smallest noise-to-signal ratio above 0.
         high: The largest noise-to-signal ratio.

@@ -41,7 +41,7 @@ class Extractor(typing.Protocol):
 
     @property
     def labels(self) -> Tensor | None:
-        """The labels that it predicts, int64 [K]; None for an extractor without labels."""
+        """The labels that it predicts, int64 [K], or None for an extractor without labels."""
 
     def features(self, images: Tensor) -> Tensor:
         """Return features, float64 [N, D] on the CPU."""
@@ -106,7 +106,7 @@ class Components:
 
     @property
     def labels(self) -> Tensor | None:
-        """The labels of the real images; None where there were none."""
+        """The labels of the real images, or None where there were none."""
         return None if self.classifier is None else torch.from_numpy(self.classifier.classes_)
 
     def features(self, images: Tensor) -> Tensor:
