@@ -29,7 +29,8 @@ class DMD2(Objective):
     adversarial: float = 3e-3  # the weight of the generator's term on ImageNet 64; 1e-3 on SD 1.5, 5e-3 on SDXL
     discriminator: float = 1e-2  # the weight of the discriminator's loss in the fake's update
     tap: str = "middle"  # the submodule whose features the head reads
-    # The law of the discriminator's times. null stands for fake_times, in the fake's own pass, as in the paper.
+    # The law of the discriminator's times. null stands for fake_times (as in the paper), in the fake's own pass. The
+    # authors draw new times for the discriminator.
     judge_times: Times | None = None
     noise: AdaptiveNoise | None = None  # Diffusion-GAN's range within that law; the authors use the whole law
     r1: R1 = R1()  # off, as in the paper
