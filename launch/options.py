@@ -60,7 +60,7 @@ def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> T
 
 def cache_folder(given: str | None = None) -> str:
     """Return the folder of embeddings and latents: as given, or DISTILL_CACHE in place of the default."""
-    from trainers.data.cache import HOME
+    from trainers.data.cache import DEFAULT_CACHE
 
-    cache = os.environ.get("DISTILL_CACHE", HOME) if given in (None, HOME) else given
+    cache = os.environ.get("DISTILL_CACHE", DEFAULT_CACHE) if given in (None, DEFAULT_CACHE) else given
     return str(cache) if str(cache).startswith("~") else str(Path(str(cache)).resolve())

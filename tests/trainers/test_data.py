@@ -151,11 +151,11 @@ def test_what_is_kept_decoded_is_what_is_decoded_on_demand(
     monkeypatch.setattr(Images, "_pixels", lambda self, picture: (decoded.append(1), pixels_of(self, picture))[1])
     size = 5 * 8 * 8 * (1 if mode == "L" else 3)
     draws = [torch.tensor(at) for at in ([3, 1], [1, 1, 4, 3], [0, 1, 2, 3, 4])]
-    assert sources.KEPT == 2**30
+    assert sources.MAX_DECODED_BYTES == 2**30
     results = {}
     for kept, times in ((size, 5), (size - 1, 11)):
         decoded.clear()
-        monkeypatch.setattr(sources, "KEPT", kept)
+        monkeypatch.setattr(sources, "MAX_DECODED_BYTES", kept)
         dataset = data.load()
         results[kept] = torch.cat([dataset.images(at) for at in draws])
         assert len(decoded) == times

@@ -1,4 +1,4 @@
-"""Where images, labels and prompts come from, and the batches a rank draws from them."""
+"""Data sets of images, labels and prompts, their sources, and the batches that a rank draws from them."""
 
 from trainers.data.dataset import Dataset
 from trainers.data.prompts import Prompts

@@ -1,4 +1,4 @@
-"""The micro-batches of one rank, as a function of the stream's name and the number of images done."""
+"""The micro-batches of one rank, which are a function of the stream's name and the number of images so far."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trainers.data.pairs import PairSet, condition_of
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """How the global batch is divided.
+    """The sizes of the global batch.
 
     Attributes:
-        batch_size: Samples of the global batch.
-        micro_batches: Micro-batches of an update on each rank.
-        pairs: ODE pairs of the global batch.
+        batch_size: The number of samples, over all ranks and micro-batches.
+        micro_batches: The number of micro-batches of an update on each rank.
+        pairs: The number of ODE pairs, over all ranks and micro-batches.
     """
 
     batch_size: int
@@ -30,22 +30,25 @@ class BatchSizes:
 
 
 class Batches:
-    """Draws this rank's share of a global batch.
+    """Draws the micro-batches of this rank.
 
-    A sample is named by its stream and its global index: the random numbers that it gets do not depend on the number
-    of processes, on micro-batches or on what ran before. Lookups and positions stay on the host, so that no batch waits
-    for the device.
+    The stream and the global index of a sample determine its random numbers, whatever the number of processes and
+    micro-batches, and whatever ran before. Positions are computed on the host, so that no batch waits for the device.
 
     Args:
-        dataset: The data in the teacher's terms.
-        sizes: How the global batch is divided.
+        dataset: The data as the teacher takes them.
+        sizes: The sizes of the global batch.
         seed: The seed of the run.
         dtype: The dtype of noise, images and conditions.
         real: Whether a batch has real samples.
         rank: This process.
         world: The number of processes.
         device: The device of the batches.
-        pairs: ODE pairs, of which each batch of the stream "generator" takes its share.
+        pairs: The ODE pairs for the batches of the stream "generator"; None for none.
+
+    Attributes:
+        size: The number of samples of a micro-batch.
+        pairs_size: The number of ODE pairs of a micro-batch.
     """
 
     def __init__(
@@ -66,10 +69,16 @@ class Batches:
         self.pairs_size = sizes.pairs // (world * sizes.micro_batches)
 
     def micro(self, stream: str, first: int, micro: int) -> Batch:
-        """Return micro-batch `micro` of the global batch that starts at sample `first` of `stream`."""
+        """Return one micro-batch.
+
+        Args:
+            stream: The name of the stream, such as "generator" or "fake".
+            first: The index of the first sample of the global batch in the stream.
+            micro: The number of the micro-batch.
+        """
         start = first + (micro * self.world + self.rank) * self.size
         index = torch.arange(start, start + self.size)
-        host = Random.at(self.seed, index).stream(stream)
+        host = Random.at(self.seed, index).stream(stream)  # the same numbers on the host, for lookups
         random = Random(self._to_device(host.keys))
         pairs = self._pairs(first, micro) if self.pairs is not None and stream == "generator" else None
         if not self.real:
@@ -78,13 +87,14 @@ class Batches:
         noise = unit_noise(self.dataset.shape, random, self.dtype)
         positions = self.dataset.order(self.seed, index)
         real = self._to_device(self.dataset.images(positions))
-        if self.dataset.spread is not None:  # another draw of the latent at every visit
+        if self.dataset.spread is not None:  # a new latent of the same image in every epoch
             std = self._to_device(self.dataset.spread(positions))
             real = real + std * random.stream("latent of an image").normal(*real.shape[1:], dtype=real.dtype)
         cond = condition_at(self.dataset, positions).to(self.device, self.dtype)  # generated samples share it
         return Batch(noise, random, cond, real, pairs)
 
     def _pairs(self, first: int, micro: int) -> Pairs:
+        """Return the ODE pairs of one micro-batch."""
         assert self.pairs is not None
         begin = first // self.sizes.batch_size * self.sizes.pairs + (micro * self.world + self.rank) * self.pairs_size
         index = torch.arange(begin, begin + self.pairs_size)
@@ -99,9 +109,16 @@ class Batches:
 def inputs(
     dataset: Dataset, random: Random, dtype: torch.dtype = torch.float32, host: Random | None = None
 ) -> tuple[Tensor, Condition]:
-    """Return a generator's inputs: unit normal noise [B, C, *spatial], and conditions by their frequency in the data.
+    """Return the inputs of a generator: noise, and conditions as frequent as in the data.
 
-    `host` holds the same random numbers on the host: without them a lookup waits for the device.
+    Args:
+        dataset: The data as the teacher takes them.
+        random: The random numbers of B samples.
+        dtype: The dtype of the noise and of the tensors of the condition.
+        host: The same random numbers on the host. Without them the lookup of the conditions waits for the device.
+
+    Returns:
+        Unit normal noise [B, C, *spatial], and a condition [B, ...].
     """
     host = host or Random(random.keys.cpu())
     positions = (host.stream("label").uniform() * dataset.count).long()
@@ -111,12 +128,12 @@ def inputs(
 def condition_at(dataset: Dataset, positions: Tensor) -> Condition:
     """Return the conditions [B, ...] of the samples at `positions` [B], both on the host."""
     if dataset.prompts is not None:
-        assert dataset.embed is not None, "prompts are a condition after they are encoded alone"
+        assert dataset.embed is not None, "prompts are no condition before they are encoded"
         return Condition(dataset.embed(positions))
     return Condition() if dataset.labels is None else Condition(labels=dataset.labels[positions])
 
 
-def preview(dataset: Dataset, columns: Tensor) -> Condition:
+def preview_conditions(dataset: Dataset, columns: Tensor) -> Condition:
     """Return a condition for each column number [B]: the classes in turn, or the first prompts in turn."""
     if dataset.prompts is not None:
         return condition_at(dataset, (columns % dataset.count).cpu()).to(columns.device, torch.float32)
@@ -124,10 +141,10 @@ def preview(dataset: Dataset, columns: Tensor) -> Condition:
 
 
 def labels_in_turn(classes: int, columns: Tensor) -> Condition:
-    """Return a label for each column number [B], the classes in turn; no condition without classes."""
+    """Return a label for each column number [B], the classes in turn, or an empty condition without classes."""
     return Condition(labels=columns % classes) if classes else Condition()
 
 
 def unit_noise(shape: tuple[int, ...], random: Random, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a generator's input: unit normal noise [B, *shape]."""
+    """Return the noise of a generator: unit normal, [B, *shape]."""
     return random.stream("latent").normal(*shape, dtype=dtype)

@@ -1,8 +1,9 @@
-"""Tables on disk that follow from what they were computed from: text embeddings, latents of images.
+"""A cache of computed tables on disk: embeddings of prompts, latents of images.
 
-A table is a folder named by a hash of its content's origin. Its shards, safetensors files, are mapped into memory and
-not read. Each has a receipt (size, time, SHA-256), written after it; one that does not match is computed again. A lock
-for each shard shares the work among the processes that want the table, and outlives none of them.
+A table is a folder whose name is a hash of the origin of its rows: the encoder, the data, the sizes. Its shards are
+safetensors files, which are mapped into memory and not read. The receipt of a shard (size, time, SHA-256) is written
+after the shard. A shard that does not match its receipt is computed again. Processes that need the same table divide
+the work by a lock for each shard, which the system releases when its process ends.
 """
 
 from __future__ import annotations
@@ -23,72 +24,94 @@ from torch import Tensor
 from trainers.data.shards import rows
 from trainers.io.atomic import atomic_file, sha256
 
-HOME = "~/.cache/distill"
+DEFAULT_CACHE = "~/.cache/distill"
 
 Make = Callable[[int, int], Mapping[str, Tensor]]
-"""(first, last) -> rows first ... last-1 of every column, [N, ...]."""
+"""(first, last) -> {column: its rows first ... last-1, [N, ...]}."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The folder of all tables, and where progress is told."""
+    """A cache.
+
+    Attributes:
+        root: The folder of all tables.
+        console: Where progress is printed.
+    """
 
     root: Path
     console: Console
 
     def table(self, what: str, origin: Mapping[str, Any], count: int, length: int, make: Make) -> Table:
-        """The table of `count` rows that follows from `origin` (plain types), in shards of `length`.
+        """Return a table, and compute the shards that are missing.
 
-        `make` is called for the shards that are not there alone. Processes that ask for the same table share them out
-        and return when all are there.
+        Processes that ask for the same table divide the missing shards among them, and return when all are there.
+
+        Args:
+            what: The kind of table, in the path and in messages: "text", "latents".
+            origin: All that the rows are a function of, as plain types. Its hash names the table.
+            count: The number of rows.
+            length: The number of rows of a shard.
+            make: Computes rows. It is called for missing shards alone.
         """
         description = {**origin, "count": count, "shard": length}
         text = json.dumps(description, sort_keys=True)
         folder = self.root / what / hashlib.sha256(text.encode()).hexdigest()[:32]
         starts = range(0, count, length)
         files = {folder / f"{first // length:06d}.safetensors": (first, min(first + length, count)) for first in starts}
-        if missing := {file: span for file, span in files.items() if not intact(file)}:
+        if missing := {file: span for file, span in files.items() if not is_intact(file)}:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "origin.lock"), atomic_file(folder / "origin.json") as staging:
                 staging.write_text(json.dumps(description, indent=2) + "\n")
-            quiet, told = not self.console.is_terminal, f"{what}: "
-            for done in track(_fill(missing, make), what, len(missing), console=self.console, disable=quiet):
-                if quiet:
-                    self.console.print(f"{told}{count - done:,} of {count:,}")
+            no_bar = not self.console.is_terminal
+            for rest in track(_fill(missing, make), what, len(missing), console=self.console, disable=no_bar):
+                if no_bar:
+                    self.console.print(f"{what}: {count - rest:,} of {count:,}")
         return Table(count, tuple(load_file(file) for file in files))
 
 
 @dataclass(frozen=True)
 class Table:
-    """`count` rows in shards."""
+    """A table.
+
+    Attributes:
+        count: The number of rows.
+        shards: {column: rows} of each shard, in order.
+    """
 
     count: int
     shards: tuple[Mapping[str, Tensor], ...]
 
     def rows(self, positions: Tensor, *names: str) -> dict[str, Tensor]:
-        """Rows [B, ...] of the named columns, or of all, at int64 positions [B]."""
+        """Return the rows [B, ...] of the named columns, or of all columns, at int64 positions [B]."""
         return rows(self.shards, positions, *names)
 
 
 def _fill(missing: Mapping[Path, tuple[int, int]], make: Make) -> Iterator[int]:
-    """Write what is missing; yields after each shard how many rows are still missing.
+    """Write the missing shards, and yield after each the number of rows that are still missing.
 
-    What another process is at is left for the end, and then waited for: it is there, or that process has died.
+    Shards locked by another process are skipped at first and waited for at the end. If that process died, they are
+    computed here.
+
+    Args:
+        missing: {file of a shard: (its first row, the row after its last)}.
+        make: Computes rows.
     """
-    left = dict(missing)
+    open_shards = dict(missing)
     for wait in (False, True):
-        for file, (first, last) in list(left.items()):
+        for file, (first, last) in list(open_shards.items()):
             try:
                 with FileLock(file.with_suffix(".lock"), blocking=wait):
-                    if not intact(file):
+                    if not is_intact(file):  # another process may have written it since
                         _write(file, make(first, last))
             except Timeout:
                 continue
-            del left[file]
-            yield sum(end - start for start, end in left.values())
+            del open_shards[file]
+            yield sum(end - start for start, end in open_shards.values())
 
 
 def _write(file: Path, columns: Mapping[str, Tensor]) -> None:
+    """Write a shard, then its receipt, so that a shard without a receipt is one that a kill cut short."""
     with atomic_file(file) as staging:
         save_file({name: value.detach().cpu().contiguous() for name, value in columns.items()}, staging)
     stat = file.stat()
@@ -98,16 +121,17 @@ def _write(file: Path, columns: Mapping[str, Tensor]) -> None:
 
 
 def receipt_of(file: Path) -> Path:
-    """Where the receipt of a shard is."""
+    """Return the file of the receipt of a shard."""
     return file.with_suffix(".json")
 
 
-def intact(file: Path) -> bool:
-    """Whether a shard is what its receipt says: untouched since it was written, or else of the same hash."""
+def is_intact(file: Path) -> bool:
+    """Return whether a shard matches its receipt, by size and time, or by size and hash if the time differs."""
     try:
         receipt, stat = json.loads(receipt_of(file).read_text()), file.stat()
         if stat.st_size != receipt["bytes"]:
             return False
+        # The time spares the hash: a shard that was copied to another disk is read once.
         return bool(stat.st_mtime_ns == receipt["time"]) or sha256(file) == receipt["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.errors import UserError
 
 UNKNOWN: tuple[int, ...] = ()
-"""The shape of prompts alone, until the shape of the teacher's samples is known."""
+"""The shape of a data set of prompts, until the teacher's is known."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class Dataset:
     Attributes:
         name: The name in messages and in the names of protocols.
         count: The number of samples.
-        shape: (C, *spatial) of a sample; UNKNOWN for prompts alone until the teacher is known.
-        labels: Int64 [count].
-        read: (int64 positions [B]) -> samples on the host, float32 [B, C, *spatial], images in [-1, 1]; None where
-            there are conditions alone, which is all that a data-free objective needs. Once the data set is encoded for
-            a teacher of latents, `read` returns the means of latents.
-        prompts: As many prompts as there are samples.
-        embed: (positions [B]) -> the prompts as tensors [B, ...] by name, once the data set is encoded.
-        spread: (positions [B]) -> the standard deviations of the latents, once the data set is encoded.
-        content: () -> a hash of what `read` reads, where there is a hash that takes less than reading it.
+        shape: (C, *spatial) of a sample. Prompts without images have the shape UNKNOWN until the teacher is known.
+        labels: The class of each sample, int64 [count]. None without labels.
+        read: (int64 positions [B]) -> samples on the host, float32 [B, C, *spatial]; images are in [-1, 1]. None if
+            there are conditions alone, which are enough for a data-free objective. After encoding for a teacher of
+            latents, it returns the means of latents.
+        prompts: The prompt of each sample. None without prompts.
+        embed: (positions [B]) -> the embeddings of the prompts, tensors [B, ...] by name. None before encoding.
+        spread: (positions [B]) -> the standard deviations of the latents, shaped like them. None before encoding.
+        content: () -> a hash of the samples that is cheaper than reading all of them. None if there is no such hash.
     """
 
     name: str
@@ -53,16 +53,26 @@ class Dataset:
         return order(self.count, seed, index)
 
     def images(self, positions: Tensor) -> Tensor:
-        """Return the samples at `positions` [B], float32 [B, C, *spatial]; raises UserError where there are none."""
+        """Return the samples at `positions` [B], float32 [B, C, *spatial].
+
+        Raises:
+            UserError: The data set has conditions alone.
+        """
         if self.read is None:
             raise UserError(f"data: {self.name} has no images; name a data set of real ones (digits, images)")
         return self.read(positions)
 
 
 def order(count: int, seed: int, index: Tensor) -> Tensor:
-    """Return positions [B] of the items `index` [B] in an endless stream of epochs of `count`.
+    """Return the positions of items in an endless stream of shuffled epochs.
 
-    Each epoch is a permutation of its own.
+    Args:
+        count: The number of items of an epoch.
+        seed: The seed of the permutations. Every epoch has its own.
+        index: The numbers [B] of the items in the stream.
+
+    Returns:
+        Positions [B], from 0 to `count` - 1.
     """
     positions = torch.empty_like(index)
     for epoch in torch.unique(index // count).tolist():

@@ -1,6 +1,6 @@
-"""Encode a data set for a teacher, once: prompts become embeddings, images become latents.
+"""The encoding of a data set for a teacher: prompts become embeddings, images become latents.
 
-Afterwards both are read from the cache, and no encoder is loaded.
+A data set is encoded once. Later runs read it from the cache and load no encoder.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from trainers.data import Dataset
 from trainers.data.cache import Cache, Make, Table
 from trainers.io.console import plain
 
-SHARD_BYTES = 2**27  # bytes, about: what a kill loses
-ITEMS_AT_ONCE = 32  # items that an encoder gets
+SHARD_BYTES = 2**27  # about the bytes of a shard, which is what a kill loses
+ITEMS_AT_ONCE = 32  # the items of one call of an encoder
 FIRST = torch.zeros(1, dtype=torch.int64)
 
 
@@ -34,7 +34,7 @@ class DatasetEncoder:
     Attributes:
         cache: The folder of the cache.
         device: The device of the encoders.
-        negative_prompt: The prompt that stands for none; None leaves that to the encoder.
+        negative_prompt: The prompt whose embedding is the null condition. None for the encoder's own.
         quiet: Whether to print no progress.
     """
 
@@ -44,13 +44,17 @@ class DatasetEncoder:
     quiet: bool = False
 
     def encode(self, dataset: Dataset, teacher: Denoiser, real: bool) -> Dataset:
-        """Return `dataset`, which fits `teacher`, in the teacher's terms.
+        """Return a data set as a teacher takes it: prompts as embeddings, images as latents. Ranks divide the work.
 
-        Prompts become embeddings, images become latents where the teacher's samples are latents and `real` ones are
-        needed. The condition that stands for no prompt becomes the teacher's null condition. Ranks share the work.
+        For a teacher of prompts this sets `teacher.network.null`, the null condition.
+
+        Args:
+            dataset: A data set that fits the teacher (`check_fit`).
+            teacher: The teacher.
+            real: Whether real samples are needed. Otherwise no images are encoded, and the result has none.
 
         Raises:
-            UserError: An encoder is missing, or what it makes does not fit.
+            UserError: An encoder is missing, or its latents do not fit the teacher.
         """
         if dataset.prompts is not None:
             dataset = self._embedded(dataset, dataset.prompts, teacher)
@@ -59,6 +63,7 @@ class DatasetEncoder:
         return dataclasses.replace(dataset, shape=teacher.network.shape)
 
     def _embedded(self, dataset: Dataset, prompts: Sequence[str], teacher: Denoiser) -> Dataset:
+        """Return the data set with the embeddings of its prompts. Equal prompts are encoded once."""
         encoder, negative = teacher.network.text_encoder, self.negative_prompt
         assert encoder is not None, "check_fit comes first"
         encoder.device = self.device
@@ -73,14 +78,15 @@ class DatasetEncoder:
 
         try:
             table = self._tables("text", encoder)
-            row = table(_hash(["null", negative]), 1, 1, encode_null).rows(FIRST)
-            every = table(_hash(distinct), len(distinct), _length(row), encode)
+            null = table(_hash(["null", negative]), 1, 1, encode_null).rows(FIRST)
+            embeddings = table(_hash(distinct), len(distinct), _shard_length(null), encode)
         finally:
             encoder.free()
-        teacher.network.null = Condition(row).map(lambda value: value[0].to(self.device))
-        return dataclasses.replace(dataset, embed=lambda positions: every.rows(where[positions]))
+        teacher.network.null = Condition(null).map(lambda value: value[0].to(self.device))
+        return dataclasses.replace(dataset, embed=lambda positions: embeddings.rows(where[positions]))
 
     def _latents(self, dataset: Dataset, teacher: Denoiser) -> Dataset:
+        """Return the data set with latents in place of pixels."""
         encoder, shape = teacher.network.autoencoder, teacher.network.shape
         if encoder is None:
             raise UserError(f"data: {dataset.name} holds pixels, the teacher's samples are latents and have no encoder")
@@ -92,25 +98,25 @@ class DatasetEncoder:
 
         try:
             table = self._tables("latents", encoder)
-            row = table(content, 1, 1, encode).rows(FIRST)
+            row = table(content, 1, 1, encode).rows(FIRST)  # one image first: its shape is checked before all others
             if (given := tuple(row["mean"].shape[1:])) != shape:
                 raise UserError(
                     f"data: images {list(dataset.shape)} of {dataset.name} make latents {list(given)},"
                     f" the teacher's samples are {list(shape)}"
                 )
-            every = table(content, dataset.count, _length(row), encode)
+            latents = table(content, dataset.count, _shard_length(row), encode)
         finally:
             encoder.free()
 
         def column(name: str) -> Callable[[Tensor], Tensor]:
-            return lambda positions: every.rows(positions, name)[name].float()
+            return lambda positions: latents.rows(positions, name)[name].float()
 
         return dataclasses.replace(dataset, read=column("mean"), spread=column("std"))
 
     def _tables(self, what: str, encoder: Encoder) -> Callable[[str, int, int, Make], Table]:
-        """(hash of the items, count, length of a shard, what encodes items first ... last-1) -> what they become."""
+        """Return a function (hash of the items, their count, length of a shard, `Make` that encodes them) -> table."""
         cache = Cache(Path(self.cache).expanduser(), plain(stderr=True, quiet=self.quiet))
-        identity = encoder.identity  # a hash of all its files: once
+        identity = encoder.identity  # computed here, once, since it hashes all files of the encoder
 
         def table(content: str, count: int, length: int, encode: Make) -> Table:
             @torch.no_grad()
@@ -126,14 +132,14 @@ class DatasetEncoder:
 
 
 def _checked(what: str, name: str, value: Tensor) -> Tensor:
-    """`value`; raises UserError where it is not finite, as of an encoder in half precision."""
+    """Return `value`. Raise UserError if it is not finite: an encoder in half precision may overflow."""
     if value.is_floating_point() and not value.isfinite().all():
         raise UserError(f"{what}: the encoder gives a '{name}' that is not finite in {str(value.dtype)[6:]}")
     return value
 
 
-def _length(row: Mapping[str, Tensor]) -> int:
-    """Rows of a shard."""
+def _shard_length(row: Mapping[str, Tensor]) -> int:
+    """Return the number of rows of a shard, given one row."""
     return max(1, SHARD_BYTES // sum(value.nbytes for value in row.values()))
 
 
@@ -142,6 +148,7 @@ def _hash(prompts: Sequence[str | None]) -> str:
 
 
 def _pixels(dataset: Dataset) -> str:
+    """Return a hash of all images of a data set."""
     digest = hashlib.sha256()
     for positions in torch.arange(dataset.count).split(ITEMS_AT_ONCE):
         digest.update(dataset.images(positions).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""A folder of ODE pairs: noise and what the multi-step teacher makes of it, as `distill pairs` writes it.
+"""A folder of ODE pairs, as `distill pairs` writes it: noise, and the teacher's multi-step sample of it.
 
 `pairs.json` states the teacher, the data and the settings, and lists the shards. A shard is a safetensors file of
 `noise` and `target` [N, C, *spatial] with the condition: `label` [N] for classes, `cond.NAME` [N, ...] for each tensor
@@ -26,7 +26,14 @@ DESCRIPTION = "pairs.json"
 
 @dataclass(frozen=True)
 class PairSet:
-    """`count` pairs of the teacher with the hash `teacher`, in shards of equal length but for the last."""
+    """ODE pairs in a folder.
+
+    Attributes:
+        folder: The folder.
+        count: The number of pairs.
+        teacher: The hash of the teacher that made the samples.
+        shards: {column: rows} of each shard, in order. All shards but the last have the same number of pairs.
+    """
 
     folder: Path
     count: int
@@ -44,7 +51,7 @@ class PairSet:
 
 
 def columns_of(cond: Condition) -> dict[str, Tensor]:
-    """Return a condition as columns of a shard: `label` for labels, `cond.NAME` for any other tensor."""
+    """Return a condition as columns of a shard: `label` for labels, and `cond.NAME` for any other tensor."""
     return {"label" if name == "labels" else f"cond.{name}": value for name, value in cond.items()}
 
 
@@ -56,7 +63,11 @@ def condition_of(columns: Mapping[str, Tensor]) -> Condition:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read pairs.json of a folder; raises UserError where it is missing or damaged."""
+    """Read pairs.json of a folder.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
     try:
         description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
         assert {"teacher", "shape", "classes", "count", "shards"} <= description.keys()
@@ -68,10 +79,15 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def open_pairs(folder: Path, shape: tuple[int, ...], classes: int) -> PairSet:
-    """Open the pairs in `folder`.
+    """Open the pairs in a folder.
+
+    Args:
+        folder: The folder.
+        shape: (C, *spatial) of the teacher's samples.
+        classes: The number of the teacher's classes.
 
     Raises:
-        UserError: They are incomplete, or of another shape or number of classes.
+        UserError: The pairs are incomplete, or of another shape or number of classes.
     """
     description = read_description(folder)
     for what, theirs, ours in (
@@ -89,6 +105,7 @@ def open_pairs(folder: Path, shape: tuple[int, ...], classes: int) -> PairSet:
 
 
 def _shard(file: Path, size: int) -> dict[str, Tensor]:
+    """Map a shard of `size` bytes into memory."""
     try:
         if file.stat().st_size != size:
             raise UserError(f"pairs: '{file}' has {file.stat().st_size} bytes, not {size}; `distill pairs` mends it")

@@ -1,4 +1,4 @@
-"""Prompts from a file, a folder or a hub's data set."""
+"""Prompts from a file, a folder, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -20,32 +20,39 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
-"""By the ending of a file: the builder of `datasets` that reads it, and its arguments."""
+"""{ending of a file: (the builder of `datasets` that reads it, its arguments)}."""
 
 
 @dataclass(frozen=True)
 class Prompts(Data):
-    """Prompts without images, for objectives that need none; their samples have the shape of the teacher's.
+    """Prompts without images, for objectives that need no images.
 
-    `path` is a text file of one prompt a line (empty lines are left out), a csv, tsv, json, jsonl or parquet file, a
-    glob of such, a folder of them, one that `save_to_disk` wrote, or a hub id.
+    Attributes:
+        path: A text file with one prompt on a line (empty lines are skipped), a csv, tsv, json, jsonl or parquet file,
+            a glob of such files, a folder of them, a folder that `save_to_disk` wrote, or an id on the hub.
+        column: The column of the prompts. None for the only column of strings.
+        split: The split of the data set.
+        config: The configuration of a data set on the hub.
+        limit: The number of prompts to take, from the first. None for all.
     """
 
     path: str
-    column: str | None = None  # null: the only column of strings
+    column: str | None = None
     split: str = "train"
     config: str | None = None
-    limit: int | None = None  # the first so many
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: must be positive, got {self.limit}")
 
     def load(self) -> Dataset:
+        """Read the prompts. Raises UserError if there are none."""
         rows = open_rows(self.path, self.split, self.config)
         if self.limit is not None:
             rows = rows.select(range(min(self.limit, len(rows))))
-        prompts = strings(rows, self.column or _only(rows, self.path), self.path, "data.column")
+        column = self.column or _only_text_column(rows, self.path)
+        prompts = text_column(rows, column, self.path, "data.column")
         if self.path.endswith(".txt"):
             prompts = [prompt for prompt in prompts if prompt.strip()]
         if not prompts:
@@ -54,8 +61,16 @@ class Prompts(Data):
 
 
 def open_rows(path: str, split: str, config: str | None, folder: str | None = None) -> Any:
-    """The datasets.Dataset at `path`; `folder` is the builder of folders without parquet files, where not `datasets` is
-    to find it. Raises UserError where there is none.
+    """Open a table by the `datasets` library, and return its datasets.Dataset.
+
+    Args:
+        path: A file, a folder, a glob, or an id on the hub.
+        split: The split.
+        config: The configuration of a data set on the hub.
+        folder: The builder for a local folder without parquet files. None lets `datasets` choose one.
+
+    Raises:
+        UserError: There is no such table.
     """
     from datasets import load_dataset, load_from_disk
 
@@ -74,12 +89,22 @@ def open_rows(path: str, split: str, config: str | None, folder: str | None = No
         return load_dataset(str(local) if local.is_dir() else path, config, split=split)
     except UserError:
         raise
-    except Exception as error:  # datasets raises a dozen kinds; the user needs the line, not the kind
+    except Exception as error:  # `datasets` raises a dozen kinds, and the user needs the message alone
         raise UserError(f"data: cannot load '{path}': {one_line(error)}") from error
 
 
-def strings(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
-    """The strings in a column; raises UserError, naming `key`, where it is missing or holds anything else."""
+def text_column(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
+    """Return the strings in a column.
+
+    Args:
+        rows: A datasets.Dataset.
+        column: The name of the column.
+        path: The path of the table, for messages.
+        key: The key of the recipe that names the column, for messages.
+
+    Raises:
+        UserError: The column is missing, or holds anything else than strings.
+    """
     if column not in rows.column_names:
         raise UserError(f"{key}: no column {column!r} in {path}; it has {rows.column_names}")
     values: Sequence[str] = rows[column][:]
@@ -89,7 +114,8 @@ def strings(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
     return values
 
 
-def _only(rows: Any, path: str) -> str:
+def _only_text_column(rows: Any, path: str) -> str:
+    """Return the name of the only column of strings."""
     texts: list[str] = [
         name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
     ]

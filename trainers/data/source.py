@@ -1,4 +1,4 @@
-"""What every data source is."""
+"""The base class of data sources."""
 
 from __future__ import annotations
 
@@ -12,5 +12,9 @@ class Data:
     """A source of images in [-1, 1], labels and prompts, or of some of them."""
 
     def load(self) -> Dataset:
-        """Open the data set; raises UserError when it cannot be had."""
+        """Open the data set.
+
+        Raises:
+            UserError: It is missing or damaged, or a setting does not go with it.
+        """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The data sources a recipe can name."""
+"""The data sources that a recipe can name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from distill.errors import UserError
 from trainers.data.dataset import Dataset
-from trainers.data.prompts import Prompts, open_rows, strings
+from trainers.data.prompts import Prompts, open_rows, text_column
 from trainers.data.source import Data
 
-KEPT = 2**30  # bytes of a decoded data set that a process keeps in memory: CIFAR-10 is 0.15 GiB, 64x64 RGB up to 87,381
+# The most bytes of decoded images that a process keeps in memory. CIFAR-10 has 0.15 GiB, and 87,381 images of 64x64 RGB
+# pixels have 1 GiB.
+MAX_DECODED_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,28 @@ class Digits(Data):
 class Images(Data):
     """Any image data set that datasets.load_dataset reads: a hub id, a local image folder, or parquet files.
 
-    Images are centre-cropped to the aspect of `resolution` and resized (Lanczos) to it, in `mode` RGB or L. Each is
-    decoded once and kept as bytes when the whole set at this resolution is at most 1 GiB. A larger set is decoded on
-    demand.
+    Images are centre-cropped to the aspect of `resolution` and resized to it (Lanczos). A data set of at most 1 GiB at
+    this resolution is decoded once and kept in memory. A larger one is decoded on demand.
+
+    Attributes:
+        path: An id on the hub, a folder of images (one subfolder for each class), or a glob of parquet files.
+        resolution: Pixels to a side of a square, or (height, width).
+        mode: RGB or L (grey).
+        split: The split of the data set.
+        config: The configuration of a data set on the hub.
+        image_column: The column of the images.
+        label_column: The column of the labels. None for no labels.
+        prompt_column: The column of the prompts, which replace the labels. None for no prompts.
     """
 
-    path: str  # hub id, folder of images (one subfolder a class) or glob of parquet files
-    resolution: int | tuple[int, int] = 32  # pixels to a side, or [height, width]
+    path: str
+    resolution: int | tuple[int, int] = 32
     mode: Literal["RGB", "L"] = "RGB"
     split: str = "train"
     config: str | None = None
     image_column: str = "image"
-    label_column: str | None = "label"  # null: unconditional
-    prompt_column: str | None = None  # prompts instead of labels
+    label_column: str | None = "label"
+    prompt_column: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
@@ -74,7 +85,7 @@ class Images(Data):
             raise UserError(f"data.image_column: {self.image_column!r} in {self.path} holds no images")
         prompts, labels = None, None
         if self.prompt_column is not None:
-            prompts = strings(rows, self.prompt_column, self.path, "data.prompt_column")
+            prompts = text_column(rows, self.prompt_column, self.path, "data.prompt_column")
         elif self.label_column is not None:
             labels = self._labels(rows, self.label_column)
         pictures = rows.select_columns([self.image_column])
@@ -84,14 +95,15 @@ class Images(Data):
             return torch.stack([self._pixels(picture) for picture in batch])
 
         shape = (1 if self.mode == "L" else 3, *self.size)
-        read = _kept(decode, len(rows), shape) if len(rows) * math.prod(shape) <= KEPT else decode
+        size = len(rows) * math.prod(shape)
+        read = _decode_once(decode, len(rows), shape) if size <= MAX_DECODED_BYTES else decode
         name, content = Path(self.path).name, partial(self._content, pictures)
         return Dataset(
             name, len(rows), shape, labels, lambda at: read(at).float() / 127.5 - 1, prompts, content=content
         )
 
     def _content(self, pictures: Any) -> str:
-        """A hash of the files and of how they become pixels."""
+        """Return a hash of the files, and of the settings by which they become pixels."""
         from datasets import Image
 
         digest = hashlib.sha256(f"square, lanczos, {self.resolution}, {self.mode}".encode())
@@ -101,6 +113,7 @@ class Images(Data):
         return digest.hexdigest()
 
     def _labels(self, rows: Any, column: str) -> Tensor:
+        """Return the labels in a column, int64 [N]."""
         if column not in rows.column_names:
             raise UserError(
                 f"data.label_column: no column {column!r} in {self.path}; it has {rows.column_names}"
@@ -114,7 +127,7 @@ class Images(Data):
         return torch.tensor(values, dtype=torch.int64)
 
     def _pixels(self, picture: Any) -> Tensor:
-        """Uint8 [C, H, W]."""
+        """Return an image, cropped and resized, as uint8 [C, H, W]."""
         from PIL import Image
 
         height, width = self.size
@@ -128,8 +141,14 @@ class Images(Data):
         return pixels[None] if self.mode == "L" else pixels.permute(2, 0, 1)
 
 
-def _kept(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """`decode`, which maps positions [B] to uint8 [B, C, H, W], called once an image: what it returned is kept."""
+def _decode_once(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """Return a function like `decode` that decodes each image once and keeps it in memory.
+
+    Args:
+        decode: (positions [B]) -> images, uint8 [B, C, H, W].
+        count: The number of images.
+        shape: (C, H, W).
+    """
     pixels, known = torch.empty(count, *shape, dtype=torch.uint8), torch.zeros(count, dtype=torch.bool)
 
     def read(positions: Tensor) -> Tensor:
@@ -143,7 +162,12 @@ def _kept(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...]
 
 @dataclass(frozen=True)
 class DataFree(Data):
-    """No images: the teacher's `shape` (C, *spatial) and its `classes`, drawn uniformly (0: unconditional)."""
+    """No images. Labels are drawn uniformly.
+
+    Attributes:
+        shape: (C, *spatial) of the teacher's samples.
+        classes: The number of the teacher's classes. 0 for no labels.
+    """
 
     shape: tuple[int, ...]
     classes: int = 0
@@ -159,7 +183,11 @@ class DataFree(Data):
 
 @dataclass(frozen=True)
 class GivenData(Data):
-    """A data set that the caller gave as a Python object; a recipe cannot hold it."""
+    """A data set that the caller gave as a Python object, which a recipe cannot hold.
+
+    Attributes:
+        title: The name of the data set.
+    """
 
     title: str = "object"
 

@@ -8,7 +8,7 @@ import torch
 
 from distill.conditions import Condition
 from distill.random import Random
-from trainers.data.batches import inputs, preview
+from trainers.data.batches import inputs, preview_conditions
 from trainers.engine.session import Session
 from trainers.engine.sharding import is_sharded
 from trainers.hooks.hook import Hook
@@ -58,4 +58,4 @@ def preview_inputs(session: Session) -> tuple[torch.Tensor, Condition]:
     columns, rows = layout(session)
     index = torch.arange(columns * rows, device=session.accelerator.device)
     noise, _ = inputs(session.dataset, Random.at(session.run.seed, index).stream("preview"))
-    return noise, preview(session.dataset, index % columns)
+    return noise, preview_conditions(session.dataset, index % columns)

@@ -25,7 +25,7 @@ from distill.prediction import Kind
 from distill.rewards import REWARDS, Reward
 from distill.times import TIMES, LogNormal, Times
 from trainers.data import DATA, Data, Digits
-from trainers.data.cache import HOME
+from trainers.data.cache import DEFAULT_CACHE
 from trainers.recipe.strict_yaml import register_choices
 
 register_choices(Objective, OBJECTIVES)
@@ -248,7 +248,7 @@ class Run(Experiment):
     teacher: LocalPath
     objective: Objective
     negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: its pipeline's own
-    cache: str = HOME  # of embeddings of prompts and latents of images; runs share it
+    cache: str = DEFAULT_CACHE  # of embeddings of prompts and latents of images; runs share it
     pairs: OdePairs | None = None
     entry: GeneratorInput = GeneratorInput()
     # a run folder, or its best/, whose averaged generator this one begins as; null: the teacher

@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.conditions import Condition
 from distill.errors import UserError
 from distill.random import Random
-from trainers.data.batches import labels_in_turn, preview, unit_noise
+from trainers.data.batches import labels_in_turn, preview_conditions, unit_noise
 from trainers.io.images import to_images
 from trainers.runs.trained_model import TrainedModel
 
@@ -40,7 +40,7 @@ def draw(
         if embedded is not None:
             cond = embedded.rows(index.cpu() % len(prompts))
         elif network.text_encoder is not None:
-            cond = preview(trained.dataset, index)
+            cond = preview_conditions(trained.dataset, index)
         else:
             cond = labels_in_turn(network.classes, index if label is None else torch.full_like(index, label))
         samples.append(sampler(noise, cond))

@@ -22,7 +22,7 @@ from distill.teachers import DESCRIPTION as TEACHER
 from distill.teachers import load_denoiser
 from trainers.data import Data, DataFree, Dataset
 from trainers.data.batches import inputs
-from trainers.data.cache import HOME
+from trainers.data.cache import DEFAULT_CACHE
 from trainers.data.encode import DatasetEncoder
 from trainers.data.pairs import DESCRIPTION, columns_of, read_description
 from trainers.io.atomic import atomic_file, sha256
@@ -54,7 +54,7 @@ def make_pairs(
     settings: PairSettings,
     batch: int,
     device: torch.device,
-    cache: str = HOME,
+    cache: str = DEFAULT_CACHE,
 ) -> Iterator[int]:
     """Write to `folder` what the teacher makes of `count` noises, with conditions by their frequency in `dataset`,
     `batch` at once; yields how many pairs there are.
