@@ -26,7 +26,7 @@ from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file, recover, remove_staging_files
 from trainers.io.console import plain
-from trainers.io.lock import LOCK, take
+from trainers.io.lock import LOCK, take_lock
 from trainers.recipe.changes import accepted_changes
 from trainers.recipe.load import RUN_FILE
 from trainers.recipe.run import Run, TeacherRun
@@ -87,7 +87,7 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         UserError: Another process has it.
     """
     lock = FileLock(folder / LOCK, blocking=False)
-    on_main_process(accelerator, partial(take, lock))
+    on_main_process(accelerator, partial(take_lock, lock))
     try:
         yield
     finally:

@@ -1,1 +1,1 @@
-"""Files that are written whole, logs, locks, the console and images."""
+"""Atomic files and folders, logs, locks, the console and pictures."""

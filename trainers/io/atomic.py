@@ -1,4 +1,8 @@
-"""Files and folders that must be whole."""
+"""Files and folders that are written atomically.
+
+They are written under another name and renamed into place. A reader, and a process that was killed, therefore leave the
+old content or the new, and never half of it.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,14 @@ from pathlib import Path
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file, read in blocks."""
+    """Return the SHA-256 of a file."""
     with file.open("rb", buffering=0) as stream:
+        # Unbuffered, since `file_digest` has a buffer of its own and reads the file in blocks.
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -27,7 +32,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, which then takes the place of `folder` as a whole."""
+    """Yield an empty staging folder to write into, and put it in the place of `folder` at the end.
+
+    An exception removes the staging folder and leaves `folder` as it was.
+    """
     recover(folder)
     staging, old = _beside(folder)
     staging.mkdir(parents=True)
@@ -36,6 +44,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    # No system call replaces a folder that is not empty. A kill between the two renames is what `recover` is for.
     if folder.exists():
         os.rename(folder, old)
     os.rename(staging, folder)
@@ -43,7 +52,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def recover(folder: Path) -> None:
-    """End what a kill left of `atomic_folder`: the old folder where there is no new one yet, and nothing beside it."""
+    """Clean up after a process that died inside `atomic_folder`.
+
+    Put the old folder back if the new one is not in place, and delete both staging folders.
+    """
     staging, old = _beside(folder)
     if old.exists() and not folder.exists():
         os.rename(old, folder)
@@ -52,24 +64,28 @@ def recover(folder: Path) -> None:
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
+    """Return the names for the new and the old folder while they are exchanged; both are hidden."""
     return folder.with_name(f".{folder.name}-staging"), folder.with_name(f".{folder.name}-old")
 
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """A file to write, which then takes the place of `file` as a whole."""
+    """Yield a staging file to write, and put it in the place of `file` at the end.
+
+    An exception removes the staging file and leaves `file` as it was.
+    """
     staging = file.with_name(f".{file.name}.staging")
     try:
         yield staging
-        sync(staging)
+        sync(staging)  # before the rename, so that a power cut cannot leave an empty file under the final name
         os.replace(staging, file)
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
-    sync(file.parent)
+    sync(file.parent)  # the rename itself is on the disk only after the folder is
 
 
 def remove_staging_files(folder: Path) -> None:
-    """Remove the files that a kill left of `atomic_file` in `folder`."""
+    """Remove the staging files that a process that died inside `atomic_file` left in `folder`."""
     for leftover in folder.glob(".*.staging"):
         leftover.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What people read."""
+"""Consoles that print plain lines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from rich.console import Console
 
 
 def plain(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that prints text as it is: no markup, nothing coloured by guess, no path broken over lines."""
+    """Return a console that prints text as it is, without markup, guessed colours or line breaks inside paths.
+
+    Args:
+        stderr: Whether it prints to stderr.
+        quiet: Whether it prints nothing, as on all ranks but the first.
+    """
     return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def tolerate_disk_errors(what: str) -> Iterator[None]:
-    """What the disk does wrong within it costs the run `what`, and a line, not more."""
+    """Print an OSError inside the context in one line, and let training go on.
+
+    Args:
+        what: The beginning of the line, such as "the samples at 1,000 images are".
+    """
     try:
         yield
     except OSError as error:

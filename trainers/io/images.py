@@ -1,4 +1,4 @@
-"""Images as pictures."""
+"""Samples as images, and images as pictures."""
 
 from __future__ import annotations
 
@@ -23,16 +23,23 @@ def denoiser_of(model: nn.Module) -> Denoiser:
 
 
 def has_no_decoder(model: nn.Module) -> bool:
-    """Return whether the samples of `model` are latents that nothing decodes."""
+    """Return whether the samples of `model` are latents and it has no autoencoder to decode them."""
     denoiser = denoiser_of(model)
     return bool(denoiser.latents) and denoiser.network.autoencoder is None
 
 
 def to_images(samples: Tensor, model: nn.Module) -> Tensor:
-    """Return the samples [N, C, *spatial] of `model` as images [N, 1 or 3, *spatial]: latents are decoded.
+    """Return samples as images, in [-1, 1] but for overshoots. Latents are decoded.
 
-    Of latents that nothing decodes it returns the first three channels, which look like the image. Each has 0 at its
-    mean over all samples and 1 at two standard deviations.
+    Latents that the model cannot decode become their first three channels, which look like the image. Each channel is
+    shifted and scaled over all samples, so that its mean is 0 and two standard deviations are 1.
+
+    Args:
+        samples: The samples [N, C, *spatial] of the model.
+        model: A generator or a denoiser.
+
+    Returns:
+        [N, 1 or 3, *spatial].
     """
     denoiser = denoiser_of(model)
     if has_no_decoder(model):
@@ -50,7 +57,7 @@ def free_decoder(model: nn.Module) -> None:
 
 
 def picture_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return height and width of the picture of a sample of `shape` (C, *spatial); frames lie side by side."""
+    """Return height and width of the picture of a sample of `shape` (C, *spatial), whose frames lie side by side."""
     return shape[-2] if len(shape) > 2 else 1, shape[-1] * math.prod(shape[1:-2])
 
 
@@ -69,11 +76,15 @@ def flat_pictures(images: Tensor) -> Tensor:
 
 
 def grid(images: Tensor, columns: int, least: int = 64, border: int = 1) -> Image:
-    """Return `images` [N, C, *spatial] in [-1, 1] as one picture, row by row.
+    """Return images as one picture, row by row.
 
-    Each image is enlarged to at least `least` pixels and framed by `border` white ones.
+    Values become 8 bits as in the evaluation of EDM and SiD: 127.5 x + 128, truncated.
 
-    Values become 8 bits as in EDM's and SiD's evaluation: 127.5 x + 128, truncated.
+    Args:
+        images: [N, C, *spatial] in [-1, 1], of 1 or 3 channels.
+        columns: The number of images in a row.
+        least: The least height of an image in pixels. A smaller image is enlarged by a whole factor.
+        border: The white pixels around each image.
     """
     from PIL.Image import fromarray
 

@@ -1,4 +1,4 @@
-"""JSON Lines files of a run: one object a line, each with its `images`."""
+"""The JSON Lines files of a run: one object on each line, with its number of `images`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from trainers.io.atomic import atomic_file
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
-    """Add one line, or on a full disk none; raises OSError then."""
+    """Append one line, or nothing if the disk is full.
+
+    Raises:
+        OSError: The line could not be written. The file is as it was.
+    """
     with file.open("ab", buffering=0) as stream:
         size, line = stream.seek(0, os.SEEK_END), (json.dumps(record) + "\n").encode()
         try:
-            if stream.write(line) < len(line):
+            if stream.write(line) < len(line):  # a full disk may take the first half of a line without an error
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         except OSError:
             os.truncate(file, size)
@@ -24,7 +28,7 @@ def append(file: Path, record: dict[str, Any]) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Every whole line; a last line that was cut off by a kill is dropped."""
+    """Return the objects in a file, or none if there is no file. A line that a kill cut short is skipped."""
     records = []
     if file.is_file():
         for line in file.read_text().splitlines():
@@ -36,7 +40,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def rewind(file: Path, images: int) -> None:
-    """Drop the lines after `images`: a resumed run writes them again."""
+    """Remove the lines after `images`, which a resumed run writes again."""
     if file.is_file():
         kept = [json.dumps(record) + "\n" for record in read(file) if record["images"] <= images]
         with atomic_file(file) as staging:

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""The lock of a run folder, in which one run trains at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from distill.errors import UserError
 LOCK = ".lock"
 
 
-def take(lock: FileLock) -> None:
-    """Take the lock of a run folder; raises UserError when another process has it."""
+def take_lock(lock: FileLock) -> None:
+    """Create the run folder if needed, and lock it until release or process exit, even by SIGKILL.
+
+    Raises:
+        UserError: Another process has the lock.
+    """
     file = Path(lock.lock_file)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -22,4 +26,5 @@ def take(lock: FileLock) -> None:
     except Timeout:
         owner = file.read_text().strip() or "another process"
         raise UserError(f"'{file.parent}' is in use by {owner}; end that run, or take another folder") from None
+    # For the message above in another process. Which process has the lock, the system knows.
     file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
