@@ -1,4 +1,4 @@
-"""Hooks: what happens beside training, each every so many images. They never change what is trained."""
+"""Hooks: callables that the loop calls after certain numbers of images. A hook never changes what is trained."""
 
 from trainers.hooks.checkpoint import Checkpoints
 from trainers.hooks.evaluate import Evaluate

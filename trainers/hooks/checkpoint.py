@@ -1,4 +1,4 @@
-"""Save checkpoints."""
+"""The hook that saves checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainers.hooks.hook import Hook
 
 
 class Checkpoints(Hook):
-    """checkpoints/IMAGES/ in the run folder, written beside training."""
+    """Saves the state to checkpoints/IMAGES/ in the run folder, on a thread beside training."""
 
     def __init__(self, saver: Saver, every: int) -> None:
         self.saver, self.every = saver, every

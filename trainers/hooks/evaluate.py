@@ -1,4 +1,4 @@
-"""Evaluate while training, and keep the best."""
+"""The hook that evaluates the average while it trains, and keeps the best weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from trainers.recipe.run import Evaluation
 
 
 class Evaluate(Hook):
-    """One line a time in metrics.jsonl; best/ holds the averaged weights of the smallest distance so far."""
+    """Evaluates the averaged network.
+
+    Each evaluation writes a line of metrics.jsonl. best/ holds the averaged weights with the
+    smallest Frechet distance so far.
+    """
 
     def __init__(self, folder: Path, settings: Evaluation) -> None:
         self.folder, self.settings, self.every = folder, settings, settings.every
@@ -32,10 +36,10 @@ class Evaluate(Hook):
         if self.protocol is None:
             self.protocol = fit_protocol(session.source, self.settings)
         samples, seed, shape = self.settings.samples, session.run.seed, session.source.shape
-        viewer = make_image_sampler(session.sampler, session.model)
-        report = evaluate(viewer, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
+        sampler = make_image_sampler(session.sampler, session.model)
+        report = evaluate(sampler, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
         free_decoder(session.model)
-        weights = gathered_average(session)
+        weights = gathered_average(session)  # collective, hence on all ranks although the main process alone writes
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}
             session.accelerator.log(
@@ -45,6 +49,7 @@ class Evaluate(Hook):
                 self._write(session, weights, record)
 
     def _write(self, session: Session, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Write the line of an evaluation, and best/ if the distance is the smallest so far."""
         append(self.folder / "metrics.jsonl", record)
         best = self.folder / "best" / "metrics.json"
         if not best.is_file() or record["frechet"] < json.loads(best.read_text())["frechet"]:

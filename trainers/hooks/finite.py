@@ -1,4 +1,4 @@
-"""End a run whose updates are no longer finite."""
+"""The hook that ends a run whose updates are no longer finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NotFinite(UserError):
 
 
 class FiniteCheck(Hook):
-    """Raises NotFinite when the updates of a player were not finite `max_skipped` times in a row."""
+    """Raises NotFinite after `max_skipped` non-finite updates of a player in a row."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -28,7 +28,7 @@ class FiniteCheck(Hook):
         failed = [name for name, longest in counts.items() if longest >= session.run.max_skipped]
         for player in session.state.players.values():
             if failed:
-                player.streak.zero_()  # a resume after the cause was removed counts anew
-            player.longest.copy_(player.streak)
+                player.streak.zero_()  # a resume begins to count anew, since the user has changed something
+            player.longest.copy_(player.streak)  # a row that is still going on counts into the next check
         if failed:
             raise NotFinite(failed[0], counts[failed[0]], session.state.images)

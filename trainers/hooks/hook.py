@@ -1,4 +1,4 @@
-"""The contract of a hook."""
+"""The base class of hooks, and the functions that call them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from trainers.engine.stopping import Stopped
 
 
 class Hook(ABC):
-    """Something that happens beside training, on every rank, every so many images and at the end of the run.
+    """A callable that the loop calls on every rank, after certain numbers of images and at the end of the run.
 
-    A hook of one's own sets `every` and defines `__call__`; `trainers.train(..., hooks=[MyHook()])` calls it. It may
-    read the session and write files, and must not change `session.state`. Where it writes, it asks
-    `session.accelerator.is_main_process` first. It may end the run by raising UserError.
+    To write your own hook, set `every` and define `__call__`, and pass it as `trainers.train(..., hooks=[MyHook()])`. A
+    hook may read the session and write files. It must not change `session.state`. It should write on the main process
+    alone (`session.accelerator.is_main_process`). A UserError that a hook raises on every rank ends the run.
 
     Attributes:
-        every: Images between two calls; 0 for never.
+        every: The number of images between two calls. At 0 the hook is never called.
     """
 
     every: int
 
     def due(self, before: int, now: int, total: int) -> bool:
-        """Return whether the update from `before` to `now` images of `total` calls the hook."""
+        """Return whether the hook is due after an update from `before` to `now` images, in a run of `total` images."""
         return self.every > 0 and (now // self.every > before // self.every or now >= total)
 
     @abstractmethod
     def __call__(self, session: Session) -> None:
-        """Do it, after the update that made it due."""
+        """Run the hook, after the update that made it due."""
 
 
 def call_due(session: Session, hooks: Sequence[Hook], before: int) -> None:
@@ -38,7 +38,11 @@ def call_due(session: Session, hooks: Sequence[Hook], before: int) -> None:
 
 
 def call_in_turn(session: Session, hooks: Sequence[Hook]) -> None:
-    """Call hooks one after the other; note in the state which hooks a stop came before, for the resume."""
+    """Call hooks one after the other.
+
+    If a hook raises Stopped, the names of this hook and of those after it are noted in the state. A resume calls these
+    hooks before it trains on.
+    """
     for index, hook in enumerate(hooks):
         try:
             hook(session)

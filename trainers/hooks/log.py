@@ -1,4 +1,4 @@
-"""The log: log.jsonl always, trackers on request, a progress bar where there is a terminal."""
+"""The hook that logs to log.jsonl, to the trackers of the recipe, and to the terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from trainers.io.jsonl import append
 
 
 class Log(Hook):
-    """Means since the last log point over all ranks; the only reading of the device by the host.
+    """Logs the means over all ranks since the last log point.
 
-    Everything but `time` in a line of log.jsonl is a function of the run.
+    Between log points the host reads nothing from the device. All but the key `time` of a line of log.jsonl is
+    determined by the recipe.
+
+    Args:
+        folder: The run folder.
+        every: The number of images between two log points.
+        console: Where progress is shown.
     """
 
     def __init__(self, folder: Path, every: int, console: Console) -> None:
@@ -34,7 +40,7 @@ class Log(Hook):
         self.task = self.progress.add_task(folder.name, total=None, status="")
 
     def start(self, session: Session) -> None:
-        """Start the clock and the bar."""
+        """Start the clock and the progress bar."""
         self.clock = (time.perf_counter(), session.state.images)
         if session.accelerator.is_main_process:
             self.progress.update(self.task, total=session.run.images, completed=session.state.images)
@@ -42,7 +48,7 @@ class Log(Hook):
 
     def __call__(self, session: Session) -> None:
         images = session.state.images
-        means = with_ratios(session.state.meter.read(session.accelerator))
+        means = with_ratios(session.state.meter.read(session.accelerator))  # collective
         assert self.clock is not None
         seconds, done = time.perf_counter() - self.clock[0], images - self.clock[1]
         self.clock = (time.perf_counter(), images)
@@ -57,28 +63,30 @@ class Log(Hook):
             self._show(session, means, speed)
 
     def _show(self, session: Session, means: dict[str, float], speed: float) -> None:
+        """Show losses and speed (images per second), in the progress bar or in a line."""
         shown = {
             name: mean for name, mean in means.items() if not name.startswith("health/") and "grad_norm" not in name
         }
         losses = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self.progress.disable:
-            left = (session.run.images - session.state.images) / max(speed, 1e-9)
+            seconds = (session.run.images - session.state.images) / max(speed, 1e-9)
             self.console.print(
                 f"{session.run.name}: {session.state.images:,} of {session.run.images:,} images, {speed:.0f} images/s,"
-                f" {losses}, {left:.0f} s left"
+                f" {losses}, {seconds:.0f} s left"
             )
         else:
             self.progress.update(self.task, completed=session.state.images, status=f"{speed:.0f} images/s  {losses}")
 
     def stop(self) -> None:
-        """Take the bar down."""
+        """Remove the progress bar."""
         self.progress.stop()
 
 
 def with_ratios(means: dict[str, float]) -> dict[str, float]:
-    """`means` and, overall and by bin, the fake's denoising error relative to the teacher's on the same samples.
+    """Return `means` with the ratios of the fake's denoising error to the teacher's, on the same samples.
 
-    Below 1 the fake knows the generator's samples better than the teacher does; a rise says that it lags behind.
+    There is a ratio over all noise levels and one for each bin. Below 1 the fake knows the generator's samples better
+    than the teacher does. A rise means that the fake lags behind the generator.
     """
     fake, teacher = "health/fake_error", "health/teacher_error"
     errors = {name.removeprefix(fake): mean for name, mean in means.items() if name.startswith(fake)}

@@ -1,4 +1,4 @@
-"""Sample grids on fixed noise."""
+"""The hook that draws samples on fixed noise."""
 
 from __future__ import annotations
 
@@ -16,45 +16,47 @@ from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.images import LATENTS, denoiser_of, free_decoder, grid, has_no_decoder, picture_size, to_images
 
 COLUMNS, ROWS = 10, 6
-SIDE = 4096  # pixels of a picture at most: of large images there are fewer
+MAX_SIDE = 4096  # pixels of a picture at most: it has fewer images if they are large
 
 
 class Samples(Hook):
-    """samples/IMAGES.png: the averaged network on the same noise every time, one class or prompt a column.
+    """Draws samples of the averaged network to samples/IMAGES.png, on the same noise every time.
 
-    Latents are decoded; where nothing decodes them, IMAGES_latents.png shows some of their channels.
+    Each column has one class or prompt. Latents are decoded. Latents that cannot be decoded are drawn to
+    IMAGES_latents.png, by their first channels.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder / "samples", every
-        self.told = False
+        self._noted = False  # the note on latents is printed once
 
     def __call__(self, session: Session) -> None:
         main = session.accelerator.is_main_process
+        # A forward of sharded weights is collective: all ranks compute the samples, and the main process draws them.
         if not (main or is_sharded(session.model)):
             return
         samples = session.sampler(*preview_inputs(session))
-        if not main:  # it has lent its weights
+        if not main:
             return
         images = to_images(samples, session.model)
         free_decoder(session.model)
         mark = "_latents" if has_no_decoder(session.model) else ""
-        if mark and not self.told:
+        if mark and not self._noted:
             plain(stderr=True).print(f"samples: {LATENTS}", style="yellow")
-            self.told = True
+            self._noted = True
         with tolerate_disk_errors(f"the samples at {session.state.images:,} images are"):
             self.folder.mkdir(exist_ok=True)
             grid(images, layout(session)[0]).save(self.folder / f"{session.state.images:012d}{mark}.png")
 
 
 def layout(session: Session) -> tuple[int, int]:
-    """Columns and rows of the picture."""
+    """Return the numbers of columns and rows of the picture."""
     height, width = picture_size(denoiser_of(session.model).image_shape or session.dataset.shape)
-    return max(1, min(COLUMNS, SIDE // width)), max(1, min(ROWS, SIDE // height))
+    return max(1, min(COLUMNS, MAX_SIDE // width)), max(1, min(ROWS, MAX_SIDE // height))
 
 
 def preview_inputs(session: Session) -> tuple[torch.Tensor, Condition]:
-    """Noise [60, C, H, W] and conditions that run through the classes, or the first prompts, column by column."""
+    """Return noise [N, C, *spatial] and conditions for the picture, one class or prompt for each column."""
     columns, rows = layout(session)
     index = torch.arange(columns * rows, device=session.accelerator.device)
     noise, _ = inputs(session.dataset, Random.at(session.run.seed, index).stream("preview"))

@@ -1,4 +1,4 @@
-"""Snapshots of the power-function averages."""
+"""The hook that takes snapshots of the power-function averages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainers.recipe.run import PowerEMA
 
 
 class Snapshots(Hook):
-    """power_ema/IMAGES/ in the run folder, where the recipe has a `power_ema`."""
+    """Writes the power-function averages to power_ema/IMAGES/ in the run folder, if the recipe has a `power_ema`."""
 
     def __init__(self, folder: Path, settings: PowerEMA | None) -> None:
         self.folder, self.every = folder, settings.snapshot_every if settings else 0
 
     def __call__(self, session: Session) -> None:
-        averages = {
+        averages = {  # collective where weights are sharded
             std: gather_to_main(trained(one.module, one.frozen_names)) for std, one in session.state.power_ema.items()
         }
         if session.accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""wandb and TensorBoard through Accelerate, on request; log.jsonl is always the truth."""
+"""wandb and TensorBoard through Accelerate, if the recipe asks for them. log.jsonl has all that they show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROJECT = "distill-onestep"
 
 
 def check_trackers(run: Experiment) -> None:
-    """Raise UserError when a tracker is asked for that is not installed: Accelerate would log nothing, silently."""
+    """Raise UserError when a tracker of the recipe is not installed. Accelerate would silently log nothing."""
     for tracker in run.tracking:
         found = importlib.util.find_spec(tracker)
         if found is None or found.origin is None:  # a folder of this name in the working directory is no package
@@ -27,7 +27,16 @@ def check_trackers(run: Experiment) -> None:
 
 
 def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, console: Console) -> None:
-    """Start the trackers the run asks for; wandb continues its run on resume and works offline without a login."""
+    """Start the trackers of a run on the main process.
+
+    A resumed run continues its wandb run. Without a login, and without a connection, wandb records offline.
+
+    Args:
+        run: The recipe, which names the trackers.
+        folder: The run folder, which keeps the id of the wandb run.
+        accelerator: Starts the trackers.
+        console: Where it is said that wandb records offline.
+    """
     if not run.tracking or not accelerator.is_main_process:
         return
     settings: dict[str, Any] = {}
@@ -38,7 +47,7 @@ def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, cons
             console.print("wandb: no login found, recording offline; `wandb sync` uploads it later", style="yellow")
     try:
         accelerator.init_trackers(PROJECT, _flat(dump(run)), settings)
-    except Exception as error:  # wandb's own kinds, which exist only where wandb is installed
+    except Exception as error:  # wandb raises kinds of its own, which cannot be named where it is not installed
         if settings.get("wandb", {}).get("mode") == "offline" or "wandb" not in run.tracking:
             raise
         console.print(f"wandb: recording offline, since it cannot be reached: {' '.join(str(error).split())}")
@@ -47,14 +56,15 @@ def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, cons
 
 
 def _wandb_login() -> bool:
+    """Return whether wandb needs no login, or finds one."""
     import wandb
 
-    # wandb reads its own environment: a mode that is chosen there stands.
+    # wandb reads its environment by itself. A mode that the user has set there stays as it is.
     return wandb.setup().settings.mode != "online" or bool(wandb.api.api_key)
 
 
 def _wandb_id(folder: Path) -> str:
-    """The id of the run folder's wandb run, made once: a resume continues the same curves."""
+    """Return the id of the wandb run of a run folder. It is made once, so that a resume continues the same curves."""
     file = folder / "wandb.json"
     if not file.is_file():
         file.write_text(json.dumps({"id": uuid.uuid4().hex[:8]}) + "\n")
@@ -62,7 +72,7 @@ def _wandb_id(folder: Path) -> str:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones, lists as text: TensorBoard takes nothing else."""
+    """Return nested keys as dotted ones, and lists as text, since TensorBoard takes nothing else."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
