@@ -62,7 +62,7 @@ class SaveError(OSError):
 
 
 class Saver:
-    """Saves the checkpoints of a session, one at a time, and removes old ones. Every method is collective.
+    """The writer of a session's checkpoints, which also removes old ones. Every method is collective.
 
     Making a saver removes the staging folders of a process that was killed.
 

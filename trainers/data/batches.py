@@ -30,7 +30,7 @@ class BatchSizes:
 
 
 class Batches:
-    """Draws the micro-batches of this rank.
+    """The micro-batches of this rank.
 
     The stream and the global index of a sample determine its random numbers, whatever the number of processes and
     micro-batches, and whatever ran before. Positions are computed on the host, so that no batch waits for the device.

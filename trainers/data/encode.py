@@ -29,7 +29,7 @@ FIRST = torch.zeros(1, dtype=torch.int64)
 
 @dataclasses.dataclass(frozen=True)
 class DatasetEncoder:
-    """Encodes a data set for a teacher, through the cache.
+    """The encoders of a data set and their cache.
 
     Attributes:
         cache: The folder of the cache.

@@ -8,7 +8,7 @@ from trainers.hooks.hook import Hook
 
 
 class Checkpoints(Hook):
-    """Saves the state to checkpoints/IMAGES/ in the run folder, on a thread beside training."""
+    """A hook that saves the state to checkpoints/IMAGES/ in the run folder, on a thread beside training."""
 
     def __init__(self, saver: Saver, every: int) -> None:
         self.saver, self.every = saver, every

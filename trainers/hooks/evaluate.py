@@ -22,10 +22,10 @@ from trainers.recipe.run import Evaluation
 
 
 class Evaluate(Hook):
-    """Evaluates the averaged network.
+    """A hook that evaluates the averaged network.
 
-    Each evaluation writes a line of metrics.jsonl. best/ holds the averaged weights with the
-    smallest Frechet distance so far.
+    Each evaluation writes a line of metrics.jsonl. best/ holds the averaged weights with the smallest Frechet distance
+    so far.
     """
 
     def __init__(self, folder: Path, settings: Evaluation) -> None:

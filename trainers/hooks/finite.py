@@ -18,7 +18,7 @@ class NotFinite(UserError):
 
 
 class FiniteCheck(Hook):
-    """Raises NotFinite after `max_skipped` non-finite updates of a player in a row."""
+    """A hook that raises NotFinite after `max_skipped` non-finite updates of a player in a row."""
 
     def __init__(self, every: int) -> None:
         self.every = every

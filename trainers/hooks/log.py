@@ -15,7 +15,7 @@ from trainers.io.jsonl import append
 
 
 class Log(Hook):
-    """Logs the means over all ranks since the last log point.
+    """A hook that logs the means over all ranks since the last log point.
 
     Between log points the host reads nothing from the device. All but the key `time` of a line of log.jsonl is
     determined by the recipe.

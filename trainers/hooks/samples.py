@@ -20,7 +20,7 @@ MAX_SIDE = 4096  # pixels of a picture at most: it has fewer images if they are 
 
 
 class Samples(Hook):
-    """Draws samples of the averaged network to samples/IMAGES.png, on the same noise every time.
+    """A hook that draws samples of the averaged network to samples/IMAGES.png, on the same noise every time.
 
     Each column has one class or prompt. Latents are decoded. Latents that cannot be decoded are drawn to
     IMAGES_latents.png, by their first channels.

@@ -14,7 +14,7 @@ from trainers.recipe.run import PowerEMA
 
 
 class Snapshots(Hook):
-    """Writes the power-function averages to power_ema/IMAGES/ in the run folder, if the recipe has a `power_ema`."""
+    """A hook that writes the averages of `power_ema` in the recipe to power_ema/IMAGES/ in the run folder."""
 
     def __init__(self, folder: Path, settings: PowerEMA | None) -> None:
         self.folder, self.every = folder, settings.snapshot_every if settings else 0

@@ -64,8 +64,8 @@ def picture_size(shape: tuple[int, ...]) -> tuple[int, int]:
 def flat_pictures(images: Tensor) -> Tensor:
     """Return images [N, C, *spatial] as pictures [N, 1 or 3, H, W].
 
-    Frames lie side by side, and a single spatial dimension is one row. Of more channels than a picture has it returns
-    the first three, and of two the first.
+    Frames lie side by side, and a single spatial dimension becomes one row. A picture has the first three channels of
+    an image, or the first one if the image has fewer than three.
     """
     images = images[:, : 3 if images.shape[1] >= 3 else 1]
     if images.ndim == 3:
@@ -81,7 +81,7 @@ def grid(images: Tensor, columns: int, least: int = 64, border: int = 1) -> Imag
     Values become 8 bits as in the evaluation of EDM and SiD: 127.5 x + 128, truncated.
 
     Args:
-        images: [N, C, *spatial] in [-1, 1], of 1 or 3 channels.
+        images: [N, C, *spatial] in [-1, 1].
         columns: The number of images in a row.
         least: The least height of an image in pixels. A smaller image is enlarged by a whole factor.
         border: The white pixels around each image.
