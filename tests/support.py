@@ -84,7 +84,7 @@ def trains(name: str, objective: str, teacher: Path) -> str:
     with tempfile.TemporaryDirectory() as work:
         settings = recipe(name, under(objective, teacher, Path(work)), teacher, Path(work), real=True, images=8)
         settings |= BESIDE.get(objective, {})
-        if "pairs" in OBJECTIVES[objective].needs or objective == "dmd":
+        if objective in ("dmd", "hipa"):
             settings["pairs"] = {"folder": solved(settings, Path(work))}
         session = fit(settings, Path(work) / "run")
         player = session.state.players["generator"]
