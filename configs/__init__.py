@@ -1,1 +1,1 @@
-"""Recipes: one short YAML file per experiment, shipped with the package."""
+"""The recipes that ship with the package: one short YAML file for each experiment."""
