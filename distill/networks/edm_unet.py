@@ -34,9 +34,9 @@ class Style:
 
     eps: float  # epsilon of the group norms
     skip_scale: float  # factor on the sum of the residual branch and the shortcut
-    scale_shift: bool  # the embedding scales and shifts the second norm; if False, it is added before that norm
-    project: bool  # every shortcut that resamples has a 1x1 convolution; if False, only where channels change
-    head_channels: int | None  # channels of an attention head; None is a single head
+    scale_shift: bool  # whether the embedding scales and shifts the second norm, or is added before it
+    project: bool  # whether every shortcut that resamples has a 1x1 convolution
+    head_channels: int | None  # channels of an attention head, or None for a single head
 
 
 SONG = Style(eps=1e-6, skip_scale=math.sqrt(0.5), scale_shift=False, project=True, head_channels=None)
@@ -147,6 +147,7 @@ class Block(nn.Module):
         return (x + self._attend(x)) * self.style.skip_scale if self.heads else x
 
     def _attend(self, x: Tensor) -> Tensor:
+        """Return self-attention over all positions of `x` [B, C, H, W]."""
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, channels // self.heads, 3, height * width)
         q, k, v = qkv.permute(3, 0, 1, 4, 2)
@@ -155,6 +156,7 @@ class Block(nn.Module):
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, taps: Sequence[float], resample: bool | None) -> nn.Module:
+    """Return a convolution that also resamples, up if `resample` is True and down if it is False."""
     if resample is None:
         return conv(in_channels, out_channels, kernel)
     return ResampleConv(in_channels, out_channels, kernel, taps, resample)
@@ -201,7 +203,7 @@ class _UNet(nn.Module):
         first: int,  # channels of the first convolution
         widths: Sequence[int],
         num_blocks: int,
-        attends: Callable[[int, int], bool],  # (resolution, index of the decoder block); in the encoder, num_blocks
+        attends: Callable[[int, int], bool],  # (resolution, index in the decoder, or num_blocks in the encoder)
         residual_taps: Sequence[float] = (),
     ) -> None:
         super().__init__()

@@ -79,7 +79,7 @@ def fresh_unet(settings: Mapping[str, Any], shape: tuple[int, ...], classes: int
     Args:
         settings: The config of the UNet2DModel, without the keys that follow from the data.
         shape: (C, H, W) of a sample.
-        classes: The number of class labels; 0 for an unconditional network.
+        classes: The number of class labels, or 0 for an unconditional network.
         null: Whether the label after the classes is the null condition.
 
     Raises:

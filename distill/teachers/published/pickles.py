@@ -180,12 +180,14 @@ class _Reader:
 
 
 def _key(value: Any) -> str | int:
+    """Return a key of a dict or set, which must be text or an integer."""
     if not isinstance(value, str | int):  # hashing another type may recurse without end
         raise Refused(f"{type(value).__name__} is a key")
     return value
 
 
 def _pairs(values: list[Any]) -> dict[Any, Any]:
+    """Return the dict of alternating keys and values."""
     return {_key(key): value for key, value in zip(values[::2], values[1::2], strict=True)}
 
 
