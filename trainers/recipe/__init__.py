@@ -1,1 +1,1 @@
-"""A recipe: the dataclasses that are its schema, the strict reader of YAML, the shipped recipes."""
+"""Recipes: the dataclasses that are their schema, the strict reader of YAML, and the shipped recipes."""

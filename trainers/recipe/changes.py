@@ -10,25 +10,26 @@ from trainers.recipe.load import build_experiment
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import diff, dump
 
-FREE = {"name", "images", "keep", "tracking", "evaluation", "max_skipped", "objects"}
-FREE |= {"teacher", "start", "cache", "pairs.folder", "data.path"}  # paths: the content is compared by its hash
-"""The keys that may change without changing what is trained."""
+FREE_KEYS = {"name", "images", "keep", "tracking", "evaluation", "max_skipped", "objects"}
+FREE_KEYS |= {"teacher", "start", "cache", "pairs.folder", "data.path"}  # paths, whose content is compared by its hash
+"""The keys whose change leaves the training as it was."""
 
 
 def accepted_changes(state: Mapping[str, Any], run: Run | TeacherRun, allow: Iterable[str] = ()) -> list[str]:
     """Return a line for each key that changed since the checkpoint with this `state`.
 
     Args:
-        state: state.json of the checkpoint.
+        state: The content of state.json of the checkpoint.
         run: The experiment that resumes.
-        allow: The keys whose change the user accepts though it may change what is trained.
+        allow: Further keys whose change the user accepts. Keys inside them are accepted too.
 
     Raises:
-        UserError: A key changed that may change what is trained and that is not under a key of `allow`.
+        UserError: A key changed that may change the training, and the user has not accepted it.
     """
-    before = dump(build_experiment(state["recipe"], "checkpoint"))  # with the defaults of keys that are newer than it
+    # Built and dumped, so that keys that are newer than the checkpoint get their defaults.
+    before = dump(build_experiment(state["recipe"], "checkpoint"))
     changes = {line.partition(":")[0]: line for line in diff(before, dump(run))}
-    free = FREE | set(allow)
+    free = FREE_KEYS | set(allow)
     refused = {
         key: line
         for key, line in changes.items()

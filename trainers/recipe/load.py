@@ -1,4 +1,4 @@
-"""A recipe or a run folder as a Run or TeacherRun."""
+"""Functions that turn a recipe or a run folder into a Run or a TeacherRun."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _T = TypeVar("_T")
 
 
 def load_run(folder: Path) -> Run | TeacherRun:
-    """Return the experiment whose run.yaml is in `folder`; raises UserError where there is none."""
+    """Return the experiment of a run folder.
+
+    Raises:
+        UserError: The folder has no run.yaml, or its run.yaml is wrong.
+    """
     file = folder / RUN_FILE
     if not file.is_file():
         raise UserError(f"'{folder}' is not a run folder: it has no {RUN_FILE}")
@@ -27,9 +31,15 @@ def load_run(folder: Path) -> Run | TeacherRun:
 
 
 def build_experiment(data: Mapping[str, Any], where: str) -> Run | TeacherRun:
-    """Return the experiment that the mapping `data` states; its key `trains`, or else its other keys, say which kind.
+    """Return the experiment of a mapping.
 
-    `where`, such as a file, opens every message of a UserError.
+    Args:
+        data: The keys of a recipe. Its key `trains` states the kind of experiment. Without `trains`, a mapping with an
+            objective or a teacher is a distillation.
+        where: The beginning of every error message, such as a file.
+
+    Raises:
+        UserError: A key or a value is wrong.
     """
     kind = data.get("trains", "generator" if {"objective", "teacher"} & set(data) else "teacher")
     if kind not in EXPERIMENTS:
@@ -43,13 +53,13 @@ def resolve(
     changes: Mapping[str, Any] | None = None,
     tiny: Path | None = None,
 ) -> Run | TeacherRun:
-    """Return the experiment of a recipe, the local files and folders that it names as absolute paths.
+    """Return the experiment of a recipe. The local files and folders that it names become absolute paths.
 
     Args:
         recipe: The name of a shipped recipe, a YAML file, a mapping of a recipe's keys, or an experiment.
-        overrides: Changes as text: key=value, objective.alpha=1.0.
-        changes: Changes as values, by key or dotted key; a mapping changes the keys that it names.
-        tiny: The folder of a run with the recipe's `tiny` changes; None for the recipe as it is.
+        overrides: Changes as text, such as "images=1000" or "objective.alpha=1.0".
+        changes: Changes as values, by key or dotted key. A mapping changes the keys that it names, and no others.
+        tiny: The folder for a run with the recipe's `tiny` changes. None for the recipe as it is.
 
     Raises:
         UserError: The recipe is missing, or a key or a value is wrong.
@@ -73,7 +83,7 @@ def resolve(
 
 
 def resolve_paths(run: _T) -> _T:
-    """Return an experiment, or a part of it, with every LocalPath that exists made absolute."""
+    """Return an experiment, or a part of it, in which every LocalPath that exists is absolute."""
     if not dataclasses.is_dataclass(run) or isinstance(run, type):
         return run
     hints, changes = get_type_hints(type(run), include_extras=True), {}
@@ -88,7 +98,7 @@ def resolve_paths(run: _T) -> _T:
 
 
 def _flat(key: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the dotted keys that a change sets; a mapping with a `name` sets its key as a whole."""
+    """Return the dotted keys that a change sets, with their values. A mapping with a `name` replaces all of its key."""
     if isinstance(value, Mapping) and value and "name" not in value:
         return [pair for inner, one in value.items() for pair in _flat(f"{key}.{inner}", one)]
     return [(key, value)]

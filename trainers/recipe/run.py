@@ -1,7 +1,8 @@
-"""Run and TeacherRun: the frozen dataclasses that are one experiment. Their fields are the keys of a recipe.
+"""Run and TeacherRun: the frozen dataclasses of one experiment, whose fields are the keys of a recipe.
 
-Durations, half-lives and schedules are in images (samples of the global batch), losses are per-sample sums averaged
-over the global batch, times are noise-to-signal ratios.
+The units are the same everywhere. Durations, half-lives and schedules are in images, which are samples of the global
+batch. A loss is the sum over the elements of a sample, averaged over the global batch. Times are noise-to-signal
+ratios.
 """
 
 from __future__ import annotations
@@ -51,14 +52,18 @@ def _not_negative(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How one player moves, by torch's fused implementation with float32 state; 8bit: see trainers.engine.adam8bit."""
+    """The optimizer of one player.
+
+    The names that end in 8bit are those of trainers.engine.adam8bit. The others are torch's fused optimizers, whose
+    state is in float32.
+    """
 
     name: Literal["adam", "adamw", "sgd", "adam8bit", "adamw8bit"] = "adam"
     lr: float = 1e-5
-    betas: tuple[float, float] = (0.0, 0.999)  # SiD, SIM and Diff-Instruct train without momentum
+    betas: tuple[float, float] = (0.0, 0.999)  # as in SiD, SIM and Diff-Instruct, which train without momentum
     eps: float = 1e-8
     weight_decay: float = 0.0
-    warmup: int = 0  # images over which lr rises linearly
+    warmup: int = 0  # images over which lr rises linearly from 0
     decay: Literal["none", "linear", "cosine"] = "none"  # from lr to 0 at the run's last image
 
     def __post_init__(self) -> None:
@@ -70,17 +75,17 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class PlayerSettings(Optimizer):
-    """How a copy of the teacher trains: whole, or low-rank adapters on it alone."""
+    """The training of a copy of the teacher."""
 
-    lora: Lora | None = None
+    lora: Lora | None = None  # the adapters that train in place of the weights; null: the weights train
 
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """Exponential moving average of the trained network, by half-life (SiD's rule; EDM, arXiv:2206.00364, app. F)."""
+    """The moving average of the trained network, by half-life (SiD's rule; EDM, arXiv:2206.00364, appendix F.2)."""
 
     half_life: float = 500_000  # images; 0 turns the average off
-    ramp_up: float = 0.05  # the half-life is at most this fraction of the images seen; 0: no ramp
+    ramp_up: float = 0.05  # the half-life is at most this fraction of the images seen; 0 turns the ramp off
 
     def __post_init__(self) -> None:
         _not_negative(self, "half_life", "ramp_up")
@@ -88,11 +93,13 @@ class Average:
 
 @dataclass(frozen=True, kw_only=True)
 class PowerEMA:
-    """Further averages, by power functions of relative widths `stds`: `distill ema` makes any other width of their
-    snapshots (EDM2, arXiv:2312.02696, section 3)."""
+    """Further averages, by power functions (EDM2, arXiv:2312.02696, section 3).
 
-    stds: tuple[float, ...] = (0.05, 0.10)  # EDM2's
-    snapshot_every: int  # images; EDM2's is 8,388,608 of 2,147,483,648
+    `distill ema` makes an average of any other width from their snapshots.
+    """
+
+    stds: tuple[float, ...] = (0.05, 0.10)  # the relative widths; these are EDM2's
+    snapshot_every: int  # images; EDM2 takes 8,388,608 in a run of 2,147,483,648
 
     def __post_init__(self) -> None:
         _positive(self, "snapshot_every")
@@ -104,14 +111,16 @@ class PowerEMA:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorInput:
-    """How the one-step generator asks its denoiser: the time it is conditioned on, and `scale`, the factor on its unit
-    normal input (null: pure noise of that time). The time is a noise-to-signal ratio `nsr`, or `t` on the teacher's
-    path (sigma, a step, a flow time); or a `preset` is both."""
+    """The input of the one-step generator to its denoiser: a time, and a scale of its unit normal noise.
 
-    nsr: float | None = None  # 2.5 where no time is given: SiD's sigma_init, the middle of EDM's ramp
-    t: float | None = None
-    scale: float | None = None
-    preset: str | None = None  # of distill.generator.PRESETS
+    One of `nsr`, `t` and `preset` states the time. Without any of them `nsr` is 2.5: SiD's sigma_init, which is the
+    middle of EDM's ramp.
+    """
+
+    nsr: float | None = None  # the time as a noise-to-signal ratio
+    t: float | None = None  # the time on the teacher's path: a sigma, a step, or a flow time
+    scale: float | None = None  # the factor on the noise; null: pure noise of the time
+    preset: str | None = None  # a published time and scale, by a name in distill.generator.PRESETS
 
     def __post_init__(self) -> None:
         given = [name for name in ("nsr", "t", "preset") if getattr(self, name) is not None]
@@ -126,7 +135,11 @@ class GeneratorInput:
         _positive(self, *(name for name in ("nsr", "scale") if getattr(self, name) is not None))
 
     def at(self, path: Path) -> tuple[float, float | None]:
-        """(t, scale) on `path`; raises UserError where the preset is of another kind of path."""
+        """Return (t, scale) on a path.
+
+        Raises:
+            UserError: The preset belongs to another kind of path.
+        """
         if self.preset is not None:
             kind, t, scale = PRESETS[self.preset]
             if not isinstance(path, kind):
@@ -141,12 +154,12 @@ class GeneratorInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Frechet distance and label agreement under a named protocol, each `every` images; 0: only when asked."""
+    """The measurement of Frechet distance and label agreement under a named protocol."""
 
-    every: int = 0
+    every: int = 0  # images between two evaluations of a run; 0: `distill evaluate` alone
     samples: int = 10_000
-    components: int = 48  # principal components of the real images that are the features
-    classifier: LocalPath | None = None  # folder that `distill classifier` wrote: its features and labels instead
+    components: int = 48  # the features are this many principal components of the real images
+    classifier: LocalPath | None = None  # a folder of `distill classifier`, whose features and labels replace them
 
     def __post_init__(self) -> None:
         _not_negative(self, "every")
@@ -157,10 +170,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class OdePairs:
-    """What `distill pairs` wrote to `folder`; each batch takes `fraction` as many pairs as it has samples."""
+    """The ODE pairs of a run."""
 
-    folder: LocalPath
-    fraction: float = 1.0  # DMD on Stable Diffusion took 1/2
+    folder: LocalPath  # the folder that `distill pairs` wrote
+    fraction: float = 1.0  # pairs of a batch for each of its samples; DMD on Stable Diffusion took 1/2
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -169,16 +182,17 @@ class OdePairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """Which networks' weights are shared out over the processes (FSDP2), where there are several or they are offloaded;
-    the others are whole in each (DDP)."""
+    """The networks whose weights are sharded over the processes (FSDP2). The others are replicated (DDP).
+
+    One process shards nothing, unless it offloads.
+    """
 
     generator: bool = True
     fake: bool = True
     teacher: bool = True
-    replicas: int = 1  # of every shard, as one in each machine (HSDP)
-    reshard_after_forward: bool = True  # false: a block stays gathered until its backward; more memory, less talk
-    # What is held of the teacher, or of all that is sharded, is in host memory, on one process too.
-    offload: Literal["teacher", "all"] | None = None
+    replicas: int = 1  # copies of every shard, such as one for each machine (HSDP)
+    reshard_after_forward: bool = True  # false: blocks stay gathered until their backward; more memory, fewer messages
+    offload: Literal["teacher", "all"] | None = None  # keeps the shards of these networks in host memory
 
     def __post_init__(self) -> None:
         _positive(self, "replicas")
@@ -188,27 +202,28 @@ class Sharding:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What every training run has."""
+    """The keys of every training run."""
 
     name: str
     data: Data = Digits()
-    images: int  # length of the run
-    batch_size: int  # global: over all processes and micro-batches
-    micro_batches: int = 1  # gradient accumulation
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"  # of compute; weights: float32, or float64 with it
-    gradient_checkpointing: bool = False  # blocks recompute their activations: less memory, one more forward
+    images: int  # the length of the run
+    batch_size: int  # of the global batch, over all processes and micro-batches
+    micro_batches: int = 1  # for gradient accumulation
+    # The precision of compute. Weights are in float64 for float64, and otherwise in float32.
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    gradient_checkpointing: bool = False  # blocks recompute their activations: less memory for one more forward
     seed: int = 0
     ema: Average = Average()
     power_ema: PowerEMA | None = None
     max_grad_norm: float | None = None
-    max_skipped: int = 20  # non-finite updates in a row after which the run stops
+    max_skipped: int = 20  # non-finite updates in a row that end the run
     evaluation: Evaluation = Evaluation()
     log_every: int = 10_000
     samples_every: int = 100_000
     checkpoint_every: int = 100_000
-    keep: int = 3  # newest checkpoints kept
+    keep: int = 3  # the number of newest checkpoints that stay
     tracking: tuple[Literal["wandb", "tensorboard"], ...] = ()
-    objects: tuple[str, ...] = ()  # what the caller gave as Python objects, which a resume needs again
+    objects: tuple[str, ...] = ()  # the names of Python objects that the caller gave, which a resume needs again
 
     def __post_init__(self) -> None:
         _positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
@@ -224,15 +239,15 @@ class Experiment:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of noise, images and samples."""
+        """The dtype of noise, images and samples."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def logs_after(self, images: int) -> bool:
-        """Whether the update after `images` images leads to a log point."""
+        """Return whether the update that follows `images` images leads to a log point."""
         return (images + self.batch_size) // self.log_every > images // self.log_every
 
     def check_world(self, processes: int) -> None:
-        """Raise UserError when the batch does not divide over `processes` and micro-batches."""
+        """Raise UserError when the batch cannot be divided over `processes` and micro-batches."""
         if self.batch_size % (processes * self.micro_batches):
             raise UserError(
                 f"batch_size: {self.batch_size} is not divisible by processes x micro_batches"
@@ -242,22 +257,22 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Experiment):
-    """Distil `teacher` (a folder written by `distill teacher`) into a one-step generator under `objective`."""
+    """The distillation of a teacher into a one-step generator."""
 
     trains: Literal["generator"] = "generator"
-    teacher: LocalPath
+    teacher: LocalPath  # a folder of `distill teacher` or `distill import`, or of a diffusers pipeline
     objective: Objective
-    negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: its pipeline's own
-    cache: str = DEFAULT_CACHE  # of embeddings of prompts and latents of images; runs share it
+    negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: that of its pipeline
+    cache: str = DEFAULT_CACHE  # the folder of embeddings and latents, which runs share
     pairs: OdePairs | None = None
     entry: GeneratorInput = GeneratorInput()
-    # a run folder, or its best/, whose averaged generator this one begins as; null: the teacher
-    start: LocalPath | None = None
+    start: LocalPath | None = None  # the run folder, or best/ in it, whose generator is the start; null: the teacher
     generator: PlayerSettings = PlayerSettings()
     fake: PlayerSettings = PlayerSettings()
-    fake_updates: int = 1  # per generator update
-    reuse_samples: bool = False  # the generator's update reuses the samples of the last fake update (10/11 of the cost)
-    # One denoiser's activations at a time instead of both, for one more forward; matters where gradients pass both.
+    fake_updates: int = 1  # for each update of the generator
+    reuse_samples: bool = False  # the generator's update takes the samples of the last fake update: 10/11 of the cost
+    # one_by_one holds the activations of one denoiser at a time, for one more forward. It saves memory where gradients
+    # pass both denoisers.
     backprop: Literal["joint", "one_by_one"] = "joint"
     sharding: Sharding | None = None
 
@@ -282,10 +297,12 @@ class Run(Experiment):
 
     @property
     def pairs_per_batch(self) -> int:
-        """ODE pairs in a global batch, rounded down."""
+        """The number of ODE pairs of a global batch, rounded down."""
+        # 1e-9, since a fraction such as 0.29 times 100 is a little below 29.
         return 0 if self.pairs is None else int(self.pairs.fraction * self.batch_size + 1e-9)
 
     def check_world(self, processes: int) -> None:
+        """Raise UserError when batch, pairs or shards cannot be divided over `processes`."""
         super().check_world(processes)
         if self.sharding is not None and processes % self.sharding.replicas:
             raise UserError(f"sharding.replicas: {self.sharding.replicas} must divide the {processes} processes")
@@ -299,16 +316,16 @@ class Run(Experiment):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRun(Experiment):
-    """Train a UNet2DModel teacher on `data` by denoising."""
+    """The training of a teacher, a UNet2DModel, by denoising."""
 
     trains: Literal["teacher"] = "teacher"
-    network: dict[str, Any]  # UNet2DModel's config; shape and classes come from data
+    network: dict[str, Any]  # the config of the UNet2DModel, without shape and classes, which follow from the data
     path: Path = EDM()
     prediction: Kind = "edm"
     sigma_data: float = 0.5
     times: Times = LogNormal()
     weight: Weight = "edm"
-    label_dropout: float = 0.0  # probability that a label becomes the null condition, which guidance needs
+    label_dropout: float = 0.0  # the probability that a label becomes the null condition, for guidance
     optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.99))
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
-"""Strict configuration: YAML to frozen dataclasses and back, with one clear line (UserError) for each mistake.
+"""The strict reader of YAML, which builds frozen dataclasses and raises a UserError of one line for each mistake.
 
-A dataclass is its own schema: its fields are the keys, their annotations the types, its `__post_init__` the ranges.
-A key that is left out takes its field's default; a group that is written starts from the defaults of its own class.
+A dataclass is its own schema. Its fields are the keys, their annotations are the types, and its `__post_init__` checks
+the ranges. A key that is left out takes the default of its field. A group of keys starts from the defaults of its own
+class.
 """
 
 from __future__ import annotations
@@ -27,29 +28,47 @@ from distill.errors import UserError
 _T = TypeVar("_T")
 _UNIONS = (Union, types.UnionType)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
-_CHOICES: dict[Any, Mapping[str, type]] = {}
-_NAMES: dict[type, str] = {}  # the name that dump writes for a class that a recipe names
+_CHOICES: dict[Any, Mapping[str, type]] = {}  # base class -> its choices by name
+_NAMES: dict[type, str] = {}  # class -> the name by which a recipe chooses it
 
 
 def register_choices(base: type, registry: Mapping[str, type]) -> None:
-    """Let fields annotated with `base` be named in YAML: by a key of `registry`, or as a user's 'module:Class'."""
+    """Let recipes choose the class of fields that are annotated with `base`.
+
+    Args:
+        base: The base class.
+        registry: The choices by name. Besides these a recipe may name a class of the user's own, as 'module:Class'.
+    """
     _CHOICES[base] = registry
     _NAMES.update({cls: name for name, cls in registry.items()})
 
 
 def build(cls: type[_T], data: Mapping[str, Any], where: str = "") -> _T:
-    """Return the dataclass that `data` states; `where`, such as a file, opens every message."""
+    """Build a dataclass.
+
+    Args:
+        cls: The dataclass.
+        data: Its fields by name, as plain types.
+        where: The beginning of every error message, such as a file.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
     return cast(_T, _value(cls, data, where, ""))
 
 
 def dump(instance: Any) -> dict[str, Any]:
-    """Return a dataclass as plain types, every default spelled out, so that build(type(x), dump(x)) == x."""
+    """Return a dataclass as plain types, with every default, so that build(type(x), dump(x)) == x."""
     hints = get_type_hints(type(instance))
     return {name: _plain(getattr(instance, name), hints[name]) for name in _fields(type(instance))}
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Beyond YAML 1.1, 1e-4 is a number and a key may stand only once."""
+    """Return the mapping in a YAML file. Unlike in YAML 1.1, 1e-4 is a number, and no key may stand twice.
+
+    Raises:
+        UserError: The file cannot be read, or is no such mapping.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -58,13 +77,21 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Text that load_yaml reads back exactly, which yaml.safe_dump's is not for the string '1e5'."""
+    """Return a mapping as YAML, which load_yaml reads back exactly."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with 'dotted.key=value' set in order, values in YAML; 'objective: sid' becomes {name: sid}."""
-    result: dict[str, Any] = _plain(data)  # a mapping that a YAML anchor shares becomes one for each place
+    """Return a copy of a mapping with changes.
+
+    Args:
+        data: The mapping.
+        assignments: 'dotted.key=value', with values in YAML.
+
+    Raises:
+        UserError: An assignment has another form, or no place in the mapping.
+    """
+    result: dict[str, Any] = _plain(data)  # a deep copy: a mapping that a YAML anchor shares becomes one for each place
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals or not all(key.strip() for key in dotted.split(".")):
@@ -74,7 +101,19 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
 
 
 def assign(data: dict[str, Any], dotted: str, value: Any, where: str) -> None:
-    """Set the 'dotted.key' of `data`; 'objective: sid' becomes {name: sid} where a key of it is set."""
+    """Set a dotted key of a mapping, in place.
+
+    A name where a group could stand becomes the group: to set 'objective.alpha', 'objective: sid' becomes {name: sid}.
+
+    Args:
+        data: The mapping.
+        dotted: The key.
+        value: The value.
+        where: The beginning of an error message.
+
+    Raises:
+        UserError: The key leads through a value that has no keys.
+    """
     keys, group = [key.strip() for key in dotted.split(".")], data
     for depth, key in enumerate(keys[:-1], start=1):
         inner = group.get(key)
@@ -85,7 +124,7 @@ def assign(data: dict[str, Any], dotted: str, value: Any, where: str) -> None:
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What changed, a line for each key: 'objective.alpha: 1.2 -> 1.0'."""
+    """Return a line for each key that differs between two mappings, such as 'objective.alpha: 1.2 -> 1.0'."""
     lines = []
     for key in dict.fromkeys([*old, *new]):
         was, now = [(repr(side[key]) if key in side else "(absent)") for side in (old, new)]
@@ -97,6 +136,8 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> li
 
 
 class _Loader(yaml.SafeLoader):
+    """A loader that refuses a key that stands twice."""
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         for index, (key, _) in enumerate(node.value):
@@ -106,10 +147,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the string '1e5', which _Loader would take for a number."""
+    """A dumper that quotes the string '1e5', which _Loader would read as a number."""
 
 
-for _side in (_Loader, _Dumper):  # YAML 1.1 takes 1e-4 for a string: it wants 1.0e-4
+for _side in (_Loader, _Dumper):  # in YAML 1.1 a float has a dot, and 1e-4 is a string
     _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), None)
 
 
@@ -123,34 +164,38 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _error(where: str, key: str, text: str, subject: str = "key") -> UserError:
+    """Return an error of one line about a key."""
     text = f"{subject} {key!r}{text}" if key else text.removeprefix(": ")  # the key is empty for the whole mapping
     return UserError(" ".join(f"{where}: {text}".removeprefix(": ").split()))
 
 
-def _must(hint: Any, value: Any, where: str, key: str) -> UserError:
+def _type_error(hint: Any, value: Any, where: str, key: str) -> UserError:
+    """Return an error that says what a key must be, with the nearest choice."""
     nearest = _nearest(value, _CHOICES.get(_without_none(hint), get_args(_without_none(hint))))
     return _error(where, key, f" must be {_expected(hint)}, got {reprlib.repr(value)}{nearest}")
 
 
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Return the value of a key, built and checked by its annotation."""
     inner = _without_none(hint)
     if dataclasses.is_dataclass(inner) and isinstance(value, cast(type, inner)):  # a Python caller gave the object
         return value
     if value is None and inner is not hint:
         return None
     if inner in _CHOICES:
-        return _member(inner, value, where, key)
+        return _choice(inner, value, where, key)
     if dataclasses.is_dataclass(inner):
         return _group(cast(type, inner), value, where, key)
     try:
-        return TypeAdapter(_friendly(hint)).validate_python(value)
+        return TypeAdapter(_lenient(hint)).validate_python(value)
     except ValidationError as error:
-        raise _must(hint, value, where, key) from error
+        raise _type_error(hint, value, where, key) from error
 
 
 def _group(cls: type, value: Any, where: str, key: str) -> Any:
+    """Return a dataclass, built from a mapping of its fields."""
     if not isinstance(value, Mapping):
-        raise _must(cls, value, where, key)
+        raise _type_error(cls, value, where, key)
     hints, fields, dot = get_type_hints(cls), _fields(cls), f"{key}." if key else ""
     for name in value:
         if name not in fields:
@@ -166,11 +211,12 @@ def _group(cls: type, value: Any, where: str, key: str) -> Any:
         raise _error(where, key, f": {error}") from error
 
 
-def _member(base: type, value: Any, where: str, key: str) -> Any:
+def _choice(base: type, value: Any, where: str, key: str) -> Any:
+    """Return a dataclass of a chosen class, built from its name or from a mapping with its name."""
     settings, registry = dict(value) if isinstance(value, Mapping) else {"name": value}, _CHOICES[base]
     name = settings.pop("name", value)
     if not isinstance(name, str) or (name not in registry and ":" not in name):
-        raise _must(base, name, where, key)
+        raise _type_error(base, name, where, key)
     cls = registry[name] if name in registry else _imported(name, where, key)
     own_fields = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)  # not only inherited ones
     if not own_fields or not issubclass(cls, base) or "name" in _fields(cls):
@@ -180,39 +226,41 @@ def _member(base: type, value: Any, where: str, key: str) -> Any:
 
 
 def _imported(name: str, where: str, key: str) -> Any:
+    """Import 'module:Class' or 'path/to/file.py:Class'."""
     source, _, attribute = name.rpartition(":")
     try:
         if source.endswith(".py"):
             return getattr(_file_module(str(Path(source).resolve())), attribute)
         return getattr(importlib.import_module(source), attribute)
-    except Exception as error:  # the user's code may raise anything
+    except Exception as error:  # code of the user's may raise anything
         raise _error(where, key, f": cannot import {name!r}: {type(error).__name__}: {error}") from error
 
 
 @functools.cache
 def _file_module(name: str) -> types.ModuleType:
-    """The module of a file, run once; its name is its full path, so that 'module:Class' finds it again."""
-    module = sys.modules[name] = types.ModuleType(name)  # before it runs: its dataclasses look it up
+    """Run a file once, and return it as a module. The name of the module is the full path of the file."""
+    module = sys.modules[name] = types.ModuleType(name)  # before it runs, since its dataclasses look the module up
     module.__file__ = name
     importlib.machinery.SourceFileLoader(name, name).exec_module(module)
     return module
 
 
-def _friendly(hint: Any) -> Any:
-    """`hint` for pydantic: strict, except that a number may be spelled in any way that keeps its value."""
+def _lenient(hint: Any) -> Any:
+    """Return an annotation for pydantic that is strict, but takes a number in any spelling that keeps its value."""
     if dataclasses.is_dataclass(hint):
         raise TypeError(f"{hint}: a dataclass may be annotated alone or with None, not inside other types")
     origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:  # pydantic would take True for 1
+    if origin is Literal:  # pydantic would accept True as 1
         return Annotated[hint, BeforeValidator(lambda value: value if type(value) in map(type, args) else None)]
     if args:
-        return (Union if origin in _UNIONS else origin)[tuple(map(_friendly, args))]
+        return (Union if origin in _UNIONS else origin)[tuple(map(_lenient, args))]
     if hint in (int, float):
         return Annotated[hint, Strict(), BeforeValidator(_number)]
     return Annotated[hint, Strict()] if hint in (str, bool) else hint
 
 
 def _number(value: Any) -> Any:
+    """Return a number as an integer if it is one. Raise ValueError for text that is no number, and for infinity."""
     if isinstance(value, str):
         value = int(value) if re.fullmatch(r"[-+]?[\d_]+", value) else float(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -221,6 +269,7 @@ def _number(value: Any) -> Any:
 
 
 def _plain(value: Any, hint: Any = Any) -> Any:
+    """Return a value as plain types. A chosen class gets its `name`."""
     if dataclasses.is_dataclass(value):
         name = _NAMES.get(type(value), f"{type(value).__module__}:{type(value).__qualname__}")
         return ({"name": name} if _without_none(hint) in _CHOICES else {}) | dump(value)
@@ -230,16 +279,18 @@ def _plain(value: Any, hint: Any = Any) -> Any:
 
 
 def _fields(cls: type) -> dict[str, Any]:
+    """Return the fields of a dataclass that are keys of a recipe."""
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
 def _without_none(hint: Any) -> Any:
-    """X for `X | None`; any other annotation as it is."""
+    """Return X for `X | None`, and any other annotation as it is."""
     rest = [one for one in get_args(hint) if one is not type(None)]
     return rest[0] if get_origin(hint) in _UNIONS and len(rest) == 1 else hint
 
 
 def _expected(hint: Any) -> str:
+    """Return an annotation in words."""
     origin, args = get_origin(hint), get_args(hint)
     if hint in _CHOICES:
         return f"one of {', '.join(_CHOICES[hint])} or your own 'module:Class', alone or as the key 'name'"
@@ -253,6 +304,7 @@ def _expected(hint: Any) -> str:
 
 
 def _nearest(value: object, choices: Iterable[object]) -> str:
+    """Return a hint at the choice that is spelled most like the value, or nothing if none is close."""
     spelled = {choice.lower(): choice for choice in choices if isinstance(choice, str)}
     close = difflib.get_close_matches(str(value).lower(), spelled, n=1)
     return f" (did you mean {spelled[close[0]]!r}?)" if close else ""

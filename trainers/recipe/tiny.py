@@ -1,7 +1,8 @@
-"""--tiny: a recipe's whole path in a minute, on tiny teachers of the real classes with random weights and no network.
+"""The tiny form of a recipe (`--tiny`), which runs within a minute and without a connection.
 
-The key `tiny` of a recipe says what changes for it, by dotted key; SHORT says what changes in every one. In place of a
-value that begins with `tiny:` the thing of that name is made in the folder `tiny` of the run, and its path put.
+Its teacher has the class of the real one, tiny sizes, and random weights. The key `tiny` of a recipe holds the changes
+for its tiny form, by dotted key. SHORT holds the changes for every recipe. A value that begins with `tiny:` names
+something to make: it is made in the folder `tiny` of the run, and its path becomes the value.
 """
 
 from __future__ import annotations
@@ -34,9 +35,16 @@ SHORT = {
 
 
 def shrink(recipe: dict[str, Any], changes: Any, folder: Path, where: str) -> dict[str, Any]:
-    """`recipe` with the `changes` of its key `tiny` for a run in `folder`, with what it needs made there.
+    """Return the tiny form of a recipe, and make the teacher and the data that it names.
 
-    Raises UserError, naming the file `where`, where the changes are missing or not to be made.
+    Args:
+        recipe: The keys of the recipe, which are changed in place.
+        changes: The value of its key `tiny`.
+        folder: The run folder.
+        where: The file of the recipe, for messages.
+
+    Raises:
+        UserError: The recipe has no tiny form, or a change of it is wrong.
     """
     if not isinstance(changes, dict):
         raise UserError(f"--tiny: {where} must say what to change, as in tiny: {{teacher: tiny:sd15}}, got {changes!r}")
@@ -49,7 +57,7 @@ def shrink(recipe: dict[str, Any], changes: Any, folder: Path, where: str) -> di
 
 
 def materialise(value: Any, folder: Path) -> Any:
-    """Return `value` with everything in it that begins with `tiny:` made in `folder` and replaced by its path."""
+    """Return `value` in which every string `tiny:NAME` is a path, after NAME was made in `folder`."""
     if isinstance(value, dict):
         return {key: materialise(one, folder) for key, one in value.items()}
     if not isinstance(value, str) or not value.startswith(PREFIX):
@@ -59,7 +67,7 @@ def materialise(value: Any, folder: Path) -> Any:
         raise UserError(f"--tiny: {value!r} is none of {', '.join(PREFIX + name for name in MAKERS)}")
     made = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{name}.lock"):  # of several processes one makes it
+    with FileLock(folder / f".{name}.lock"):  # one of several processes makes it, and the others wait
         if not made.exists():
             with atomic_folder(made) as staging:
                 MAKERS[name](staging)
@@ -67,7 +75,7 @@ def materialise(value: Any, folder: Path) -> Any:
 
 
 def _pictures() -> Iterator[tuple[Any, str]]:
-    """20 pictures of 16x16 pixels and captions."""
+    """Yield 20 pictures of 16x16 pixels with their captions."""
     import numpy as np
     from PIL import Image
 
@@ -78,14 +86,14 @@ def _pictures() -> Iterator[tuple[Any, str]]:
 
 
 def _labelled(folder: Path) -> None:
-    """The pictures, two in each of 10 classes."""
+    """Write the pictures, two in each of 10 classes."""
     for number, (picture, _) in enumerate(_pictures()):
         (place := folder / f"class_{number % 10}").mkdir(exist_ok=True)
         picture.save(place / f"{number:02d}.png")
 
 
 def _captioned(folder: Path) -> None:
-    """The pictures, with the column `text`."""
+    """Write the pictures, with their captions in the column `text`."""
     with (folder / "metadata.jsonl").open("w") as lines:
         for number, (picture, caption) in enumerate(_pictures()):
             picture.save(folder / f"{number:02d}.png")
@@ -103,4 +111,4 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "prompts": lambda folder: shutil.copy(_prompts(), folder),
     "aesthetic": write_aesthetic,
 }
-"""By name: fills a folder."""
+"""{name: a function that fills a folder}."""
