@@ -1,4 +1,4 @@
-"""The library's door: train, resume and load a run from Python."""
+"""The functions for programs that train, resume and load runs."""
 
 from __future__ import annotations
 
@@ -46,25 +46,28 @@ def train(
     accelerator: Accelerator | None = None,
     **overrides: Any,
 ) -> Trained:
-    """Train a run from its first image to its last, and return what it has made.
+    """Train a run from its first image to its last.
 
-    It works in a script, in a notebook, and on every rank of a program that `accelerate launch` or `torchrun` started.
-    The networks of the result are read when they are first asked for.
+    The function works in a script, in a notebook, and on every rank of a program that `accelerate launch` or `torchrun`
+    started.
 
     Args:
         recipe: The name of a shipped recipe, a YAML file, or a mapping of a recipe's keys.
-        folder: The run folder; None for `runs/NAME`.
+        folder: The run folder. None for `runs/NAME`.
         processes: The number of processes to start on this machine. Leave it at 1 in a program that a launcher started.
-        hooks: Further hooks, called beside the run's own.
+        hooks: Hooks of your own, which are called beside the run's.
         optimizer: (name of the player, its named parameters) -> its optimizer, in place of the recipe's.
-        accelerator: An Accelerator of the caller's own; None to start one.
-        **overrides: Changes to the recipe by key: `images=1000`, `generator={"lr": 1e-4}`. Objects are taken too:
-            `teacher` may be a Denoiser, `data` a Dataset, `objective` an Objective. What run.yaml cannot hold it lists
-            in `objects`, and `resume` needs it again.
+        accelerator: An Accelerator of your own. None to start one.
+        **overrides: Changes to the recipe by key: `images=1000`, `generator={"lr": 1e-4}`. A value may be an object:
+            a Denoiser for `teacher`, a Dataset for `data`, an Objective for `objective`. run.yaml lists the objects
+            that it cannot hold under the key `objects`, and `resume` needs these again.
+
+    Returns:
+        The trained model with its teacher. Their weights are read when they are first used.
 
     Raises:
-        UserError: Something in the recipe is wrong or missing, or the folder holds a run.
-        Stopped: The process was told to stop; the state is saved.
+        UserError: Something in the recipe is wrong or missing, or the folder holds a run already.
+        Stopped: The process was told to stop. The state is saved.
     """
     objects, changes = take_objects(overrides, hooks, optimizer)
     run = with_objects(resolve(recipe, changes=changes), objects)
@@ -91,28 +94,32 @@ def resume(
     accelerator: Accelerator | None = None,
     **overrides: Any,
 ) -> Trained:
-    """Continue a run from its newest valid checkpoint, and return what it has made.
+    """Continue a run from its newest valid checkpoint to its last image.
 
     Args:
         folder: The run folder.
-        processes: The number of processes to start on this machine; None for as many as before.
-        allow: The keys whose change may change what is trained.
-        recipe: The experiment as it is to go on; None for the folder's own.
-        hooks: As for `train`; they must be given again, as every object.
+        processes: The number of processes to start on this machine. None for as many as before.
+        allow: The keys whose change you accept although it may change the training.
+        recipe: The experiment to continue with. None for the run.yaml of the folder.
+        hooks: As for `train`. Hooks and other objects must be given again.
         optimizer: As for `train`.
         accelerator: As for `train`.
         **overrides: Changes to the recipe, and objects, as for `train`.
 
+    Returns:
+        The trained model with its teacher, as for `train`.
+
     Raises:
-        UserError: There is no valid checkpoint, it is that of another run, or a change would change what is trained.
-        Stopped: The process was told to stop; the state is saved.
+        UserError: There is no valid checkpoint, it belongs to another run, or a change that is not accepted may change
+            the training.
+        Stopped: The process was told to stop. The state is saved.
     """
     folder, allow = Path(folder), tuple(allow)
     objects, changes = take_objects(overrides, hooks, optimizer)
     run = resolve(recipe or load_run(folder), changes=changes)
     state = checkpoint.newest_state(folder / "checkpoints")
     if state is not None:
-        accepted_changes(state, run, allow)  # again with the checkpoint that turns out to be valid
+        accepted_changes(state, run, allow)  # early: `fit` asks again about the checkpoint that is valid
     if processes is None and accelerator is None and PartialState().num_processes == 1:
         processes = 1 if state is None else state["processes"]
     if processes is not None and processes > 1:
@@ -126,24 +133,31 @@ def resume(
 
 
 def load(folder: str | Path, which: str = "last", *, objects: Objects | None = None, **given: Any) -> Trained:
-    """Load what a run has made: an object with `.sample`, `.evaluate`, `.export`, `.generator` and `.teacher`.
+    """Load the trained model of a run.
 
     Args:
         folder: The run folder.
-        which: "last" for the newest valid checkpoint, "best" for the smallest distance, or "posthoc/NAME".
-        objects: The objects in place of names in the recipe, together.
-        **given: The same one by one: `teacher` as a Denoiser, `data` as a Dataset.
+        which: The weights: "last" for the newest valid checkpoint, "best" for the smallest Frechet distance, or
+            "posthoc/NAME" for an average that `distill ema` has made.
+        objects: The objects that replace names in the recipe.
+        **given: The same objects one by one: `teacher` as a Denoiser, `data` as a Dataset.
+
+    Returns:
+        An object with `.sample`, `.evaluate`, `.export`, `.generator` and `.teacher`.
 
     Raises:
-        UserError: There is no such run or no such average.
+        UserError: There is no such run, or it has no such weights.
     """
     return load_trained(folder, which, objects=objects or Objects(**given))
 
 
 def finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
-    """Train `run` in the folder `runs`/NAME, or what is left of it, and return that folder.
+    """Train a run, or the rest of it, and return its folder.
 
-    A run folder that is there already is continued as its own run.yaml says.
+    Args:
+        run: The recipe. If the folder exists already, its own run.yaml counts instead.
+        runs: The folder of run folders, in which the run's is NAME.
+        console: Where it is said that the run is complete already.
     """
     folder = runs / run.name
     saved = checkpoint.folders(folder / "checkpoints")
@@ -162,7 +176,7 @@ def finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
 def take_objects(
     overrides: Mapping[str, Any], hooks: Sequence[Hook], optimizer: OptimizerFactory | None
 ) -> tuple[Objects, dict[str, Any]]:
-    """Split overrides into objects that no recipe can hold and changes to the recipe."""
+    """Split overrides into objects, which no recipe can hold, and changes to the recipe."""
     changes = dict(overrides)
     teacher = changes.pop("teacher") if isinstance(changes.get("teacher"), Denoiser) else None
     data = changes.pop("data") if isinstance(changes.get("data"), Dataset) else None
@@ -174,7 +188,7 @@ def take_objects(
 
 
 def with_objects(run: Run | TeacherRun, objects: Objects) -> Run | TeacherRun:
-    """Return the run with the names of its objects, which run.yaml then lists."""
+    """Return the run with the names of its objects, so that run.yaml lists them."""
     names = list(objects.names)
     if isinstance(run, Run) and type(run.objective).__module__ == "__main__":  # no other process can import it
         names.append("objective")
@@ -199,7 +213,15 @@ def start_processes(
 ) -> None:
     """Run `distill COMMAND` in several processes on this machine, and show its output as it comes.
 
-    The command starts the processes, which need no guard in the caller's script. Objects cannot reach them.
+    A command is started, since processes that Python spawns would run the caller's script again.
+
+    Args:
+        command: train, teacher or resume.
+        run: The recipe.
+        folder: The run folder.
+        processes: The number of processes.
+        objects: The caller's objects, which must be empty: they cannot reach other processes.
+        allow: The keys whose change the user accepts.
 
     Raises:
         UserError: Objects were given, or the command failed.
@@ -222,7 +244,7 @@ def start_processes(
         with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
             last = ""
             for line in started.stdout or ():
-                print(line, end="", flush=True)  # a notebook shows what this process prints, not what its children do
+                print(line, end="", flush=True)  # a notebook shows the output of this process alone
                 last = line.strip() or last
     if started.returncode:
         raise UserError(last.removeprefix("distill: ") or f"{command}: ended with exit code {started.returncode}")

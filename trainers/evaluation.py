@@ -1,4 +1,4 @@
-"""Samples of a model under a named protocol, shared out over the ranks."""
+"""The evaluation of samples under a named protocol, divided over the ranks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,28 @@ from trainers.engine.sampler import Sampler
 from trainers.engine.stopping import STOP
 from trainers.recipe.run import Evaluation
 
-EVALUATED_AT_ONCE = 500  # samples at once, fewer of large images
-PIXELS = 2**22
-FIT_LIMIT = 60_000  # all of MNIST
+EVALUATED_AT_ONCE = 500  # samples, or fewer if they are large
+PIXELS_AT_ONCE = 2**22
+FIT_LIMIT = 60_000  # real images in a protocol: as many as MNIST has
 
 
 def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
-    """The protocol of the data set's real images (60,000 at random of more); raises UserError where there are none."""
+    """Return the protocol of a data set, with the statistics of its real images.
+
+    Of more than FIT_LIMIT images it takes that many at random, the same ones every time.
+
+    Args:
+        dataset: The data set.
+        settings: The classifier or the number of components, which determine the features.
+
+    Raises:
+        UserError: The data set has no images, or they do not go with the classifier.
+        Stopped: The process was told to stop.
+    """
     positions = torch.arange(min(dataset.count, FIT_LIMIT))
-    if dataset.count > FIT_LIMIT:  # folders of images come sorted by class
+    if dataset.count > FIT_LIMIT:  # at random, since folders of images are sorted by class
         positions = dataset.order(0, positions)
-    parts = (_polled(dataset.images(part)) for part in positions.split(EVALUATED_AT_ONCE))
+    parts = (_read_images(dataset, part) for part in positions.split(EVALUATED_AT_ONCE))
     if extractor := load_extractor(dataset, settings):
         features = torch.cat([extractor.features(part.double()) for part in parts])
         return Protocol.of(dataset.name, extractor, features)
@@ -37,8 +48,12 @@ def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
 
 
 def check_images(source: Dataset, teacher: Denoiser) -> None:
-    """Raise UserError when the teacher's samples as they are seen are no match for the images of `source`, or it has
-    none."""
+    """Raise UserError when the teacher's samples, decoded if they are latents, cannot be compared with real images.
+
+    Args:
+        source: The data set as it was opened. It must have images of the same shape.
+        teacher: The teacher.
+    """
     if (shape := teacher.image_shape) is None:
         raise UserError("evaluation: judges pixels, the teacher's samples are latents and have no decoder")
     if source.read is None:
@@ -48,7 +63,11 @@ def check_images(source: Dataset, teacher: Denoiser) -> None:
 
 
 def load_extractor(dataset: Dataset, settings: Evaluation) -> Extractor | None:
-    """The classifier that `settings` names, if any; raises UserError when it is not one of the data set's images."""
+    """Return the classifier that `settings` names as an extractor of features, or None if it names none.
+
+    Raises:
+        UserError: The classifier cannot be read, or it is for images of another shape or number of classes.
+    """
     if settings.classifier is None:
         return None
     classifier = Classifier.load(settings.classifier)
@@ -69,9 +88,19 @@ def draw_samples(
     device: torch.device,
     shape: tuple[int, ...] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Samples first ... last-1 [N, C, H, W] and their labels [N] on the CPU: the same inputs for every model.
+    """Draw samples, with the same noise and conditions for every model.
 
-    `shape` is that of a sample, where it is not the noise's.
+    Args:
+        sampler: The sampler of the model.
+        dataset: The data as the teacher takes them, for the shape of the noise and for the conditions.
+        first: The number of the first sample.
+        last: The number after that of the last sample.
+        seed: The seed of noise and conditions.
+        device: The device of the model.
+        shape: (C, *spatial) of a sample. None if it is that of the noise.
+
+    Returns:
+        Samples [N, C, *spatial] and their labels [N], both on the CPU. The labels are None without classes.
     """
     shape = shape or dataset.shape
     images, labels, chunk = [], [], _chunk(shape)
@@ -93,19 +122,30 @@ def evaluate(
     accelerator: Accelerator,
     shape: tuple[int, ...] | None = None,
 ) -> dict[str, float | int | str]:
-    """The protocol's report on `samples` samples of `shape`; collective, each rank draws as many, the last perhaps more
-    than are asked for.
+    """Evaluate a model, and return the report of the protocol. Collective.
 
-    Raises Stopped when the process is told to stop.
+    Args:
+        sampler: The sampler of the model, which returns images.
+        dataset: The data as the teacher takes them.
+        protocol: The protocol of the real images.
+        samples: The number of samples.
+        seed: The seed of noise and conditions.
+        accelerator: Ranks, device and collectives.
+        shape: (C, *spatial) of an image. None if it is that of the noise.
+
+    Raises:
+        Stopped: The process was told to stop.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     share, chunk, parts = -(-samples // world), _chunk(shape or dataset.shape), []
-    for start in range(rank * share, (rank + 1) * share, chunk):  # as many on every rank, as polls and shards need
+    # Every rank draws as many samples, so that all reach the same polls and the same forwards of sharded networks. The
+    # last ranks may draw a few too many, which are cut off below.
+    for start in range(rank * share, (rank + 1) * share, chunk):
         STOP.poll()
         parts.append(draw_samples(sampler, dataset, start, min(start + chunk, (rank + 1) * share), seed, device, shape))
     images = torch.cat([part for part, _ in parts])
-    found = [part for _, part in parts if part is not None]
-    labels = torch.cat(found) if found else None
+    label_parts = [part for _, part in parts if part is not None]
+    labels = torch.cat(label_parts) if label_parts else None
     if world > 1:
         images = accelerator.gather(images.to(device)).cpu()[:samples]
         labels = None if labels is None else accelerator.gather(labels.to(device)).cpu()[:samples]
@@ -113,9 +153,12 @@ def evaluate(
 
 
 def _chunk(shape: tuple[int, ...]) -> int:
-    return max(1, min(EVALUATED_AT_ONCE, PIXELS // math.prod(shape[1:])))
+    """Return the number of samples of this shape to draw at once."""
+    return max(1, min(EVALUATED_AT_ONCE, PIXELS_AT_ONCE // math.prod(shape[1:])))
 
 
-def _polled(images: torch.Tensor) -> torch.Tensor:
+def _read_images(dataset: Dataset, positions: torch.Tensor) -> torch.Tensor:
+    """Read real images, and poll for a stop, since a large data set takes minutes."""
+    images = dataset.images(positions)
     STOP.poll()
     return images

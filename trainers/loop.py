@@ -1,4 +1,4 @@
-"""Train a run from its first or its newest saved image to its last: resume, step, call hooks, save."""
+"""The training loop of a run: resume, step, call hooks, save."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from trainers.runs.distillation import build_distillation
 from trainers.runs.open import Opened
 from trainers.runs.teacher import build_teacher
 
-STOPPED = "stopped.json"  # there while a run that was told to stop waits to be resumed
+STOPPED = "stopped.json"  # in the run folder of a run that was told to stop, until it is resumed
 
 
 def build_session(opened: Opened, accelerator: Accelerator) -> Session:
@@ -45,17 +45,17 @@ def build_session(opened: Opened, accelerator: Accelerator) -> Session:
 
 
 def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[str] = ()) -> Session:
-    """Train a run in `folder` to its last image. Collective.
+    """Train a run to its last image. Collective.
 
     Args:
-        opened: The run. One that is not `fresh` continues from its newest valid checkpoint.
+        opened: The run. If it is not `fresh`, it continues from its newest valid checkpoint.
         folder: The run folder.
         accelerator: Ranks, device and collectives.
         allow: The keys whose change since the checkpoint the user accepts.
 
     Raises:
-        Stopped: The process was told to stop; the state is saved.
-        UserError: Another process trains in `folder`, or the checkpoint does not go with the run.
+        Stopped: The process was told to stop. The state is saved.
+        UserError: Another process trains in `folder`, or the checkpoint does not fit the run.
     """
     with locked(folder, accelerator):
         session = build_session(opened, accelerator)
@@ -67,7 +67,12 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
         hooks = [log, *hooks_of(session, folder, saver, opened.objects.hooks)]
         log.start(session)
-        with at_work(log, saver, accelerator), STOP.deferred(accelerator), saved(session, saver, folder, opened.fresh):
+        with (
+            closing_at_end(log, saver, accelerator),
+            STOP.deferred(accelerator),
+            saving_at_ends(session, saver, folder, opened.fresh),
+        ):
+            # A stop came before these hooks, at the image count of the checkpoint.
             call_in_turn(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
             while state.images < run.images:
                 STOP.poll()
@@ -79,12 +84,13 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
 
 @contextmanager
 def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the lock of a run folder, which the main process takes for all; the folder is made if needed.
+    """Hold the lock of a run folder while the context is open. Collective.
 
-    The lock is released when its process ends, be it by SIGKILL. Collective.
+    The main process creates the folder if needed and takes the lock for all ranks. The system releases the lock when
+    this process ends, even by SIGKILL.
 
     Raises:
-        UserError: Another process has it.
+        UserError: Another process has the lock.
     """
     lock = FileLock(folder / LOCK, blocking=False)
     on_main_process(accelerator, partial(take_lock, lock))
@@ -95,9 +101,15 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def hooks_of(session: Session, folder: Path, saver: Saver, more: Sequence[Hook]) -> list[Hook]:
-    """Return the hooks of a run after its log, in the order in which they are called.
+    """Return the hooks of a run without its log, in the order in which they are called.
 
-    Checkpoints come last: what they hold is the state after everything else of the same image count.
+    Checkpoints come last, so that they hold the state after all other hooks of the same image count.
+
+    Args:
+        session: The run at work.
+        folder: The run folder.
+        saver: The saver of its checkpoints.
+        more: The hooks of the caller.
     """
     run = session.run
     return [
@@ -111,26 +123,26 @@ def hooks_of(session: Session, folder: Path, saver: Saver, more: Sequence[Hook])
 
 
 @contextmanager
-def at_work(log: Log, saver: Saver, accelerator: Accelerator) -> Iterator[None]:
-    """Take down the progress bar, the save in progress and the trackers at the end."""
-    alone = False
+def closing_at_end(log: Log, saver: Saver, accelerator: Accelerator) -> Iterator[None]:
+    """Close the progress bar, the saver and the trackers when the context ends. Collective."""
+    lost = False
     try:
         yield
     except RuntimeError as error:
-        alone = is_lost_process(error)
+        lost = is_lost_process(error)
         raise
     finally:
         log.stop()
-        if not alone:  # else nobody is left to agree with on a save or an end
+        if not lost:  # both calls wait for the other ranks, and would wait forever for a lost one
             saver.close()
             accelerator.end_training()
 
 
 @contextmanager
-def saved(session: Session, saver: Saver, folder: Path, fresh: bool) -> Iterator[None]:
-    """Save the state at the beginning of a fresh run, at the end, and where training ends early."""
+def saving_at_ends(session: Session, saver: Saver, folder: Path, fresh: bool) -> Iterator[None]:
+    """Save the state at the beginning of a fresh run, at the end, and where training ends early. Collective."""
     try:
-        if fresh:  # a run can be resumed from its first moment, and cannot train where it cannot save
+        if fresh:  # so that every run can be resumed, and one that cannot save does not begin to train
             saver.save_now(session)
         else:
             saver.resumed(session.state.images)
@@ -151,14 +163,25 @@ def saved(session: Session, saver: Saver, folder: Path, fresh: bool) -> Iterator
 
 
 def resume_session(session: Session, folder: Path, console: Console, allow: Sequence[str] = ()) -> None:
-    """Load the newest valid checkpoint, which the main process alone verifies, and rewind the logs to it."""
+    """Load the newest valid checkpoint, and rewind the logs to it. Collective.
+
+    Args:
+        session: The run, built as for its start.
+        folder: The run folder.
+        console: Where skipped checkpoints and changes of the recipe are printed.
+        allow: The keys whose change since the checkpoint the user accepts.
+
+    Raises:
+        UserError: There is no valid checkpoint, or it does not fit the run.
+    """
     run = cast("Run | TeacherRun", session.run)
 
-    def verified() -> tuple[Path, list[str]]:
+    def find_checkpoint() -> tuple[Path, list[str]]:
         found, lines = checkpoint.newest(folder / "checkpoints")
         return found, [*lines, *accepted_changes(checkpoint.read_state(found), run, allow)]
 
-    found, lines = on_main_process(session.accelerator, verified)
+    # Verifying reads every file: one process does it, and all others wait for its choice.
+    found, lines = on_main_process(session.accelerator, find_checkpoint)
     for line in lines:
         console.print(line, style="yellow" if line.startswith("skipped") else "")
     try:
@@ -171,8 +194,15 @@ def resume_session(session: Session, folder: Path, console: Console, allow: Sequ
 
 
 def rewind_folder(folder: Path, images: int, unfinished: Sequence[str]) -> None:
-    """Remove what comes after `images`, and what a killed process left half written: the run makes it again."""
+    """Remove the parts of logs and snapshots after `images`, and half-written files. The run writes all of these again.
+
+    Args:
+        folder: The run folder.
+        images: The image count of the checkpoint.
+        unfinished: The hooks of this image count that the run has still to call.
+    """
     jsonl.rewind(folder / "log.jsonl", images)
+    # An unfinished evaluation comes again at `images`, where an earlier attempt may have left its line.
     jsonl.rewind(folder / "metrics.jsonl", images - (Evaluate.__name__ in unfinished))
     posthoc_ema.rewind_snapshots(folder, images)
     for name in ("best", "teacher"):
@@ -181,7 +211,7 @@ def rewind_folder(folder: Path, images: int, unfinished: Sequence[str]) -> None:
 
 
 def write_recipe(session: Session, folder: Path) -> None:
-    """Write run.yaml, where it is not there already, and remove the note of an earlier stop."""
+    """Write run.yaml, if it is missing or has changed, and remove the note of an earlier stop."""
     file = folder / RUN_FILE
     (folder / STOPPED).unlink(missing_ok=True)
     text = to_yaml(dump(session.run))
