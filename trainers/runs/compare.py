@@ -1,4 +1,4 @@
-"""Student and teacher beside the real images, under one named protocol."""
+"""The comparison of student and teacher with the real images, under one named protocol."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trainers.runs.trained_model import TrainedModel
 
 
 def compare(trained: TrainedModel, samples: int | None = None, classifier: str | Path | None = None) -> dict[str, Any]:
-    """Compare student and teacher with the real images, and write evaluation.json; see Trained.evaluate.
+    """Compare student and teacher with the real images, and write evaluation.json. Collective.
 
-    Both models get the same noise and labels.
+    Both models get the same noise and labels. Arguments and result are those of `Trained.evaluate`.
     """
     run = trained.run
     settings = run.evaluation if classifier is None else replace(run.evaluation, classifier=str(classifier))

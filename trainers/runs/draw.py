@@ -1,4 +1,4 @@
-"""Samples of what a run has made."""
+"""The sampling of a trained model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainers.data.batches import labels_in_turn, preview_conditions, unit_noise
 from trainers.io.images import to_images
 from trainers.runs.trained_model import TrainedModel
 
-SAMPLES_AT_ONCE = 20  # samples
+SAMPLES_AT_ONCE = 20
 
 
 def draw(
@@ -25,7 +25,7 @@ def draw(
     teacher: bool = False,
     prompts: Sequence[str] = (),
 ) -> Tensor:
-    """Return `count` samples as images [N, C, *spatial]; see Trained.sample."""
+    """Draw samples of a trained model. Arguments and result are those of `Trained.sample`."""
     network = trained.denoiser.network
     if label is not None and not 0 <= label < network.classes:
         allowed = f"0 to {network.classes - 1}" if network.classes else "none"
@@ -48,11 +48,11 @@ def draw(
 
 
 def embed(trained: TrainedModel, prompts: Sequence[str]) -> Condition:
-    """Return the conditions [N, ...] of N prompts; the encoder is released before anything is sampled."""
+    """Return the conditions [N, ...] of N prompts. The encoder's memory is freed before anything is sampled."""
     encoder = trained.denoiser.network.text_encoder
     if encoder is None:
         raise UserError("prompts: the teacher takes no prompts")
     encoder.device = trained.device
-    made = Condition(encoder.encode(list(prompts)))
+    cond = Condition(encoder.encode(list(prompts)))
     encoder.free()
-    return made
+    return cond

@@ -1,4 +1,4 @@
-"""The export of what a run has made, with the facts for its card."""
+"""The export of a trained generator, with the facts for its model card."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PACKAGES = ("distill-onestep", "torch", "diffusers", "accelerate")
 
 
 def export_folder(folder: Path, format: str) -> Path:
-    """Return the folder of an export in `format` where the caller names none."""
+    """Return the folder of an export for which the user names none."""
     return folder / ("export" if format == "diffusers" else f"export-{format}")
 
 
 def export_trained(
     trained: TrainedModel, out: str | Path | None = None, format: str = "diffusers", hub: str | None = None
 ) -> float:
-    """Export the generator of a run; see Trained.export."""
+    """Export the generator of a run. Arguments and result are those of `Trained.export`."""
     from distill.export import export_generator
 
     generator, run = trained.generator, cast(Run, trained.run)
@@ -40,10 +40,10 @@ def export_trained(
 
 
 def card_facts(trained: TrainedModel, run: Run) -> CardFacts:
-    """Return what the model card says about the training."""
+    """Return the facts about the training for the model card."""
     from distill.export import CardFacts
 
-    teacher = "/".join(Path(run.teacher).parts[-2:])  # a card goes to others: no path of this machine
+    teacher = "/".join(Path(run.teacher).parts[-2:])  # the card is published, and must not show paths of this machine
     recipe = dump(run) | {"teacher": teacher}
     return CardFacts(
         name=run.name,
@@ -52,14 +52,14 @@ def card_facts(trained: TrainedModel, run: Run) -> CardFacts:
         teacher_sha256=teacher_identity(run, trained.objects),
         images=trained.images,
         average=trained.average,
-        metrics=measured(trained),
+        metrics=metrics_of(trained),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         recipe=to_yaml(recipe),
     )
 
 
-def measured(trained: TrainedModel) -> dict[str, Any] | None:
-    """Return the numbers of evaluation.json, when they are those of the exported weights."""
+def metrics_of(trained: TrainedModel) -> dict[str, Any] | None:
+    """Return the numbers of evaluation.json, or None if they are not those of the exported weights."""
     file = trained.folder / "evaluation.json"
     report = json.loads(file.read_text()) if file.is_file() else None
     if report is None or (report["images"], report["average"]) != (trained.images, trained.average):

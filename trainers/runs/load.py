@@ -1,4 +1,4 @@
-"""What a run has made, loaded for use: the averaged network of a checkpoint, with its teacher."""
+"""The loading of a trained model: the averaged network of a checkpoint, with its teacher."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from trainers.runs.open import Objects
 from trainers.runs.teacher import fresh_denoiser
 from trainers.runs.trained_model import TrainedModel, Weights
 
-POSTHOC = "posthoc.json"  # beside the weights of an average that was made of snapshots
+POSTHOC = "posthoc.json"  # the description of an average that was made from snapshots, beside its weights
 
 
 class Trained(TrainedModel):
-    """What a run has made, with what one does with it: sample, evaluate, export."""
+    """The trained model of a run, which can sample, evaluate and export."""
 
     def sample(
         self,
@@ -46,19 +46,20 @@ class Trained(TrainedModel):
         seed: int = 0,
         teacher: bool = False,
     ) -> Tensor:
-        """Return samples as images [N, C, *spatial], in [-1, 1] but for overshoots.
-
-        Noise and conditions are the same for student and teacher.
+        """Draw samples. Student and teacher get the same noise and conditions.
 
         Args:
             count: The number of samples.
-            label: One class for all; None for the classes, or the recipe's prompts, in turn.
-            prompts: Prompts in place of the recipe's, in turn.
+            label: The class of all samples. None for the classes, or the recipe's prompts, in turn.
+            prompts: Prompts that replace the recipe's. They are taken in turn.
             seed: The seed of the noise.
-            teacher: Whether to sample the teacher, at 35 evaluations, instead.
+            teacher: Whether to sample the teacher, in 35 evaluations, and not the student.
+
+        Returns:
+            Images [N, C, *spatial], in [-1, 1] but for overshoots.
 
         Raises:
-            UserError: The label or the prompts do not go with the teacher, or the recipe's prompts are gone.
+            UserError: The label or the prompts do not go with the teacher, or the recipe's prompts are missing.
         """
         return draw(self, count, label, seed, teacher, prompts)
 
@@ -66,27 +67,33 @@ class Trained(TrainedModel):
         """Compare student and teacher with the real images under a named protocol, and write evaluation.json.
 
         Args:
-            samples: The samples of each model; None for the recipe's number.
-            classifier: The folder of a classifier in whose features to measure; None for the recipe's.
+            samples: The number of samples of each model. None for the recipe's.
+            classifier: The folder of the classifier whose features are measured. None for the recipe's.
 
         Returns:
-            protocol, samples, images, average, halves, student, teacher and ratio.
+            The content of evaluation.json: `protocol`, `samples` and `images`. `average` is the kind of the weights.
+            `student` and `teacher` are the numbers of the models, and `ratio` is that of their Frechet distances.
+            `halves` is the distance between two halves of the real images.
 
         Raises:
-            UserError: There are no real images, or they are not what the model makes.
+            UserError: There are no real images, or they have another shape than the model's.
         """
         return compare(self, samples, classifier)
 
     def export(self, folder: str | Path | None = None, format: str = "diffusers", hub: str | None = None) -> float:
-        """Write the averaged generator for others to load, and return its largest difference from ours.
+        """Write the averaged generator in a format that other software loads, and compare its samples with ours.
 
         Args:
-            folder: The export's folder; None for `export`, or `export-FORMAT`, in the run folder.
+            folder: The folder of the export. None for `export`, or `export-FORMAT`, in the run folder.
             format: diffusers, safetensors, lora, onnx or torch-export.
-            hub: The id of the model on the Hugging Face hub that its card names.
+            hub: The id on the Hugging Face hub under which the model card names the model.
+
+        Returns:
+            The largest difference between samples of the export and ours, relative to the largest value of ours, or to
+            1 if that is larger.
 
         Raises:
-            UserError: The run trains a teacher or has not trained, or the format has no place for the generator.
+            UserError: The run trains a teacher or has not trained, or the format cannot hold the generator.
         """
         return export_trained(self, folder, format, hub)
 
@@ -97,20 +104,20 @@ def load_trained(
     merged: bool = True,
     objects: Objects = Objects(),  # noqa: B008  (frozen)
 ) -> Trained:
-    """Load what a run has made; it needs neither the data nor their caches.
+    """Load the trained model of a run. Neither its data nor its cache are needed.
 
     Args:
         folder: The run folder.
-        which: "last" for the average of the newest valid checkpoint, "best" for that of the smallest distance, or
-            "posthoc/0.1" for an average that `distill ema` has made.
-        merged: Whether adapters are merged into their weights.
-        objects: What the caller gives as objects in place of names in the recipe.
+        which: "last" for the average of the newest valid checkpoint, "best" for that of the smallest Frechet distance,
+            or "posthoc/0.1" for an average that `distill ema` has made.
+        merged: Whether adapters are merged into the weights.
+        objects: The objects that replace names in the recipe.
 
     Raises:
         UserError: There is no such average, or it was trained from another teacher.
     """
     trained = find_trained(folder, which, merged, objects)
-    _ = trained.weights  # read now, so that a mistake is told here
+    _ = trained.weights  # read now, so that errors are raised here
     return trained
 
 
@@ -120,9 +127,9 @@ def find_trained(
     merged: bool = True,
     objects: Objects = Objects(),  # noqa: B008  (frozen)
 ) -> Trained:
-    """Return what a run has made, as `load_trained` does, but read its networks when they are first asked for.
+    """Return the trained model of a run as `load_trained` does, but read its networks when they are first used.
 
-    A process that has trained holds its networks still, and may have no use for others.
+    A process that has just trained still holds the networks in training, and may not need any others.
     """
     folder = Path(folder)
     run, device = load_run(folder), default_device()
@@ -133,8 +140,8 @@ def find_trained(
 def _read_weights(
     folder: Path, run: Run | TeacherRun, which: str, merged: bool, objects: Objects, device: torch.device
 ) -> Weights:
-    """Read the networks that a run has made; see load_trained."""
-    source, description = _source(folder, which)
+    """Read the networks of a trained run. The arguments are those of `load_trained`."""
+    source, description = _find_weights(folder, which)
     teacher: Denoiser | None = None
     model: Generator | Denoiser
     if isinstance(run, Run):
@@ -148,7 +155,7 @@ def _read_weights(
         attach_adapters(denoiser, run.generator)
         model = Generator(denoiser, *run.entry.at(denoiser.path))
     else:
-        model = fresh_denoiser(run, *_sample_form(folder, run))
+        model = fresh_denoiser(run, *_shape_and_classes(folder, run))
     frozen = frozen_names(model)
     checkpoint.load_average(source, model, frozen)
     if merged and isinstance(run, Run) and run.generator.lora is not None:
@@ -161,8 +168,8 @@ def _read_weights(
     return Weights(model, teacher, description["images"], average, frozen)
 
 
-def _source(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the averaged weights and their description."""
+def _find_weights(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the averaged weights, and their description."""
     if which == "best":
         metrics = folder / "best" / "metrics.json"
         if not metrics.is_file():
@@ -179,8 +186,11 @@ def _source(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     return found, checkpoint.read_state(found)
 
 
-def _sample_form(folder: Path, run: TeacherRun) -> tuple[tuple[int, ...], int]:
-    """Return shape and classes of a teacher run's samples, from a checkpoint; an older one leaves them to the data."""
+def _shape_and_classes(folder: Path, run: TeacherRun) -> tuple[tuple[int, ...], int]:
+    """Return the shape (C, *spatial) of a teacher's samples, and the number of its classes.
+
+    They are those of a checkpoint. Old checkpoints lack them, and then the data are opened.
+    """
     state = checkpoint.newest_state(folder / "checkpoints") or {}
     if "shape" in state:
         return tuple(state["shape"]), state["classes"]

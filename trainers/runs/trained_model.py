@@ -1,4 +1,4 @@
-"""The averaged network of a run, with its teacher and its data."""
+"""The trained model of a run, with its teacher and its data."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from trainers.runs.open import Objects, check_fit
 
 
 class Weights(NamedTuple):
-    """The networks that a run has made, on their device, frozen, in eval mode.
+    """The networks of a trained run, on their device, frozen and in eval mode.
 
     Attributes:
-        model: The averaged network: a Generator, or the Denoiser of a teacher run.
-        teacher: The teacher of a distillation; None for a teacher run.
+        model: The averaged network: a Generator, or the Denoiser of a run that trains a teacher.
+        teacher: The teacher of a distillation. None for a run that trains a teacher.
         images: The number of images that the model was trained on.
-        average: The name of the average that its weights are, in words.
-        frozen_names: The parameters of the model that did not train, which files lack.
+        average: The kind of average, in words.
+        frozen_names: The parameters of the model that did not train. Checkpoints lack them.
     """
 
     model: Generator | Denoiser
@@ -40,14 +40,14 @@ class Weights(NamedTuple):
 
 @dataclass(eq=False)
 class TrainedModel:
-    """The averaged network of a run, with its teacher. Networks and data are read when they are first asked for.
+    """The averaged network of a run, with its teacher. Networks and data are read when they are first used.
 
     Attributes:
         folder: The run folder.
         run: The recipe.
         device: The device of the networks.
-        objects: What the caller gave as objects in place of names in the recipe.
-        read: Reads the networks; raises UserError where they cannot be had.
+        objects: The objects that replace names in the recipe.
+        read: Reads the networks.
     """
 
     folder: Path
@@ -58,17 +58,17 @@ class TrainedModel:
 
     @cached_property
     def weights(self) -> Weights:
-        """The networks, which the first use reads."""
+        """The networks. The first use reads them."""
         return self.read()
 
     @property
     def model(self) -> Generator | Denoiser:
-        """The averaged network: a Generator, or the Denoiser of a teacher run."""
+        """The averaged network: a Generator, or the Denoiser of a run that trains a teacher."""
         return self.weights.model
 
     @property
     def teacher(self) -> Denoiser | None:
-        """The teacher of a distillation; None for a teacher run."""
+        """The teacher of a distillation. None for a run that trains a teacher."""
         return self.weights.teacher
 
     @property
@@ -78,12 +78,12 @@ class TrainedModel:
 
     @property
     def average(self) -> str:
-        """The name of the average that the weights of the model are, in words."""
+        """The kind of average that the model is, in words."""
         return self.weights.average
 
     @property
     def generator(self) -> Generator:
-        """The one-step generator; raises UserError for a teacher run."""
+        """The one-step generator. Raises UserError for a run that trains a teacher."""
         if not isinstance(self.model, Generator):
             why = "its teacher/ is a diffusers folder already; export takes distillations"
             raise UserError(f"'{self.folder}' trains a teacher: {why}")
@@ -91,12 +91,12 @@ class TrainedModel:
 
     @property
     def sampler(self) -> Sampler:
-        """How to sample the model: a generator in one evaluation, a teacher in 35."""
+        """The sampler of the model, which takes one evaluation of a generator and 35 of a teacher."""
         return make_sampler(self.model, self.run)
 
     @property
     def teacher_sampler(self) -> Sampler | None:
-        """How to sample the teacher, in 35 evaluations; None for a teacher run."""
+        """The sampler of the teacher, which takes 35 evaluations. None for a run that trains a teacher."""
         return None if self.teacher is None else make_sampler(self.teacher, self.run)
 
     @property
@@ -106,7 +106,7 @@ class TrainedModel:
 
     @cached_property
     def source(self) -> Dataset:
-        """The data as they are: pixels, prompts. Raises UserError when they cannot be had."""
+        """The data as they were opened: pixels, prompts. Raises UserError if they are missing."""
         source = self.objects.data or self.run.data.load()
         if isinstance(self.run, Run) and self.teacher is not None:
             check_fit(self.teacher, self.run.teacher, source)
@@ -114,7 +114,7 @@ class TrainedModel:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data in the teacher's terms, without its images: prompts as embeddings."""
+        """The data as the teacher takes them, without images: labels, or embeddings of prompts."""
         if not isinstance(self.run, Run) or self.teacher is None:
             return self.source
         encoder = DatasetEncoder(self.run.cache, self.device, self.run.negative_prompt)
