@@ -1,7 +1,5 @@
 """The checks of `distill doctor`: the machine, its disk and clock, processes, and two steps of training."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -3,8 +3,6 @@
 Commands import what they need when they are called, so that `distill --help` does not wait for torch.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """The functions for programs that train, resume and load runs."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

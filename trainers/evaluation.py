@@ -1,7 +1,5 @@
 """The evaluation of samples under a named protocol, divided over the ranks."""
 
-from __future__ import annotations
-
 import math
 
 import torch

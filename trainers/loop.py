@@ -1,7 +1,5 @@
 """The training loop of a run: resume, step, call hooks, save."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

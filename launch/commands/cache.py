@@ -1,7 +1,5 @@
 """distill cache: the embeddings and latents of a run, computed in advance."""
 
-from __future__ import annotations
-
 from launch.options import Overrides, Recipe, resolve_recipe
 
 

@@ -1,7 +1,5 @@
 """distill classifier: the classifier that evaluations measure with and rewards ask."""
 
-from __future__ import annotations
-
 from launch.options import Folder, Overrides, Recipe
 
 

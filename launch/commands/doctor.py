@@ -1,7 +1,5 @@
 """distill doctor: whether this machine can train, and the facts that a bug report needs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

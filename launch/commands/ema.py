@@ -1,7 +1,5 @@
 """distill ema: an average of another width, made of a run's snapshots."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

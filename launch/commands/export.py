@@ -1,7 +1,5 @@
 """distill export: a run's generator in a format that others load."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """distill import: a pretrained network as a teacher folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

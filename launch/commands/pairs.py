@@ -1,7 +1,5 @@
 """distill pairs: noise and what the multi-step teacher makes of it, for objectives that regress on it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

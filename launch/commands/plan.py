@@ -1,7 +1,5 @@
 """distill plan: whether a recipe fits, before any weight loads."""
 
-from __future__ import annotations
-
 import shlex
 from typing import Annotated
 

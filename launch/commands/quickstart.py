@@ -1,7 +1,5 @@
 """distill quickstart: teacher, distillation, evaluation and export of the digits, end to end."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """distill recipes: what is shipped."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any

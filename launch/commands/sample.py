@@ -1,7 +1,5 @@
 """distill sample: a picture of what a run has made."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

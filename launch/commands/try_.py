@@ -1,7 +1,5 @@
 """distill try: a recipe's whole path at a tiny size."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

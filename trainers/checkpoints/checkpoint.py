@@ -6,8 +6,6 @@ the counters and the recipe, and `manifest.json` the size and SHA-256 of each fi
 but the hash that identifies it is. Loading runs no code. trainers.checkpoints.saver writes checkpoints.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Snapshots of the power-function averages of a run, and averages of other widths that are made from them (EDM2)."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Container, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ No checkpoint is ever half there. Every rank writes its tensors into a staging f
 manifest last, and the folder is renamed into place. An error of the disk ends this save on all ranks, and not the run.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -6,8 +6,6 @@ has, as `rows: {name: [first, total]}`. Any number of processes can read the fil
 runs no code.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Container, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The micro-batches of one rank, which are a function of the stream's name and the number of images so far."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """A data set: samples in memory or decoded on demand, or conditions alone (labels, prompts)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -3,8 +3,6 @@
 A data set is encoded once. Later runs read it from the cache and load no encoder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -5,8 +5,6 @@
 of a prompt's embedding. Shards are mapped into memory, not read.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Prompts from a file, a folder, or a data set on the hub."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass

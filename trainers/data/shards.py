@@ -1,7 +1,5 @@
 """Rows of tables that lie in shards on disk. The shards are mapped into memory and not read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

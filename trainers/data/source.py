@@ -1,7 +1,5 @@
 """The base class of data sources."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from trainers.data.dataset import Dataset

@@ -1,7 +1,5 @@
 """The data sources that a recipe can name."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@ row. The rows can therefore be sharded over any number of processes and saved by
 step. In bitsandbytes and torchao a block runs on into the next row, and both libraries count the steps on the host.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ Objectives are written as if autograd passed both denoisers at once, which is th
 file gives them denoisers that record their calls, and takes the gradient through one call at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Work that one process does for all processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 

@@ -1,7 +1,5 @@
 """Moving averages of a network's parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Running means that stay on the device, so that the host waits for the device at log points alone."""
 
-from __future__ import annotations
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The set-up of a network for a run: its precision, and the recomputation of its activations."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Players (networks with their optimizers) and the state of a run. Nothing else changes during training."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Samplers of a model, in the precision of its run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

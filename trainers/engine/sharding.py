@@ -5,8 +5,6 @@ are gathered for the forward and backward of this block alone. The code calls to
 wrapper of it, which takes a single model and needs GPUs.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One training step, on one screen. Read `distillation_round` first."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext

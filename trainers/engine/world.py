@@ -1,7 +1,5 @@
 """The Accelerator of this process: ranks, device, trackers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

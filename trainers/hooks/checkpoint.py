@@ -1,7 +1,5 @@
 """The hook that saves checkpoints."""
 
-from __future__ import annotations
-
 from trainers.checkpoints.saver import Saver
 from trainers.engine.session import Session
 from trainers.hooks.hook import Hook

@@ -1,7 +1,5 @@
 """The hook that evaluates the average while it trains, and keeps the best weights."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The hook that ends a run whose updates are no longer finite."""
 
-from __future__ import annotations
-
 from distill.errors import UserError
 from trainers.engine.session import Session
 from trainers.hooks.hook import Hook

@@ -1,7 +1,5 @@
 """The base class of hooks, and the functions that call them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 

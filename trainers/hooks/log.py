@@ -1,7 +1,5 @@
 """The hook that logs to log.jsonl, to the trackers of the recipe, and to the terminal."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

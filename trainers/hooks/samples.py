@@ -1,7 +1,5 @@
 """The hook that draws samples on fixed noise."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """The hook that takes snapshots of the power-function averages."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from trainers.checkpoints.checkpoint import trained

@@ -1,7 +1,5 @@
 """wandb and TensorBoard through Accelerate, if the recipe asks for them. log.jsonl has all that they show."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import uuid

@@ -4,8 +4,6 @@ They are written under another name and renamed into place. A reader, and a proc
 old content or the new, and never half of it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Consoles that print plain lines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The JSON Lines files of a run: one object on each line, with its number of `images`."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

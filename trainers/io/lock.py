@@ -1,7 +1,5 @@
 """The lock of a run folder, in which one run trains at a time."""
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path

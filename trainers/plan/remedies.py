@@ -1,7 +1,5 @@
 """The cheapest changes of a recipe with which a run fits into memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A plan as text, and numbers of bytes in units."""
 
-from __future__ import annotations
-
 import re
 
 from distill.errors import UserError

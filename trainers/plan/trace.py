@@ -4,8 +4,6 @@ The plan comes from a trace of the trainer's own code: its players, its averages
 FSDP2. They run on fake tensors, which have shapes and no values, in one process that stands for any number of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The changes of a recipe that a resume accepts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

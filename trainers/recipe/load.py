@@ -1,7 +1,5 @@
 """Functions that turn a recipe or a run folder into a Run or a TeacherRun."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

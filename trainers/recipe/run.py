@@ -5,8 +5,6 @@ batch. A loss is the sum over the elements of a sample, averaged over the global
 ratios.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The shipped recipes, by name."""
 
-from __future__ import annotations
-
 import difflib
 from importlib.resources import files
 from pathlib import Path

@@ -5,8 +5,6 @@ the ranges. A key that is left out takes the default of its field. A group of ke
 class.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

@@ -5,8 +5,6 @@ for its tiny form, by dotted key. SHORT holds the changes for every recipe. A va
 something to make: it is made in the folder `tiny` of the run, and its path becomes the value.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Trains the classifier whose features are a protocol, or whose opinion is a reward."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

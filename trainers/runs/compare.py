@@ -1,7 +1,5 @@
 """The comparison of student and teacher with the real images, under one named protocol."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sampling of a trained model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A pretrained network as a teacher's folder: it is tried, written, read back and compared."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

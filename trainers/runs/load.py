@@ -1,7 +1,5 @@
 """The loading of a trained model: the averaged network of a checkpoint, with its teacher."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Sequence

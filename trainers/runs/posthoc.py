@@ -1,7 +1,5 @@
 """An average of another width, made of a run's snapshots."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

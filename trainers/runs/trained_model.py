@@ -1,7 +1,5 @@
 """The trained model of a run, with its teacher and its data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
