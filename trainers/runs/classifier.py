@@ -1,4 +1,4 @@
-"""Trains the classifier whose features are a protocol, or whose opinion is a reward."""
+"""The training of a classifier, whose features serve a protocol and whose logits serve a reward."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,23 +20,35 @@ from trainers.recipe.run import Optimizer
 from trainers.recipe.shipped import find_recipe
 from trainers.recipe.strict_yaml import build, load_yaml, override
 
-IMAGES_AT_ONCE = 500
+IMAGES_AT_ONCE = 500  # in the measurement of the accuracy
 
 Report = Callable[[int, float], None]
-"""(images done, accuracy on the held-out images so far)."""
+"""(images trained on so far, accuracy on the held-out images) -> None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierRun:
-    """Train a classifier of `data`'s labels; `held_out` of the data measures its accuracy and is never trained on."""
+    """The training of a classifier of labels.
+
+    Attributes:
+        trains: The kind of recipe.
+        name: The name of the run.
+        data: The labelled data.
+        images: The length of the run in images.
+        batch_size: The number of images of an update.
+        width: The number of features.
+        held_out: The share of the data that measures the accuracy and is never trained on.
+        seed: The seed of the split, of the order of the images, and of the first weights.
+        optimizer: The optimizer.
+    """
 
     trains: Literal["classifier"] = "classifier"
     name: str
     data: Data = Digits()
-    images: int  # length of the run
+    images: int
     batch_size: int = 128
-    width: int = 128  # features
-    held_out: float = 0.1  # share of the data
+    width: int = 128
+    held_out: float = 0.1
     seed: int = 0
     optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.999), decay="cosine")
 
@@ -49,22 +61,33 @@ class ClassifierRun:
 
 
 def split(run: ClassifierRun, dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """The part to train on and the part held out, by a permutation of the run's seed."""
+    """Split a data set by a permutation of the run's seed, and return the part to train on and the part held out.
+
+    Raises:
+        UserError: The data have no images or no labels, or one part would be empty.
+    """
     if dataset.labels is None or dataset.read is None:
         raise UserError(f"data: a classifier is trained on labelled images, {dataset.name} lacks images or labels")
     order = dataset.order(run.seed, torch.arange(dataset.count))
-    held = round(dataset.count * run.held_out)
-    if not 0 < held < dataset.count:
+    count = round(dataset.count * run.held_out)
+    if not 0 < count < dataset.count:
         raise UserError(f"held_out: {run.held_out} of {dataset.count} images leaves a part empty")
-    return _part(dataset, order[held:]), _part(dataset, order[:held])
+    return _part(dataset, order[count:]), _part(dataset, order[:count])
 
 
 def train_classifier(run: ClassifierRun, dataset: Dataset, accelerator: Accelerator, report: Report) -> Classifier:
-    """A classifier of `dataset`, frozen and on the CPU: a function of `run` alone on one machine.
+    """Train a classifier, and return it frozen and on the CPU. On one machine it is a function of `run` alone.
 
-    `report` is called after each epoch and at the end. Raises UserError for data without images or labels.
+    Args:
+        run: The recipe.
+        dataset: The labelled data.
+        accelerator: The device.
+        report: A function that is called after each epoch and at the end.
+
+    Raises:
+        UserError: The data have no images or no labels.
     """
-    train, held = split(run, dataset)
+    train, held_out = split(run, dataset)
     torch.manual_seed(run.seed)
     classifier = Classifier(dataset.shape, dataset.classes, run.width, dataset.name)
     player = Player("classifier", classifier, run.optimizer, accelerator)
@@ -78,12 +101,13 @@ def train_classifier(run: ClassifierRun, dataset: Dataset, accelerator: Accelera
             player.step(norm, player.learning_rate(done, run.images))
         before, done = done, done + len(index)
         if done == run.images or before // train.count < done // train.count:
-            classifier.accuracy = _accuracy(classifier, held, accelerator.device)
+            classifier.accuracy = _accuracy(classifier, held_out, accelerator.device)
             report(done, classifier.accuracy)
     return classifier.cpu()
 
 
 def _accuracy(classifier: Classifier, dataset: Dataset, device: torch.device) -> float:
+    """Return the share of images whose label the classifier predicts."""
     right = 0
     for positions in torch.arange(dataset.count).split(IMAGES_AT_ONCE):
         x, labels = _batch(dataset, positions, device)
@@ -92,11 +116,13 @@ def _accuracy(classifier: Classifier, dataset: Dataset, device: torch.device) ->
 
 
 def _batch(dataset: Dataset, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return images [B, C, H, W] and labels [B] at positions [B]."""
     assert dataset.labels is not None
     return dataset.images(positions).to(device), dataset.labels[positions].to(device)
 
 
 def _part(dataset: Dataset, positions: Tensor) -> Dataset:
+    """Return the data set of the samples at positions [N]."""
     assert dataset.labels is not None
     labels = dataset.labels[positions]
     return dataclasses.replace(
@@ -105,7 +131,15 @@ def _part(dataset: Dataset, positions: Tensor) -> Dataset:
 
 
 def resolve_classifier(recipe: str, overrides: Sequence[str] = ()) -> ClassifierRun:
-    """Return the classifier's training of a recipe; raises UserError where it is wrong or for something else."""
+    """Return the training of a classifier that a recipe describes.
+
+    Args:
+        recipe: The name of a shipped recipe, or a YAML file.
+        overrides: Changes as text: key=value.
+
+    Raises:
+        UserError: The recipe is missing or wrong, or it does not train a classifier.
+    """
     settings = override(load_yaml(find_recipe(recipe)), overrides)
     if settings.get("trains") != "classifier":
         raise UserError(f"{recipe}: this recipe is not for `distill classifier`; one that is says `trains: classifier`")
@@ -113,7 +147,19 @@ def resolve_classifier(recipe: str, overrides: Sequence[str] = ()) -> Classifier
 
 
 def write_classifier(run: ClassifierRun, folder: Path | None, report: Report) -> tuple[Classifier, Path]:
-    """Train a classifier into `folder`, runs/NAME by default; raises UserError where there is something already."""
+    """Train a classifier, and write it to a folder.
+
+    Args:
+        run: The recipe.
+        folder: The folder to write. None for `runs/NAME`.
+        report: A function that is called after each epoch and at the end.
+
+    Returns:
+        The classifier and its folder.
+
+    Raises:
+        UserError: The folder exists already, or the data have no images or no labels.
+    """
     folder = folder or Path("runs") / run.name
     if folder.exists():
         raise UserError(f"'{folder}' exists already: --folder or name= writes another")

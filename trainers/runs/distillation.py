@@ -1,6 +1,4 @@
-"""The session of a distillation: teacher, fake and one-step generator."""
-
-from __future__ import annotations
+"""The session of a distillation, with teacher, fake and one-step generator."""
 
 import copy
 import hashlib
@@ -36,13 +34,13 @@ from trainers.runs.start import load_start
 
 
 def build_distillation(opened: Opened, accelerator: Accelerator) -> Session:
-    """Build the session of a distillation from what its recipe names.
+    """Build the session of a distillation. Collective.
 
-    Generator and fake start as the teacher, which stays frozen and outside optimizer, average and checkpoint. The
-    generator of a fresh run, and with it the average, starts as `run.start` says. Collective.
+    Generator and fake start as copies of the teacher. The generator of a fresh run with a `start` starts as the one of
+    that run. The teacher stays frozen, and no optimizer, average or checkpoint holds it.
     """
     run, teacher = cast(Run, opened.run), cast(Denoiser, opened.teacher)
-    # One process reads the teacher's files for their hash; the others get the hash.
+    # The hash takes a read of all weights: the main process computes it for all.
     identity = on_main_process(accelerator, lambda: teacher_identity(run, opened.objects))
     if opened.pairs is not None:
         opened.pairs.check_teacher(identity)
@@ -72,17 +70,17 @@ def assemble(
     start: tuple[str, str] | None = None,
     objects: Objects = Objects(),  # noqa: B008  (frozen)
 ) -> Session:
-    """Return the session of players and averages around a teacher and its batches.
+    """Build players, averages and the session around a teacher and its batches. Collective.
 
     Args:
         run: The recipe.
         accelerator: Ranks, device and collectives.
-        teacher: The teacher, in the run's precision.
-        dataset: The data in the teacher's terms.
+        teacher: The teacher, in the precision of the run.
+        dataset: The data as the teacher takes them.
         batches: The batches of this process.
         further_teachers: The objective's further teachers, by name.
-        start: The run whose generator this one starts from, and the hash of the teacher; None for the teacher.
-        objects: What the caller gave as objects.
+        start: The run folder whose generator this one starts as, and the hash of the teacher. None for the teacher.
+        objects: The objects of the caller.
     """
     if run.gradient_checkpointing:
         recompute_activations(teacher.network)
@@ -119,21 +117,29 @@ def assemble(
 
 
 def build_networks(teacher: Denoiser, run: Run, sharded: Container[str] = ()) -> tuple[Generator, nn.Module | None]:
-    """Return the networks of generator and fake (None where the objective trains none), and freeze the teacher.
+    """Build the networks of generator and fake, and freeze the teacher.
 
-    Each is a copy of the teacher, or adapters on the teacher's own weights. A network that is to be `sharded` has
-    parameters of its own over the teacher's memory until it is cut.
+    A network with adapters shares the teacher's own weights. Otherwise a network that will be sharded has parameters of
+    its own over the teacher's memory, until it is cut. All other networks are copies.
+
+    Args:
+        teacher: The teacher.
+        run: The recipe.
+        sharded: The names of the networks that will be sharded.
+
+    Returns:
+        The generator, and the fake. The fake is None if the objective trains none.
     """
 
-    def begin(name: str, settings: PlayerSettings) -> Denoiser:
+    def copy_teacher(name: str, settings: PlayerSettings) -> Denoiser:
         if settings.lora is not None:
             return lora.share_parameters(teacher)
         return alias_parameters(teacher) if name in sharded else copy.deepcopy(teacher)
 
-    generator = Generator(begin("generator", run.generator), *run.entry.at(teacher.path)).to(run.dtype)
-    fake = begin("fake", run.fake) if run.objective.trains_fake else None
-    teacher.requires_grad_(False)  # after the copies, which train what was made to be trained
-    torch.manual_seed(run.seed)  # for the new weights of adapters and of a discriminator
+    generator = Generator(copy_teacher("generator", run.generator), *run.entry.at(teacher.path)).to(run.dtype)
+    fake = copy_teacher("fake", run.fake) if run.objective.trains_fake else None
+    teacher.requires_grad_(False)  # after the copies, which train the parameters that require gradients in the teacher
+    torch.manual_seed(run.seed)  # for the new weights of adapters and of a discriminator, equal on all ranks
     attach_adapters(generator.denoiser, run.generator)
     if fake is None:
         return generator, None
@@ -149,13 +155,26 @@ def place_networks(
     fake: nn.Module | None,
     device: torch.device,
 ) -> None:
-    """Shard the networks that have a layout; store the teacher, which is frozen, in the precision of compute."""
+    """Put the networks on their devices, in place, and shard those that have a layout. Collective.
+
+    The teacher is frozen, and is therefore stored in the precision of compute.
+
+    Args:
+        run: The recipe.
+        layouts: The layouts of the networks that are sharded, by name.
+        teacher: The teacher.
+        generator: The generator.
+        fake: The fake. None if the objective trains none.
+        device: The device of this process.
+    """
     stored = torch.bfloat16 if run.precision == "bfloat16" else None
     if "teacher" in layouts:
         shared = shard(teacher, layouts["teacher"], dtype=stored)
     else:
+        # In place, so that adapters that share these parameters see the change. The buffers keep their dtype, since the
+        # frequencies of Fourier features need float32.
         for parameter in teacher.network.parameters() if stored else ():
-            parameter.data = parameter.data.to(stored)  # but not the buffers: frequencies of Fourier features
+            parameter.data = parameter.data.to(stored)
         teacher.to(device)
         shared = {parameter: parameter for parameter in teacher.parameters()}
     for name, network in (("generator", generator), ("fake", fake)):
@@ -164,7 +183,7 @@ def place_networks(
 
 
 def attach_adapters(denoiser: Denoiser, settings: PlayerSettings) -> None:
-    """Put the adapters of a player on a denoiser, where the player has some."""
+    """Attach the adapters of a player to a denoiser, if the player has any."""
     if settings.lora is not None:
         lora.attach(denoiser.network, settings.lora)
 
@@ -175,12 +194,12 @@ def no_fake(*arguments: Any) -> Any:
 
 
 def teacher_identity(run: Run, objects: Objects) -> str:
-    """Return the teacher's identity in checkpoints, which never hold the teacher itself."""
+    """Return the hash that identifies the teacher in checkpoints, which never hold the teacher itself."""
     return teacher_hash(run.teacher) if objects.teacher is None else weights_hash(objects.teacher)
 
 
 def teacher_hash(folder: str) -> str:
-    """Return the SHA-256 over the description and the network of a teacher's folder."""
+    """Return the SHA-256 over the description and the network in a teacher's folder."""
     root = Path(folder)
     weights = [*root.glob("*.safetensors"), *(root / "unet").rglob("*")]
     files = [root / DESCRIPTION, *sorted(file for file in weights if file.is_file())]
@@ -191,7 +210,7 @@ def teacher_hash(folder: str) -> str:
 
 
 def weights_hash(denoiser: Denoiser) -> str:
-    """Return the SHA-256 over the path, the prediction and the state of a denoiser that lies in no folder."""
+    """Return the SHA-256 over the path, the prediction and the weights of a denoiser that has no folder."""
     digest = hashlib.sha256(f"{denoiser.path} {denoiser.prediction} {denoiser.sigma_data}".encode())
     for name, value in denoiser.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

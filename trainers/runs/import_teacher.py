@@ -1,4 +1,4 @@
-"""A pretrained network as a teacher's folder: it is tried, written, read back and compared."""
+"""The import of a pretrained network as a teacher's folder: it is tried, written, read back and compared."""
 
 from pathlib import Path
 
@@ -18,16 +18,16 @@ NSR = (0.02, 1.0, 80.0)  # noise-to-signal ratios at which the network is tried
 
 
 def import_published(file: Path, out: Path, kind: str, vae: str | None = None) -> None:
-    """Write a published checkpoint, `kind` "edm" or "edm2", as a teacher's folder; nothing in the pickle is run.
+    """Write a published checkpoint as a teacher's folder. No code in the pickle is run.
 
     Args:
         file: The published .pkl.
         out: The folder to write.
-        kind: "edm" or "edm2".
-        vae: The autoencoder of its latents: a folder, or an id on the hub; None for none.
+        kind: The kind of network, "edm" or "edm2".
+        vae: The autoencoder of its latents, as a folder or an id on the hub. None for no autoencoder.
 
     Raises:
-        UserError: The file is damaged or holds another network, or `out` exists.
+        UserError: The file is damaged or holds another network, or `out` is not empty.
     """
     refuse_filled(out)
     found = read_published(file, kind)
@@ -51,11 +51,11 @@ def import_pipeline(source: str, out: Path, resolution: int | None = None, guida
     Args:
         source: The folder of a pipeline, or its id on the hub.
         out: The folder to write.
-        resolution: Pixels to a side; None for the pipeline's default.
-        guidance: The scale that a network with guidance embedded is told; None for 3.5.
+        resolution: Pixels to a side. None for the pipeline's default.
+        guidance: The guidance scale that is an input of a network such as FLUX.1-dev. None for 3.5.
 
     Raises:
-        UserError: The pipeline cannot be had or is of no known family, or `out` exists.
+        UserError: The pipeline is missing or of no known family, or `out` is not empty.
     """
     refuse_filled(out)
     folder = Path(source) if Path(source).is_dir() else download(source)
@@ -69,7 +69,16 @@ def import_pipeline(source: str, out: Path, resolution: int | None = None, guida
 
 
 def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> None:
-    """Try the network, write it, with the autoencoder `vae` beside it, read it back and compare."""
+    """Try a network, write it, read it back, and compare the two.
+
+    Args:
+        denoiser: The network.
+        out: The folder to write.
+        vae: The autoencoder to write beside it, as a folder or an id on the hub. None for no autoencoder.
+
+    Raises:
+        UserError: An output is not finite, or the network that is read back gives another one.
+    """
     tried = report(denoiser)
     with atomic_folder(out) as staging:
         save_denoiser(denoiser, staging)
@@ -79,7 +88,7 @@ def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> 
         if not torch.equal(try_network(again), tried):
             raise UserError(f"import: the network read back from '{out}' differs")
         if (decoder := again.network.autoencoder) is not None:
-            corner = (slice(1), slice(None), *[slice(8)] * (tried.ndim - 2))
+            corner = (slice(1), slice(None), *[slice(8)] * (tried.ndim - 2))  # a small part of one latent is enough
             if not bool(decoder.decode(tried[corner]).isfinite().all()):
                 raise UserError("--vae: what the autoencoder makes is not finite; nothing was written")
             plain().print(f"decoder     {vae}, images {again.image_shape}")
@@ -87,14 +96,19 @@ def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> 
 
 
 def report(denoiser: Denoiser) -> Tensor:
-    """Print the facts of the network and return x0 for noise; raises UserError if that is not finite."""
+    """Print the facts of a network, and return its estimates of x0 for pure noise, as `try_network` does.
+
+    Raises:
+        UserError: An estimate is not finite.
+    """
     network, console = denoiser.network, plain()
     count = sum(parameter.numel() for parameter in denoiser.parameters())
     null = "" if network.null is None else " and the null condition"
-    asked = ", ".join(network.conditions) if network.conditions else f"{network.classes} classes{null}"
-    asked = f"conditions {asked}" if network.conditions else asked
+    conditions = f"{network.classes} classes{null}"
+    if network.conditions:
+        conditions = f"conditions {', '.join(network.conditions)}"
     console.print(f"network     {type(network).__name__}, {count:,} parameters, shape {network.shape}")
-    console.print(f"            {asked}, {denoiser.prediction} on {denoiser.path!s:.120}")
+    console.print(f"            {conditions}, {denoiser.prediction} on {denoiser.path!s:.120}")
     tried = try_network(denoiser)
     sizes = ", ".join(f"{float(x0.square().mean().sqrt()):.3g} at {nsr:g}" for nsr, x0 in zip(NSR, tried, strict=True))
     console.print(f"forward     root mean square of the denoised by noise-to-signal ratio: {sizes}")
@@ -105,16 +119,17 @@ def report(denoiser: Denoiser) -> Tensor:
 
 @torch.no_grad()
 def try_network(denoiser: Denoiser) -> Tensor:
-    """Return x0 [3, C, *spatial] for pure noise at the ratios NSR, under as many conditions as there are."""
+    """Return estimates of x0 [3, C, *spatial] for pure noise, one for each ratio of NSR, with example conditions."""
     network, path = denoiser.network, denoiser.path
     t = path.time(torch.tensor(NSR, dtype=torch.float64))
     noise = torch.randn(3, *network.shape, generator=torch.Generator().manual_seed(0))
+    # The second moment of x_t: pure noise is scaled to the size that the network has seen in training.
     power = (path.alpha(t) * denoiser.sigma_data) ** 2 + path.sigma(t) ** 2
     x0: Tensor = denoiser(expand(power.sqrt().float(), noise) * noise, t, network.example(3))
     return x0
 
 
 def refuse_filled(out: Path) -> None:
-    """Raise UserError when `out` holds something."""
+    """Raise UserError when `out` exists and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"import: '{out}' exists already; name another folder")

@@ -1,6 +1,7 @@
-"""Makes a folder of ODE pairs, by shards: a kill loses the shard under way, the next call goes on to the same bits."""
+"""The computation of a folder of ODE pairs, shard by shard.
 
-from __future__ import annotations
+A kill loses the shard in progress. The next call continues to the same bits.
+"""
 
 import hashlib
 import json
@@ -36,10 +37,16 @@ PAIRS_A_SHARD = 1000  # pairs
 
 @dataclass(frozen=True, kw_only=True)
 class PairSettings:
-    """With the teacher and the data, what pair i is a function of."""
+    """The settings that, with the teacher and the data, determine every pair.
 
-    evaluations: int = 35  # of the teacher, by Heun's method
-    teacher_cfg: float = 1.0  # the teacher's guidance, in the convention of distill.guidance; 1: none
+    Attributes:
+        evaluations: The number of the teacher's evaluations for each sample, by Heun's method.
+        teacher_cfg: The teacher's guidance scale, in the convention of distill.guidance. 1 is no guidance.
+        seed: The seed of noise and conditions.
+    """
+
+    evaluations: int = 35
+    teacher_cfg: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,22 +63,33 @@ def make_pairs(
     device: torch.device,
     cache: str = DEFAULT_CACHE,
 ) -> Iterator[int]:
-    """Write to `folder` what the teacher makes of `count` noises, with conditions by their frequency in `dataset`,
-    `batch` at once; yields how many pairs there are.
+    """Write ODE pairs to a folder, and yield the number of pairs after each shard.
 
-    What is there and whole is kept, so a larger `count` extends a folder. Raises UserError, before it computes, when
-    the teacher does not fit data or settings, or `folder` holds something else: other pairs, or no pairs at all.
+    Intact shards stay, so that a second call continues, and a larger `count` extends the folder.
+
+    Args:
+        teacher: The teacher's folder.
+        dataset: The data, whose conditions the pairs have as often.
+        folder: The folder of the pairs.
+        count: The number of pairs.
+        settings: The settings.
+        batch: The number of samples at once.
+        device: The device of the teacher.
+        cache: The folder of the cache of embeddings.
+
+    Raises:
+        UserError: The teacher does not fit the data or the settings, or the folder holds other pairs or something else.
     """
     denoiser = load_denoiser(teacher).to(device).requires_grad_(False)
     check_fit(denoiser, teacher, dataset)
     dataset = DatasetEncoder(cache, device).encode(dataset, denoiser, real=False)
     if settings.teacher_cfg != 1 and not denoiser.network.has_null:
         raise UserError(f"teacher_cfg: the teacher '{teacher}' states no null condition")
-    form: dict[str, Any] = {"data": dataset.name, "shape": list(dataset.shape), "classes": dataset.classes}
+    facts: dict[str, Any] = {"data": dataset.name, "shape": list(dataset.shape), "classes": dataset.classes}
     if dataset.prompts is not None:
-        form["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()
-    description = {"teacher": teacher_hash(teacher), **form, **asdict(settings)}
-    shards = _whole_shards(folder, description, count)
+        facts["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()
+    description = {"teacher": teacher_hash(teacher), **facts, **asdict(settings)}
+    shards = _intact_shards(folder, description, count)
     for first in range(0, count, PAIRS_A_SHARD):
         file, rows = folder / f"pairs-{first // PAIRS_A_SHARD:05d}.safetensors", min(PAIRS_A_SHARD, count - first)
         if shards.get(file.name, {}).get("pairs") != rows:
@@ -80,14 +98,15 @@ def make_pairs(
             with atomic_file(file) as staging:
                 save_file({name: torch.cat([pair[name] for pair in pairs]).cpu() for name in pairs[0]}, staging)
             shards[file.name] = {"pairs": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
+            # Listed after it is in place: a shard that is not listed is computed again.
             ordered = dict(sorted(shards.items()))
             with atomic_file(folder / DESCRIPTION) as staging:
                 staging.write_text(json.dumps({**description, "count": count, "shards": ordered}, indent=2) + "\n")
         yield first + rows
 
 
-def _whole_shards(folder: Path, description: dict[str, Any], count: int) -> dict[str, Any]:
-    """The shards in `folder` that are whole, by name."""
+def _intact_shards(folder: Path, description: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the entries of the shards that are intact, by file name. Raise UserError if the folder holds others."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / DESCRIPTION).is_file():
         if any("pairs" not in path.name for path in folder.iterdir()):
@@ -105,7 +124,7 @@ def _whole_shards(folder: Path, description: dict[str, Any], count: int) -> dict
 
 
 def _solve(denoiser: Denoiser, settings: PairSettings, dataset: Dataset, index: Tensor) -> dict[str, Tensor]:
-    """The pairs `index` [B]."""
+    """Return the pairs with the numbers `index` [B], as columns of a shard."""
     noise, cond = inputs(dataset, Random.at(settings.seed, index).stream("pairs"))
     guided = classifier_free(denoiser, settings.teacher_cfg, denoiser.null)
     pair = {"noise": noise, "target": sample(guided, noise, cond, settings.evaluations)}
@@ -113,14 +132,17 @@ def _solve(denoiser: Denoiser, settings: PairSettings, dataset: Dataset, index: 
 
 
 def pair_source(teacher: Path, data: str | None = None) -> tuple[Path, Dataset]:
-    """Return a teacher's folder, and the data whose conditions its pairs have.
+    """Find a teacher, and the data whose conditions its pairs shall have.
 
     Args:
-        teacher: A teacher's run folder, or its teacher/ folder.
-        data: The data as in a recipe; None for those of the teacher's run.
+        teacher: A teacher's run folder, or teacher/ in it.
+        data: The data as in a recipe. None for the data of the teacher's run.
+
+    Returns:
+        The teacher's folder and the data.
 
     Raises:
-        UserError: There is no teacher, or it does not say how frequent its classes are.
+        UserError: There is no teacher, or nothing says how frequent its classes are.
     """
     folder = teacher if (teacher / TEACHER).exists() else teacher / "teacher"
     if not folder.is_dir():

@@ -1,10 +1,8 @@
-"""Everything that a recipe names, opened and checked once.
+"""The opening of a run: all that its recipe names is opened and checked, once.
 
-A launcher opens a run with shapes alone; each worker opens it once with weights. Every mistake of the user that can be
-known before training is a UserError here.
+A launcher opens a run without weights. Each worker then opens it once, with weights. Every mistake of the user that can
+be known before training raises UserError here.
 """
-
-from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,9 +35,15 @@ from trainers.runs.start import check_start
 
 @dataclass(frozen=True)
 class Objects:
-    """What the caller gives as Python objects in place of names in the recipe.
+    """Python objects of the caller that replace names in the recipe.
 
-    `run.yaml` cannot hold them: it lists their names in `objects`, and a resume needs the same objects again.
+    run.yaml cannot hold them. It lists their names under `objects`, and a resume needs the same objects again.
+
+    Attributes:
+        teacher: The teacher.
+        data: The data set.
+        hooks: Hooks that are called beside those of every run.
+        optimizer: Makes the optimizers of the players.
     """
 
     teacher: Denoiser | None = None
@@ -53,9 +57,10 @@ class Objects:
         return tuple(one.name for one in fields(self) if getattr(self, one.name))
 
     def copy_teacher(self) -> Denoiser | None:
-        """Return a copy of the given teacher for one run, which changes its teacher's dtype and freezes it in place.
+        """Return a copy of the given teacher, or None if there is none.
 
-        A teacher that is frozen as a whole becomes trainable, since the generator and the fake start as its copies.
+        It is copied since a run changes its teacher in place. If all its parameters are frozen, those of the copy
+        become trainable, since generator and fake start as copies that train.
         """
         teacher = copy.deepcopy(self.teacher)
         if teacher is not None and not any(parameter.requires_grad for parameter in teacher.parameters()):
@@ -65,16 +70,16 @@ class Objects:
 
 @dataclass(frozen=True)
 class Opened:
-    """Everything that a run's recipe names, opened and checked.
+    """A run with all that its recipe names, opened and checked.
 
     Attributes:
         run: The recipe.
-        source: The data as they are: pixels, prompts.
-        teacher: The teacher in the run's precision; None where a teacher is trained.
+        source: The data as they were opened: pixels, prompts.
+        teacher: The teacher in the precision of the run. None where a teacher trains.
         further_teachers: The objective's further teachers, by name.
-        pairs: The ODE pairs, where the objective needs them.
-        fresh: Whether the run begins; else a checkpoint is still to be restored.
-        objects: What the caller gave as objects.
+        pairs: The ODE pairs. None if the objective needs none.
+        fresh: Whether the run begins. Otherwise it continues from a checkpoint, which is not loaded yet.
+        objects: The objects of the caller.
     """
 
     run: Run | TeacherRun
@@ -93,21 +98,21 @@ def open_run(
     fresh: bool = True,
     objects: Objects = Objects(),
 ) -> Opened:
-    """Open and check everything that `run` names.
+    """Open and check all that a recipe names.
 
     Args:
         run: The recipe.
         processes: The number of processes of the run.
-        weights: Whether to read weights; without them networks have shapes alone.
-        fresh: Whether the run begins. Only then does it need what it starts from.
-        objects: What the caller gives as objects.
+        weights: Whether to read weights. Without them the networks are on the meta device.
+        fresh: Whether the run begins. A run that continues does not need the run that it started from.
+        objects: The objects of the caller.
 
     Raises:
         UserError: Something is missing or damaged, or does not go with the rest.
     """
     run.check_world(processes)
     check_trackers(run)
-    if missing := set(run.objects) - set(objects.names) - {"objective"}:  # that has been imported by now
+    if missing := set(run.objects) - set(objects.names) - {"objective"}:  # an objective was imported with the recipe
         raise UserError(
             f"'{run.name}' was started from Python with objects of its own; resume it there with"
             f" trainers.resume(folder, {', '.join(f'{name}=...' for name in sorted(missing))})"
@@ -116,7 +121,7 @@ def open_run(
     load_extractor(source, run.evaluation)
     if isinstance(run, TeacherRun):
         check_teacher_data(run, source)
-        with torch.device("meta"):  # whether diffusers takes its config; the network itself is made when it trains
+        with torch.device("meta"):  # a check of the config by diffusers; the network itself is made when it trains
             fresh_unet(run.network, source.shape, source.classes, null=run.label_dropout > 0)
         return Opened(run, source, fresh=fresh, objects=objects)
     teacher = set_precision(objects.copy_teacher() or load_denoiser(run.teacher, weights), run)
@@ -133,7 +138,13 @@ def open_run(
 
 
 def encode_data(opened: Opened, device: torch.device | None = None, quiet: bool = False) -> Dataset:
-    """Return the data of a distillation in the terms of its teacher, through the cache; ranks share the work."""
+    """Return the data of a distillation as its teacher takes them, through the cache. Ranks divide the work.
+
+    Args:
+        opened: The run.
+        device: The device of the encoders. None for the default.
+        quiet: Whether to print no progress.
+    """
     run, teacher = opened.run, opened.teacher
     assert isinstance(run, Run) and teacher is not None, "a teacher is trained on the data as they are"
     encoder = DatasetEncoder(run.cache, device or default_device(), run.negative_prompt, quiet)
@@ -141,7 +152,13 @@ def encode_data(opened: Opened, device: torch.device | None = None, quiet: bool 
 
 
 def check_fit(teacher: Denoiser, name: str, dataset: Dataset) -> None:
-    """Raise UserError when the teacher `name` makes other samples than the data, or under other conditions."""
+    """Raise UserError when a teacher does not fit the data: in the shape of samples, in classes, or in prompts.
+
+    Args:
+        teacher: The teacher.
+        name: Its name in messages.
+        dataset: The data as they were opened.
+    """
     network = teacher.network
     takes_prompts = network.text_encoder is not None
     if takes_prompts and dataset.prompts is None:
@@ -156,7 +173,7 @@ def check_fit(teacher: Denoiser, name: str, dataset: Dataset) -> None:
 
 
 def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapping[str, Denoiser]) -> None:
-    """Raise UserError when the objective or the adapters cannot train with this teacher and this data."""
+    """Raise UserError when the objective or the adapters cannot train with this teacher and these data."""
     run.objective.check(teacher)
     for name, other in further.items():
         run.objective.check_further_teacher(name, other, teacher)
@@ -180,7 +197,7 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapp
 
 
 def has_exact_slope(objective: Objective) -> bool:
-    """Return whether some R1 in the objective differentiates the fake twice."""
+    """Return whether an R1 penalty in the objective differentiates the fake twice."""
     values: Iterable[Any] = (getattr(objective, one.name) for one in fields(objective))
     return any(
         value.weight > 0 and not value.noise
@@ -191,7 +208,7 @@ def has_exact_slope(objective: Objective) -> bool:
 
 
 def check_teacher_data(run: TeacherRun, dataset: Dataset) -> None:
-    """Raise UserError when a teacher cannot be trained on this data."""
+    """Raise UserError when a teacher cannot be trained on these data."""
     if dataset.read is None:
         raise UserError(f"data: a teacher is trained on real images, {dataset.name} has none")
     if dataset.prompts is not None:

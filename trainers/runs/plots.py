@@ -1,4 +1,4 @@
-"""The pictures of a finished distillation."""
+"""Pictures of a finished distillation."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ CLASSES, SAMPLES_A_CLASS = 10, 5
 
 
 def side_by_side(trained: Trained, file: Path) -> None:
-    """Teacher at 35 evaluations (left) and student at 1 (right): same noise, same labels, one class a column."""
+    """Draw samples of the teacher (left) and of the student (right), on the same noise and labels.
+
+    Each column has one class. The teacher takes 35 evaluations, and the student one.
+    """
     from PIL import Image, ImageDraw
 
     teacher, student = (grid(trained.sample(CLASSES * SAMPLES_A_CLASS, teacher=t), CLASSES) for t in (True, False))
@@ -28,10 +31,18 @@ def side_by_side(trained: Trained, file: Path) -> None:
 
 
 def distance_curve(folder: Path, report: dict[str, Any], file: Path) -> None:
-    """The student's Frechet distance against images, log-log, with the teacher's and the real halves' lines."""
+    """Plot the student's Frechet distance against the images of training, both on a logarithmic scale.
+
+    Lines show the distance of the teacher, and the distance between two halves of the real images.
+
+    Args:
+        folder: The run folder.
+        report: The content of evaluation.json.
+        file: The picture to write.
+    """
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws to files alone, without a display
     from matplotlib import pyplot as plt
 
     points = [(r["images"], r["frechet"]) for r in jsonl.read(folder / "metrics.jsonl")]

@@ -1,4 +1,4 @@
-"""An average of another width, made of a run's snapshots."""
+"""The post-hoc average of a run: an average of another width, made from snapshots."""
 
 import json
 from pathlib import Path
@@ -22,13 +22,13 @@ def make_average(folder: Path, std: float, images: int | None = None) -> tuple[s
     Args:
         folder: The run folder.
         std: The relative width.
-        images: Where the average ends; None for the last snapshot.
+        images: The number of images after which the average ends. None for the last snapshot.
 
     Returns:
-        Its name for `load(folder, which=...)`, and how it is made of snapshots.
+        Its name for `trainers.load(folder, which)`, and its combination of snapshots.
 
     Raises:
-        UserError: The run has no snapshots, or they cannot make this average.
+        UserError: The run has no snapshots, or this average cannot be made from them.
     """
     run = load_run(folder)
     if run.power_ema is None:

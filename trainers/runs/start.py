@@ -1,6 +1,4 @@
-"""The run whose averaged generator another run starts from (`start` of a recipe)."""
-
-from __future__ import annotations
+"""The run whose generator another run starts as (`start` of a recipe)."""
 
 import json
 from pathlib import Path
@@ -16,18 +14,17 @@ from trainers.recipe.strict_yaml import build, dump, load_yaml
 
 
 def check_start(start: str, run: Run, generator: Generator) -> None:
-    """Check that `load_start` can work, by names and shapes alone.
+    """Check that `load_start` can load, by names and shapes alone.
 
     Args:
-        start: A run folder, or its best/.
+        start: A run folder, or best/ in it.
         run: The run that starts from it.
-        generator: The generator of `run`; it may be on the meta device.
+        generator: The generator of `run`, which may be on the meta device.
 
     Raises:
-        UserError: `start` holds no generator, or another network, or one that is asked otherwise than `run` asks its
-            own.
+        UserError: `start` holds no generator, or one with another network, entry or adapters than the run's.
     """
-    source = _source(start, run)
+    source = _find_generator(start, run)
     if run.generator.lora is None:
         try:
             checkpoint.check_average(source, generator)
@@ -36,13 +33,19 @@ def check_start(start: str, run: Run, generator: Generator) -> None:
 
 
 def load_start(start: str, run: Run, generator: Generator, teacher_hash: str) -> None:
-    """Load the averaged generator of a run folder (its newest valid checkpoint), or of its best/, into `generator`.
+    """Load the averaged generator of another run, in place.
+
+    Args:
+        start: A run folder, for its newest valid checkpoint, or best/ in it.
+        run: The run that starts from it.
+        generator: The generator to load into.
+        teacher_hash: The hash of the run's teacher.
 
     Raises:
-        UserError: As check_start does; and its adapters belong to another teacher.
+        UserError: As for `check_start`. Or the adapters were trained on another teacher.
     """
-    source = _source(start, run)
-    if run.generator.lora is not None:  # adapters mean something on their teacher's weights alone
+    source = _find_generator(start, run)
+    if run.generator.lora is not None:  # adapters are changes to the weights of one teacher, and useless on another
         best = source.name == "best"
         description = json.loads((source / ("metrics.json" if best else "state.json")).read_text())
         if description["teacher"] != teacher_hash:
@@ -54,8 +57,8 @@ def load_start(start: str, run: Run, generator: Generator, teacher_hash: str) ->
         raise UserError(f"start: the generator in '{source}' is not of the teacher's architecture") from error
 
 
-def _source(start: str, run: Run) -> Path:
-    """Return the folder with the averaged weights; raises UserError when it was asked otherwise than `run` asks."""
+def _find_generator(start: str, run: Run) -> Path:
+    """Return the folder with the averaged weights. Raise UserError if their run has another entry or other adapters."""
     folder = Path(start)
     best = folder.name == "best"
     root = folder.parent if best else folder

@@ -1,6 +1,4 @@
-"""Trains a teacher where none exists: denoising of real images (EDM, arXiv:2206.00364; flow matching)."""
-
-from __future__ import annotations
+"""The session of a teacher's training: the denoising of real images (EDM, arXiv:2206.00364; flow matching)."""
 
 import copy
 from functools import partial
@@ -27,7 +25,10 @@ from trainers.runs.open import Opened
 
 
 def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
-    """Build the session of a teacher's training: one player, the denoiser of a fresh UNet2DModel, on real images."""
+    """Build the session of a teacher's training. Collective.
+
+    Its one player is a denoiser with a fresh UNet2DModel, which trains on real images.
+    """
     run, dataset = cast(TeacherRun, opened.run), opened.source
     torch.manual_seed(run.seed)
     denoiser = fresh_denoiser(run, dataset.shape, dataset.classes)
@@ -46,7 +47,7 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
 
 
 def teacher_round(session: Session) -> None:
-    """Update a teacher that trains."""
+    """Update a teacher that trains. Collective."""
     update(session, "teacher", "teacher", partial(teacher_terms, session))
 
 
@@ -64,23 +65,23 @@ def teacher_terms(session: Session, micro: int) -> Terms:
 
 
 def fresh_denoiser(run: TeacherRun, shape: tuple[int, ...], classes: int) -> Denoiser:
-    """Return a denoiser of a fresh UNet2DModel under the run's path, prediction and precision.
+    """Return a denoiser with a fresh UNet2DModel, of the run's path, prediction and precision.
 
     Args:
         run: The recipe, which holds the network's config.
         shape: (C, H, W) of a sample.
-        classes: The number of class labels; 0 without labels.
+        classes: The number of classes. 0 without labels.
     """
     network = fresh_unet(run.network, shape, classes, null=run.label_dropout > 0)
     return set_precision(Denoiser(network, run.path, run.prediction, run.sigma_data), run)
 
 
 def write_result(session: Session, folder: Path) -> None:
-    """Write the averaged teacher of a finished run."""
+    """Write the averaged teacher of a finished run into the run folder."""
     write_teacher(cast(Denoiser, session.model), folder)
 
 
 def write_teacher(teacher: Denoiser, folder: Path) -> None:
-    """Write `folder`/teacher, which `teacher:` of a distillation recipe names."""
+    """Write a teacher, in float32, to `folder`/teacher. A recipe names this folder as its `teacher`."""
     with atomic_folder(folder / "teacher") as staging:
         save_denoiser(copy.deepcopy(teacher).float(), staging)
