@@ -23,6 +23,7 @@ from rich.console import Console
 import trainers
 from launch.commands.classifier import classifier
 from launch.commands.pairs import pairs
+from trainers.api import finish
 from trainers.engine.session import Session
 from trainers.engine.step import advance
 from trainers.io import jsonl
@@ -33,7 +34,6 @@ from trainers.recipe.load import resolve
 from trainers.recipe.run import Run
 from trainers.recipe.shipped import find_recipe, shipped_recipes
 from trainers.recipe.strict_yaml import load_yaml
-from trainers.runs.finish import finish
 from trainers.runs.load import Trained
 from trainers.runs.open import open_run
 
