@@ -1,1 +1,1 @@
-"""The `distill` command: the only place that reads argv and the environment."""
+"""The `distill` command, which alone reads argv and the environment."""

@@ -1,4 +1,4 @@
-"""The checks of `distill doctor`: the machine, its disk and clock, processes, and two steps of training."""
+"""The checks of `distill doctor`: the machine, its disk and clock, its processes, and two steps of training."""
 
 import os
 import platform
@@ -27,18 +27,25 @@ from trainers.runs.open import open_run
 
 PACKAGES = ("distill-onestep", "torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "datasets")
 PRECISIONS = ("float32", "bfloat16", "float64")
-WRITTEN, FREE = 2**26, 10 * 2**30  # bytes: of the disk's test, and below which a run of a tiny model may fill it
-SKEW = 5.0  # seconds between this clock and the disk's
-MESSAGE = 2**20  # float32 numbers
-FAR = 1e-2  # lr that takes the fake away from the teacher at once: of a gap near 0, bfloat16 keeps the rounding alone
+TEST_BYTES = 2**26  # bytes that the check of the disk writes and reads
+MIN_FREE_BYTES = 10 * 2**30  # with less than this, the checkpoints of a small model may fill the disk
+MAX_SKEW = 5.0  # seconds between this clock and the disk's
+MESSAGE_LENGTH = 2**20  # float32 numbers in an all-reduce
+# A learning rate that separates fake and teacher at once. While their gap is near 0, bfloat16 leaves nothing of it but
+# rounding errors.
+LARGE_LR = 1e-2
 
 
-class Wrong(Exception):
-    """A check failed; the text says what to do."""
+class CheckFailed(Exception):
+    """Raised by a check that fails. The text says what to do."""
 
 
 def run_checks(folder: Path) -> int:
-    """Print the state of every check, and return the number of those that failed."""
+    """Run every check, print its result, and return the number of checks that failed.
+
+    Args:
+        folder: The folder in which runs are to be written.
+    """
     console, failed = plain(), 0
     checks: dict[str, Callable[[], str]] = {
         "versions": versions,
@@ -52,7 +59,7 @@ def run_checks(folder: Path) -> int:
     for name, check in checks.items():
         try:
             state, found = "ok", check()
-        except Wrong as wrong:
+        except CheckFailed as wrong:
             state, found = "WRONG", str(wrong)
         except Exception as error:  # a check must not hide the others
             state, found = "WRONG", f"{type(error).__name__}: {error}"
@@ -73,25 +80,27 @@ def versions() -> str:
 
 
 def devices() -> str:
-    """Return cores, memory, and GPUs."""
+    """Return the cores, the memory and the GPUs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = [f"{os.cpu_count()} cores, {memory:.0f} GiB"]
     for number in range(torch.cuda.device_count()):
-        of = torch.cuda.get_device_properties(number)
-        found.append(f"GPU {number}: {of.name}, {of.total_memory / 2**30:.0f} GiB, compute {of.major}.{of.minor}")
+        gpu = torch.cuda.get_device_properties(number)
+        found.append(f"GPU {number}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute {gpu.major}.{gpu.minor}")
     if not torch.cuda.is_available():
         if torch.version.cuda is not None:
-            raise Wrong(f"{found[0]}; torch is built for CUDA {torch.version.cuda} but sees no GPU: check the driver")
+            raise CheckFailed(
+                f"{found[0]}; torch is built for CUDA {torch.version.cuda} but sees no GPU: check the driver"
+            )
         return f"{found[0]}, no GPU"
     return "; ".join([*found, f"CUDA {torch.version.cuda}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"])
 
 
 def disk(folder: Path) -> str:
-    """Check write permission and space; measure writing with fsync, and reading."""
+    """Check the permission to write and the free space, and measure the speed of writing (with fsync) and reading."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".doctor-", dir=folder) as place:
-            file, content = Path(place) / "bytes", os.urandom(WRITTEN)
+            file, content = Path(place) / "bytes", os.urandom(TEST_BYTES)
             start = time.perf_counter()
             with file.open("wb") as stream:
                 stream.write(content)
@@ -99,44 +108,44 @@ def disk(folder: Path) -> str:
                 os.fsync(stream.fileno())
             wrote, start = time.perf_counter() - start, time.perf_counter()
             if file.read_bytes() != content:
-                raise Wrong(f"'{folder}' gives back other bytes than were written: use another disk")
+                raise CheckFailed(f"'{folder}' gives back other bytes than were written: use another disk")
             read = time.perf_counter() - start
     except OSError as error:
-        raise Wrong(f"cannot write to '{folder}' ({error.strerror}): name another with --folder") from error
+        raise CheckFailed(f"cannot write to '{folder}' ({error.strerror}): name another with --folder") from error
     free = shutil.disk_usage(folder).free
-    if free < FREE:
-        raise Wrong(f"'{folder}' has {free / 2**30:.1f} GiB left: make room, or name another with --folder")
-    megabytes = WRITTEN / 1e6
+    if free < MIN_FREE_BYTES:
+        raise CheckFailed(f"'{folder}' has {free / 2**30:.1f} GiB left: make room, or name another with --folder")
+    megabytes = TEST_BYTES / 1e6
     return f"'{folder}': writes {megabytes / wrote:.0f} MB/s, reads {megabytes / read:.0f}, {free / 2**30:.0f} GiB free"
 
 
 def clock(folder: Path) -> str:
-    """Compare this clock with that of the disk, which may be another machine's."""
+    """Compare the clock of this machine with that of the disk, which may be on another machine."""
     with TemporaryDirectory(prefix=".doctor-", dir=folder) as place:
         before = time.time()
         skew = Path(place).stat().st_mtime - before
-    if abs(skew) > SKEW:
-        raise Wrong(f"this clock and that of '{folder}' are {skew:.0f} s apart: synchronise them (NTP)")
+    if abs(skew) > MAX_SKEW:
+        raise CheckFailed(f"this clock and that of '{folder}' are {skew:.0f} s apart: synchronise them (NTP)")
     return f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}, the disk's {skew:+.2f} s"
 
 
 def round_trip() -> str:
-    """Time an all-reduce of two processes, over NCCL where there are two GPUs, else over gloo."""
+    """Time an all-reduce between two processes, by NCCL if there are two GPUs, and otherwise by gloo."""
     backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
     with TemporaryDirectory(prefix="distill-") as folder:
         spawn(_reduce, (backend, folder), nprocs=2)
         seconds = float((Path(folder) / "seconds").read_text())
-    return f"{backend}, two processes: {MESSAGE * 4 / 1e6:.0f} MB all-reduced in {1000 * seconds:.1f} ms"
+    return f"{backend}, two processes: {MESSAGE_LENGTH * 4 / 1e6:.0f} MB all-reduced in {1000 * seconds:.1f} ms"
 
 
 def _reduce(rank: int, backend: str, folder: str) -> None:
-    """Take part in the all-reduce as one of the two processes."""
+    """Take part in the all-reduce as one of the two processes. Collective."""
     import torch.distributed as dist
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=2)
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-    numbers = torch.full((MESSAGE,), float(rank + 1), device=device)
+    numbers = torch.full((MESSAGE_LENGTH,), float(rank + 1), device=device)
     dist.all_reduce(numbers)
     assert bool((numbers == 3).all()), "the sum of 1 and 2 over two processes is not 3"
     start = time.perf_counter()
@@ -148,7 +157,7 @@ def _reduce(rank: int, backend: str, folder: str) -> None:
 
 
 def wandb_login() -> str:
-    """Tell whether `tracking: [wandb]` would find a key; nothing is sent, and the key is not read."""
+    """Return whether `tracking: [wandb]` would find a key. Nothing is sent, and the key is not read."""
     try:
         release = version("wandb")
     except PackageNotFoundError:
@@ -162,13 +171,13 @@ def wandb_login() -> str:
 
 
 def two_steps(precision: str) -> str:
-    """Make two updates of a tiny SiD and return the losses."""
+    """Train two updates of a tiny SiD, and return the time of a step and the losses."""
     with TemporaryDirectory(prefix="distill-") as folder:
         teacher = materialise("tiny:edm", Path(folder))
         network = load_denoiser(teacher, weights=False).network
         data = {"name": "data_free", "shape": network.shape, "classes": network.classes}
         recipe: dict[str, Any] = {"name": "doctor", "teacher": teacher, "objective": "sid", "data": data}
-        recipe["fake"] = {"lr": FAR}
+        recipe["fake"] = {"lr": LARGE_LR}
         run = cast(Run, build_experiment({**recipe, "images": 8, "batch_size": 4, "precision": precision}, "doctor"))
         session = build_session(open_run(run, 1), join_world(None, run, Path(folder)))
         start = time.perf_counter()
@@ -178,7 +187,7 @@ def two_steps(precision: str) -> str:
         seconds = (time.perf_counter() - start) / 2
     skipped = sum(player.counters()["skipped"] for player in session.state.players.values())
     if skipped:
-        raise Wrong(f"{skipped} of 4 updates were not finite on {session.accelerator.device}")
+        raise CheckFailed(f"{skipped} of 4 updates were not finite on {session.accelerator.device}")
     losses = ", ".join(
         f"{name} {means[name]:.4g}" for name in sorted(means) if name.count("/") == 1 and "h/" not in name
     )

@@ -26,7 +26,7 @@ from launch.commands import (
     train,
     try_,
 )
-from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, follow_launcher, leave
+from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, exit_now, follow_launcher
 from trainers.engine.stopping import STOP, Stopped
 
 app = typer.Typer(
@@ -36,41 +36,40 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(quickstart.quickstart)
-app.command()(recipes.recipes)
-app.command()(classifier.classifier)
-app.command()(train.teacher)
-app.command()(pairs.pairs)
-app.command()(cache.cache)
-app.command()(plan.plan)
-app.command()(train.train)
-app.command("try")(try_.try_)
-app.command()(train.resume)
-app.command()(ema.ema)
-app.command()(sample.sample)
-app.command()(evaluate.evaluate)
-app.command()(export.export)
-app.command()(doctor.doctor)
+COMMANDS = (
+    *(
+        quickstart.quickstart,
+        recipes.recipes,
+        classifier.classifier,
+        train.teacher,
+        pairs.pairs,
+        cache.cache,
+        plan.plan,
+    ),
+    *(train.train, try_.try_, train.resume, ema.ema, sample.sample, evaluate.evaluate, export.export, doctor.doctor),
+)  # in the order of `distill --help`
+for command in COMMANDS:
+    app.command(command.__name__.strip("_"))(command)
 app.add_typer(import_.import_app, name="import")
 
 
 def main() -> None:
-    """Run the command and end with its exit code (docs/cluster.md).
+    """Run a command, and exit with its exit code (docs/cluster.md).
 
-    A mistake of the user's is one line on stderr; --debug shows a traceback as well.
+    A mistake of the user is printed to stderr in one line. With --debug a traceback comes first.
     """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    sys.path.append(os.getcwd())  # a recipe may name the user's own my_module:MyObjective
+    sys.path.append(os.getcwd())  # so that a recipe can name my_module:MyObjective of the user's
     try:
         with STOP.listening():
             try:
                 follow_launcher()
                 app(args=arguments, prog_name="distill")
-            except Stopped as stopped:  # within the context, where another signal changes nothing
+            except Stopped as stopped:  # inside `listening`, so that a second SIGTERM changes nothing
                 if os.environ.get("RANK", "0") == "0":
                     print_error(stopped)
-                leave(EXIT_STOPPED)
+                exit_now(EXIT_STOPPED)
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -87,11 +86,11 @@ def main() -> None:
         if debug or "WORLD_SIZE" not in os.environ or not is_lost_process(error):
             raise
         print_error(f"{LOST_PROCESS}, its output says why; `distill resume` goes on")
-        leave(1)
+        exit_now(1)
 
 
 def print_error(error: object, more: str = "") -> None:
-    """Print an error in one line, unless another process has printed it."""
+    """Print an error in one line to stderr, unless the main process prints it."""
     if not getattr(error, "already_printed", False):
         print(f"distill: {error}{more}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share, and recipes as commands name them."""
+"""The arguments and options that several commands share, and the recipes that they name."""
 
 from __future__ import annotations
 
@@ -33,10 +33,15 @@ Which = Annotated[
 
 
 def resolve_recipe(recipe: str, overrides: list[str] | None = None, tiny: Path | None = None) -> Run:
-    """Return the distillation of a recipe; DISTILL_CACHE replaces the default cache folder.
+    """Return the distillation that a recipe describes. DISTILL_CACHE replaces the default folder of the cache.
+
+    Args:
+        recipe: The name of a shipped recipe, or a YAML file.
+        overrides: Changes as text: key=value.
+        tiny: The run folder of the recipe's tiny form. None for the recipe as it is.
 
     Raises:
-        UserError: The recipe is wrong, or it trains a teacher.
+        UserError: The recipe is missing or wrong, or it trains a teacher.
     """
     from trainers.recipe.load import resolve
     from trainers.recipe.run import Run
@@ -48,7 +53,15 @@ def resolve_recipe(recipe: str, overrides: list[str] | None = None, tiny: Path |
 
 
 def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> TeacherRun:
-    """Return the teacher's training of a recipe; raises UserError where it is wrong, or distils a teacher."""
+    """Return the training of a teacher that a recipe describes.
+
+    Args:
+        recipe: The name of a shipped recipe, or a YAML file.
+        overrides: Changes as text: key=value.
+
+    Raises:
+        UserError: The recipe is missing or wrong, or it distils a teacher.
+    """
     from trainers.recipe.load import resolve
     from trainers.recipe.run import TeacherRun
 
@@ -59,7 +72,7 @@ def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> T
 
 
 def cache_folder(given: str | None = None) -> str:
-    """Return the folder of embeddings and latents: as given, or DISTILL_CACHE in place of the default."""
+    """Return the folder of embeddings and latents: the given one, or DISTILL_CACHE in place of the default."""
     from trainers.data.cache import DEFAULT_CACHE
 
     cache = os.environ.get("DISTILL_CACHE", DEFAULT_CACHE) if given in (None, DEFAULT_CACHE) else given

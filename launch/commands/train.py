@@ -13,7 +13,7 @@ import typer
 import trainers
 from distill.errors import UserError
 from launch.options import Folder, Overrides, Processes, Recipe, TimeLimit, resolve_recipe, resolve_teacher_recipe
-from launch.processes import in_world, join_world, launch_here, relaunch, world_size
+from launch.processes import in_world, join_world, start_workers, starts_workers, world_size
 from trainers.engine.stopping import STOP
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ def prepare(
     """Start the processes of a new run, if this process is to start them; it ends with them."""
     limit_time(time_limit)
     count = processes or world_size()
-    if launch_here(count):
+    if starts_workers(count):
         from trainers.api import refuse_used
         from trainers.runs.open import open_run
 
         open_run(run, count, weights=False)  # every mistake that can be known, before any process starts
         refuse_used(folder)
-        relaunch(count, [*command, "--folder", str(folder), *process_options(count, time_limit)])
+        start_workers(count, [*command, "--folder", str(folder), *process_options(count, time_limit)])
 
 
 def resume(
@@ -96,13 +96,13 @@ def resume(
         state = checkpoint.newest_state(folder / "checkpoints")
         before = count if state is None else state["processes"]
         count = processes or (count if in_world() else before)
-        if launch_here(count):
+        if starts_workers(count):
             if state is not None:
                 accepted_changes(state, run, allow or [])
             open_run(run, count, weights=False, fresh=False)
             options = [option for key in allow or [] for option in ("--allow", key)]
             options += process_options(count, time_limit)
-            relaunch(count, ["resume", str(folder), *(overrides or []), *options])
+            start_workers(count, ["resume", str(folder), *(overrides or []), *options])
         if count != before:
             note = f"{count} processes, {before} before: the same samples, another order of sums"
             plain(stderr=True).print(note)

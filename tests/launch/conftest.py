@@ -34,7 +34,7 @@ def distill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("launch.main.leave", sys.exit)
+    monkeypatch.setattr("launch.main.exit_now", sys.exit)
 
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["distill", *map(str, arguments)])

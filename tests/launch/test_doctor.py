@@ -26,7 +26,7 @@ def means(line: str) -> dict[str, float]:
 
 
 def test_a_machine_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "FREE", 0)
+    monkeypatch.setattr(checks, "MIN_FREE_BYTES", 0)
     code, lines = ask(tmp_path / "runs")
     assert code == 0, lines
     assert [*LINES, *(f"two steps, {p}" for p in checks.PRECISIONS)] == [n for n in lines if lines[n].startswith("ok")]
@@ -40,14 +40,14 @@ def test_a_machine_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_wrong_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for check in ("round_trip", "two_steps"):
         monkeypatch.setattr(checks, check, lambda *_: "")
-    monkeypatch.setattr(checks, "FREE", 2**60)
+    monkeypatch.setattr(checks, "MIN_FREE_BYTES", 2**60)
     file = tmp_path / "file"
     file.touch()
     code, lines = ask(tmp_path)
     assert code == 1 and "make room, or name another with --folder" in lines["disk"]
     code, lines = ask(file / "runs")
     assert code == 1 and "WRONG" in lines["disk"] and "cannot write to" in lines["disk"]
-    monkeypatch.setattr(checks, "FREE", 0)
+    monkeypatch.setattr(checks, "MIN_FREE_BYTES", 0)
     os.utime(tmp_path)
     monkeypatch.setattr(checks.time, "time", lambda: 0.0)
     assert "synchronise them (NTP)" in ask(tmp_path)[1]["clock"]

@@ -27,7 +27,7 @@ def test_a_resume_takes_the_processes_of_before(
     def relaunch(processes: int, arguments: list[str]) -> None:
         raise Relaunched(processes, arguments)
 
-    monkeypatch.setattr(train, "relaunch", relaunch)
+    monkeypatch.setattr(train, "start_workers", relaunch)
     with pytest.raises(Relaunched) as caught:
         distill("resume", student, *options)
     assert caught.value.args == (count, ["resume", str(student), "--processes", str(count)])

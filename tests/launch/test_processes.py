@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from launch import processes
-from launch.processes import relaunch, watch
+from launch.processes import start_workers, watch
 from tests.tiny import distill, launch, recipe
 from trainers.checkpoints import checkpoint
 
@@ -36,8 +36,8 @@ def started(*programs: str) -> list[subprocess.Popen[bytes]]:
 def test_the_exit_code_is_that_of_the_first_to_fail(
     code: str, expected: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The others get PATIENCE where it left by itself, and none where it crashed."""
-    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    """The others get GRACE_SECONDS where it left by itself, and none where it crashed."""
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
     other = PATIENT + ("time.sleep(0.2)" if code == "0" else "time.sleep(60)")
     workers = started(other, f"print(flush=True)\nimport sys\nsys.exit({code})")
     begin = time.monotonic()
@@ -79,7 +79,7 @@ def test_what_the_processes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(processes.os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as exit:
-        relaunch(3, ["train", "x"])
+        start_workers(3, ["train", "x"])
     assert exit.value.code == 5
     assert [env["RANK"] for _, env in given] == [env["LOCAL_RANK"] for _, env in given] == ["0", "1", "2"]
     for command, env in given:
