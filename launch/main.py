@@ -36,21 +36,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (
-    *(
-        quickstart.quickstart,
-        recipes.recipes,
-        classifier.classifier,
-        train.teacher,
-        pairs.pairs,
-        cache.cache,
-        plan.plan,
-    ),
-    *(train.train, try_.try_, train.resume, ema.ema, sample.sample, evaluate.evaluate, export.export, doctor.doctor),
-)  # in the order of `distill --help`
-for command in COMMANDS:
-    app.command(command.__name__.strip("_"))(command)
-app.add_typer(import_.import_app, name="import")
+COMMANDS = {  # the panels of `distill --help`
+    "Begin": (quickstart.quickstart, recipes.recipes, doctor.doctor, plan.plan, try_.try_),
+    "Teachers and data": (train.teacher, classifier.classifier, pairs.pairs, cache.cache),
+    "Train": (train.train, train.resume),
+    "Use what was trained": (sample.sample, evaluate.evaluate, export.export, ema.ema),
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(command.__name__.strip("_"), rich_help_panel=panel)(command)
+app.add_typer(import_.import_app, name="import", rich_help_panel="Teachers and data")
 
 
 def main() -> None:
