@@ -68,7 +68,7 @@ def assemble(
     batches: Batches,
     further_teachers: Mapping[str, Denoiser],
     start: tuple[str, str] | None = None,
-    objects: Objects = Objects(),  # noqa: B008  (frozen)
+    objects: Objects = Objects(),
 ) -> Session:
     """Build players, averages and the session around a teacher and its batches. Collective.
 

@@ -96,12 +96,7 @@ class Trained(TrainedModel):
         return export_trained(self, folder, format, hub)
 
 
-def load_trained(
-    folder: str | Path,
-    which: str = "last",
-    merged: bool = True,
-    objects: Objects = Objects(),  # noqa: B008  (frozen)
-) -> Trained:
+def load_trained(folder: str | Path, which: str = "last", merged: bool = True, objects: Objects = Objects()) -> Trained:
     """Load the trained model of a run. Neither its data nor its cache are needed.
 
     Args:
@@ -119,12 +114,7 @@ def load_trained(
     return trained
 
 
-def find_trained(
-    folder: str | Path,
-    which: str = "last",
-    merged: bool = True,
-    objects: Objects = Objects(),  # noqa: B008  (frozen)
-) -> Trained:
+def find_trained(folder: str | Path, which: str = "last", merged: bool = True, objects: Objects = Objects()) -> Trained:
     """Return the trained model of a run as `load_trained` does, but read its networks when they are first used.
 
     A process that has just trained still holds the networks in training, and may not need any others.

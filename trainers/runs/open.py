@@ -92,11 +92,7 @@ class Opened:
 
 
 def open_run(
-    run: Run | TeacherRun,
-    processes: int,
-    weights: bool = True,
-    fresh: bool = True,
-    objects: Objects = Objects(),
+    run: Run | TeacherRun, processes: int, weights: bool = True, fresh: bool = True, objects: Objects = Objects()
 ) -> Opened:
     """Open and check all that a recipe names.
 
