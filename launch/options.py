@@ -19,11 +19,12 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, such as images=10000 or objective.alpha=1.0.")
 ]
 Processes = Annotated[
-    int | None, typer.Option(help="Processes to start: one a GPU, or CPU processes where there is no GPU.", min=1)
+    int | None,
+    typer.Option(help="The processes to start, with one GPU each, or on the CPU without GPUs.", min=1),
 ]
 TimeLimit = Annotated[
     str | None,
-    typer.Option(help="[days-]hours:minutes:seconds after which the run has saved and ended with exit code 75."),
+    typer.Option(help="[days-]hours:minutes:seconds within which the run saves and exits with code 75."),
 ]
 Folder = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")]
 Which = Annotated[

@@ -4,7 +4,10 @@ from launch.options import Overrides, Recipe, resolve_recipe
 
 
 def cache(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Compute the embeddings and latents of a recipe. `train` does so too; several calls at once share the work."""
+    """Compute the embeddings and latents of a recipe, which `train` would do otherwise.
+
+    Several calls at the same time divide the work.
+    """
     from trainers.io.console import plain
     from trainers.runs.open import encode_data, open_run
 

@@ -1,10 +1,10 @@
-"""distill classifier: the classifier that evaluations measure with and rewards ask."""
+"""distill classifier: a classifier for evaluations and rewards."""
 
 from launch.options import Folder, Overrides, Recipe
 
 
 def classifier(recipe: Recipe, overrides: Overrides = None, folder: Folder = None) -> None:
-    """Train a small classifier of a labelled data set, for `evaluation.classifier` of a recipe."""
+    """Train a small classifier of labelled images. The key `evaluation.classifier` of a recipe names its folder."""
     from trainers.io.console import plain
     from trainers.runs.classifier import resolve_classifier, write_classifier
 

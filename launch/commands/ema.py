@@ -1,4 +1,4 @@
-"""distill ema: an average of another width, made of a run's snapshots."""
+"""distill ema: an average of another width, made from the snapshots of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,13 @@ def ema(
     folder: Annotated[Path, typer.Argument(help="The folder of a run whose recipe has power_ema.")],
     std: Annotated[float, typer.Option(help="The relative width of the average.")],
     images: Annotated[
-        int | None, typer.Option(help="The number of images at which it ends. Default: the last snapshot.")
+        int | None, typer.Option(help="The number of images after which it ends. Default: the last snapshot.")
     ] = None,
 ) -> None:
-    """Make the power-function average of another width (EDM2): posthoc/STD, or posthoc/STD@IMAGES, for --which."""
+    """Make the power-function average of another width (EDM2).
+
+    Other commands take it as --which posthoc/STD, or posthoc/STD@IMAGES.
+    """
     from trainers.io.console import plain
     from trainers.runs.posthoc import make_average
 

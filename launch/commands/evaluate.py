@@ -1,4 +1,4 @@
-"""distill evaluate: student, teacher, their ratio, and the real-against-real floor, under one named protocol."""
+"""distill evaluate: student, teacher and real images under one named protocol."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(help="The run folder.")],
     which: Which = "last",
     samples: Annotated[
-        int | None, typer.Option(help="Samples of each model. Default: the recipe's number.", min=2)
+        int | None, typer.Option(help="The number of samples of each model. Default: the recipe's.", min=2)
     ] = None,
     classifier: Annotated[
-        Path | None, typer.Option(help="Measure in the features of this classifier. Default: the recipe's.")
+        Path | None, typer.Option(help="The classifier whose features are measured. Default: the recipe's.")
     ] = None,
 ) -> None:
-    """Print the distances of student and teacher to the real images, and write them to evaluation.json."""
+    """Print the Frechet distances of student and teacher to the real images, and write them to evaluation.json."""
     from rich.console import Console
 
     import trainers
@@ -32,7 +32,11 @@ def evaluate(
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Return the report as it is printed."""
+    """Return a report as a table.
+
+    Args:
+        report: The content of evaluation.json.
+    """
     from rich.table import Table
 
     found = Table(title=f"Frechet distance in {report['protocol']}, {report['samples']:,} samples each")

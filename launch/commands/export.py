@@ -1,4 +1,4 @@
-"""distill export: a run's generator in a format that others load."""
+"""distill export: the trained generator in a format that other software loads."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,11 +17,11 @@ def export(
     format: Annotated[str, typer.Option(help="diffusers, safetensors, lora, onnx or torch-export.")] = "diffusers",
     which: Which = "last",
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO_ID", help="Upload it to the Hugging Face hub as this model.")
+        str | None, typer.Option(metavar="REPO_ID", help="Upload the export to the Hugging Face hub under this id.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Keep the model on the hub to yourself.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the model on the hub private.")] = False,
 ) -> None:
-    """Write the averaged generator for others to load, checked against the trainer's own samples."""
+    """Write the averaged generator in a format that other software loads, and compare its samples with ours."""
     from distill.export import check_format, check_push, push
     from trainers.io.console import plain
     from trainers.runs.export import export_folder

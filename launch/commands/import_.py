@@ -1,4 +1,4 @@
-"""distill import: a pretrained network as a teacher folder."""
+"""distill import: a pretrained network as a teacher's folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 File = Annotated[Path, typer.Argument(help="The published .pkl.")]
-Out = Annotated[Path, typer.Argument(help="The folder to write; `teacher:` of a recipe names it.")]
+Out = Annotated[Path, typer.Argument(help="The folder to write. The key `teacher` of a recipe names it.")]
 
-import_app = typer.Typer(help="Turn a pretrained network into a teacher folder.", no_args_is_help=True)
+import_app = typer.Typer(help="Turn a pretrained network into a teacher's folder.", no_args_is_help=True)
 
 
 @import_app.command()
@@ -25,7 +25,7 @@ def edm2(
     out: Out,
     vae: Annotated[
         str | None,
-        typer.Option(help="The autoencoder of its latents, to see samples: a folder, or an id on the hub."),
+        typer.Option(help="The autoencoder that decodes its latents: a folder, or an id on the hub."),
     ] = None,
 ) -> None:
     """Import an EDM2 checkpoint. Nothing in the pickle is run."""
@@ -40,7 +40,7 @@ def diffusers(
     out: Out,
     resolution: Annotated[int | None, typer.Option(help="Pixels to a side. Default: the pipeline's own.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="The guidance scale that FLUX.1-dev is told. Default: 3.5.")
+        float | None, typer.Option(help="The guidance scale that is an input of FLUX.1-dev. Default: 3.5.")
     ] = None,
 ) -> None:
     """Import a diffusers pipeline: DDPM, DiT, Stable Diffusion 1.x, 2.x, XL, 3, PixArt, FLUX.1 or Sana."""

@@ -1,4 +1,4 @@
-"""distill pairs: noise and what the multi-step teacher makes of it, for objectives that regress on it."""
+"""distill pairs: ODE pairs of a teacher, for objectives that regress on them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,18 +10,21 @@ from launch.options import cache_folder
 
 def pairs(
     teacher: Annotated[Path, typer.Argument(help="A teacher's run folder, or its teacher/ folder.")],
-    out: Annotated[Path, typer.Argument(help="The folder of the pairs; an unfinished or smaller set is continued.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the pairs. An unfinished or smaller set is continued.")],
     count: Annotated[int, typer.Option(help="The number of pairs.", min=1)],
-    evaluations: Annotated[int, typer.Option(help="The teacher's evaluations for each pair, an odd number.")] = 35,
+    evaluations: Annotated[int, typer.Option(help="The teacher's evaluations for each pair: an odd number.")] = 35,
     data: Annotated[
         str | None,
-        typer.Option(help="The data whose label frequencies count, as in a recipe: digits. Default: the run's."),
+        typer.Option(help="The data that say how frequent labels are, as in a recipe: digits. Default: the run's."),
     ] = None,
-    teacher_cfg: Annotated[float, typer.Option(help="The teacher's guidance: D_null + scale (D - D_null).")] = 1.0,
+    teacher_cfg: Annotated[float, typer.Option(help="The guidance scale in D_null + scale (D - D_null).")] = 1.0,
     seed: Annotated[int, typer.Option(help="The seed of noise and labels.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="The number of samples at once.", min=1)] = 250,
 ) -> None:
-    """Precompute ODE pairs: noise and the teacher's sample of it. A killed call continues to the same bits."""
+    """Compute ODE pairs: noises, each with the teacher's multi-step sample of it.
+
+    A call that was killed can be repeated, and continues to the same bits.
+    """
     from rich.progress import track
 
     from trainers.engine.world import default_device

@@ -1,4 +1,4 @@
-"""distill plan: whether a recipe fits, before any weight loads."""
+"""distill plan: the memory and the communication of a recipe, before any weight loads."""
 
 import shlex
 from typing import Annotated
@@ -8,7 +8,8 @@ import typer
 from distill.errors import UserError
 from launch.options import Overrides, Recipe, resolve_recipe
 
-HEADROOM = 0.1  # of the memory, for what no trace sees: CUDA's context, cuBLAS, NCCL, fragmentation (unverified)
+# The share of the memory for all that no trace sees: CUDA's context, cuBLAS, NCCL, fragmentation (unverified).
+HEADROOM = 0.1
 EXIT_TOO_LARGE = 1
 
 
@@ -16,14 +17,15 @@ def plan(
     recipe: Recipe,
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(help="The number of GPUs in all.", min=1)] = 1,
-    memory: Annotated[str, typer.Option(help="The memory of each GPU, as 80GB or 80GiB.")] = "80GB",
+    memory: Annotated[str, typer.Option(help="The memory of each GPU, such as 80GB or 80GiB.")] = "80GB",
     nodes: Annotated[
-        int | None, typer.Option(help="The machines that they are in. Default: 8 GPUs each.", min=1)
+        int | None, typer.Option(help="The number of machines. Default: one for every 8 GPUs.", min=1)
     ] = None,
 ) -> None:
-    """Show memory and communication of a recipe on each GPU, and what makes it fit; exit code 1 where it does not.
+    """Show the memory and the communication of a recipe on each GPU, and the cheapest changes that make it fit.
 
-    The trainer's own code is traced on tensors without values. Only the teacher's configs need be there.
+    The exit code is 1 if it does not fit. The trainer's own code is traced on tensors without values, for which the
+    configs of the teacher are enough.
     """
     from trainers.io.console import plain
     from trainers.plan.remedies import cheapest

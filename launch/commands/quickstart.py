@@ -1,4 +1,4 @@
-"""distill quickstart: teacher, distillation, evaluation and export of the digits, end to end."""
+"""distill quickstart: a teacher of the digits, its distillation, evaluation and export."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""distill recipes: what is shipped."""
+"""distill recipes: the shipped recipes."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def recipes(
 
 
 def markdown() -> str:
-    """A table of the recipes that --tiny can walk, which are the papers'."""
+    """Return a table of the papers' recipes, which are those with a tiny form, as Markdown."""
     from trainers.recipe.shipped import RECIPES, shipped_recipes
     from trainers.recipe.strict_yaml import load_yaml
 
@@ -46,19 +46,19 @@ def markdown() -> str:
 
 
 def _objective(settings: dict[str, Any]) -> str:
-    """Names from the outside in: guided(sid)."""
+    """Return the name of an objective, with the one that it wraps in parentheses: guided(sid)."""
     inner = settings.get("objective")
     return settings["name"] if inner is None else f"{settings['name']}({_objective(inner)})"
 
 
 def _teacher(text: str) -> tuple[str, str]:
-    """Its family, and what `distill import` takes."""
+    """Return the family of the teacher, and the source that `distill import` takes."""
     kind, source = re.findall(r"distill import (\w+) (\S+)", text)[0]
     return {"edm": "EDM", "edm2": "EDM2"}.get(kind, "diffusers"), f"`{source}`"
 
 
 def _data(recipe: dict[str, Any]) -> str:
-    """What the user brings beside the teacher."""
+    """Return the data that the user needs beside the teacher."""
     data, start = recipe["data"], recipe.get("start")
     kind = {"data_free": "none"}.get(data["name"], data["name"]) + (" with prompts" if "prompt_column" in data else "")
     return kind if start is None else f"{kind}; after `{Path(start).name}`"

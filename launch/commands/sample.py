@@ -1,4 +1,4 @@
-"""distill sample: a picture of what a run has made."""
+"""distill sample: samples of a trained model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,11 +25,12 @@ def sample(
     seed: Annotated[int, typer.Option(help="The seed of the noise.")] = 0,
     teacher: Annotated[bool, typer.Option("--teacher", help="Sample the teacher, at 35 evaluations, instead.")] = False,
     separate: Annotated[
-        bool, typer.Option("--separate", help="Write one PNG each into the folder OUT. Default: FOLDER/sample.")
+        bool,
+        typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: FOLDER/sample."),
     ] = False,
     which: Which = "last",
 ) -> None:
-    """Write a grid of samples, or one file each."""
+    """Draw samples of the trained model into one picture, or into one file for each."""
     import trainers
     from trainers.io.console import plain
     from trainers.io.images import LATENTS, has_no_decoder
@@ -45,7 +46,7 @@ def sample(
                 trainers.grid(image[None], 1, least=1, border=0).save(out / f"{number:06d}.png")
         else:
             trainers.grid(images, columns).save(out)
-    except (OSError, ValueError) as error:  # no such folder; an ending that names no format of pictures
+    except (OSError, ValueError) as error:  # ValueError: the ending of the file is no format of pictures
         raise UserError(f"--out: cannot write '{out}': {error}") from error
     if has_no_decoder(trained.model):
         plain(stderr=True).print(LATENTS, style="yellow")

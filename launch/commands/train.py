@@ -1,4 +1,4 @@
-"""distill teacher, distill train, distill resume."""
+"""distill teacher, distill train and distill resume: the commands that train."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def teacher(
     folder: Folder = None,
     time_limit: TimeLimit = None,
 ) -> None:
-    """Train a teacher where none exists. The run folder's teacher/ is what `train` takes."""
+    """Train a teacher. A recipe for `distill train` then names the folder teacher/ in its run folder."""
     run = resolve_teacher_recipe(recipe, overrides)
     folder = folder or Path("runs") / run.name
     prepare(run, folder, processes, time_limit, ["teacher", recipe, *(overrides or [])])
@@ -41,7 +41,7 @@ def train(
     folder: Folder = None,
     tiny: Annotated[
         bool,
-        typer.Option("--tiny", help="Train 4 updates of a tiny random teacher of the same kind, made on the spot."),
+        typer.Option("--tiny", help="Train 4 updates with a tiny teacher of the same kind, which gets random weights."),
     ] = False,
     time_limit: TimeLimit = None,
 ) -> None:
@@ -58,14 +58,25 @@ def train(
 def prepare(
     run: Run | TeacherRun, folder: Path, processes: int | None, time_limit: str | None, command: list[str]
 ) -> None:
-    """Start the processes of a new run, if this process is to start them; it ends with them."""
+    """Start the workers of a new run, if several processes are asked for. This process then exits with them.
+
+    Args:
+        run: The recipe.
+        folder: The run folder.
+        processes: The number of processes. None for one, or for those that a launcher started.
+        time_limit: The option --time-limit.
+        command: The command for the workers.
+
+    Raises:
+        UserError: The recipe cannot be trained, or the folder holds a run already.
+    """
     limit_time(time_limit)
     count = processes or world_size()
     if starts_workers(count):
         from trainers.api import refuse_used
         from trainers.runs.open import open_run
 
-        open_run(run, count, weights=False)  # every mistake that can be known, before any process starts
+        open_run(run, count, weights=False)  # all mistakes that can be known are told before a worker starts
         refuse_used(folder)
         start_workers(count, [*command, "--folder", str(folder), *process_options(count, time_limit)])
 
@@ -75,11 +86,11 @@ def resume(
     overrides: Overrides = None,
     processes: Processes = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="A key that you change though it may change what is trained.")
+        list[str] | None, typer.Option(help="A key whose change you accept although it may change the training.")
     ] = None,
     time_limit: TimeLimit = None,
 ) -> None:
-    """Continue a run from its newest valid checkpoint, on as many processes as before, with changes to its recipe."""
+    """Continue a run from its newest valid checkpoint, on as many processes as before."""
     from trainers.checkpoints import checkpoint
     from trainers.io.console import plain
     from trainers.recipe.changes import accepted_changes
@@ -92,7 +103,7 @@ def resume(
     if overrides:
         run = resolve_paths(build_experiment(override(dump(run), overrides), str(folder)))
     count = world_size()
-    if os.environ.get("RANK", "0") == "0":  # the first of several processes looks
+    if os.environ.get("RANK", "0") == "0":  # one of several processes reads the checkpoint and prints the note
         state = checkpoint.newest_state(folder / "checkpoints")
         before = count if state is None else state["processes"]
         count = processes or (count if in_world() else before)
@@ -110,7 +121,14 @@ def resume(
 
 
 def limit_time(given: str | None) -> None:
-    """Let the run stop before the time that `--time-limit` says, and before the end of its Slurm job."""
+    """Make the run stop before the time of `--time-limit`, and before the end of its Slurm job.
+
+    Args:
+        given: [days-]hours:minutes:seconds. None for no limit but Slurm's.
+
+    Raises:
+        UserError: `given` has another form.
+    """
     if given is not None:
         found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", given)
         if found is None:
@@ -122,5 +140,5 @@ def limit_time(given: str | None) -> None:
 
 
 def process_options(processes: int, time_limit: str | None) -> list[str]:
-    """Return the options for the processes that are started."""
+    """Return the options for the workers."""
     return ["--processes", str(processes), *(["--time-limit", time_limit] if time_limit else [])]

@@ -1,4 +1,4 @@
-"""distill try: a recipe's whole path at a tiny size."""
+"""distill try: a recipe in its tiny form, from the teacher to the use of the export."""
 
 import re
 import subprocess
@@ -16,17 +16,18 @@ from distill.errors import UserError
 from launch.options import Overrides, Recipe, resolve_recipe
 
 SAMPLES = 4
-# Before a card's snippet: an import of ours raises. After it: what it drew.
+# Code before the snippet of a model card: an import of our packages then raises, since None stands in their place.
 WITHOUT_US = "import sys\nsys.modules.update(dict.fromkeys(['distill', 'trainers', 'launch']))\n"
+# Code after it: prints the number of samples that the snippet has drawn.
 COUNT = "\nprint(len(globals().get('images', globals().get('latents'))))\n"
 
 
 def try_(
     recipe: Recipe,
     overrides: Overrides = None,
-    folder: Annotated[Path | None, typer.Option(help="The folder to keep it in. Default: nothing is kept.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="The run folder to keep. Default: a temporary one.")] = None,
 ) -> None:
-    """Walk a recipe's whole path with --tiny, from its teacher to the use of its export, and tell the seconds."""
+    """Run a recipe in its tiny form, from the teacher to the use of the export, and print the seconds of each step."""
     from trainers.api import refuse_used
 
     if folder is not None:
@@ -38,7 +39,16 @@ def try_(
 
 
 def walk(recipe: str, overrides: list[str], folder: Path) -> None:
-    """Take the steps of `try` in `folder`; raises UserError where one fails."""
+    """Take the steps of `try`.
+
+    Args:
+        recipe: The name of a shipped recipe, or a YAML file.
+        overrides: Changes as text: key=value.
+        folder: The run folder.
+
+    Raises:
+        UserError: A step fails.
+    """
     import trainers
     from trainers.engine.world import start_accelerator
     from trainers.loop import fit
@@ -62,7 +72,7 @@ def walk(recipe: str, overrides: list[str], folder: Path) -> None:
 
 @contextmanager
 def timed(step: str) -> Iterator[Callable[[str], None]]:
-    """Print the seconds of a step and what it noted."""
+    """Print the seconds that a step takes, with the notes that it makes by the yielded function."""
     from trainers.io.console import plain
 
     notes: list[str] = []
@@ -72,9 +82,16 @@ def timed(step: str) -> Iterator[Callable[[str], None]]:
 
 
 def use_export(folder: Path) -> int:
-    """Run the snippet of an export's card beside the folder, in a process of its own that cannot import this package.
+    """Run the snippet of an export's model card, in a process that cannot import this package.
 
-    Returns how many samples it drew; raises UserError if it fails.
+    Args:
+        folder: The export. The process runs in the folder around it.
+
+    Returns:
+        The number of samples that the snippet has drawn.
+
+    Raises:
+        UserError: The snippet fails.
     """
     snippet = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
     assert snippet is not None, "every card has one"
