@@ -36,7 +36,7 @@ def export(
     trained = load_trained(folder, which, merged=format != "lora")
     difference = trained.export(out, format, push_to_hub)
     plain().print(
-        f"exported to {out} after {trained.images:,} images; largest difference to the trainer's: {difference:.1e}"
+        f"exported to {out} after {trained.images:,} images; largest difference from our samples: {difference:.1e}"
     )
     if push_to_hub is not None:
         plain().print(f"pushed to {push(out, push_to_hub, private)}")

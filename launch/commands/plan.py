@@ -47,7 +47,8 @@ def plan(
     console.print(f"does not fit: {gigabytes(found.peak.bytes)} in {limit}")
     changes, better = cheapest(run, gpus, lambda one: one.peak.bytes <= room, found)
     if better is None:
-        console.print(f"nor with {shlex.join(changes) or 'any change known here'}: more memory, or a smaller teacher")
+        tried = shlex.join(changes) or "any change known here"
+        console.print(f"it does not fit with {tried} either: it needs more memory, or a smaller teacher")
     else:
         console.print(f"cheapest changes that make it fit: {shlex.join(changes)}, {gigabytes(better.peak.bytes)}")
     raise typer.Exit(EXIT_TOO_LARGE)

@@ -115,7 +115,7 @@ def resume(
             options += process_options(count, time_limit)
             start_workers(count, ["resume", str(folder), *(overrides or []), *options])
         if count != before:
-            note = f"{count} processes, {before} before: the same samples, another order of sums"
+            note = f"{count} processes in place of {before}: the same samples, summed in another order"
             plain(stderr=True).print(note)
     trainers.resume(folder, allow=allow or [], accelerator=join_world(processes, run, folder), recipe=run)
 

@@ -229,7 +229,7 @@ def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}|{key}", value
             elif value is not None:
                 kind = type(player.optimizer).__name__
-                raise UserError(f"{player.name}: {kind} keeps '{key}' as no tensor, so that no checkpoint can hold it")
+                raise UserError(f"{player.name}: {kind} keeps '{key}', which no checkpoint can hold: it is no tensor")
 
 
 def _load_optimizer(player: Player, saved: ShardedTensors) -> None:

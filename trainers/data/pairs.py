@@ -106,7 +106,7 @@ def _shard(file: Path, size: int) -> dict[str, Tensor]:
     """Map a shard of `size` bytes into memory."""
     try:
         if file.stat().st_size != size:
-            raise UserError(f"pairs: '{file}' has {file.stat().st_size} bytes, not {size}; `distill pairs` mends it")
+            raise UserError(f"pairs: '{file}' has {file.stat().st_size} bytes, not {size}; `distill pairs` repairs it")
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"pairs: cannot read '{file}' ({type(error).__name__}); `distill pairs` mends it") from error
+        raise UserError(f"pairs: cannot read '{file}' ({type(error).__name__}); `distill pairs` repairs it") from error
