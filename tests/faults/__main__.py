@@ -135,19 +135,21 @@ def page(
         "# Faults",
         "",
         f"Written by `make test-faults` (seed {seed}, torch {torch.__version__}, {seconds / 60:.0f} minutes). Processes"
-        " are forked from one that has imported everything, and run the `distill` command.",
+        " are forked from a process that has imported everything, and run the `distill` command.",
         "",
         f"## {total} times kill -9",
         "",
-        "A process kills itself before a call, or a random time after a call began, from another thread; with two"
+        "A process kills itself before a call, or a random time after a call began, from another thread. With two"
         " processes the other one is killed then too. The run is started again (`distill resume`, `distill cache`,"
-        " `distill export`) and killed again, until it is done. Then everything must be as in a run that nobody"
-        " touched: the last checkpoint with all its files (weights, optimizers, averages), `log.jsonl` but for times,"
-        " `metrics.jsonl`, `best/`, snapshots, pictures, the names of the checkpoints that are kept, to the bit; no"
-        f" temporary file is left. A run of these saves every {kills.EVERY} images (12 updates, a few tenths of a"
-        " second): *lost* is what was trained and logged beyond the newest valid checkpoint at the moment of the kill,"
-        " which is at most an interval and what was trained beside the save under way. Never is it more than two, since"
-        " the next save waits.",
+        " `distill export`) and killed again, until it is done.",
+        "",
+        "Then everything must be as in a run that nobody touched, to the bit: the last checkpoint with all its files"
+        " (weights, optimizers, averages), `log.jsonl` but for times, `metrics.jsonl`, `best/`, snapshots, pictures,"
+        " and the names of the checkpoints that are kept. No temporary file may be left.",
+        "",
+        f"A run saves every {kills.EVERY} images (12 updates, a few tenths of a second). *Lost* is what was trained and"
+        " logged beyond the newest valid checkpoint at the moment of the kill. It is at most an interval and what was"
+        " trained beside the save in progress, and never more than two intervals, since the next save waits.",
         "",
         "| killed while | processes | kills | runs | went on | bit for bit | lost, median | lost, most |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
