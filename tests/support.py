@@ -44,24 +44,26 @@ BESIDE: dict[str, dict[str, Any]] = {"hipa": {"generator": ADAPTERS}}  # and the
 
 TEXT = """# What works with what
 
-Tried by the tests at a tiny size with random weights on a CPU: `make test-support` tries it all again and compares with
-this page, `make support` writes it anew. The columns are teachers: `unet` is what `distill teacher` trains; `edm` and
-`edm_cond` (DDPM++), `adm` and `edm2` what `distill import edm | edm2` writes; `own` a user's own `nn.Module`; the
-others diffusers pipelines. For each of them four updates under one objective with the gradient through both denoisers
-and one without, an exact resume and the export in a process without this package are part of `make test`
+The tests try every teacher under every objective and in every export, at a tiny size with random weights on a CPU.
+`make test-support` tries it all again and compares with this page, and `make support` writes the page anew.
+
+The columns are teachers. `unet` is what `distill teacher` trains. `edm` and `edm_cond` (DDPM++), `adm` and `edm2` are
+what `distill import edm` and `distill import edm2` write. `own` is a user's own `nn.Module`. The others are diffusers
+pipelines. For each of them, `make test` runs four updates under one objective with the gradient through both denoisers
+and four under one without, an exact resume, and the export in a process without this package
 (`tests/trainers/test_families.py`).
 
 ## Objectives
 
-"yes": two updates of all players on images, with prompts or labels where the teacher takes them; all is finite and the
-generator has moved. A number stands for the line that refuses it, below.
+"yes" means that two updates of all players ran on images, with prompts or labels where the teacher takes them, that
+all numbers are finite, and that the generator has moved. A number stands for the line below that refuses it.
 
 {objectives}
 
 ## Exports
 
-"stock" is a pipeline of diffusers' own classes, "custom" one with a file of code inside, "yes" another format. Each was
-written, read back as its user reads it, and gave the generator's samples to 1e-4.
+"stock" is a pipeline of diffusers' own classes, "custom" is one with a file of code inside, and "yes" is another
+format. Each was written, read back as its user reads it, and gave the generator's samples to 1e-4.
 
 {formats}
 
