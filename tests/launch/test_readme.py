@@ -188,7 +188,7 @@ def program(text: str) -> str:
 
 @pytest.fixture
 def small_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files with the names of the digits' recipes, which come before the shipped ones, in an empty working directory."""
+    """Files with the names of the digits' recipes, which a recipe's name finds first, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     common: dict[str, Any] = {"images": 16, "evaluation": {"every": 8, "samples": 64}, "checkpoint_every": 8}
     small = {
