@@ -152,8 +152,8 @@ def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
         f"# {data.capitalize()}: every objective side by side\n\nWritten by `{command}` with torch {torch.__version__}."
         f" Each row is a shipped recipe (`configs/{data}_*.yaml`) with seed 0.\n\nThe distances are Frechet distances"
         f" in {rows[0]['protocol']}. Students take 1 evaluation and teachers 35. *2 x final* is the number of images"
-        " after which the student's distance was first within twice its last, at one of the evaluations while it trained."
-        " *time* is the seconds for the same number of images, in SiD's.\n\n"
+        " after which the student's distance was first within twice its last, at one of the evaluations while it"
+        " trained. *time* is the seconds for the same number of images, in SiD's.\n\n"
         "| objective | distance | / teacher | / real halves | agreement | images | 2 x final | time | its teacher |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
     )
