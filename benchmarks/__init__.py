@@ -1,1 +1,1 @@
-"""Benchmarks: each prints ratios that were measured side by side in one run. They are no part of the wheel."""
+"""Benchmarks, which print ratios that are measured side by side in one run. The wheel does not hold them."""

@@ -40,14 +40,14 @@ Definition = Function | ast.ClassDef
 
 @dataclass(frozen=True)
 class Source:
-    """One Python file of ours."""
+    """One Python file of the repository."""
 
     path: Path
     root: Path = ROOT
 
     @property
     def name(self) -> str:
-        """The path relative to the repository."""
+        """The path of the file in the repository."""
         return self.path.relative_to(self.root).as_posix()
 
     @cached_property

@@ -1,8 +1,9 @@
-"""Plans of a FLUX-size teacher (11.9 billion parameters) on 8, 64 and 1024 GPUs: the tables of docs/scaling.md.
+"""Plans for a teacher of the size of FLUX (11.9 billion parameters) on 8, 64 and 1024 GPUs, for docs/scaling.md.
 
-`make plan-flux` prints them from the configs of FLUX.1-dev alone. Every number is affine in the counts of the two kinds
-of blocks of the network, of which there are 19 and 38. The table therefore follows from traces of (1, 1), (2, 1) and
-(1, 2) blocks, in minutes instead of an hour. `--check` traces (2, 3) blocks as well and prints the error of this rule.
+`make plan-flux` prints them, from the configs of FLUX.1-dev alone. The network has 19 blocks of one kind and 38 of
+another, and every number of a plan is affine in these two counts. The table therefore follows from traces of (1, 1),
+(2, 1) and (1, 2) blocks, in minutes instead of an hour. `--check` also traces (2, 3) blocks, and prints the error of
+this rule.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ COMMON: dict[str, Any] = {
     "entry": {"preset": "noise_flow"},
 }
 LORA = {"lora": {"rank": 64}}
-CASES: dict[str, Callable[[int], dict[str, Any]]] = {  # on so many machines
+CASES: dict[str, Callable[[int], dict[str, Any]]] = {  # (number of machines) -> changes of the recipe
     "whole networks, DDP": lambda machines: {},
     "adapters of rank 64, DDP": lambda machines: {"generator": LORA, "fake": LORA},
     "whole networks, sharded": lambda machines: {"sharding": {}},
@@ -48,7 +49,12 @@ COLUMNS += ["sent a GPU", "out of its machine"]
 
 
 def skeleton(folder: Path, blocks: tuple[int, int]) -> str:
-    """Write the folder of FLUX.1-dev without weights, with so many double and single blocks, and return it."""
+    """Write the folder of FLUX.1-dev without weights, and return it.
+
+    Args:
+        folder: The folder to write.
+        blocks: The numbers of double and of single blocks.
+    """
     import diffusers
 
     levels: dict[str, Any] = {
@@ -69,19 +75,20 @@ def skeleton(folder: Path, blocks: tuple[int, int]) -> str:
 
 
 def traced(blocks: tuple[int, int], gpus: int, changes: Mapping[str, Any]) -> Plan:
-    """Return the plan of a network of so many blocks with one sample a GPU."""
+    """Trace a network with these numbers of blocks, with one sample for each GPU, and return the plan."""
     settings = {**COMMON, **changes, "name": "flux", "batch_size": gpus}
     with tempfile.TemporaryDirectory() as folder:
         teacher = skeleton(Path(folder), blocks)
         return plan(cast(Run, build_experiment({**settings, "teacher": teacher}, "flux")), gpus)
 
 
-def extended(corner: Plan, double: Plan, single: Plan, blocks: tuple[int, int]) -> Plan:
-    """Return the plan with `blocks` from those with (1, 1), (2, 1) and (1, 2) blocks."""
+def extrapolated(corner: Plan, double: Plan, single: Plan, blocks: tuple[int, int]) -> Plan:
+    """Return the plan with `blocks`, extrapolated from the plans with (1, 1), (2, 1) and (1, 2) blocks."""
 
-    def line(of: Any) -> int:
-        first = of(corner)
-        return int(first + (blocks[0] - 1) * (of(double) - first) + (blocks[1] - 1) * (of(single) - first))
+    def line(number_of: Any) -> int:
+        first = number_of(corner)
+        more = (blocks[0] - 1) * (number_of(double) - first) + (blocks[1] - 1) * (number_of(single) - first)
+        return int(first + more)
 
     peaks = {}
     for phase, peak in corner.peaks.items():
@@ -96,14 +103,14 @@ def extended(corner: Plan, double: Plan, single: Plan, blocks: tuple[int, int]) 
     return replace(corner, peaks=peaks, rest=rest, traffic=traffic, host=host)
 
 
-def whole(gpus: int, changes: Mapping[str, Any], blocks: tuple[int, int] = BLOCKS) -> Plan:
-    """Return the plan with all the blocks."""
+def plan_of_all_blocks(gpus: int, changes: Mapping[str, Any], blocks: tuple[int, int] = BLOCKS) -> Plan:
+    """Return the plan of the complete network, extrapolated from three traces."""
     corner, double, single = (traced(few, gpus, changes) for few in ((1, 1), (2, 1), (1, 2)))
-    return extended(corner, double, single, blocks)
+    return extrapolated(corner, double, single, blocks)
 
 
 def row(name: str, found: Plan) -> str:
-    """Return a line of the table."""
+    """Return a row of the table."""
     sizes = found.peak.kinds
     weights = sum(size for kind, size in sizes.items() if kind.endswith(": weights"))
     state = sum(size for kind, size in sizes.items() if kind.endswith(": optimizer"))
@@ -119,7 +126,7 @@ def main() -> None:
     """Print the table."""
     console = plain()
     if "--check" in sys.argv:
-        left, right = whole(8, {}, (2, 3)), traced((2, 3), 8, {})
+        left, right = plan_of_all_blocks(8, {}, (2, 3)), traced((2, 3), 8, {})
         console.print(f"(2, 3) blocks: {left.peak.bytes / right.peak.bytes - 1:+.2%} of the traced peak")
         return
     console.print(f"| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|")
@@ -127,8 +134,9 @@ def main() -> None:
         for gpus in GPUS:
             changes = case(gpus // MACHINE)
             if gpus == GPUS[0] or "sharding" in changes:
-                found = whole(gpus, changes)
-            console.print(row(name, replace(found, processes=gpus)))  # under DDP all hold the same
+                found = plan_of_all_blocks(gpus, changes)
+            # Under DDP the plan of one GPU does not depend on the number of GPUs.
+            console.print(row(name, replace(found, processes=gpus)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The cost of a checkpoint to training: of a save beside training, and of one that training waits for.
+"""The time that a checkpoint costs training: a save beside training, and a save that training waits for.
 
-`make bench-save` prints it. The cost is the time by which the same updates take longer when a save begins before the
-first of them, until both are done. Updates alone, updates with a save beside them and updates after a save are timed in
-turns, in another order every round, since machines are noisy. The costs are medians over rounds of the differences
+`make bench-save` prints both. The cost is the time by which the same updates take longer if a save starts before the
+first of them, until updates and save are done. Each round times updates alone, updates with a save beside them, and
+updates after a save, in another order every time, since machines are noisy. A cost is the median of the differences
 within a round.
 """
 
@@ -32,14 +32,15 @@ from trainers.loop import build_session
 from trainers.recipe.run import Run
 from trainers.runs.open import open_run
 
-SIZE, BATCH, CHANNELS = 4, 1, [64, 448]  # many weights for little work; saves of seconds, which machines disturb less
+# Many weights for little work, so that a save takes seconds and noise matters less.
+SIZE, BATCH, CHANNELS = 4, 1, [64, 448]
 
 
 def main(rounds: int = 15) -> None:
     """Print the costs and their ratio, medians over `rounds`."""
-    torch.set_num_threads(1)  # on a CPU the thread that saves needs one too
+    torch.set_num_threads(1)  # on a CPU the thread that saves needs a core too
     accelerator, console = Accelerator(cpu=not torch.cuda.is_available()), plain()
-    Path("runs").mkdir(exist_ok=True)  # on the disk that runs are on
+    Path("runs").mkdir(exist_ok=True)  # on the disk of the runs, and not that of temporary files
     with tempfile.TemporaryDirectory(dir="runs", prefix=".bench-save-") as folder:
         session = _session(Path(folder), accelerator)
         saver = Saver(Path(folder) / "checkpoints", 1, accelerator)
@@ -77,7 +78,7 @@ def main(rounds: int = 15) -> None:
 
 
 def _outlast(saver: Saver, session: Session) -> int:
-    """Return a number of updates that takes half as long again as a save beside them."""
+    """Return a number of updates that takes 1.5 times as long as a save beside them."""
     counts = []
     for _ in range(3):
         _beside(saver, session)
@@ -89,6 +90,7 @@ def _outlast(saver: Saver, session: Session) -> int:
 
 
 def _session(folder: Path, accelerator: Accelerator) -> Session:
+    """Return a session with many weights, whose teacher is written to `folder`."""
     torch.manual_seed(0)
     network = {**NETWORK, "block_out_channels": CHANNELS, "sample_size": SIZE}
     save_denoiser(Denoiser(build_unet(network), EDM(), "edm"), folder / "teacher")
@@ -99,7 +101,7 @@ def _session(folder: Path, accelerator: Accelerator) -> Session:
 
 
 def _beside(saver: Saver, session: Session) -> None:
-    session.state.images += BATCH  # or it is saved already
+    session.state.images += BATCH  # since a state of the same image count is not saved twice
     saver.save(session)
 
 

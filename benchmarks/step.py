@@ -1,9 +1,9 @@
-"""Time of one round of training in units of one network forward, measured side by side in one run.
+"""The time of one round of training, in units of one forward of the network, measured side by side in one run.
 
-`make bench-step` prints medians over turns in which forward and round are timed one after the other, since machines are
-noisy. The count beside each is the need of the mathematics: a forward is 1, a backward through weights and input is 2,
-a backward through the input alone is 1. The fake's phase needs G + F + 2, and the generator's phase needs G + T + F and
-their backwards.
+`make bench-step` prints medians over turns, since machines are noisy. A turn times forwards and a round, one after the
+other. The table also shows the count that the mathematics needs: a forward is 1, a backward through weights and input
+is 2, and a backward through the input alone is 1. With forwards G, T and F of generator, teacher and fake, the fake's
+phase needs G + F + 2, and the generator's phase needs G + T + F and their backwards.
 """
 
 from __future__ import annotations
@@ -48,12 +48,18 @@ CASES = [("sid", False, 11, 11.5), ("sid", True, 10, 10.5), ("diff_instruct", Fa
 
 
 class Stopwatch:
-    """The time spent in wrapped calls."""
+    """The total time of the calls of wrapped functions.
+
+    Attributes:
+        seconds: The time so far.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and adds its time."""
+
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = function(*args, **kwargs)
@@ -85,7 +91,19 @@ def main(rounds: int = 9) -> None:
 def measure(
     name: str, reuse: bool, needs: int, folder: Path, accelerator: Accelerator, rounds: int
 ) -> tuple[float, float]:
-    """Return the time of a round in forwards, and the share of it that data, log and EMA take."""
+    """Measure one objective.
+
+    Args:
+        name: The objective.
+        reuse: Whether both phases use the same samples.
+        needs: The forwards that a round needs by the mathematics.
+        folder: A folder that holds the teacher.
+        accelerator: The device.
+        rounds: The number of turns.
+
+    Returns:
+        The median time of a round in forwards, and the median share of it that data, log and averages take.
+    """
     run = Run(
         name=name,
         data=DataFree((3, SIZE, SIZE), CLASSES),
@@ -105,7 +123,7 @@ def measure(
     advance(session)
     ratios, extras = [], []
     for _ in range(rounds):
-        forward = seconds(lambda: [_forward(session) for _ in range(needs)], accelerator) / needs  # as long, as noisy
+        forward = seconds(lambda: [_forward(session) for _ in range(needs)], accelerator) / needs  # as long as a round
         watch.seconds = 0.0
         iteration = seconds(lambda: advance(session), accelerator)
         inside = watch.seconds
