@@ -251,7 +251,8 @@ def trace(folder: Path) -> dict[str, list[str]]:
     """Train a tiny run of two rounds in `folder`, in a process of its own, and follow it.
 
     Returns:
-        `frames`, the functions of ours on the stack at the first `optimizer.step`; and `files`, the files of one step.
+        `frames`, which are our functions on the stack at the first `optimizer.step`, and `files`, which are those of
+        one step.
     """
     from diffusers import UNet2DModel
 

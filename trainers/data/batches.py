@@ -42,7 +42,7 @@ class Batches:
         rank: This process.
         world: The number of processes.
         device: The device of the batches.
-        pairs: The ODE pairs for the batches of the stream "generator"; None for none.
+        pairs: The ODE pairs for the batches of the stream "generator". None for no pairs.
 
     Attributes:
         size: The number of samples of a micro-batch.

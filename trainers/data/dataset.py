@@ -15,14 +15,14 @@ UNKNOWN: tuple[int, ...] = ()
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples with labels, with prompts, or with neither; or conditions alone.
+    """Samples with labels, with prompts or with neither, or conditions without samples.
 
     Attributes:
         name: The name in messages and in the names of protocols.
         count: The number of samples.
         shape: (C, *spatial) of a sample. Prompts without images have the shape UNKNOWN until the teacher is known.
         labels: The class of each sample, int64 [count]. None without labels.
-        read: (int64 positions [B]) -> samples on the host, float32 [B, C, *spatial]; images are in [-1, 1]. None if
+        read: (int64 positions [B]) -> samples on the host, float32 [B, C, *spatial]. Images are in [-1, 1]. None if
             there are conditions alone, which are enough for a data-free objective. After encoding for a teacher of
             latents, it returns the means of latents.
         prompts: The prompt of each sample. None without prompts.
@@ -43,7 +43,7 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """The number of classes; 0 without labels."""
+        """The number of classes. 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     def order(self, seed: int, index: Tensor) -> Tensor:

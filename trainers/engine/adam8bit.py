@@ -21,12 +21,13 @@ ELEMENTS_AT_ONCE = 2**24  # elements of a matrix whose moments are in float32 at
 
 
 class Adam8bit(torch.optim.Adam):
-    """torch's fused Adam, in which tensors of two or more dimensions and SMALLEST or more elements have 8-bit moments.
+    """The fused Adam of torch, with moments of 8 bits for large tensors.
 
-    With `decoupled_weight_decay` it is AdamW. A step frees the gradients of these tensors.
+    These are the tensors of two or more dimensions and at least SMALLEST elements. With `decoupled_weight_decay` it is
+    AdamW. A step frees the gradients of these tensors.
 
     Args:
-        parameters: The named parameters; they may be sharded.
+        parameters: The named parameters, which may be sharded.
         **settings: The settings of torch.optim.Adam, with `fused=True`.
 
     Attributes:
@@ -52,7 +53,7 @@ class Adam8bit(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step; `closure` as for any optimizer of torch."""
+        """Take one step. `closure` is as for any optimizer of torch."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and "exp_avg_codes" in self.state[parameter]:
@@ -79,7 +80,7 @@ class Adam8bit(torch.optim.Adam):
 def adam(
     weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Tensor, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weight and moments after a step of Adam (Kingma and Ba, arXiv:1412.6980; AdamW: arXiv:1711.05101).
+    """Return weight and moments after a step of Adam (Kingma and Ba, arXiv:1412.6980) or AdamW (arXiv:1711.05101).
 
     Args:
         weight: [R, N].

@@ -28,7 +28,7 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
         work: The function to call. Its result must be picklable.
 
     Raises:
-        UserError: `work` raised it; every process raises it, so that none is left waiting.
+        UserError: `work` raised it. Every process raises it, so that none is left waiting.
         OSError: As for UserError.
     """
     result: list[Any] = [None, None]  # (value, error)

@@ -55,7 +55,7 @@ class EMA:
 
 
 def half_life_beta(settings: Average, images: int, batch_size: int) -> float:
-    """Return the factor of the old average under a half-life (SiD's rule; EDM, arXiv:2206.00364, appendix F.2).
+    """Return the factor of the old average under a half-life (SiD's rule, from EDM, arXiv:2206.00364, appendix F.2).
 
     With a ramp-up the half-life is at most a fraction of the images seen. The first update then copies the parameters.
 

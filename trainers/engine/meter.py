@@ -13,7 +13,7 @@ class Meter:
     Sums and counts add up over micro-batches, updates and ranks, as means do not.
 
     Attributes:
-        totals: (sum, count) by name, float64 [1, 2] on the device; [6, 2] for values that are binned by their
+        totals: (sum, count) by name, float64 [1, 2] on the device, or [6, 2] for values that are binned by their
             noise-to-signal ratio.
     """
 
@@ -25,8 +25,8 @@ class Meter:
 
         Args:
             name: The name in the log.
-            values: Any shape; [B] where `nsr` is given.
-            nsr: The noise-to-signal ratios [B] by which the values are binned; None for no bins.
+            values: Any shape, or [B] where `nsr` is given.
+            nsr: The noise-to-signal ratios [B] by which the values are binned. None for no bins.
         """
         values = values.detach().double().flatten()
         if nsr is None:

@@ -33,13 +33,13 @@ class Session:
         source: The data as they were opened: pixels, prompts.
         batches: The micro-batches of this rank.
         state: Everything that training changes.
-        update_players: Makes one round of updates; `trainers.engine.step.advance` calls it.
+        update_players: Makes one round of updates, when `trainers.engine.step.advance` calls it.
         model: The averaged network that the run is about, a Generator or a Denoiser.
         sampler: The sampler of `model`.
-        nets: The networks that the objective sees; None where a teacher trains.
-        teacher: The frozen teacher; None where a teacher trains.
-        teacher_hash: The hash that identifies the teacher in checkpoints; None where a teacher trains.
-        finish: Writes the files that a finished run leaves beside its checkpoints; called on the main process.
+        nets: The networks that the objective sees. None where a teacher trains.
+        teacher: The frozen teacher. None where a teacher trains.
+        teacher_hash: The hash that identifies the teacher in checkpoints. None where a teacher trains.
+        finish: Writes the files that a finished run leaves beside its checkpoints. The main process calls it.
     """
 
     run: Experiment

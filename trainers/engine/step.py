@@ -90,7 +90,7 @@ def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph:
         session: The run at work.
         nets: The networks that the objective sees.
         made: Samples to use in place of new ones.
-        graph: Takes the gradient through the denoisers one by one; None for plain autograd.
+        graph: Takes the gradient through the denoisers one by one. None for plain autograd.
         micro: The number of the micro-batch.
     """
     run, state = cast(Run, session.run), session.state
@@ -143,7 +143,7 @@ def update(
         name: The player.
         phase: The name of the phase, which seeds the masks of dropout.
         terms_of: (number of the micro-batch) -> its loss terms by name, [B] each.
-        graph: Takes the gradient through the denoisers one by one; None for plain autograd.
+        graph: Takes the gradient through the denoisers one by one. None for plain autograd.
     """
     run, meter, player = session.run, session.state.meter, session.state.players[name]
     seed_dropout(session, phase)

@@ -35,9 +35,9 @@ class Stop:
     """The request to stop this process, and the agreement of all ranks of a run on it.
 
     Attributes:
-        reason: The number of the signal that asked for the stop, or TIME_LIMIT; 0 while nothing has.
+        reason: The number of the signal that asked for the stop, or TIME_LIMIT. 0 while nothing has.
         longest_save: The seconds of the longest save so far.
-        launcher: The id of the process that started this one as one of several; None without a launcher of ours.
+        launcher: The id of the process that started this one as one of several. None without a launcher of ours.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Stop:
         self._end = end if self._end is None else min(end, self._end)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal. Outside training, raise Stopped; in training, the next poll does."""
+        """Note a signal. Outside training, raise Stopped. In training, the next poll raises it."""
         self._interrupts += number == signal.SIGINT
         if self._interrupts == 2:
             os._exit(EXIT_INTERRUPTED)  # without saving: a second Ctrl-C means now

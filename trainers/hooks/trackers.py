@@ -1,4 +1,7 @@
-"""wandb and TensorBoard through Accelerate, if the recipe asks for them. log.jsonl has all that they show."""
+"""The trackers wandb and TensorBoard, which Accelerate starts if the recipe asks for them.
+
+log.jsonl holds all that they show.
+"""
 
 import importlib.util
 import json

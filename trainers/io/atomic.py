@@ -62,7 +62,7 @@ def recover(folder: Path) -> None:
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
-    """Return the names for the new and the old folder while they are exchanged; both are hidden."""
+    """Return the names for the new and the old folder while they are exchanged. Both are hidden."""
     return folder.with_name(f".{folder.name}-staging"), folder.with_name(f".{folder.name}-old")
 
 

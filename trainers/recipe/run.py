@@ -80,7 +80,7 @@ class PlayerSettings(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """The moving average of the trained network, by half-life (SiD's rule; EDM, arXiv:2206.00364, appendix F.2)."""
+    """The moving average of the trained network, by half-life (SiD's rule, from EDM, arXiv:2206.00364, app. F.2)."""
 
     half_life: float = 500_000  # images; 0 turns the average off
     ramp_up: float = 0.05  # the half-life is at most this fraction of the images seen; 0 turns the ramp off

@@ -1,1 +1,1 @@
-"""The kinds of run: distillation, teacher, classifier, ODE pairs; and loading what a run has made."""
+"""The kinds of run (distillation, teacher, classifier, ODE pairs), and the use of trained models."""

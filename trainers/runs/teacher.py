@@ -1,4 +1,4 @@
-"""The session of a teacher's training: the denoising of real images (EDM, arXiv:2206.00364; flow matching)."""
+"""The session of a teacher's training: the denoising of real images (EDM, arXiv:2206.00364, or flow matching)."""
 
 import copy
 from functools import partial
