@@ -1,8 +1,8 @@
-"""Every shipped recipe of a data set side by side, as a page with a table and a picture.
+"""A comparison of all shipped recipes of a data set, as a page with a table and a picture.
 
-`make bench-objectives` writes docs/results/digits.md. It trains what is not trained yet, teachers first. All runs have
-seed, evaluation and noise in common. A call that was interrupted goes on where it was. Seconds are medians of rounds
-that take turns with rounds of SiD in one process.
+`make bench-objectives` writes docs/results/digits.md. It trains the runs that are not trained yet, teachers first. All
+runs share seed, evaluation and noise. A call that was interrupted continues where it stopped. The times are medians of
+rounds that take turns with rounds of SiD in one process.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from trainers.runs.open import open_run
 
 RUNS = Path("runs")  # where the shipped recipes look for teachers, classifiers and pairs
 BASE = "sid"
-LOOKS = 16  # evaluations of a run
+EVALUATIONS = 16  # of a run while it trains
 CLASSES = 10
-TURNS = 7
-PAIRS = 20_000
+TURNS = 7  # of rounds, in the measurement of time
+PAIRS = 20_000  # ODE pairs for the recipes that need some
 
 
 def main(
     data: Annotated[str, typer.Argument(help="The prefix of the recipes.")] = "digits",
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to every recipe: data.path=folder.")] = None,
     out: Annotated[Path, typer.Option(help="The folder of the page and the picture.")] = Path("docs/results"),
-    only: Annotated[list[str] | None, typer.Option(help="These recipes alone, such as sim, and sid.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="These recipes alone, and sid. Default: all.")] = None,
 ) -> None:
     """Train, measure, and write page and picture."""
     console, rows, pictures = plain(), [], []
@@ -68,13 +68,13 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     _picture(pictures, out / f"{data}.png")
     command = "make bench-objectives" if data == "digits" else f"python -m benchmarks.objectives {data}"
-    notes = out / f"{data}_notes.md"  # written by hand: what the numbers do not say
+    notes = out / f"{data}_notes.md"  # remarks that are written by hand, and that the page ends with
     (out / f"{data}.md").write_text(_page(data, command, rows) + (notes.read_text() if notes.exists() else ""))
     console.print(f"{out / data}.md")
 
 
 def _trained(name: str, overrides: list[str], console: Console) -> Path:
-    """Finish the run of a shipped recipe, and before it those of the recipes that it names; return its folder."""
+    """Finish the run of a shipped recipe, after those of the recipes that it names, and return its folder."""
     recipe = load_yaml(find_recipe(name))
     for needed in _named(recipe):
         if needed in shipped_recipes():
@@ -87,14 +87,14 @@ def _trained(name: str, overrides: list[str], console: Console) -> Path:
         return folder
     run = resolve(name, overrides)
     if isinstance(run, Run):
-        run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, every=run.images // LOOKS))
-        if run.pairs is not None:  # made once, checked after that
+        run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, every=run.images // EVALUATIONS))
+        if run.pairs is not None:  # computes the pairs that are missing
             pairs(Path(run.teacher), Path(run.pairs.folder), PAIRS)
     return finish(run, RUNS, console)
 
 
 def _named(settings: Any) -> Iterator[str]:
-    """Yield the names of the runs in whose folders the values of a recipe lie."""
+    """Yield the names of the runs whose folders a recipe names."""
     if isinstance(settings, dict):
         for value in settings.values():
             yield from _named(value)
@@ -105,6 +105,7 @@ def _named(settings: Any) -> Iterator[str]:
 
 
 def _row(title: str, trained: Trained, folder: Path, report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return a row of the table, by column."""
     student, final = report["student"], report["student"]["frechet"]
     reached = [r["images"] for r in jsonl.read(folder / "metrics.jsonl") if r["frechet"] <= 2 * final]
     return {
@@ -122,7 +123,7 @@ def _row(title: str, trained: Trained, folder: Path, report: dict[str, Any], sec
 
 
 def _relative_seconds(run: Run, base: Run) -> float:
-    """Return the seconds for an image of generator training, in those of the base recipe."""
+    """Return the time for an image of generator training, relative to the base recipe."""
     sessions = [_session(run), _session(base)]
     ratios = []
     for turn in range(TURNS + 1):
@@ -133,6 +134,7 @@ def _relative_seconds(run: Run, base: Run) -> float:
 
 
 def _session(run: Run) -> Session:
+    """Return a session of a recipe, in the middle of a long run."""
     opened = open_run(dataclasses.replace(run, images=10**9), 1)
     session = build_session(opened, Accelerator(cpu=not torch.cuda.is_available()))
     session.state.images = 10**8  # past every schedule
@@ -140,6 +142,7 @@ def _session(run: Run) -> Session:
 
 
 def _seconds(session: Session) -> float:
+    """Return the seconds of one round."""
     start = time.perf_counter()
     advance(session)
     if session.accelerator.device.type == "cuda":
@@ -148,6 +151,7 @@ def _seconds(session: Session) -> float:
 
 
 def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
+    """Return the page as Markdown."""
     head = (
         f"# {data.capitalize()}: every objective side by side\n\nWritten by `{command}` with torch {torch.__version__}."
         f" Each row is a shipped recipe (`configs/{data}_*.yaml`) with seed 0.\n\nThe distances are Frechet distances"
