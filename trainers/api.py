@@ -76,6 +76,7 @@ def train(
         return find_trained(folder)
     with STOP.listening():
         accelerator = accelerator or start_accelerator(run, folder)
+        # One rank looks, before any other can have written to the folder.
         on_main_process(accelerator, partial(refuse_used, folder))
         fit(open_run(run, accelerator.num_processes, objects=objects), folder, accelerator)
     return find_trained(folder, objects=objects)

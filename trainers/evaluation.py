@@ -144,7 +144,7 @@ def evaluate(
     images = torch.cat([part for part, _ in parts])
     label_parts = [part for _, part in parts if part is not None]
     labels = torch.cat(label_parts) if label_parts else None
-    if world > 1:
+    if world > 1:  # every rank gets all samples, and computes the same report
         images = accelerator.gather(images.to(device)).cpu()[:samples]
         labels = None if labels is None else accelerator.gather(labels.to(device)).cpu()[:samples]
     return protocol.report(images, labels)

@@ -60,6 +60,7 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         run, state, console = session.run, session.state, plain(stderr=True, quiet=not accelerator.is_main_process)
         if not opened.fresh:
             resume_session(session, folder, console, allow)
+        # One rank writes, and an error of the disk ends all ranks.
         on_main_process(accelerator, partial(write_recipe, session, folder))
         start_trackers(run, folder, accelerator, console)
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
@@ -91,7 +92,7 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         UserError: Another process has the lock.
     """
     lock = FileLock(folder / LOCK, blocking=False)
-    on_main_process(accelerator, partial(take_lock, lock))
+    on_main_process(accelerator, partial(take_lock, lock))  # one lock for all ranks, and its error on all of them
     try:
         yield
     finally:
@@ -188,6 +189,7 @@ def resume_session(session: Session, folder: Path, console: Console, allow: Sequ
         raise UserError(f"'{found}' does not fit the recipe: {one_line(error)}") from error
     state = session.state
     console.print(f"resumed '{folder}' at {state.images:,} images")
+    # One rank rewinds, and no rank trains on, and writes, before it is done.
     on_main_process(session.accelerator, partial(rewind_folder, folder, state.images, state.unfinished))
 
 
