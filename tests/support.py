@@ -51,7 +51,7 @@ The columns are teachers. `unet` is what `distill teacher` trains. `edm` and `ed
 what `distill import edm` and `distill import edm2` write. `own` is a user's own `nn.Module`. The others are diffusers
 pipelines. For each of them, `make test` runs four updates under one objective with the gradient through both denoisers
 and four under one without, an exact resume, and the export in a process without this package
-(`tests/trainers/test_families.py`).
+(`tests/trainers/runs/test_families.py`).
 
 ## Objectives
 

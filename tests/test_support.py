@@ -12,7 +12,7 @@ from distill.export import FORMATS
 from distill.objectives import OBJECTIVES
 from tests.families import TEACHERS
 from tests.support import PAGE, cell, page, read
-from tests.trainers.test_families import module_cache, teacher
+from tests.trainers.runs.test_families import module_cache, teacher
 
 __all__ = ["module_cache", "teacher"]
 

@@ -14,7 +14,7 @@ import yaml
 from tests import texts
 from tests.faults.victim import Trap, distill
 from tests.tiny import recipe
-from tests.trainers.test_resume import contents, lines
+from tests.trainers.interrupted import contents, lines
 from trainers.checkpoints import checkpoint
 from trainers.io.jsonl import read
 

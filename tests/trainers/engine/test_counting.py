@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from tests.tiny import distillation, experiment, launch, once, teacher_recipe
-from tests.trainers.counting import COUNTED
+from tests.trainers.engine.counting import COUNTED
 from trainers.plan.ledger import ALL, BETWEEN, WITHIN
 from trainers.plan.trace import plan
 from trainers.recipe.run import Run

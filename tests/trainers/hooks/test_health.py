@@ -79,7 +79,7 @@ def test_the_fake_knows_its_samples_better_than_the_teacher_by_this_ratio() -> N
 
 
 def objective(**fields: Any) -> dict[str, Any]:
-    return {"name": "tests.trainers.test_health:TwoTerms", **fields}
+    return {"name": "tests.trainers.hooks.test_health:TwoTerms", **fields}
 
 
 @pytest.mark.parametrize("backprop", ["joint", "one_by_one"])

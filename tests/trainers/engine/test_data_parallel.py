@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny import DISTILLATIONS, distillation, launch, once, recipe, teacher_recipe
-from tests.trainers.worker import train
+from tests.trainers.engine.worker import train
 
 Report = dict[str, Tensor]
 

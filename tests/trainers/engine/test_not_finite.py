@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import trainers
 from distill.errors import UserError
 from tests.tiny import build_session, experiment, fit_run, recipe
-from tests.trainers.test_resume import Cut, Interrupt, assert_same
+from tests.trainers.interrupted import Cut, Interrupt, assert_same
 from trainers import loop
 from trainers.checkpoints import checkpoint
 from trainers.engine import adam8bit

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill import EDM, Denoiser, Generator
 from distill.teachers import OwnNet, load_denoiser, save_denoiser
 from tests.tiny import build_session, experiment, recipe
-from tests.trainers.test_resume import assert_same, fit, interrupted
+from tests.trainers.interrupted import assert_same, fit, interrupted
 from trainers.plan.trace import plan
 from trainers.recipe.run import Run
 from trainers.runs.distillation import teacher_hash

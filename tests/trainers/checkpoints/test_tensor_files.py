@@ -100,4 +100,4 @@ def test_another_network_is_refused(change: dict[str, Tensor], wrong: str, tmp_p
     fewer = {name: value for name, value in TENSORS.items() if name != "bf16"}
     with pytest.raises(RuntimeError, match="has bf16, which the network has not"):
         ShardedTensors(tmp_path, "a").load(fewer)
-    ShardedTensors(tmp_path, "a").load(fewer, spare={"bf16"})
+    ShardedTensors(tmp_path, "a").load(fewer, frozen_names={"bf16"})

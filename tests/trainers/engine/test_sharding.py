@@ -27,8 +27,8 @@ from tests.tiny import (
     recipe,
     tiny_denoiser,
 )
-from tests.trainers.test_data_parallel import Report, assert_close, difference
-from tests.trainers.worker import train
+from tests.trainers.engine.test_data_parallel import Report, assert_close, difference
+from tests.trainers.engine.worker import train
 from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.engine import sharding
 from trainers.plan.trace import plan

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.teachers import save_denoiser
 from tests.tiny import ADAPTERS, build_session, experiment, recipe, teacher_recipe, tiny_denoiser
-from tests.trainers.test_resume import assert_same, fit, interrupted
+from tests.trainers.interrupted import assert_same, fit, interrupted
 from trainers.checkpoints import checkpoint
 from trainers.runs.open import open_run
 

@@ -14,7 +14,7 @@ from distill import EDM, Denoiser
 from distill.conditions import Condition
 from distill.networks.network import Network
 from tests.tiny import build_session, distillation, recipe
-from tests.trainers.living import stored
+from tests.trainers.engine.living import stored
 from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.runs import distillation as building

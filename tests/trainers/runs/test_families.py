@@ -15,12 +15,12 @@ from distill.generator import Generator
 from tests.exports import OURS, snippet, strangers
 from tests.families import FLOWS, TEACHERS, recipe
 from tests.tiny import once
-from tests.trainers.test_resume import assert_same, fit, interrupted, lines
+from tests.trainers.interrupted import assert_same, fit, interrupted, lines
 from trainers.runs.load import load_trained
 
 CASES = [(name, "fgm" if name.startswith(FLOWS) else "sid") for name in TEACHERS]
 CASES += [(name, "diff_instruct") for name in TEACHERS]
-WITHOUT_PIPELINE = ("own",)  # it leaves as safetensors: tests/trainers/test_own.py
+WITHOUT_PIPELINE = ("own",)  # it leaves as safetensors: tests/trainers/runs/test_own.py
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from torch.utils import checkpoint
 from distill import EDM, Denoiser, UserError, lora
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
 from tests.tiny import ADAPTERS, NETWORK, build_session, recipe, teacher_recipe, tiny_denoiser
-from tests.trainers.living import Living
+from tests.trainers.engine.living import Living
 from trainers.engine.networks import recompute_activations
 from trainers.engine.session import Session
 from trainers.engine.step import advance
