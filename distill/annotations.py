@@ -1,7 +1,5 @@
 """Annotations of settings that the reader of recipes understands."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 LocalPath = Annotated[str, "local path"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.conditions import Condition, ConditionLike
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.networks.network import Network, PlainNetwork
 from distill.paths import Path
 from distill.prediction import KINDS, Kind, coefficients
@@ -75,8 +75,7 @@ class Denoiser(nn.Module):
         latents: bool | Normalisation = False,
     ) -> None:
         super().__init__()
-        if prediction not in KINDS:
-            raise UserError(f"prediction: must be one of {', '.join(KINDS)}, got {prediction!r}")
+        require(prediction in KINDS, f"prediction: must be one of {', '.join(KINDS)}, got {prediction!r}")
         self.network = network if isinstance(network, Network) else PlainNetwork(network)
         self.path = path
         self.prediction: Kind = prediction
@@ -111,7 +110,15 @@ class Denoiser(nn.Module):
         Returns:
             The estimate [B, ...] in the dtype of `x_t`, at least float32.
         """
-        return self._run(x_t, t, cond)
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        c = coefficients(self.prediction, self.path, t, x_t, self.sigma_data)
+        x_in = x_t if c.input_scale is None else c.input_scale * x_t
+        time = self.path.network_time(t.double()).to(x_t.dtype)
+        # Each call has its own autocast context, because the context caches the weights that it casts. A cache that
+        # outlives a call without a graph would give weights without a graph to a later call that needs one.
+        with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            output = cast(Tensor, self.network(x_in, time, Condition.of(cond)))
+        return c.from_x_t * x_t + c.from_output * output.to(x_t.dtype)
 
     def with_features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> tuple[Tensor, Tensor]:
         """Return the estimate of x0, and the features of a submodule from the same pass.
@@ -131,14 +138,14 @@ class Denoiser(nn.Module):
         """
         seen: list[Tensor] = []
         with self._watching(tap, seen):
-            x0 = self._run(x_t, t, cond)
+            x0 = self.forward(x_t, t, cond)
         return x0, seen[0].to(x0.dtype)
 
     def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> Tensor:
         """Return the features at `tap`, as with_features does. The network runs no further than the tap."""
         seen: list[Tensor] = []
         with suppress(_ReachedTap), self._watching(tap, seen, stop=True):
-            self._run(x_t, t, cond)
+            self.forward(x_t, t, cond)
         return seen[0].to(torch.promote_types(x_t.dtype, torch.float32))
 
     def module_at(self, tap: str) -> nn.Module:
@@ -164,17 +171,6 @@ class Denoiser(nn.Module):
             yield
         finally:
             handle.remove()
-
-    def _run(self, x_t: Tensor, t: Tensor, cond: ConditionLike) -> Tensor:
-        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        c = coefficients(self.prediction, self.path, t, x_t, self.sigma_data)
-        x_in = x_t if c.input_scale is None else c.input_scale * x_t
-        time = self.path.network_time(t.double()).to(x_t.dtype)
-        # Each call has its own autocast context, because the context caches the weights that it casts. A cache that
-        # outlives a call without a graph would give weights without a graph to a later call that needs one.
-        with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            output = cast(Tensor, self.network(x_in, time, Condition.of(cond)))
-        return c.from_x_t * x_t + c.from_output * output.to(x_t.dtype)
 
 
 class _ReachedTap(Exception):

@@ -5,8 +5,6 @@ discriminator therefore has few parameters or none, and one pass of the fake giv
 logits.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from torch.nn.functional import softplus
 
 from distill.conditions import ConditionLike
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.paths import Path
 from distill.random import Random
 from distill.times import Times
@@ -59,17 +57,13 @@ class ConvHead(nn.Module):
         convolution = CONVOLUTIONS[len(size)]
         groups = math.gcd(32, max(1, channels // 4))  # a group of one channel would be 0 after a norm over 1x1
         layers: list[nn.Module] = []
-
-        def add(kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
-            layers.extend([convolution(channels, channels, kernel, stride, padding)])
-            layers.extend([nn.GroupNorm(groups, channels), nn.SiLU()])
-
         while min(size[-2:]) > 1 and (not layers or max(size) > 4):
             halved = [side > 1 for side in size]  # a video has fewer frames than rows: a single frame stays one
             kernel, stride = (tuple(n if half else 1 for half in halved) for n in (4, 2))
-            add(kernel, stride, tuple(map(int, halved)))
+            layers.append(convolution(channels, channels, kernel, stride, tuple(map(int, halved))))
+            layers += [nn.GroupNorm(groups, channels), nn.SiLU()]
             size = tuple(max(1, side // 2) for side in size)
-        add(size, (1,) * len(size), (0,) * len(size))
+        layers += [convolution(channels, channels, size), nn.GroupNorm(groups, channels), nn.SiLU()]
         self.layers = nn.Sequential(*layers, convolution(channels, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -120,11 +114,9 @@ class Critic(nn.Module):
             look real.
         """
         if want == "x0":
-            x0: Tensor = self.denoiser(x_t, t, cond)
-            return x0
+            return cast(Tensor, self.denoiser(x_t, t, cond))
         if want == "logits":
-            logits: Tensor = self.head(self.denoiser.features(x_t, t, cond, self.tap))
-            return logits
+            return cast(Tensor, self.head(self.denoiser.features(x_t, t, cond, self.tap)))
         x0, features = self.denoiser.with_features(x_t, t, cond, self.tap)
         return x0, self.head(features)
 
@@ -176,8 +168,7 @@ class R1:
 
     def __post_init__(self) -> None:
         for name, value in (("weight", self.weight), ("noise", self.noise)):
-            if not value >= 0:
-                raise UserError(f"{name}: must be at least 0, got {value}")
+            require(value >= 0, f"{name}: must be at least 0, got {value}")
 
     def judge(self, logits_of: Callable[[Tensor], Tensor], real: Tensor, random: Random) -> tuple[Tensor, Tensor]:
         """Return the logits of the real samples, and the penalty.
@@ -237,8 +228,7 @@ class AdaptiveNoise:
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high <= 1:
             raise UserError(f"low, high: must satisfy 0 < low <= high <= 1, got {self.low} and {self.high}")
-        if not self.images > 0:
-            raise UserError(f"images: must be positive, got {self.images}")
+        require(self.images > 0, f"images: must be positive, got {self.images}")
 
     def start(self) -> dict[str, Tensor]:
         """Return the memory at the start: the share, and the number of images at its last move. Both are scalars."""

@@ -1,9 +1,7 @@
 """The one-step generator G(z, cond) = D(scale z, t, cond): one evaluation of a denoiser at a fixed time."""
 
-from __future__ import annotations
-
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,5 +60,4 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, cond: ConditionLike = None) -> Tensor:
         """Return samples [B, ...], at least float32, for unit normal noise `z` [B, ...] and the condition `cond`."""
         t = torch.full((len(z),), self.t, dtype=torch.float64, device=z.device)
-        x: Tensor = self.denoiser(self.scale * z, t, cond)
-        return x
+        return cast(Tensor, self.denoiser(self.scale * z, t, cond))

@@ -11,8 +11,6 @@ Scale 1 is no guidance, scale 0 is the weak denoiser alone, and negative scales 
 - a smaller or earlier model, in autoguidance (arXiv:2406.02507, recipe key `*_autoguidance`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast

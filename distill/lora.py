@@ -6,8 +6,6 @@ its own adapters. The alternative, one network with a switch for the adapters, w
 recomputes a forward pass under another position of the switch.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Container
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,8 +35,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         for name in ("rank", "alpha"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name}: must be positive, got {getattr(self, name)}")
+            require(getattr(self, name) > 0, f"{name}: must be positive, got {getattr(self, name)}")
 
 
 def share_parameters(module: Module, names: Container[str] | None = None) -> Module:
@@ -76,8 +73,7 @@ def attach(network: nn.Module, lora: Lora) -> None:
 def targets(network: nn.Module, lora: Lora) -> list[str]:
     """Return the full names of the layers that get adapters, or raise UserError as attach does."""
     layers = [name for name, module in network.named_modules() if _adaptable(module)]
-    if not layers:
-        raise UserError(f"lora: {type(network).__name__} has no convolution or linear layer to put adapters on")
+    require(len(layers) > 0, f"lora: {type(network).__name__} has no convolution or linear layer to put adapters on")
     if lora.targets is None:
         return layers
     found = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in lora.targets}

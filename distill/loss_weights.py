@@ -4,17 +4,34 @@ Weights of the denoising loss |D(x_t) - x0|^2 have the name of the network outpu
 Every positive weight has the same optimum. Weights of a generator's loss say which noise levels count.
 """
 
-from __future__ import annotations
-
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import require
 
 Weight = Literal["edm", "eps", "v", "velocity", "x0"]
 GeneratorWeight = Literal["none", "1-t", "(1-t)^2", "1/t", "snr", "snr/(1+snr)"]
+
+DENOISING: dict[Weight, Callable[[Tensor, float], Tensor]] = {
+    "edm": lambda nsr, sigma_data: 1 / nsr**2 + 1 / sigma_data**2,
+    "eps": lambda nsr, _: 1 / nsr**2,
+    "v": lambda nsr, _: 1 + 1 / nsr**2,
+    "velocity": lambda nsr, _: (1 + 1 / nsr) ** 2,
+    "x0": lambda nsr, _: torch.ones_like(nsr),
+}
+"""The weights of the denoising loss as functions of the noise-to-signal ratio and of the data's standard deviation."""
+GENERATOR: dict[GeneratorWeight, Callable[[Tensor], Tensor]] = {
+    "none": torch.ones_like,
+    "1-t": lambda nsr: 1 / (1 + nsr),
+    "(1-t)^2": lambda nsr: 1 / (1 + nsr) ** 2,
+    "1/t": lambda nsr: 1 + 1 / nsr,
+    "snr": lambda nsr: 1 / nsr**2,
+    "snr/(1+snr)": lambda nsr: 1 / (1 + nsr**2),
+}
+"""The weights of a generator's loss as functions of the noise-to-signal ratio."""
 
 
 def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -37,17 +54,8 @@ def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Te
     Raises:
         UserError: The name is unknown.
     """
-    if weight == "edm":
-        return 1 / nsr**2 + 1 / sigma_data**2
-    if weight == "eps":
-        return 1 / nsr**2
-    if weight == "v":
-        return 1 + 1 / nsr**2
-    if weight == "velocity":
-        return (1 + 1 / nsr) ** 2
-    if weight == "x0":
-        return torch.ones_like(nsr)
-    raise UserError(f"weight: must be one of {', '.join(get_args(Weight))}, got {weight!r}")
+    require(weight in DENOISING, f"weight: must be one of {', '.join(DENOISING)}, got {weight!r}")
+    return DENOISING[weight](nsr, sigma_data)
 
 
 def generator_weight(weight: GeneratorWeight, nsr: Tensor) -> Tensor:
@@ -67,16 +75,5 @@ def generator_weight(weight: GeneratorWeight, nsr: Tensor) -> Tensor:
     Raises:
         UserError: The name is unknown.
     """
-    if weight == "none":
-        return torch.ones_like(nsr)
-    if weight == "1-t":
-        return 1 / (1 + nsr)
-    if weight == "(1-t)^2":
-        return 1 / (1 + nsr) ** 2
-    if weight == "1/t":
-        return 1 + 1 / nsr
-    if weight == "snr":
-        return 1 / nsr**2
-    if weight == "snr/(1+snr)":
-        return 1 / (1 + nsr**2)
-    raise UserError(f"weight: must be one of {', '.join(get_args(GeneratorWeight))}, got {weight!r}")
+    require(weight in GENERATOR, f"weight: must be one of {', '.join(GENERATOR)}, got {weight!r}")
+    return GENERATOR[weight](nsr)

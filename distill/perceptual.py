@@ -4,8 +4,6 @@ Recipes name them by the keys of PERCEPTUALS. The published weights of such loss
 whose network must be downloaded. docs/objectives/dmd.md says how a recipe names it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.annotations import LocalPath
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.metrics import Classifier
 
 
@@ -68,8 +66,7 @@ class PseudoHuberDistance(Perceptual):
     c: float = 0.00054  # unverified
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise UserError(f"c: must be positive, got {self.c}")
+        require(self.c > 0, f"c: must be positive, got {self.c}")
 
     def distance(self, made: Tensor, target: Tensor, network: nn.Module) -> Tensor:
         return (((made - target) ** 2).flatten(1).mean(1) + self.c**2).sqrt() - self.c

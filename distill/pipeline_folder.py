@@ -1,13 +1,11 @@
 """The folder of a diffusers pipeline, as `save_pretrained` writes it: its index, its parts, and their models."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError, one_line
+from distill.errors import UserError, one_line, require
 
 INDEX = "model_index.json"
 
@@ -79,8 +77,7 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     import diffusers
     import torch
 
-    if kind not in allowed:
-        raise UserError(f"{name} must be {' or '.join(allowed)}, got {kind!r}")
+    require(kind in allowed, f"{name} must be {' or '.join(allowed)}, got {kind!r}")
     if not any(place.glob("*.safetensors")):  # diffusers would try a pickle next, which may run code
         raise UserError(f"cannot read '{place}': it holds no .safetensors file")
     try:

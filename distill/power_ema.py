@@ -5,8 +5,6 @@ The source is EDM2 (arXiv:2312.02696), section 3 and appendix C. After `images` 
 The standard deviation of this profile is `std` in units of `images`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import require
 
 WIDEST = 12**-0.5  # at gamma = 0, the plain mean. A wider profile would weigh the past above the present.
 
@@ -30,8 +28,7 @@ class PowerProfile:
     std: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.std < WIDEST:
-            raise UserError(f"std: must be above 0 and below 0.2887 (the plain mean), got {self.std}")
+        require(0 < self.std < WIDEST, f"std: must be above 0 and below 0.2887 (the plain mean), got {self.std}")
 
     @cached_property
     def gamma(self) -> float:

@@ -12,8 +12,6 @@ noise, primes for d/dt, and J = alpha' sigma - alpha sigma', the kinds and their
               (arXiv:2206.00364, table 1), for the sample x_t/alpha at the noise level sigma/alpha
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 

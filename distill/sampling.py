@@ -4,8 +4,6 @@ In the coordinate x_t / alpha, with the noise-to-signal ratio as its time, every
 probability flow ODE becomes the same curve. One sampler on EDM's ramp of noise levels therefore serves all paths.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

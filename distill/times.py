@@ -6,14 +6,13 @@ means the same on every path, so one law and one objective serve all paths. Laws
 how they map to the ratio.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.paths import DiscreteVP, Flow, Path, ramp
 
 
@@ -41,12 +40,10 @@ class LogNormal(Times):
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise UserError(f"std: must be positive, got {self.std}")
+        require(self.std > 0, f"std: must be positive, got {self.std}")
 
     def nsr(self, u: Tensor, path: Path) -> Tensor:
-        normal: Tensor = torch.special.ndtri(u)
-        return (self.mean + self.std * normal).exp()
+        return cast(Tensor, (self.mean + self.std * torch.special.ndtri(u)).exp())
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,9 @@ class Karras(Times):
     upto: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.low < self.high:
-            raise UserError(f"low, high: must satisfy 0 < low < high, got {self.low} and {self.high}")
-        if not self.rho > 0:
-            raise UserError(f"rho: must be positive, got {self.rho}")
-        if not 0 < self.upto <= 1:
-            raise UserError(f"upto: must be in (0, 1], got {self.upto}")
+        require(0 < self.low < self.high, f"low, high: must satisfy 0 < low < high, got {self.low} and {self.high}")
+        require(self.rho > 0, f"rho: must be positive, got {self.rho}")
+        require(0 < self.upto <= 1, f"upto: must be in (0, 1], got {self.upto}")
 
     def nsr(self, u: Tensor, path: Path) -> Tensor:
         return ramp(u * self.upto, self.low, self.high, self.rho)

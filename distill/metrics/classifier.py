@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError, one_line
+from distill.errors import UserError, one_line, require
 from distill.metrics.images import Shape
 
 CLASSIFIER_FILE, CLASSIFIER_WEIGHTS = "classifier.json", "classifier.safetensors"
@@ -40,8 +40,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self.classes, self.width, self.data, self.accuracy = shape, classes, width, data, accuracy
-        if len(shape) != 3:
-            raise UserError(f"classifier: takes images (C, H, W), got {list(shape)}")
+        require(len(shape) == 3, f"classifier: takes images (C, H, W), got {list(shape)}")
         channels, height, length = shape
         positions = -(-height // 4) * -(-length // 4)
         self.body = nn.Sequential(*_convolution(channels, 32, 1), *_convolution(32, 64, 2), *_convolution(64, 64, 2))
@@ -85,8 +84,7 @@ class Classifier(nn.Module):
         from safetensors.torch import load_file
 
         folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"classifier: no folder '{folder}'; `distill classifier RECIPE` trains one")
+        require(folder.is_dir(), f"classifier: no folder '{folder}'; `distill classifier RECIPE` trains one")
         try:
             fields = json.loads((folder / CLASSIFIER_FILE).read_text())
             classifier = cls(**{**fields, "shape": tuple(fields["shape"])})

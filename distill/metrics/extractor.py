@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.metrics.frechet import Moments
 from distill.metrics.images import Shape, checked_images, checked_labels, image_shape
 
@@ -86,8 +86,7 @@ class Components:
                 each image, the labels have a single class, or the images span fewer than `components` directions.
         """
         shape = image_shape(images)
-        if len(images) < 4:
-            raise UserError(f"real images: {len(images)} given, expected at least 4, so that they can be halved")
+        require(len(images) >= 4, f"real images: {len(images)} given, expected at least 4, so that they can be halved")
         if float(images.abs().max()) > _LARGEST:
             raise UserError(f"real images: values in {_span(images)} given, expected them within [-1, 1]")
         pixels = checked_images(images, shape).flatten(1)
@@ -142,8 +141,7 @@ def _fit_classifier(pixels: Tensor, labels: Tensor) -> Any:
     """
     from sklearn.svm import SVC
 
-    if len(set(labels.tolist())) < 2:
-        raise UserError("labels: 1 class given, expected at least 2, or no labels at all")
+    require(len(set(labels.tolist())) >= 2, "labels: 1 class given, expected at least 2, or no labels at all")
     return SVC(kernel="rbf", C=10.0, gamma="scale").fit(pixels.numpy(), labels.numpy())
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 
 _ROUNDING = 1e-4  # files of moments are often float32: an eigenvalue above -1e-4 of the largest is a rounding error
 
@@ -48,8 +49,7 @@ class Moments:
         Raises:
             UserError: The features are not [N, D].
         """
-        if features.ndim != 2:
-            raise UserError(f"features: {list(features.shape)} given, expected [N, D]")
+        require(features.ndim == 2, f"features: {list(features.shape)} given, expected [N, D]")
         features = features.detach().double()
         count = len(features)
         mean = features.sum(dim=0) / max(count, 1)
@@ -100,8 +100,7 @@ def _same_dimension(a: Moments, b: Moments) -> None:
 
 def _root(moments: Moments) -> Tensor:
     """Return R [D, D] with R R^T = covariance, or raise UserError when the moments cannot be those of data."""
-    if moments.count < 2:
-        raise UserError(f"Frechet distance: a set of {moments.count} samples given, expected at least 2")
+    require(moments.count >= 2, f"Frechet distance: a set of {moments.count} samples given, expected at least 2")
     covariance = moments.covariance.to("cpu", torch.float64)
     if not (moments.mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError("Frechet distance: moments with NaN or infinity given, expected finite features")
@@ -110,5 +109,4 @@ def _root(moments: Moments) -> Tensor:
         raise UserError(f"Frechet distance: covariance eigenvalue {float(values[0]):.3g} given, expected none below 0")
     # Rounding leaves eigenvalues of 1e-16 in directions without variance, and their roots of 1e-8 would count.
     spread = torch.where(values > values[-1] * len(values) * torch.finfo(values.dtype).eps, values, 0.0).sqrt()
-    root: Tensor = vectors * spread
-    return root
+    return cast(Tensor, vectors * spread)

@@ -1,11 +1,9 @@
 """Checks of the images and labels that a metric gets."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 
 Shape = tuple[int, ...]
 """The shape (C, *spatial) of one image."""
@@ -17,8 +15,7 @@ def image_shape(images: Tensor) -> Shape:
     Raises:
         UserError: The images have fewer than three dimensions.
     """
-    if images.ndim < 3:
-        raise UserError(f"images: {list(images.shape)} given, expected [N, C, *spatial]")
+    require(images.ndim >= 3, f"images: {list(images.shape)} given, expected [N, C, *spatial]")
     return tuple(images.shape[1:])
 
 
@@ -34,8 +31,7 @@ def checked_images(images: Tensor, shape: Shape) -> Tensor:
     """
     if tuple(images.shape[1:]) != shape:
         raise UserError(f"images: {list(images.shape)} given, expected [N, {', '.join(map(str, shape))}]")
-    if not images.is_floating_point():
-        raise UserError(f"images: {images.dtype} given, expected floating point in [-1, 1]")
+    require(images.is_floating_point(), f"images: {images.dtype} given, expected floating point in [-1, 1]")
     pixels = images.detach().to("cpu", torch.float64)
     if broken := int((~pixels.isfinite()).flatten(1).any(dim=1).sum()):
         raise UserError(f"images: {broken} of {len(pixels)} hold NaN or infinity, expected finite values")

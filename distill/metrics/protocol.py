@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.metrics.extractor import COMPONENTS, Components, Extractor
 from distill.metrics.frechet import Moments, frechet_distance
 from distill.metrics.images import checked_images, checked_labels
@@ -121,8 +121,7 @@ class Protocol:
         if unknown := sorted(set(wanted.tolist()) - set(known)):
             raise UserError(f"labels: {unknown[0]} given, expected one of the real labels {_listed(known)}")
         pixels = checked_images(images, self.extractor.shape)
-        if not len(pixels):
-            raise UserError("label agreement: 0 images given, expected at least 1")
+        require(len(pixels) > 0, "label agreement: 0 images given, expected at least 1")
         return float((self.extractor.predict(pixels) == wanted).double().mean())
 
     def report(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float | int | str]:

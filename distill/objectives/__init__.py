@@ -4,8 +4,6 @@ A recipe names an objective by a key of NAMES, which is also the name of its mod
 and its pure loss `sid_loss`. OBJECTIVES maps the same names to the classes.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 
@@ -56,13 +54,8 @@ NAMES = {
 def __getattr__(name: str) -> Any:
     """Import an objective on its first use, so that the file of one paper does not import all others."""
     if name == "OBJECTIVES":
-        return {module: _imported(module, cls) for module, cls in NAMES.items()}
+        return {module: __getattr__(cls) for module, cls in NAMES.items()}
     for module, cls in NAMES.items():
         if name == cls:
-            return _imported(module, cls)
+            return getattr(import_module(f"distill.objectives.{module}"), cls)
     raise AttributeError(f"module 'distill.objectives' has no attribute {name!r}")
-
-
-def _imported(module: str, cls: str) -> type[Objective]:
-    found: type[Objective] = getattr(import_module(f"distill.objectives.{module}"), cls)
-    return found

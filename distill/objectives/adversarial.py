@@ -1,8 +1,6 @@
 """The losses that objectives with a discriminator share."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
@@ -65,8 +63,7 @@ def denoise_and_discriminate(
         fake = nets.fake(x_t, t, batch.cond, "logits")
 
     def logits_of(sample: Tensor) -> Tensor:
-        logits: Tensor = nets.fake(nets.path.diffuse(sample, t, noise), t, batch.cond, "logits")
-        return logits
+        return cast(Tensor, nets.fake(nets.path.diffuse(sample, t, noise), t, batch.cond, "logits"))
 
     real, penalty = r1.judge(logits_of, batch.real, random.stream("r1"))
     nets.note("accuracy", accuracy(fake, real), nets.path.nsr(t))
@@ -77,5 +74,4 @@ def denoise_and_discriminate(
 def logits_at(nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> Tensor:
     """Return the discriminator's logits [B, ...] at a diffusion of `x` [B, ...], with a graph into x."""
     x_t, t, _ = nets.path.draw(x, times, batch.random.stream("judge"))
-    logits: Tensor = nets.fake(x_t, t, batch.cond, "logits")
-    return logits
+    return cast(Tensor, nets.fake(x_t, t, batch.cond, "logits"))

@@ -1,7 +1,5 @@
 """Autoguidance of the teacher in any objective (Karras et al., arXiv:2406.02507)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from torch import Tensor

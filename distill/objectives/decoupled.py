@@ -1,7 +1,5 @@
 """Guidance as a term of its own beside any objective (Luo et al., Diff-Instruct*, arXiv:2410.20898)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

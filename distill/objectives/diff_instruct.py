@@ -1,7 +1,5 @@
 """Diff-Instruct (Luo et al., arXiv:2305.18455)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

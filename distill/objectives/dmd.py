@@ -1,13 +1,11 @@
 """Distribution Matching Distillation (Yin et al., arXiv:2311.18828)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import require
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
 from distill.perceptual import MSE, Perceptual
 from distill.random import expand
@@ -48,8 +46,7 @@ class DMD(Objective):
     perceptual: Perceptual = MSE()  # the paper has LPIPS, for which it found the weight 0.25
 
     def __post_init__(self) -> None:
-        if not self.regression >= 0:
-            raise UserError(f"regression: must be at least 0, got {self.regression}")
+        require(self.regression >= 0, f"regression: must be at least 0, got {self.regression}")
 
     @property
     def needs(self) -> frozenset[str]:

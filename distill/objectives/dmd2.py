@@ -1,7 +1,5 @@
 """Improved Distribution Matching Distillation, DMD2 (Yin et al., arXiv:2405.14867)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn

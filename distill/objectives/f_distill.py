@@ -1,7 +1,5 @@
 """f-distill: distribution matching under an f-divergence (Xu et al., arXiv:2502.15681)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
 from distill.discriminator import R1, ConvHead, Critic, adversarial_loss, feature_shape, mean_logit
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.objectives.adversarial import denoise_and_discriminate, logits_at
 from distill.objectives.dmd import dmd_loss
 from distill.objectives.objective import Batch, Denoisers, Estimates, Objective, l1_normaliser
@@ -72,10 +70,8 @@ class FDistill(Objective):
     def __post_init__(self) -> None:
         if not 0 < self.ratio_range[0] < self.ratio_range[1]:
             raise UserError(f"ratio_range: must rise from above 0, got {list(self.ratio_range)}")
-        if not self.bins >= 1:
-            raise UserError(f"bins: must be at least 1, got {self.bins}")
-        if not 0 <= self.memory < 1:
-            raise UserError(f"memory: must be at least 0 and below 1, got {self.memory}")
+        require(self.bins >= 1, f"bins: must be at least 1, got {self.bins}")
+        require(0 <= self.memory < 1, f"memory: must be at least 0 and below 1, got {self.memory}")
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         return Critic(fake, self.tap, ConvHead(*feature_shape(fake, self.tap)))
@@ -89,10 +85,8 @@ class FDistill(Objective):
         h = h / nets.mean(h)
         nets.note("weight", h * l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
         adversarial = adversarial_loss(logits_at(nets, x, batch, self.fake_times))
-        return {
-            "f_distill": h * dmd_loss(x, s.teacher, s.fake),
-            "adversarial": self.adversarial * x[0].numel() * adversarial,
-        }
+        terms = {"f_distill": h * dmd_loss(x, s.teacher, s.fake)}
+        return {**terms, "adversarial": self.adversarial * x[0].numel() * adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         losses = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1)

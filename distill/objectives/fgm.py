@@ -1,7 +1,5 @@
 """Flow Generator Matching (Huang et al., arXiv:2410.19310)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Long and short guidance: guided denoisers in any objective (SiD-LSG, Zhou et al., arXiv:2406.01561)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from torch import Tensor

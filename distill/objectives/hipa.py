@@ -5,16 +5,15 @@ the same noise. A single step lacks high frequencies, so they have a loss of the
 The two terms are the paper's, and their exact form and every number are ours ("unverified").
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.objectives.objective import Batch, Denoisers, Objective
 from distill.perceptual import MSE, Perceptual
 
@@ -23,8 +22,7 @@ def high_pass(x: Tensor, cutoff: float) -> Tensor:
     """Return `x` [..., H, W] without its frequencies below `cutoff`, a fraction in (0, 1) of the Nyquist frequency."""
     rows, columns = (torch.fft.fftfreq(size, device=x.device) for size in x.shape[-2:])
     passed = 2 * (rows[:, None] ** 2 + columns**2).sqrt() >= cutoff
-    high: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * passed).real
-    return high
+    return cast(Tensor, torch.fft.ifft2(torch.fft.fft2(x) * passed).real)
 
 
 def edges(x: Tensor) -> Tensor:
@@ -53,10 +51,8 @@ class HiPA(Objective):
     uses_samples = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.cutoff < 1:
-            raise UserError(f"cutoff: must be between 0 and 1, got {self.cutoff}")
-        if not self.high_frequency >= 0:
-            raise UserError(f"high_frequency: must be at least 0, got {self.high_frequency}")
+        require(0 < self.cutoff < 1, f"cutoff: must be between 0 and 1, got {self.cutoff}")
+        require(self.high_frequency >= 0, f"high_frequency: must be at least 0, got {self.high_frequency}")
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)

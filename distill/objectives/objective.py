@@ -1,7 +1,5 @@
 """The contract of an objective, and the denoising loss of the fake that all objectives share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -174,30 +172,22 @@ class Objective:
     Attributes:
         fake_times: The law of the times at which the fake trains.
         fake_weight: The weight of the fake's denoising loss by noise level.
+        differentiates_denoisers: Whether the generator's gradient passes through teacher and fake into x.
+        trains_fake: Whether there is a fake.
+        uses_samples: Whether the generator's loss uses x. Otherwise x is empty, [0, ...], and the loss uses ODE pairs.
     """
 
     fake_times: Times = LogNormal(-1.2, 1.2)
     fake_weight: Weight = "edm"
 
+    differentiates_denoisers = False
+    trains_fake = True
+    uses_samples = True
+
     @property
     def needs(self) -> frozenset[str]:
         """The optional fields of Batch that the losses use: "real", "pairs"."""
         return frozenset()
-
-    @property
-    def differentiates_denoisers(self) -> bool:
-        """Return whether the generator's gradient passes through teacher and fake into x."""
-        return False
-
-    @property
-    def trains_fake(self) -> bool:
-        """Return whether there is a fake."""
-        return True
-
-    @property
-    def uses_samples(self) -> bool:
-        """Return whether the generator's loss uses x. Otherwise x is empty, [0, ...], and the loss uses ODE pairs."""
-        return True
 
     def check(self, teacher: Denoiser) -> None:
         """Raise UserError, with the name of the field, when the objective cannot be used with this teacher."""

@@ -1,13 +1,11 @@
 """RealUID: distillation of flow models with real images and no discriminator (Kornilov et al., arXiv:2509.22459)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import require
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.fgm import check_velocity, velocity_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
@@ -69,8 +67,7 @@ class RealUID(Objective):
     differentiates_denoisers = True
 
     def __post_init__(self) -> None:
-        if not self.a > 0:
-            raise UserError(f"a: must be positive, got {self.a}")
+        require(self.a > 0, f"a: must be positive, got {self.a}")
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)

@@ -1,7 +1,5 @@
 """A reward beside any objective (Diff-Instruct++, arXiv:2410.18881; Diff-Instruct*, arXiv:2410.20898)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Score Mismatching (arXiv:2309.11043): a game between generator and fake, in which the teacher is only the start."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

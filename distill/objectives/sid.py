@@ -1,7 +1,5 @@
 """Score identity Distillation (Zhou et al., arXiv:2404.04057)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

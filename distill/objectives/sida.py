@@ -1,7 +1,5 @@
 """Adversarial Score identity Distillation (Zhou et al., arXiv:2410.14919)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
 from distill.discriminator import R1, ChannelMean, Critic, adversarial_loss
-from distill.errors import UserError
+from distill.errors import require
 from distill.objectives.adversarial import denoise_and_discriminate
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser
 from distill.objectives.sid import sid_loss
@@ -62,8 +60,7 @@ class SiDA(Objective):
     differentiates_denoisers = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mix <= 1:
-            raise UserError(f"mix: must be in [0, 1], got {self.mix}")
+        require(0 <= self.mix <= 1, f"mix: must be in [0, 1], got {self.mix}")
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         return Critic(fake, "encoder", ChannelMean())

@@ -1,14 +1,12 @@
 """Score Implicit Matching (Luo et al., arXiv:2410.16794)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import require
 from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.random import expand
@@ -39,8 +37,7 @@ class Power(Distance):
     p: int = 4
 
     def __post_init__(self) -> None:
-        if self.p < 2 or self.p % 2:
-            raise UserError(f"p: must be even and at least 2, got {self.p}")
+        require(self.p >= 2 and self.p % 2 == 0, f"p: must be even and at least 2, got {self.p}")
 
     def factor(self, y: Tensor) -> Tensor:
         return self.p * y ** (self.p - 2)
@@ -58,8 +55,7 @@ class _Threshold(Distance):
     c: float = 0.00054
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise UserError(f"c: must be positive, got {self.c}")
+        require(self.c > 0, f"c: must be positive, got {self.c}")
 
     def squares(self, y: Tensor) -> tuple[Tensor, float]:
         """Return |y|^2 [B, 1, ...] and N c^2."""

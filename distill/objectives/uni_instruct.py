@@ -1,7 +1,5 @@
 """Uni-Instruct: f-divergences expanded along the diffusion (Wang et al., arXiv:2505.20755)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn

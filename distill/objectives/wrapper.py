@@ -1,7 +1,5 @@
 """The base of objectives that hold another objective, so that methods are composed and do not inherit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -21,25 +19,13 @@ class Wrapper(Objective):
     fake_weight: Weight = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("fake_times", "fake_weight"):
-            # A frozen dataclass sets its own fields by object.__setattr__.
+        for name in ("fake_times", "fake_weight", "differentiates_denoisers", "trains_fake", "uses_samples"):
+            # A frozen dataclass sets its own attributes by object.__setattr__.
             object.__setattr__(self, name, getattr(self.objective, name))
 
     @property
     def needs(self) -> frozenset[str]:
         return self.objective.needs
-
-    @property
-    def differentiates_denoisers(self) -> bool:
-        return self.objective.differentiates_denoisers
-
-    @property
-    def trains_fake(self) -> bool:
-        return self.objective.trains_fake
-
-    @property
-    def uses_samples(self) -> bool:
-        return self.objective.uses_samples
 
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,8 @@ class ClipScore(nn.Module):
 
     def forward(self, x: Tensor, cond: ConditionLike = None) -> Tensor:
         labels = Condition.of(cond).labels
-        cosine: Tensor = (self.images(x) * (self.prompts if labels is None else self.prompts[labels])).sum(1)
-        return 100 * cosine
+        prompts = self.prompts if labels is None else self.prompts[labels]
+        return cast(Tensor, 100 * (self.images(x) * prompts).sum(1))
 
 
 class AestheticScore(nn.Module):
@@ -82,8 +82,7 @@ class AestheticScore(nn.Module):
         self.images, self.head = images, head
 
     def forward(self, x: Tensor, cond: ConditionLike = None) -> Tensor:
-        score: Tensor = self.head(self.images(x))[:, 0]
-        return score
+        return cast(Tensor, self.head(self.images(x))[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,7 @@
 """The log likelihood of the label under a classifier, as a reward."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -24,8 +22,7 @@ class LogLikelihood(nn.Module):
 
     def forward(self, x: Tensor, cond: ConditionLike) -> Tensor:
         labels = Condition.of(cond)["labels"]
-        log_likelihood: Tensor = self.classifier(x).log_softmax(1).gather(1, labels[:, None])[:, 0]
-        return log_likelihood
+        return cast(Tensor, self.classifier(x).log_softmax(1).gather(1, labels[:, None])[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True)

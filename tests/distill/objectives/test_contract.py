@@ -47,9 +47,9 @@ class Watched(Denoiser):
 
     calls: list[Call] = []  # noqa: RUF012  while a fake is built; each case has its own
 
-    def _run(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         self.calls.append((x_t, t, cond))
-        return super()._run(x_t, t, cond)
+        return super().forward(x_t, t, cond)
 
 
 def make(objective: Objective, path: Path, seed: int = 0, rows: slice = slice(0, 4), bf16: bool = False) -> Case:
