@@ -1,12 +1,9 @@
 """The autoencoder in the `vae/` of a teacher's folder."""
 
-from __future__ import annotations
-
 import hashlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +50,7 @@ class DiffusersAutoencoder:
                 raise UserError(f"teacher: '{folder}': {what}: is of {theirs} channels, the network of {channels}")
         self._vae: Any = None
 
-    def __deepcopy__(self, memo: Any) -> DiffusersAutoencoder:
+    def __deepcopy__(self, memo: Any) -> Self:
         return self  # a generator begins as a deep copy of the teacher, and must not load a second autoencoder
 
     @property
@@ -109,8 +106,7 @@ class DiffusersAutoencoder:
         shift, scale = self._shift_and_scale(vae)
 
         def run(some: Tensor) -> Tensor:
-            images: Tensor = vae.decode(some / scale + shift).sample
-            return images
+            return cast(Tensor, vae.decode(some / scale + shift).sample)
 
         size = self.image_shape(tuple(latents.shape[1:]))[1:]
         parts = latents.to(vae.dtype).split(images_at_once(size))
@@ -125,8 +121,8 @@ class DiffusersAutoencoder:
 
     def _shift_and_scale(self, vae: Any) -> tuple[Any, Any]:
         """Return the shift and the scale of a latent (z - shift) scale, each a number or [C, 1, 1]."""
-        config: Mapping[str, Any] = vae.config
-        stated, factor = self.normalisation, config["scaling_factor"]
+        config, stated = vae.config, self.normalisation
+        factor = config["scaling_factor"]
         if stated is None and config.get("latents_mean") and config.get("latents_std"):  # as some of SDXL's do
             stated = Normalisation(config["latents_mean"], tuple(std / factor for std in config["latents_std"]))
         if stated is None:
@@ -137,8 +133,8 @@ class DiffusersAutoencoder:
     def _load(self, like: Tensor) -> Any:
         """Return the autoencoder on the device of `like`, in float64 if `like` is, otherwise in float32."""
         if self._vae is None:
-            place, kind = part_folder(self.folder, "vae"), self.config["_class_name"]
-            self._vae = load_model(place, kind, "vae", AUTOENCODERS).requires_grad_(False)
+            vae = load_model(part_folder(self.folder, "vae"), self.config["_class_name"], "vae", AUTOENCODERS)
+            self._vae = vae.requires_grad_(False)
             if self._vae._supports_gradient_checkpointing:
                 self._vae.enable_gradient_checkpointing()
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32

@@ -1,7 +1,5 @@
 """The normalisation of latents."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A network that takes prompts has the attribute `text_encoder`. A network whose s
 Neither encoder loads weights before its first use, because its results may already be in a cache under its `identity`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol
 

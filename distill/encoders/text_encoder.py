@@ -1,7 +1,5 @@
 """The text encoder of a diffusers pipeline."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,26 +24,19 @@ class PromptEncoding(Protocol):
 class PipelineTextEncoder:
     """An encoder of prompts to text conditions, by the `encode_prompt` of a diffusers pipeline.
 
-    The tokenizers and text encoders are loaded at the first use.
+    The tokenizers and text encoders are loaded at the first use, in float32, on the attribute `device`.
 
     Args:
         folder: The folder of the pipeline.
         family: The pipeline's family, which calls `encode_prompt`.
-        device: The device of the text encoders.
-        dtype: The dtype of the text encoders.
 
     Raises:
         UserError: Pipelines of this family take no prompts.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        family: PromptEncoding,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.folder, self.family, self.device, self.dtype = Path(folder), family, device, dtype
+    def __init__(self, folder: str | Path, family: PromptEncoding) -> None:
+        self.folder, self.family = Path(folder), family
+        self.device: torch.device | str = "cpu"
         if not family.text:
             raise UserError(f"teacher: '{folder}': a {getattr(family, '__name__', family)} takes no prompts")
         self._pipe: Any = None
@@ -75,5 +66,5 @@ class PipelineTextEncoder:
         if self._pipe is None:
             parts = [name for name, entry in read_json(self.folder / INDEX).items() if isinstance(entry, list)]
             unused = {name: None for name in parts if not name.startswith(("text_encoder", "tokenizer", "scheduler"))}
-            self._pipe = load_stock_pipeline(self.folder, **unused, dtype=self.dtype).to(self.device)
+            self._pipe = load_stock_pipeline(self.folder, **unused, dtype=torch.float32).to(self.device)
         return self._pipe

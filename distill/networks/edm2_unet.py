@@ -8,8 +8,6 @@ This file travels with exported weights, so it needs torch alone. diffusers runs
 loads, and the names of this module then stand for new classes. Therefore no forward pass refers to a class by its name.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -77,7 +75,7 @@ class MPConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        weight = normalize(self.weight, self._inputs) * (gain / math.sqrt(self.weight[0].numel()))
+        weight = self._unit() * (gain / math.sqrt(self.weight[0].numel()))
         weight = weight.to(x.dtype)
         return linear(x, weight) if weight.ndim == 2 else conv2d(x, weight, padding=weight.shape[-1] // 2)
 
@@ -88,11 +86,10 @@ class MPConv(nn.Module):
         This is forced weight normalisation (eq. 66), which is due once after each optimizer step. It writes in place,
         because the optimizer holds this parameter.
         """
-        self.weight.copy_(normalize(self.weight, self._inputs))
+        self.weight.copy_(self._unit())
 
-    @property
-    def _inputs(self) -> tuple[int, ...]:
-        return tuple(range(1, self.weight.ndim))
+    def _unit(self) -> Tensor:
+        return normalize(self.weight, tuple(range(1, self.weight.ndim)))
 
 
 class BlockSettings(NamedTuple):

@@ -15,21 +15,17 @@ This file travels with exported weights, so it needs torch alone. diffusers runs
 loads, and the names of this module then stand for new classes. Therefore no forward pass refers to a class by its name.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, scaled_dot_product_attention, silu
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """The settings in which the blocks of SongUNet and DhariwalUNet differ."""
 
     eps: float  # epsilon of the group norms
@@ -54,15 +50,12 @@ class Resample(nn.Module):
         line = torch.tensor(taps, dtype=torch.float32)
         self.register_buffer("resample_filter", (line.outer(line) / line.sum() ** 2)[None, None])
 
-    def resample(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         channels, padding = x.shape[1], (self.resample_filter.shape[-1] - 1) // 2
         kernel = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
         if self.up:  # three of four inputs of the filter are zeros, and the factor 4 makes up for them
             return conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=channels)
         return conv2d(x, kernel, stride=2, padding=padding, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resample(x)
 
 
 class ResampleConv(Resample):
@@ -75,7 +68,7 @@ class ResampleConv(Resample):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(self.resample(x), self.weight, self.bias, padding=self.kernel // 2)
+        return conv2d(super().forward(x), self.weight, self.bias, padding=self.kernel // 2)
 
 
 class ResidualDown(ResampleConv):
@@ -91,9 +84,13 @@ class ResidualDown(ResampleConv):
         return conv2d(x, kernel, stride=2, groups=x.shape[1])
 
 
-def conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
-    """Return a convolution that keeps H and W."""
-    return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+def conv(
+    in_channels: int, out_channels: int, kernel: int, taps: Sequence[float] = (), resample: bool | None = None
+) -> nn.Module:
+    """Return a convolution that keeps H and W, or that resamples, up if `resample` is True and down if it is False."""
+    if resample is None:
+        return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    return ResampleConv(in_channels, out_channels, kernel, taps, resample)
 
 
 def norm(channels: int, eps: float) -> nn.GroupNorm:
@@ -119,13 +116,13 @@ class Block(nn.Module):
         self.style = style
         self.dropout = nn.Dropout(dropout)
         self.norm0 = norm(in_channels, style.eps)
-        self.conv0 = _conv(in_channels, out_channels, 3, taps, resample)
+        self.conv0 = conv(in_channels, out_channels, 3, taps, resample)
         self.affine = nn.Linear(emb_channels, (1 + style.scale_shift) * out_channels)
         self.norm1 = norm(out_channels, style.eps)
         self.conv1 = conv(out_channels, out_channels, 3)
         self.skip: nn.Module = nn.Identity()
         if in_channels != out_channels or (style.project and resample is not None):
-            self.skip = _conv(in_channels, out_channels, 1, taps, resample)
+            self.skip = conv(in_channels, out_channels, 1, taps, resample)
         elif resample is not None:
             self.skip = Resample(taps, resample)
         self.heads = 0
@@ -153,13 +150,6 @@ class Block(nn.Module):
         q, k, v = qkv.permute(3, 0, 1, 4, 2)
         mixed = scaled_dot_product_attention(q, k, v)
         return cast(Tensor, self.proj(mixed.mT.reshape(x.shape)))
-
-
-def _conv(in_channels: int, out_channels: int, kernel: int, taps: Sequence[float], resample: bool | None) -> nn.Module:
-    """Return a convolution that also resamples, up if `resample` is True and down if it is False."""
-    if resample is None:
-        return conv(in_channels, out_channels, kernel)
-    return ResampleConv(in_channels, out_channels, kernel, taps, resample)
 
 
 class PositionalEmbedding(nn.Module):
@@ -203,7 +193,8 @@ class _UNet(nn.Module):
         first: int,  # channels of the first convolution
         widths: Sequence[int],
         num_blocks: int,
-        attends: Callable[[int, int], bool],  # (resolution, index in the decoder, or num_blocks in the encoder)
+        attn_resolutions: Sequence[int],
+        attends_often: bool,  # in every block of the decoder at these resolutions, or in the last one alone
         residual_taps: Sequence[float] = (),
     ) -> None:
         super().__init__()
@@ -221,7 +212,7 @@ class _UNet(nn.Module):
                     self.enc[f"{name}_aux_residual"] = ResidualDown(before, channels, 3, residual_taps, up=False)
                 skips.append(channels)
             for i in range(num_blocks):
-                self.enc[f"{name}_block{i}"] = block(channels, width, attention=attends(size, num_blocks))
+                self.enc[f"{name}_block{i}"] = block(channels, width, attention=size in attn_resolutions)
                 channels = width
                 skips.append(channels)
         for level, width in reversed(list(enumerate(widths))):
@@ -233,7 +224,8 @@ class _UNet(nn.Module):
             else:
                 self.dec[f"{name}_up"] = block(channels, channels, resample=True)
             for i in range(num_blocks + 1):
-                self.dec[f"{name}_block{i}"] = block(channels + skips.pop(), width, attention=attends(size, i))
+                attention = size in attn_resolutions and (attends_often or i == num_blocks)
+                self.dec[f"{name}_block{i}"] = block(channels + skips.pop(), width, attention=attention)
                 channels = width
 
     def _through(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -278,15 +270,10 @@ class SongUNet(_UNet):
     ) -> None:
         emb, noise = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         widths = [model_channels * mult for mult in channel_mult]
+        block = partial(Block, emb_channels=emb, style=SONG, dropout=dropout, taps=tuple(resample_filter))
+        residual = tuple(resample_filter) if encoder_type == "residual" else ()
         super().__init__(
-            partial(Block, emb_channels=emb, style=SONG, dropout=dropout, taps=tuple(resample_filter)),
-            img_resolution,
-            img_channels,
-            model_channels,
-            widths,
-            num_blocks,
-            lambda size, i: size in attn_resolutions and i == num_blocks,  # only the last block at a resolution
-            tuple(resample_filter) if encoder_type == "residual" else (),
+            block, img_resolution, img_channels, model_channels, widths, num_blocks, attn_resolutions, False, residual
         )
         fourier = embedding_type == "fourier"
         self.map_noise = FourierEmbedding(noise) if fourier else PositionalEmbedding(noise, endpoint=True)
@@ -333,14 +320,9 @@ class DhariwalUNet(_UNet):
     ) -> None:
         emb = model_channels * channel_mult_emb
         widths = [model_channels * mult for mult in channel_mult]
+        block = partial(Block, emb_channels=emb, style=ADM, dropout=dropout)
         super().__init__(
-            partial(Block, emb_channels=emb, style=ADM, dropout=dropout),
-            img_resolution,
-            img_channels,
-            widths[0],
-            widths,
-            num_blocks,
-            lambda size, i: size in attn_resolutions,
+            block, img_resolution, img_channels, widths[0], widths, num_blocks, attn_resolutions, attends_often=True
         )
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
         self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None

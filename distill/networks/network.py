@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class Network(nn.Module):
         taps: Short names, and the submodules whose output an objective may read under them (see Denoiser.features).
         text_encoder: The encoder of prompts, or None if the network takes no prompts.
         autoencoder: The autoencoder of latents, or None if samples are pixels or no autoencoder is known.
+        adapter_part: The pipeline component into which diffusers loads adapters for this network, or None if it loads
+            none.
+        own_class: The name of the user's class in this wrapper, such as "my_package.my_module:MyNet", or None.
         pipeline_export: The key of its writer in `distill.export.to_diffusers`, or None if no pipeline takes it.
         authors_class: The name of the class in the authors' code that loads its weights, or None if there is none.
     """
@@ -40,6 +43,8 @@ class Network(nn.Module):
     taps: Mapping[str, str] = {}
     text_encoder: TextEncoder | None = None
     autoencoder: Autoencoder | None = None
+    adapter_part: str | None = None
+    own_class: str | None = None
     pipeline_export: ClassVar[str | None] = None
     authors_class: ClassVar[str | None] = None
 
@@ -52,21 +57,19 @@ class Network(nn.Module):
 
         If `output` is a tuple, the features are its first entry.
         """
-        features: Tensor = output[0] if isinstance(output, tuple) else output
-        return features
+        return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
     def example(self, count: int) -> Condition:
         """Return a condition [count, ...] to try the network with: the classes in turn, or random embeddings."""
         if self.classes:
             return Condition(labels=torch.arange(count) % self.classes)
         generator = torch.Generator().manual_seed(0)
-        made = Condition()
-        for name, shape in self.conditions.items():
-            if name == "mask":  # ones, because no token is padding
-                made[name] = torch.ones(count, *shape, dtype=torch.int64)
-            else:
-                made[name] = torch.randn(count, *shape, generator=generator)
-        return made
+        sizes = {name: (count, *shape) for name, shape in self.conditions.items()}
+        # a mask is of ones, because no token is padding
+        return Condition(
+            (name, torch.ones(size, dtype=torch.int64) if name == "mask" else torch.randn(size, generator=generator))
+            for name, size in sizes.items()
+        )
 
     @property
     def has_null(self) -> bool:
@@ -80,16 +83,6 @@ class Network(nn.Module):
     def null_label(self) -> int | None:
         """The label of the null condition, or None if the null condition is no label."""
         return None if self.null is None or self.null.labels is None else int(self.null.labels)
-
-    @property
-    def adapter_part(self) -> str | None:
-        """The pipeline component into which diffusers loads adapters for this network, or None if it loads none."""
-        return None
-
-    @property
-    def own_class(self) -> str | None:
-        """The name of the user's class in this wrapper, such as "my_package.my_module:MyNet", or None."""
-        return None
 
     @property
     def display_name(self) -> str:
@@ -140,8 +133,7 @@ class PlainNetwork(Network):
         return type(self.module).__name__
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        output: Tensor = self.module(x, time, cond.plain)
-        return output
+        return cast(Tensor, self.module(x, time, cond.plain))
 
 
 def null_label(label: int | None) -> Condition | None:

@@ -1,7 +1,5 @@
 """Gradient checkpointing (Chen et al., arXiv:1604.06174) of the blocks of a network."""
 
-from __future__ import annotations
-
 from types import MethodType
 from typing import Any
 

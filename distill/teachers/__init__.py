@@ -5,14 +5,13 @@ from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.folder import DESCRIPTION, load_denoiser, save_denoiser
 from distill.teachers.own import OwnNet
 from distill.teachers.pipeline import copy_autoencoder, copy_pipeline, denoiser_files, download, load_pipeline
-from distill.teachers.published.checkpoints import Found, read_published
+from distill.teachers.published.checkpoints import read_published
 from distill.teachers.unet import UNet, build_unet, fresh_unet
 
 __all__ = [
     "DESCRIPTION",
     "EDM2Net",
     "EDMNet",
-    "Found",
     "GaussianMixture",
     "OwnNet",
     "UNet",

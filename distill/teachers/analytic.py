@@ -1,7 +1,5 @@
 """A teacher whose denoiser is known in closed form, which is an oracle for tests."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

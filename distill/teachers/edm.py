@@ -7,12 +7,10 @@ The condition is empty, or holds `labels`, int64 [B]. EDM's may also hold `augme
 0 ... classes-1 is the null condition, which is a row of zeros in place of a one-hot row.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ from distill.networks.network import Network, null_label
 from distill.networks.recompute import recompute
 from distill.teachers.weights_file import fill, read_weights, save_weights
 
-_Kind = TypeVar("_Kind", bound="PublishedNetwork")
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 VARIANTS = {  # the values that published checkpoints have
     "model_type": tuple(BODIES),
@@ -37,6 +34,11 @@ VARIANTS = {  # the values that published checkpoints have
 
 class PublishedNetwork(Network):
     """A network whose weights have the names of the authors' checkpoints.
+
+    Args:
+        body: The class of the body.
+        own: The settings that are not the body's, each with an example of its value.
+        settings: The keyword arguments of the published network.
 
     Attributes:
         settings: The keyword arguments of the published network.
@@ -51,25 +53,38 @@ class PublishedNetwork(Network):
     source: ClassVar[str]
     published_body: ClassVar[tuple[str, tuple[str, ...]]]
 
+    def __init__(self, body: type[nn.Module], own: Mapping[str, Any], settings: dict[str, Any]) -> None:
+        super().__init__()
+        _check(settings, body, own)
+        self.settings, inner = settings, self.published_body[0]
+        self.add_module(inner, body(**{name: value for name, value in settings.items() if name not in own}))
+        last = list(self.body.enc)[-1]  # type: ignore[arg-type]
+        # the last block of the encoder, and the last block before the decoder's upsampling
+        self.taps = {"encoder": f"{inner}.enc.{last}", "middle": f"{inner}.dec.{last.split('_')[0]}_in1"}
+        side = settings["img_resolution"]  # the published networks are square
+        self.shape = settings["img_channels"], side, side
+        self.classes = settings.get("label_dim", 0)
+
     @property
     def body(self) -> nn.Module:
         """The network without its preconditioning, which travels with exports."""
-        raise NotImplementedError
+        return cast(nn.Module, getattr(self, self.published_body[0]))
 
     @classmethod
-    def build(cls: type[_Kind], settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> _Kind:
+    def build(cls, settings: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> Self:
         """Return a network with the weights `state`, in float32 and eval mode.
 
         Args:
             settings: The keyword arguments of the published network.
-            state: Its state dict.
+            state: Its state dict, or None for a network on the meta device.
 
         Raises:
             UserError: The settings make no network, or the weights do not fit it.
         """
         with torch.device("meta"):
             network = cls(**settings)
-        fill(network, state)
+        if state is not None:
+            fill(network, state)
         return network.eval()
 
     def description(self) -> dict[str, Any]:
@@ -79,13 +94,9 @@ class PublishedNetwork(Network):
         save_weights(self, folder)
 
     @classmethod
-    def load(cls: type[_Kind], folder: Path, description: Mapping[str, Any], weights: bool = True) -> _Kind:
+    def load(cls, folder: Path, description: Mapping[str, Any], weights: bool = True) -> Self:
         settings = {name: value for name, value in description["network"].items() if name != "name"}
-        if weights:
-            network = cls.build(settings, read_weights(folder))
-        else:
-            with torch.device("meta"):
-                network = cls(**settings)
+        network = cls.build(settings, read_weights(folder) if weights else None)
         network.null = null_label(description.get("null"))
         return network
 
@@ -112,29 +123,18 @@ class EDMNet(PublishedNetwork):
     published_body = ("model", tuple(BODIES))
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__()
         for name, allowed in VARIANTS.items():
             if name in settings and settings[name] not in allowed:
                 raise UserError(f"{name}: must be one of {', '.join(allowed)}, got {settings[name]!r}")
         model_type = settings.get("model_type", "DhariwalUNet")
-        _check(settings, BODIES[model_type], {"model_type": model_type})
-        self.settings = settings
-        self.model = BODIES[model_type](**{name: value for name, value in settings.items() if name != "model_type"})
-        self.taps = _taps("model", self.model)
-        self.shape = _shape(settings)
-        self.classes = settings.get("label_dim", 0)
+        super().__init__(BODIES[model_type], {"model_type": model_type}, settings)
         self.augment_dim: int = settings.get("augment_dim", 0)
-
-    @property
-    def body(self) -> nn.Module:
-        body: nn.Module = self.model
-        return body
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         augment = cond.get("augment")
         if augment is None:  # zeros, since under DDP every parameter must have a gradient
             augment = x.new_zeros(x.shape[0], self.augment_dim)
-        return cast(Tensor, self.model(x, time / 1000, _one_hot(cond.labels, x, self.classes), augment))
+        return cast(Tensor, self.body(x, time / 1000, _one_hot(cond.labels, x, self.classes), augment))
 
 
 class EDM2Net(PublishedNetwork):
@@ -153,23 +153,13 @@ class EDM2Net(PublishedNetwork):
     published_body = ("unet", ("UNet",))
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__()
-        _check(settings, EDM2UNet, {"logvar_channels": 128})
-        self.settings = settings
+        super().__init__(EDM2UNet, {"logvar_channels": 128}, settings)
         channels = settings.get("logvar_channels", 128)
-        self.unet = EDM2UNet(**{name: value for name, value in settings.items() if name != "logvar_channels"})
         self.logvar_fourier = MPFourier(channels)
         self.logvar_linear = MPConv(channels, 1)
-        self.taps = _taps("unet", self.unet)
-        self.shape = _shape(settings)
-        self.classes = settings.get("label_dim", 0)
-
-    @property
-    def body(self) -> nn.Module:
-        return self.unet
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        output = cast(Tensor, self.unet(x, time / 1000, _one_hot(cond.labels, x, self.classes)))
+        output = cast(Tensor, self.body(x, time / 1000, _one_hot(cond.labels, x, self.classes)))
         if self.training:  # under DDP every parameter must have a gradient, also when no loss uses the head
             output = output + 0 * self.logvar(time)[:, None, None, None]
         return output
@@ -180,7 +170,7 @@ class EDM2Net(PublishedNetwork):
 
     def after_step(self) -> None:
         """Normalise the weights of the U-Net (eq. 66). The trainer calls this once after each update."""
-        for module in self.unet.modules():
+        for module in self.body.modules():
             if isinstance(module, MPConv):
                 module.normalize()
 
@@ -203,9 +193,8 @@ def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str,
     parameters = inspect.signature(body).parameters
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     examples = {**{name: 1 if name in required else p.default for name, p in parameters.items()}, **own}
-    for name in required:
-        if name not in settings:
-            raise UserError(f"{name}: is missing")
+    if missing := [name for name in required if name not in settings]:
+        raise UserError(f"{missing[0]}: is missing")
     for name, value in settings.items():
         if name not in examples:
             raise UserError(f"{name}: is no setting of {body.__name__}, whose are {', '.join(examples)}")
@@ -229,12 +218,5 @@ def _is_like(value: object, example: object) -> bool:
     return type(value) in numbers and 0 <= cast(float, value) <= 65536
 
 
-def _shape(settings: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return (C, H, W) of a sample. The published networks are square."""
-    return settings["img_channels"], settings["img_resolution"], settings["img_resolution"]
-
-
-def _taps(name: str, body: SongUNet | DhariwalUNet | EDM2UNet) -> dict[str, str]:
-    """Return the taps: the last block of the encoder, and the last block before the decoder's upsampling."""
-    last = list(body.enc)[-1]
-    return {"encoder": f"{name}.enc.{last}", "middle": f"{name}.dec.{last.split('_')[0]}_in1"}
+PUBLISHED: dict[str, type[PublishedNetwork]] = {kind.kind: kind for kind in (EDMNet, EDM2Net)}
+"""The networks, by their name in denoiser.json."""

@@ -13,8 +13,6 @@
   inform people.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -32,14 +30,12 @@ from distill.networks.network import Network
 from distill.paths import PATHS, Path
 from distill.pipeline_folder import INDEX
 from distill.prediction import KINDS
-from distill.teachers.edm import EDM2Net, EDMNet
+from distill.teachers.edm import PUBLISHED
 from distill.teachers.own import OwnNet, try_out
 from distill.teachers.pipeline import load_pipeline
 from distill.teachers.unet import UNet
 
 DESCRIPTION = "denoiser.json"
-NAMED: dict[str, type[Network]] = {"edm": EDMNet, "edm2": EDM2Net}
-"""The kinds of network, by the `name` in their entry `network`."""
 
 
 def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
@@ -128,12 +124,12 @@ def _kind(settings: Mapping[str, Any] | None, folder: FilePath) -> type[Network]
     name = settings.get("name")
     if ":" in str(name):
         return OwnNet
-    if name not in NAMED:
-        names = ", ".join(NAMED)
+    if name not in PUBLISHED:
+        names = ", ".join(PUBLISHED)
         raise UserError(
             f"teacher: '{folder}': network: name must be one of {names} or your own 'module:Class', got {name!r}"
         )
-    return NAMED[name]
+    return PUBLISHED[name]
 
 
 @contextmanager

@@ -1,12 +1,10 @@
 """A teacher's network of the user's own class, as docs/add_a_teacher.md shows."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path as FilePath
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +49,7 @@ class OwnNet(Network):
             raise UserError(f"shape: must be positive integers [channels, *spatial], got {shape}")
         if type(classes) is not int or classes < 0:
             raise UserError(f"classes: must be an integer of at least 0, got {classes!r}")
-        self.name, self.settings = name, dict(settings)
+        self.name, self.own_class, self.settings = name, name, dict(settings)
         self.shape, self.classes, self.null = tuple(shape), classes, null_label(null)
         self.module = _construct(name, self.settings, foreign).float()
         names = {part: part for part, _ in self.module.named_modules() if part} | getattr(self.module, "taps", {})
@@ -63,10 +61,6 @@ class OwnNet(Network):
             raise UserError(f"network: {self.name} gives {list(output.shape)} for x of {list(x.shape)}")
         return output
 
-    @property
-    def own_class(self) -> str:
-        return self.name
-
     def description(self) -> dict[str, Any]:
         return {"name": self.name, **self.settings}
 
@@ -74,15 +68,15 @@ class OwnNet(Network):
         save_weights(self.module, folder)
 
     @classmethod
-    def load(cls, folder: FilePath, description: Mapping[str, Any], weights: bool = True) -> OwnNet:
+    def load(cls, folder: FilePath, description: Mapping[str, Any], weights: bool = True) -> Self:
         settings = dict(description["network"])
         shape, classes = description.get("shape", ()), description.get("classes", 0)
         arguments = (settings.pop("name"), settings, shape, classes, description.get("null"), folder)
         if not weights:
             with torch.device("meta"):
-                return OwnNet(*arguments)
+                return cls(*arguments)
         state = read_weights(folder)
-        network = OwnNet(*arguments)  # not on the meta device, as it may hold tensors outside its state dict
+        network = cls(*arguments)  # not on the meta device, as it may hold tensors outside its state dict
         check_weights(network.module, state)
         network.module.load_state_dict(state)
         return network

@@ -3,10 +3,8 @@
 The folder's own files describe the teacher. The class of the pipeline says which family it belongs to. The scheduler's
 config says the path and the quantity that the network predicts. The configs of the network and of the autoencoder say
 the shape of a sample. diffusers' own classes read these configs, so that their defaults are right. The user may choose
-two more settings in `distill.json` beside them (see DEFAULTS).
+two more settings in `distill.json` beside them (see KEYS).
 """
-
-from __future__ import annotations
 
 import json
 import shutil
@@ -19,20 +17,12 @@ from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError, one_line
 from distill.paths import DiscreteVP, Flow
 from distill.paths import Path as NoisePath
-from distill.pipeline_folder import (
-    INDEX,
-    class_name,
-    load_model,
-    meta_model,
-    part_folder,
-    pixels_per_latent,
-    read_json,
-)
+from distill.pipeline_folder import INDEX, class_name, load_model, meta_model, part_folder, pixels_per_latent, read_json
 from distill.prediction import Kind
 from distill.teachers.families import FAMILIES, Family
 
 CHOICES = "distill.json"
-DEFAULTS: dict[str, Any] = {"resolution": None, "guidance": None}
+KEYS = ("resolution", "guidance")
 """The keys of `distill.json`, where null means the pipeline's default.
 
 `resolution` is the size of an image in pixels, as [height, width] or one number for a square. `guidance` is the scale
@@ -90,7 +80,7 @@ def copy_pipeline(source: Path, folder: Path, **choices: Any) -> None:
     Args:
         source: The folder of the pipeline.
         folder: The new folder.
-        **choices: Values for keys of DEFAULTS, which are written to `distill.json`. None leaves a key out.
+        **choices: Values for KEYS, which are written to `distill.json`. None leaves a key out.
     """
     parts = [name for name, held in read_json(source / INDEX).items() if isinstance(held, list)]
     places = [name for name in parts if (source / name).is_dir()] or ["."]  # old pipelines keep all parts in one folder
@@ -193,8 +183,8 @@ def read_scheduler(file: Path, name: Any) -> tuple[NoisePath, Kind]:
 def _choices(folder: Path, family: type[Family]) -> dict[str, Any]:
     """Return the arguments of a family beside its network, from `distill.json` and the autoencoder's config."""
     choices = read_json(folder / CHOICES) if (folder / CHOICES).is_file() else {}
-    if unknown := choices.keys() - DEFAULTS.keys():
-        raise UserError(f"{CHOICES}: unknown key {min(unknown)!r}; allowed: {', '.join(DEFAULTS)}")
+    if unknown := choices.keys() - set(KEYS):
+        raise UserError(f"{CHOICES}: unknown key {min(unknown)!r}; allowed: {', '.join(KEYS)}")
     for name, value in choices.items():
         if value is not None and not _is_positive(value, name == "resolution"):
             raise UserError(f"{CHOICES}: {name}: must be positive or null, got {value!r}")
@@ -208,8 +198,7 @@ def _choices(folder: Path, family: type[Family]) -> dict[str, Any]:
     if sides is not None and any(side % factor for side in sides):
         raise UserError(f"{CHOICES}: resolution: must be a multiple of {factor}, got {resolution}")
     size = None if sides is None else tuple(int(side // factor) for side in sides)
-    chosen: dict[str, Any] = {"factor": factor, "size": size}
-    return chosen if guidance is None else chosen | {"guidance": guidance}
+    return {"factor": factor, "size": size} | ({} if guidance is None else {"guidance": guidance})
 
 
 def _is_positive(value: Any, or_pair: bool) -> bool:

@@ -1,7 +1,5 @@
 """The weights of a network that diffusers lacks, in one safetensors file under the network's own names."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +15,9 @@ WEIGHTS = "network.safetensors"
 
 def save_weights(module: nn.Module, folder: Path) -> None:
     """Write the state dict of `module` to `folder`, with floating-point tensors in float32."""
-    save_file({name: _to_stored_dtype(value) for name, value in module.state_dict().items()}, folder / WEIGHTS)
+    state = {name: value.detach() for name, value in module.state_dict().items()}
+    floats = {name: value.float() for name, value in state.items() if value.is_floating_point()}
+    save_file({name: value.contiguous() for name, value in (state | floats).items()}, folder / WEIGHTS)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -58,8 +58,3 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     check_weights(network, state)
     copies = {key: value.to(torch.float32, copy=True) for key, value in state.items()}  # `state` may be a map of a file
     network.load_state_dict(copies, assign=True)
-
-
-def _to_stored_dtype(value: Tensor) -> Tensor:
-    """Return a tensor as the file holds it: floating-point numbers in float32, and contiguous."""
-    return (value.detach().float() if value.is_floating_point() else value.detach()).contiguous()

@@ -1,7 +1,5 @@
 """Tiny teachers of the real classes with random weights, for `--tiny` and for tests. They need no download."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

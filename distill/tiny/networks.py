@@ -3,8 +3,6 @@
 Samples are pixels [3, 8, 8] or latents [4, 8, 8], with 10 classes or none.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

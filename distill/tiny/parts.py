@@ -71,6 +71,11 @@ def texts(*encoders: tuple[Any, Any]) -> dict[str, Any]:
     return arguments
 
 
+def blocks(width: int) -> dict[str, int]:
+    """Return the entries of a config for two transformer blocks of this width, with two heads each."""
+    return {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
 def clip(width: int, projection: bool = False, pad: str = "<|endoftext|>") -> tuple[Any, Any]:
     """Return the tokenizer and the text encoder of a CLIP with features [B, LENGTH, width].
 
@@ -80,13 +85,7 @@ def clip(width: int, projection: bool = False, pad: str = "<|endoftext|>") -> tu
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = transformers.CLIPTokenizer(vocab=numbered(tokens), merges=[], model_max_length=LENGTH, pad_token=pad)
     config = transformers.CLIPTextConfig(
-        **special(tokenizer),
-        max_position_embeddings=LENGTH,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=width,
+        **special(tokenizer), **blocks(width), max_position_embeddings=LENGTH, projection_dim=width
     )
     return tokenizer, (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
 
@@ -94,20 +93,17 @@ def clip(width: int, projection: bool = False, pad: str = "<|endoftext|>") -> tu
 def save_aesthetic(folder: Path) -> None:
     """Write a CLIP of images and text, and a head of a single layer on its embedding of images."""
     tokenizer, _ = clip(16)
-    blocks = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = blocks | special(tokenizer) | {"max_position_embeddings": LENGTH}
-    vision = blocks | {"image_size": 16, "patch_size": 8}
+    text = blocks(16) | special(tokenizer) | {"max_position_embeddings": LENGTH}
+    vision = blocks(16) | {"image_size": 16, "patch_size": 8}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformers.CLIPModel(
-            transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-        ).save_pretrained(folder)
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+        transformers.CLIPModel(config).save_pretrained(folder)
         head = {"layers.0.weight": torch.randn(1, 12), "layers.0.bias": torch.zeros(1)}
     tokenizer.save_pretrained(folder)
     statistics = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "CLIPImageProcessor"} | statistics)
-    )
+    processor = {"image_processor_type": "CLIPImageProcessor"} | statistics
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     save_file(head, folder / "head.safetensors")
 
 
@@ -134,15 +130,7 @@ def gemma() -> tuple[Any, Any]:
     """
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *ASCII, *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = transformers.GemmaTokenizer(vocab=numbered(tokens), merges=[], add_bos_token=True)
-    config = transformers.Gemma2Config(
-        **special(tokenizer),
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-    )
+    config = transformers.Gemma2Config(**special(tokenizer), **blocks(24), num_key_value_heads=1, head_dim=8)
     return tokenizer, transformers.Gemma2Model(config)
 
 

@@ -13,16 +13,7 @@ from typing import Any
 import diffusers  # it imports a class at its first use
 import torch
 
-from distill.tiny.parts import (
-    autoencoder,
-    clip,
-    deep_autoencoder,
-    flow_autoencoder,
-    gemma,
-    t5,
-    text_unet,
-    texts,
-)
+from distill.tiny.parts import autoencoder, clip, deep_autoencoder, flow_autoencoder, gemma, t5, text_unet, texts
 
 STABLE_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LINEAR_BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -35,15 +26,13 @@ def build(name: str) -> diffusers.DiffusionPipeline:
 
     Noise is added to all parameters, because some initial values are zero and would hide the layers around them.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         pipeline = BUILDERS[name]()
         for _, part in sorted(pipeline.components.items()):
             if isinstance(part, torch.nn.Module):
-                part.eval().requires_grad_(False)
-                for parameter in part.parameters():
+                for parameter in part.eval().requires_grad_().parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
-                part.requires_grad_(True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -117,13 +106,9 @@ def sd3() -> diffusers.StableDiffusion3Pipeline:
     The embeddings of its two CLIPs lie side by side, and are padded to the width of T5's.
     """
     transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8,
+        **TRANSFORMER | {"in_channels": 16, "num_attention_heads": 2},
         patch_size=2,
-        in_channels=16,
         out_channels=16,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
         joint_attention_dim=32,
         caption_projection_dim=16,
         pooled_projection_dim=8 + 16,
@@ -181,39 +166,28 @@ def flux(guidance: bool) -> diffusers.FluxPipeline:
         guidance_embeds=guidance,
         axes_dims_rope=(2, 2, 4),
     )
+    shift = 3.0 if guidance else 1.0
     return diffusers.FluxPipeline(
         **texts(clip(16), t5()),
         vae=flow_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
         transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
-            base_image_seq_len=256,
-            max_image_seq_len=4096,
-            base_shift=0.5,
-            max_shift=1.15,
-            shift=3.0 if guidance else 1.0,
-            use_dynamic_shifting=guidance,
-        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=guidance),
     )
 
 
 def sana(scheduler: Any, **network: Any) -> diffusers.SanaPipeline:
     """Build Sana, a flow of latents [4, 8, 8] of images [3, 32, 32], with a Gemma 2."""
     transformer = diffusers.SanaTransformer2DModel(
-        in_channels=4,
+        **TRANSFORMER | {"num_attention_heads": 2},
         out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
         num_cross_attention_heads=2,
         cross_attention_head_dim=8,
         cross_attention_dim=16,
         caption_channels=24,
-        sample_size=8,
         **network,
     )
-    return diffusers.SanaPipeline(
-        **texts(gemma()), vae=deep_autoencoder(), transformer=transformer, scheduler=scheduler
-    )
+    encoders, vae = texts(gemma()), deep_autoencoder()
+    return diffusers.SanaPipeline(**encoders, vae=vae, transformer=transformer, scheduler=scheduler)
 
 
 def sana_dpm() -> diffusers.SanaPipeline:

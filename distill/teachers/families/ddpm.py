@@ -3,8 +3,6 @@
 The scheduler says whether the network predicts noise, v, or the clean sample.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from distill.errors import UserError

@@ -1,7 +1,5 @@
 """DiT (arXiv:2212.09748): a transformer of latents with class labels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -34,8 +32,7 @@ class DiT(LatentFamily):
                 module.dropout_prob = 0.0
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        output: Tensor = self.model(x, timestep=time, class_labels=cond.labels, return_dict=False)[0]
-        return output[:, : x.shape[1]]
+        return self.evaluate(x, timestep=time, class_labels=cond.labels)[:, : x.shape[1]]
 
     def call(self) -> dict[str, Any]:
         return {"num_inference_steps": 1, "guidance_scale": self.unguided}

@@ -1,11 +1,8 @@
 """The base classes of the families of diffusers pipelines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor
 
 from distill.conditions import Condition
@@ -77,8 +74,11 @@ class LatentFamily(Family):
     takes_scaled_noise: ClassVar[bool] = True
 
     def __init__(self, model: Any, size: tuple[int, int] | None = None, factor: int = 8, guidance: float = 3.5) -> None:
+        from diffusers.loaders import PeftAdapterMixin
+
         Network.__init__(self)
         self.model = model
+        self.adapter_part = self.part if isinstance(model, PeftAdapterMixin) else None
         self.size = self.default_size() if size is None else size
         self.pixels = (factor * self.size[0], factor * self.size[1])  # height and width of an image
         if any(side % self.patch for side in self.size):
@@ -93,16 +93,14 @@ class LatentFamily(Family):
         """The network's config."""
         return cast(Mapping[str, Any], self.model.config)
 
+    def evaluate(self, *inputs: Any, **named: Any) -> Tensor:
+        """Return the output of the network in diffusers for these inputs."""
+        return cast(Tensor, self.model(*inputs, **named, return_dict=False)[0])
+
     @property
     def channels(self) -> int:
         """The number of channels of a sample."""
         return int(self.config["in_channels"])
-
-    @property
-    def adapter_part(self) -> str | None:
-        from diffusers.loaders import PeftAdapterMixin
-
-        return self.part if isinstance(self.model, PeftAdapterMixin) else None
 
     def default_size(self) -> tuple[int, int]:
         """Return the height and width of the latents that the pipeline makes by default."""
@@ -127,8 +125,7 @@ class LatentFamily(Family):
         """
         tokens: Tensor = output[-1] if isinstance(output, tuple) else output
         height, width = (side // self.patch for side in self.size)
-        features: Tensor = tokens[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
-        return features
+        return cast(Tensor, tokens[:, -height * width :].transpose(1, 2).unflatten(2, (height, width)))
 
     @property
     def patch(self) -> int:
@@ -171,11 +168,3 @@ class UNetFamily(LatentFamily):
 
     def tapped(self, output: Any) -> Tensor:
         return Network.tapped(self, output)
-
-
-def places(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the row and the column of each position of a grid, each [height, width]."""
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-    )
-    return rows, columns

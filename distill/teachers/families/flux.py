@@ -3,15 +3,13 @@
 FLUX.1-dev takes a guidance scale as an input, and FLUX.1-schnell takes none.
 """
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from distill.conditions import Condition
-from distill.teachers.families.family import Conditions, LatentFamily, places
+from distill.teachers.families.family import Conditions, LatentFamily
 
 
 class Flux(LatentFamily):
@@ -35,41 +33,32 @@ class Flux(LatentFamily):
         return 128, 128  # the default_sample_size of the pipeline, as the config of the network states none
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            "prompt": (512, self.config["joint_attention_dim"]),
-            "pooled": (self.config["pooled_projection_dim"],),
-        }
+        return {"prompt": (512, self.config["joint_attention_dim"]), "pooled": (self.config["pooled_projection_dim"],)}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.embeddings(x, cond)
-        rows, columns = places(self.size[0] // 2, self.size[1] // 2, x.device)
-        ids = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(x.dtype)
+        zero, *places = (torch.arange(count, device=x.device) for count in (1, self.size[0] // 2, self.size[1] // 2))
         guidance = x.new_full((x.shape[0],), self.guidance) if self.config["guidance_embeds"] else None
-        output: Tensor = self.model(
+        output = self.evaluate(
             hidden_states=self.packed(x),
             timestep=time / 1000,
             guidance=guidance,
             pooled_projections=given["pooled"],
             encoder_hidden_states=given["prompt"],
             txt_ids=x.new_zeros(given["prompt"].shape[1], 3),
-            img_ids=ids,
-            return_dict=False,
-        )[0]
+            img_ids=torch.cartesian_prod(zero, *places).to(x.dtype),  # (0, row, column) of each patch, row by row
+        )
         return self.samples(output)
 
     def packed(self, x: Tensor) -> Tensor:
         """Return samples [B, C, H, W] as patches [B, H/2 W/2, 4 C]."""
         patches = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [B, C, H/2, 2, W/2, 2]
-        packed: Tensor = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        return packed
+        return cast(Tensor, patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
 
     def samples(self, output: Tensor) -> Tensor:
         """Return patches [B, H/2 W/2, 4 C] as samples [B, C, H, W], the inverse of `packed`."""
-        patches = output.unflatten(1, (self.size[0] // 2, self.size[1] // 2)).unflatten(
-            3, (self.shape[0], 2, 2)
-        )  # [B, H/2, W/2, C, 2, 2]
-        samples: Tensor = patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-        return samples
+        patches = output.unflatten(1, (self.size[0] // 2, -1)).unflatten(3, (-1, 2, 2))  # [B, H/2, W/2, C, 2, 2]
+        return cast(Tensor, patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3))
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:

@@ -1,7 +1,5 @@
 """PixArt-alpha and PixArt-Sigma (arXiv:2310.00426, 2403.04692): a transformer of latents with the embeddings of T5."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -29,19 +27,20 @@ class PixArt(LatentFamily):
         if self.config["sample_size"] == 128:  # only the networks for 1024 pixels have embeddings of the size
             size = {"resolution": x.new_tensor(self.pixels).expand(x.shape[0], 2)}
             size["aspect_ratio"] = x.new_full((x.shape[0], 1), self.pixels[0] / self.pixels[1])
-        output: Tensor = self.model(
-            x,
-            encoder_hidden_states=given["prompt"],
-            encoder_attention_mask=given["mask"],
-            timestep=time,
-            added_cond_kwargs=size,
-            return_dict=False,
-        )[0]
+        output = self.evaluate(
+            x, given["prompt"], timestep=time, encoder_attention_mask=given["mask"], added_cond_kwargs=size
+        )
         return output[:, : x.shape[1]]
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
-        encoded = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=pipe.text_encoder.device)
+        return cls.encode_by(pipe, prompts)
+
+    @classmethod
+    def encode_by(cls, pipe: Any, prompts: list[str], **options: Any) -> Conditions:
+        """Return the text conditions of N prompts, as the pipeline makes them with these further options."""
+        device = pipe.text_encoder.device
+        encoded = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=device, **options)
         return {"prompt": encoded[0], "mask": encoded[1]}
 
     def call(self) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Sana (arXiv:2410.10629): a rectified flow of a deep-compression autoencoder's latents, with Gemma's embeddings."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 
@@ -26,32 +24,15 @@ class Sana(PixArt):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.embeddings(x, cond)
-        output: Tensor = self.model(
-            x,
-            encoder_hidden_states=given["prompt"],
-            encoder_attention_mask=given["mask"],
-            timestep=time * self.config["timestep_scale"],
-            return_dict=False,
-        )[0]
-        return output
+        time = time * self.config["timestep_scale"]
+        return self.evaluate(x, given["prompt"], timestep=time, encoder_attention_mask=given["mask"])
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:
         """Return the text conditions of prompts after the instruction that the pipeline puts before them by default."""
         instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
-        return cls._encode(pipe, prompts, instruction)
+        return cls.encode_by(pipe, prompts, complex_human_instruction=instruction)
 
     @classmethod
     def encode_null(cls, pipe: Any) -> Conditions:
-        return cls._encode(pipe, [""], None)
-
-    @classmethod
-    def _encode(cls, pipe: Any, prompts: list[str], instruction: list[str] | None) -> Conditions:
-        """Return the text conditions of prompts after this instruction, or without one."""
-        encoded = pipe.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            device=pipe.text_encoder.device,
-            complex_human_instruction=instruction,
-        )
-        return {"prompt": encoded[0], "mask": encoded[1]}
+        return cls.encode_by(pipe, [""], complex_human_instruction=None)

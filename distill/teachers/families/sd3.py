@@ -1,7 +1,5 @@
 """Stable Diffusion 3 and 3.5 (arXiv:2403.03206): a rectified flow of latents with embeddings of two CLIPs and T5."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -27,14 +25,7 @@ class SD3(LatentFamily):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.embeddings(x, cond)
-        output: Tensor = self.model(
-            hidden_states=x,
-            timestep=time,
-            encoder_hidden_states=given["prompt"],
-            pooled_projections=given["pooled"],
-            return_dict=False,
-        )[0]
-        return output
+        return self.evaluate(x, given["prompt"], timestep=time, pooled_projections=given["pooled"])
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:

@@ -1,7 +1,5 @@
 """Stable Diffusion XL (arXiv:2307.01952): a U-Net of latents with the embeddings of two CLIPs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -28,10 +26,7 @@ class SDXL(StableDiffusion):
         given = self.embeddings(x, cond)
         sizes = x.new_tensor([*self.pixels, 0, 0, *self.pixels]).expand(x.shape[0], 6)
         added = {"text_embeds": given["pooled"], "time_ids": sizes}  # original size, corner of the crop, target size
-        output: Tensor = self.model(
-            x, time, encoder_hidden_states=given["prompt"], added_cond_kwargs=added, return_dict=False
-        )[0]
-        return output
+        return self.evaluate(x, time, encoder_hidden_states=given["prompt"], added_cond_kwargs=added)
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:

@@ -3,8 +3,6 @@
 The scheduler says whether the network predicts noise (1.x, 2.x base) or v (2.x at 768 pixels).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -26,9 +24,7 @@ class StableDiffusion(UNetFamily):
         return {"prompt": (CLIP_TOKENS, self.config["cross_attention_dim"])}
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        prompt = self.embeddings(x, cond)["prompt"]
-        output: Tensor = self.model(x, time, encoder_hidden_states=prompt, return_dict=False)[0]
-        return output
+        return self.evaluate(x, time, encoder_hidden_states=self.embeddings(x, cond)["prompt"])
 
     @classmethod
     def encode(cls, pipe: Any, prompts: list[str]) -> Conditions:

@@ -5,8 +5,6 @@ arguments of its constructor, and its attributes. The settings and weights of ou
 nothing in the file runs.
 """
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +19,12 @@ from distill.encoders.latents import Normalisation
 from distill.errors import UserError, one_line
 from distill.networks.network import null_label
 from distill.paths import EDM
-from distill.teachers.edm import EDM2Net, EDMNet, PublishedNetwork
+from distill.teachers.edm import PUBLISHED
 from distill.teachers.published.pickles import PERSISTENT, Object, Refused, read_pickle
 
 # Constructor arguments that are no settings of our networks: they change no output, or belong to the denoiser.
 _NOT_SETTINGS = ("sigma_data", "use_fp16", "sigma_min", "sigma_max", "label_dropout")
 _MAX_MODULES = 100_000
-_KINDS: dict[str, type[PublishedNetwork]] = {kind.kind: kind for kind in (EDMNet, EDM2Net)}
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,7 @@ def _build_teacher(data: Any, kind: str) -> Found:
     if not isinstance(data, dict) or "ema" not in data:
         held = reprlib.repr(list(data)) if isinstance(data, dict) else type(data).__name__
         raise Refused(f"must hold a dict with the network under 'ema', got {held}")
-    inner, bodies = _KINDS[kind].published_body
-    outer = _KINDS[kind].authors_class
+    (inner, bodies), outer = PUBLISHED[kind].published_body, PUBLISHED[kind].authors_class
     name, attributes = _record(data["ema"], "ema")
     body = _record(_children(attributes)[inner], inner)[0] if name == outer and inner in _children(attributes) else None
     arguments: Any = attributes.get("_init_kwargs")
@@ -88,7 +84,7 @@ def _build_teacher(data: Any, kind: str) -> Found:
     if type(sigma_data) not in (int, float) or not 0 < sigma_data < 1e6:
         raise Refused(f"sigma_data: must be positive, got {reprlib.repr(sigma_data)}")
     state = state_of_record(data["ema"])
-    network = _KINDS[kind].build(settings, state)
+    network = PUBLISHED[kind].build(settings, state)
     if network.classes and arguments.get("label_dropout"):
         network.null = null_label(network.classes)  # a dropped label is a row of zeros
     encoder, latents = _encoder(data.get("encoder"), network.shape[0])
@@ -168,9 +164,8 @@ def _encoder(encoder: Any, channels: int) -> tuple[str | None, bool | Normalisat
     scale, bias = _floats(attributes["scale"]), _floats(attributes["bias"])
     if not len(scale) == len(bias) == channels or 0 in scale:
         raise Refused(f"'encoder' scales latents by {scale} and {bias}, the network takes {channels} channels")
-    mean = [(0 - b) / s for s, b in zip(scale, bias, strict=True)]
-    std = [1 / s for s in scale]
-    return name, Normalisation(*(tuple(float(f"{number:.6g}") for number in numbers) for numbers in (mean, std)))
+    exact = [(0 - b) / s for s, b in zip(scale, bias, strict=True)], [1 / s for s in scale]
+    return name, Normalisation(*(tuple(float(f"{number:.6g}") for number in numbers) for numbers in exact))
 
 
 def _floats(array: Any) -> list[float]:

@@ -6,8 +6,6 @@ published checkpoints need, which make containers and torch's tensors, whose byt
 name.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import mmap
@@ -105,10 +103,9 @@ class _Reader:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return self.stack.pop()
-            step = _OPCODES.get(opcode.name)
-            if step is None:
+            if opcode.name not in _OPCODES:
                 raise Refused(f"opcode {opcode.name} is not allowed")
-            step(self, argument)
+            _OPCODES[opcode.name](self, argument)
         raise Refused("it has no end")
 
     def push(self, value: Any) -> None:
@@ -157,10 +154,6 @@ class _Reader:
             raise Refused(f"the name '{found}' is not allowed")
         self.push(found)
 
-    def stack_name(self) -> None:
-        name, module = self.pop(), self.pop()
-        self.name(module, name)
-
     def call(self) -> None:
         args, called = self.pop(), self.pop()
         if not isinstance(called, Name) or not isinstance(args, tuple):
@@ -193,10 +186,9 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
 
 _CONSTANTS = """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE
 BINUNICODE8 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"""
-_OPCODES: dict[str, Callable[[_Reader, Any], None]] = {
-    **{name: lambda r, value: r.push(value) for name in _CONSTANTS.split()},
-    "PROTO": lambda r, _: None,
-    "FRAME": lambda r, _: None,
+_STEPS: dict[str, Callable[[_Reader, Any], None]] = {
+    _CONSTANTS: lambda r, value: r.push(value),
+    "PROTO FRAME": lambda r, _: None,
     "NONE": lambda r, _: r.push(None),
     "NEWTRUE": lambda r, _: r.push(True),
     "NEWFALSE": lambda r, _: r.push(False),
@@ -216,25 +208,20 @@ _OPCODES: dict[str, Callable[[_Reader, Any], None]] = {
     "DICT": lambda r, _: r.push(_pairs(r.items())),
     "FROZENSET": lambda r, _: r.push(frozenset(map(_key, r.items()))),
     "APPEND": lambda r, _: r.extend([r.pop()]),
-    "APPENDS": lambda r, _: r.extend(r.items()),
-    "ADDITEMS": lambda r, _: r.extend(r.items()),
+    "APPENDS ADDITEMS": lambda r, _: r.extend(r.items()),
     "SETITEM": lambda r, _: r.set_items([r.pop(), r.pop()][::-1]),
     "SETITEMS": lambda r, _: r.set_items(r.items()),
-    "PUT": lambda r, index: r.memo.update({index: r.stack[-1]}),
-    "BINPUT": lambda r, index: r.memo.update({index: r.stack[-1]}),
-    "LONG_BINPUT": lambda r, index: r.memo.update({index: r.stack[-1]}),
+    "PUT BINPUT LONG_BINPUT": lambda r, index: r.memo.update({index: r.stack[-1]}),
     "MEMOIZE": lambda r, _: r.memo.update({len(r.memo): r.stack[-1]}),
-    "GET": lambda r, index: r.recall(index),
-    "BINGET": lambda r, index: r.recall(index),
-    "LONG_BINGET": lambda r, index: r.recall(index),
+    "GET BINGET LONG_BINGET": lambda r, index: r.recall(index),
     "GLOBAL": lambda r, names: r.name(*names.split(" ", 1)),
-    "STACK_GLOBAL": lambda r, _: r.stack_name(),
-    "REDUCE": lambda r, _: r.call(),
-    "NEWOBJ": lambda r, _: r.call(),
+    "STACK_GLOBAL": lambda r, _: r.name(*[r.pop(), r.pop()][::-1]),
+    "REDUCE NEWOBJ": lambda r, _: r.call(),
     "BUILD": lambda r, _: r.build(),
     "PERSID": lambda r, identity: r.refer(identity),
     "BINPERSID": lambda r, _: r.refer(r.pop()),
 }
+_OPCODES = {name: step for names, step in _STEPS.items() for name in names.split()}
 
 
 def _storage(called: Name, content: Any) -> Tensor:
@@ -317,15 +304,8 @@ def _instance(called: Name, cls: Any, *_: Any) -> Object:
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _RECORDED = (
     PERSISTENT,
-    "builtins.object",
-    "__builtin__.object",
-    "torch.Size",
-    "torch.device",
-    "torch.nn.modules.container.ModuleDict",
-    "torch.nn.modules.container.ModuleList",
-    "torch.nn.modules.container.Sequential",
-    "numpy.ndarray",
-    "numpy.dtype",
+    *("builtins.object", "__builtin__.object", "torch.Size", "torch.device", "numpy.ndarray", "numpy.dtype"),
+    *(f"torch.nn.modules.container.{name}" for name in ("ModuleDict", "ModuleList", "Sequential")),
     *(f"{base}.multiarray.{name}" for base in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")),
     *(f"torch.{dtype}" for dtype in ("float16", "float32", "float64", "bfloat16", "int64", "uint8", "bool")),
 )
@@ -334,11 +314,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _storage,
-    "collections.OrderedDict": _mapping,
-    "dnnlib.util.EasyDict": _mapping,
     "_codecs.encode": _encode,
-    "builtins.set": _set,
-    "__builtin__.set": _set,
-    "copyreg._reconstructor": _instance,
-    "copy_reg._reconstructor": _instance,
+    **dict.fromkeys(("collections.OrderedDict", "dnnlib.util.EasyDict"), _mapping),
+    **dict.fromkeys(("builtins.set", "__builtin__.set"), _set),
+    **dict.fromkeys(("copyreg._reconstructor", "copy_reg._reconstructor"), _instance),
 }
