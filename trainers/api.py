@@ -40,7 +40,7 @@ def train(
     processes: int = 1,
     *,
     hooks: Sequence[Hook] = (),
-    optimizer: OptimizerFactory | None = None,
+    optimizer: OptimizerFactory | Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
     **overrides: Any,
 ) -> Trained:
@@ -54,7 +54,8 @@ def train(
         folder: The run folder. None for `runs/NAME`.
         processes: The number of processes to start on this machine. Leave it at 1 in a program that a launcher started.
         hooks: Hooks of your own, which are called beside the run's.
-        optimizer: (name of the player, its named parameters) -> its optimizer, in place of the recipe's.
+        optimizer: (name of the player, its named parameters) -> its optimizer, in place of the recipe's. A mapping
+            changes the recipe's key `optimizer`, as an override does.
         accelerator: An Accelerator of your own. None to start one.
         **overrides: Changes to the recipe by key: `images=1000`, `generator={"lr": 1e-4}`. A value may be an object:
             a Denoiser for `teacher`, a Dataset for `data`, an Objective for `objective`. run.yaml lists the objects
@@ -89,7 +90,7 @@ def resume(
     allow: Iterable[str] = (),
     recipe: Run | TeacherRun | None = None,
     hooks: Sequence[Hook] = (),
-    optimizer: OptimizerFactory | None = None,
+    optimizer: OptimizerFactory | Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
     **overrides: Any,
 ) -> Trained:
@@ -173,7 +174,7 @@ def finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
 
 
 def take_objects(
-    overrides: Mapping[str, Any], hooks: Sequence[Hook], optimizer: OptimizerFactory | None
+    overrides: Mapping[str, Any], hooks: Sequence[Hook], optimizer: OptimizerFactory | Mapping[str, Any] | None
 ) -> tuple[Objects, dict[str, Any]]:
     """Split overrides into objects, which no recipe can hold, and changes to the recipe."""
     changes = dict(overrides)
@@ -183,6 +184,8 @@ def take_objects(
         changes["teacher"] = GIVEN_TEACHER
     if data is not None:
         changes["data"] = GivenData(data.name)
+    if isinstance(optimizer, Mapping):  # the name is both a key of a teacher's recipe and an argument of the functions
+        changes["optimizer"], optimizer = optimizer, None
     return Objects(teacher, data, tuple(hooks), optimizer), changes
 
 

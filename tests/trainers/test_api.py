@@ -23,6 +23,7 @@ from tests.tiny import launch, recipe, teacher_recipe
 from trainers.checkpoints import checkpoint
 from trainers.data import Digits
 from trainers.engine.session import Session
+from trainers.recipe.run import TeacherRun
 
 __all__ = ["distill"]
 
@@ -116,6 +117,14 @@ def test_a_recipe_is_a_name_a_file_or_a_mapping(settings: dict[str, Any], tmp_pa
     with pytest.raises(UserError, match=r"^recipe: unknown key 'imges' \(did you mean 'images'\?\)"):
         trainers.train(settings, tmp_path / "other", imges=8)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_mapping_for_the_optimizer_changes_a_teachers_recipe(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The key `optimizer` of a teacher's recipe has the name of an argument; a distillation has no such key."""
+    trained = trainers.train(teacher_recipe(**SHORT), tmp_path / "teacher", optimizer={"lr": 5e-4})
+    assert isinstance(trained.run, TeacherRun) and trained.run.optimizer.lr == 5e-4 and trained.run.objects == ()
+    with pytest.raises(UserError, match=r"^recipe: unknown key 'optimizer'"):
+        trainers.train(settings, tmp_path / "other", optimizer={"lr": 5e-4})
 
 
 def test_a_folder_that_holds_a_run_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
