@@ -1,4 +1,4 @@
-"""Training: `train`, `resume` and `load` a run. The only package that knows Accelerate and ranks."""
+"""The library that trains, resumes and loads runs. No other package knows Accelerate and ranks."""
 
 from __future__ import annotations
 

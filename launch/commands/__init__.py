@@ -1,1 +1,1 @@
-"""The commands of `distill`, one thin file each."""
+"""The commands of `distill`, with one thin file for each."""

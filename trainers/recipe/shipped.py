@@ -10,7 +10,7 @@ RECIPES = Path(str(files("configs")))
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipe files of the package by name."""
+    """Return the files of the shipped recipes, by name."""
     return {file.stem: file for file in sorted(RECIPES.rglob("*.yaml"), key=lambda file: file.stem)}
 
 

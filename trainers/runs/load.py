@@ -97,7 +97,7 @@ class Trained(TrainedModel):
 
 
 def load_trained(folder: str | Path, which: str = "last", merged: bool = True, objects: Objects = Objects()) -> Trained:
-    """Load the trained model of a run. Neither its data nor its cache are needed.
+    """Load the trained model of a run, for which neither data nor cache are needed.
 
     Args:
         folder: The run folder.
