@@ -27,13 +27,14 @@ class BatchSizes:
     pairs: int = 0
 
 
+@dataclass
 class Batches:
     """The micro-batches of this rank.
 
     The stream and the global index of a sample determine its random numbers, whatever the number of processes and
     micro-batches, and whatever ran before. Positions are computed on the host, so that no batch waits for the device.
 
-    Args:
+    Attributes:
         dataset: The data as the teacher takes them.
         sizes: The sizes of the global batch.
         seed: The seed of the run.
@@ -43,28 +44,23 @@ class Batches:
         world: The number of processes.
         device: The device of the batches.
         pairs: The ODE pairs for the batches of the stream "generator". None for no pairs.
-
-    Attributes:
         size: The number of samples of a micro-batch.
         pairs_size: The number of ODE pairs of a micro-batch.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        sizes: BatchSizes,
-        seed: int,
-        dtype: torch.dtype,
-        real: bool,
-        rank: int,
-        world: int,
-        device: torch.device,
-        pairs: PairSet | None = None,
-    ) -> None:
-        self.dataset, self.sizes, self.seed, self.dtype = dataset, sizes, seed, dtype
-        self.real, self.rank, self.world, self.device, self.pairs = real, rank, world, device, pairs
-        self.size = sizes.batch_size // (world * sizes.micro_batches)
-        self.pairs_size = sizes.pairs // (world * sizes.micro_batches)
+    dataset: Dataset
+    sizes: BatchSizes
+    seed: int
+    dtype: torch.dtype
+    real: bool
+    rank: int
+    world: int
+    device: torch.device
+    pairs: PairSet | None = None
+
+    def __post_init__(self) -> None:
+        parts = self.world * self.sizes.micro_batches
+        self.size, self.pairs_size = self.sizes.batch_size // parts, self.sizes.pairs // parts
 
     def micro(self, stream: str, first: int, micro: int) -> Batch:
         """Return one micro-batch.

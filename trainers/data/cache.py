@@ -6,8 +6,6 @@ after the shard. A shard that does not match its receipt is computed again. Proc
 the work by a lock for each shard, which the system releases when its process ends.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +19,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainers.data.shards import rows
+from trainers.data.shards import Table
 from trainers.io.atomic import atomic_file, sha256
 
 DEFAULT_CACHE = "~/.cache/distill"
@@ -68,23 +66,6 @@ class Cache:
                 if no_bar:
                     self.console.print(f"{what}: {count - rest:,} of {count:,}")
         return Table(count, tuple(load_file(file) for file in files))
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        count: The number of rows.
-        shards: {column: rows} of each shard, in order.
-    """
-
-    count: int
-    shards: tuple[Mapping[str, Tensor], ...]
-
-    def rows(self, positions: Tensor, *names: str) -> dict[str, Tensor]:
-        """Return the rows [B, ...] of the named columns, or of all columns, at int64 positions [B]."""
-        return rows(self.shards, positions, *names)
 
 
 def _fill(missing: Mapping[Path, tuple[int, int]], make: Make) -> Iterator[int]:

@@ -17,7 +17,8 @@ from distill.denoiser import Denoiser
 from distill.encoders.protocols import Encoder
 from distill.errors import UserError
 from trainers.data import Dataset
-from trainers.data.cache import Cache, Make, Table
+from trainers.data.cache import Cache, Make
+from trainers.data.shards import Table
 from trainers.io.console import plain
 
 SHARD_BYTES = 2**27  # about the bytes of a shard, which is what a kill loses
@@ -122,9 +123,8 @@ class DatasetEncoder:
                 parts = [encode(at, min(at + ITEMS_AT_ONCE, last)) for at in range(first, last, ITEMS_AT_ONCE)]
                 return {key: _checked(what, key, torch.cat([part[key].cpu() for part in parts])) for key in parts[0]}
 
-            return cache.table(
-                what, {"encoder": identity, "content": content, "at_once": ITEMS_AT_ONCE}, count, length, make
-            )
+            origin = {"encoder": identity, "content": content, "at_once": ITEMS_AT_ONCE}
+            return cache.table(what, origin, count, length, make)
 
         return table
 

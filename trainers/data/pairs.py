@@ -17,30 +17,22 @@ from torch import Tensor
 
 from distill.conditions import Condition
 from distill.errors import UserError
-from trainers.data.shards import rows
+from trainers.data.shards import Table
 
 DESCRIPTION = "pairs.json"
 
 
 @dataclass(frozen=True)
-class PairSet:
-    """ODE pairs in a folder.
+class PairSet(Table):
+    """ODE pairs in a folder: a table of `noise` and `target` [N, C, *spatial], with the columns of the condition.
 
     Attributes:
         folder: The folder.
-        count: The number of pairs.
         teacher: The hash of the teacher that made the samples.
-        shards: {column: rows} of each shard, in order. All shards but the last have the same number of pairs.
     """
 
     folder: Path
-    count: int
     teacher: str
-    shards: tuple[Mapping[str, Tensor], ...]
-
-    def rows(self, positions: Tensor) -> dict[str, Tensor]:
-        """Return `noise`, `target` [P, C, *spatial] and the columns of the condition at int64 positions [P]."""
-        return rows(self.shards, positions)
 
     def check_teacher(self, teacher: str) -> None:
         """Raise UserError unless the pairs are those of the teacher with the hash `teacher`."""
@@ -88,18 +80,16 @@ def open_pairs(folder: Path, shape: tuple[int, ...], classes: int) -> PairSet:
         UserError: The pairs are incomplete, or of another shape or number of classes.
     """
     description = read_description(folder)
-    for what, theirs, ours in (
-        ("shape", tuple(description["shape"]), shape),
-        ("classes", description["classes"], classes),
-    ):
-        if theirs != ours:
-            raise UserError(f"pairs: '{folder}' has {what} {theirs}, the teacher {ours}")
+    theirs = {"shape": tuple(description["shape"]), "classes": description["classes"]}
+    for what, ours in {"shape": shape, "classes": classes}.items():
+        if theirs[what] != ours:
+            raise UserError(f"pairs: '{folder}' has {what} {theirs[what]}, the teacher {ours}")
     shards, count = description["shards"], description["count"]
     done = sum(shard["pairs"] for shard in shards.values())
     if done != count:
         raise UserError(f"pairs: '{folder}' holds {done:,} of {count:,} pairs; `distill pairs` goes on from there")
     opened = tuple(_shard(folder / name, shard["bytes"]) for name, shard in shards.items())
-    return PairSet(folder, count, description["teacher"], opened)
+    return PairSet(count, opened, folder, description["teacher"])
 
 
 def _shard(file: Path, size: int) -> dict[str, Tensor]:

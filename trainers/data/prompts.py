@@ -91,6 +91,12 @@ def open_rows(path: str, split: str, config: str | None, folder: str | None = No
         raise UserError(f"data: cannot load '{path}': {one_line(error)}") from error
 
 
+def check_column(rows: Any, column: str, path: str, key: str, hint: str = "") -> None:
+    """Raise UserError, with `hint` at the end, unless a table has a column; for `path` and `key` see `text_column`."""
+    if column not in rows.column_names:
+        raise UserError(f"{key}: no column {column!r} in {path}; it has {rows.column_names}{hint}")
+
+
 def text_column(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
     """Return the strings in a column.
 
@@ -103,8 +109,7 @@ def text_column(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
     Raises:
         UserError: The column is missing, or holds anything else than strings.
     """
-    if column not in rows.column_names:
-        raise UserError(f"{key}: no column {column!r} in {path}; it has {rows.column_names}")
+    check_column(rows, column, path, key)
     values: Sequence[str] = rows[column][:]
     if wrong := [number for number, value in enumerate(values) if not isinstance(value, str)]:
         found = values[wrong[0]]
@@ -114,9 +119,8 @@ def text_column(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
 
 def _only_text_column(rows: Any, path: str) -> str:
     """Return the name of the only column of strings."""
-    texts: list[str] = [
-        name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
-    ]
+    kinds = ("string", "large_string")
+    texts: list[str] = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in kinds]
     if len(texts) != 1:
         raise UserError(f"data.column: name the column of prompts in {path}; it has {rows.column_names}")
     return texts[0]

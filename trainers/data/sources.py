@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from trainers.data.dataset import Dataset
-from trainers.data.prompts import Prompts, open_rows, text_column
+from trainers.data.prompts import Prompts, check_column, open_rows, text_column
 from trainers.data.source import Data
 
 # The most bytes of decoded images that a process keeps in memory. CIFAR-10 has 0.15 GiB, and 87,381 images of 64x64 RGB
@@ -24,7 +24,7 @@ MAX_DECODED_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Digits(Data):
-    """scikit-learn's embedded handwritten digits: 1797 images, 1x8x8, 17 grey levels, 10 classes. No download."""
+    """The handwritten digits of scikit-learn: 1797 images of 8x8 pixels, 17 grey levels, 10 classes. No download."""
 
     def load(self) -> Dataset:
         from sklearn.datasets import load_digits
@@ -75,10 +75,7 @@ class Images(Data):
         from datasets import Image
 
         rows = open_rows(self.path, self.split, self.config, folder="imagefolder")
-        if self.image_column not in rows.column_names:
-            raise UserError(
-                f"data.image_column: no column {self.image_column!r} in {self.path}; it has {rows.column_names}"
-            )
+        check_column(rows, self.image_column, self.path, "data.image_column")
         if not isinstance(rows.features[self.image_column], Image):
             raise UserError(f"data.image_column: {self.image_column!r} in {self.path} holds no images")
         prompts, labels = None, None
@@ -89,12 +86,10 @@ class Images(Data):
         pictures = rows.select_columns([self.image_column])
 
         def decode(positions: Tensor) -> Tensor:
-            batch = pictures[positions.tolist()][self.image_column]
-            return torch.stack([self._pixels(picture) for picture in batch])
+            return torch.stack([self._pixels(picture) for picture in pictures[positions.tolist()][self.image_column]])
 
         shape = (1 if self.mode == "L" else 3, *self.size)
-        size = len(rows) * math.prod(shape)
-        read = _decode_once(decode, len(rows), shape) if size <= MAX_DECODED_BYTES else decode
+        read = _decode_once(decode, len(rows), shape) if len(rows) * math.prod(shape) <= MAX_DECODED_BYTES else decode
         name, content = Path(self.path).name, partial(self._content, pictures)
         return Dataset(
             name, len(rows), shape, labels, lambda at: read(at).float() / 127.5 - 1, prompts, content=content
@@ -112,11 +107,7 @@ class Images(Data):
 
     def _labels(self, rows: Any, column: str) -> Tensor:
         """Return the labels in a column, int64 [N]."""
-        if column not in rows.column_names:
-            raise UserError(
-                f"data.label_column: no column {column!r} in {self.path}; it has {rows.column_names}"
-                " (null trains without labels)"
-            )
+        check_column(rows, column, self.path, "data.label_column", " (null trains without labels)")
         values = rows[column][:]
         if not all(isinstance(value, int) and value >= 0 for value in values):
             raise UserError(
