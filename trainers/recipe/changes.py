@@ -27,12 +27,8 @@ def accepted_changes(state: Mapping[str, Any], run: Run | TeacherRun, allow: Ite
     # Built and dumped, so that keys that are newer than the checkpoint get their defaults.
     before = dump(build_experiment(state["recipe"], "checkpoint"))
     changes = {line.partition(":")[0]: line for line in diff(before, dump(run))}
-    free = FREE_KEYS | set(allow)
-    refused = {
-        key: line
-        for key, line in changes.items()
-        if not key.endswith("_every") and not any(key == one or key.startswith(f"{one}.") for one in free)
-    }
+    free = tuple(f"{key}." for key in FREE_KEYS.union(allow))  # the dot, so that a key is no beginning of another one
+    refused = {k: line for k, line in changes.items() if not k.endswith("_every") and not f"{k}.".startswith(free)}
     if refused:
         options = " ".join(f"--allow {key}" for key in refused)
         raise UserError(f"{', '.join(refused.values())}: this would change what is trained; {options} accepts it")

@@ -86,11 +86,9 @@ def resolve_paths(run: _T) -> _T:
         return run
     hints, changes = get_type_hints(type(run), include_extras=True), {}
     for one in (one for one in dataclasses.fields(run) if one.init):
-        value = getattr(run, one.name)
-        if isinstance(value, str) and LocalPath in (hints[one.name], *get_args(hints[one.name])):
-            changes[one.name] = str(Path(value).resolve()) if Path(value).exists() else value
-        else:
-            changes[one.name] = resolve_paths(value)
+        value, hint = getattr(run, one.name), hints[one.name]
+        local = isinstance(value, str) and LocalPath in (hint, *get_args(hint)) and Path(value).exists()
+        changes[one.name] = str(Path(value).resolve()) if local else resolve_paths(value)
     changed = {name: value for name, value in changes.items() if value is not getattr(run, name)}
     return cast(_T, dataclasses.replace(run, **changed)) if changed else run
 

@@ -5,7 +5,9 @@ batch. A loss is the sum over the elements of a sample, averaged over the global
 ratios.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,16 +38,15 @@ register_choices(Reward, REWARDS)
 register_choices(Data, DATA)
 
 
-def _positive(owner: object, *names: str) -> None:
+def _require(owner: object, *names: str, rule: str, holds: Callable[[Any], bool]) -> None:
+    """Raise UserError unless the rule holds for each of these fields that is not None."""
     for name in names:
-        if not getattr(owner, name) > 0:
-            raise UserError(f"{name}: must be positive, got {getattr(owner, name)}")
+        if (value := getattr(owner, name)) is not None and not holds(value):
+            raise UserError(f"{name}: must be {rule}, got {value}")
 
 
-def _not_negative(owner: object, *names: str) -> None:
-    for name in names:
-        if not getattr(owner, name) >= 0:
-            raise UserError(f"{name}: must be at least 0, got {getattr(owner, name)}")
+_positive = partial(_require, rule="positive", holds=lambda value: value > 0)
+_not_negative = partial(_require, rule="at least 0", holds=lambda value: value >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ class GeneratorInput:
             raise UserError(f"preset: must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if self.preset is not None and self.scale is not None:
             raise UserError(f"scale: the preset {self.preset!r} has its own; give t and scale instead")
-        _positive(self, *(name for name in ("nsr", "scale") if getattr(self, name) is not None))
+        _positive(self, "nsr", "scale")
 
     def at(self, path: Path) -> tuple[float, float | None]:
         """Return (t, scale) on a path.
@@ -145,9 +146,8 @@ class GeneratorInput:
                     f"entry.preset: {self.preset!r} is t = {t:g} on {kind.__name__}, the teacher's path is {path!s:.80}"
                 )
             return t, scale
-        if self.t is not None:
-            return self.t, self.scale
-        return float(path.time(torch.tensor([self.nsr], dtype=torch.float64))), self.scale
+        t = float(path.time(torch.tensor([self.nsr], dtype=torch.float64))) if self.t is None else self.t
+        return t, self.scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +162,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         _not_negative(self, "every")
         _positive(self, "components")
-        if self.samples < 2:
-            raise UserError(f"samples: must be at least 2, got {self.samples}")
+        _require(self, "samples", rule="at least 2", holds=lambda count: count >= 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +173,7 @@ class OdePairs:
     fraction: float = 1.0  # pairs of a batch for each of its samples; DMD on Stable Diffusion took 1/2
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise UserError(f"fraction: must be in (0, 1], got {self.fraction}")
+        _require(self, "fraction", rule="in (0, 1]", holds=lambda fraction: 0 < fraction <= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,13 +223,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         _positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
-        _positive(self, "checkpoint_every", "keep")
-        if self.max_grad_norm is not None:
-            _positive(self, "max_grad_norm")
+        _positive(self, "checkpoint_every", "keep", "max_grad_norm")
         if self.batch_size % self.micro_batches:
             raise UserError(f"micro_batches: {self.micro_batches} must divide batch_size {self.batch_size}")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"seed: must be at least 0 and below 2^31, got {self.seed}")
+        _require(self, "seed", rule="at least 0 and below 2^31", holds=lambda seed: 0 <= seed < 2**31)
         if "/" in self.name or self.name in ("", ".", ".."):
             raise UserError(f"name: must be a plain folder name, got {self.name!r}")
 
@@ -329,8 +324,7 @@ class TeacherRun(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, "sigma_data")
-        if not 0 <= self.label_dropout < 1:
-            raise UserError(f"label_dropout: must be at least 0 and below 1, got {self.label_dropout}")
+        _require(self, "label_dropout", rule="at least 0 and below 1", holds=lambda rate: 0 <= rate < 1)
         self.times.check(self.path)
         reserved = {"sample_size", "in_channels", "out_channels", "num_class_embeds"} & set(self.network)
         if reserved:

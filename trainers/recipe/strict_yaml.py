@@ -176,10 +176,9 @@ def _type_error(hint: Any, value: Any, where: str, key: str) -> UserError:
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     """Return the value of a key, built and checked by its annotation."""
     inner = _without_none(hint)
-    if dataclasses.is_dataclass(inner) and isinstance(value, cast(type, inner)):  # a Python caller gave the object
+    given = dataclasses.is_dataclass(inner) and isinstance(value, cast(type, inner))  # a Python caller gave the object
+    if given or (value is None and inner is not hint):
         return value
-    if value is None and inner is not hint:
-        return None
     if inner in _CHOICES:
         return _choice(inner, value, where, key)
     if dataclasses.is_dataclass(inner):
