@@ -52,7 +52,7 @@ EVALUATING = [
     ("trainers.hooks.evaluate:fit_protocol", 1, 0.1),
     ("trainers.hooks.evaluate:Evaluate._write", 2, None),
     ("trainers.hooks.evaluate:Evaluate._write", 2, 0.01),
-    ("trainers.hooks.evaluate:save_average", 1, 0.005),
+    ("trainers.hooks.evaluate:save_tensors", 1, 0.005),
     ("trainers.io.atomic:os.rename", 3, None),
     ("trainers.checkpoints.posthoc_ema:sync", 4, None),
     ("trainers.hooks.samples:grid", 1, 0.02),

@@ -217,7 +217,8 @@ def test_every_recipe_builds(name: str, tmp_path: Path, monkeypatch: pytest.Monk
             first = resolve(Path(run.start).name)
             Path(run.start).mkdir(parents=True)
             (Path(run.start) / "run.yaml").write_text(to_yaml(dump(first)))
-            saver.save(build_session(first), Path(run.start) / "checkpoints", keep=1)
+            built = build_session(first)
+            saver.Saver(Path(run.start) / "checkpoints", 1, built.accelerator).save_now(built)
         if run.pairs is not None:  # what `distill pairs` writes
             list(write_pairs(Path(run.teacher), Path(run.pairs.folder), 1))
     open_run(run, 1, weights=False)

@@ -8,6 +8,7 @@ but the hash that identifies it is. Loading runs no code. trainers.checkpoints.s
 
 import json
 from collections.abc import Container, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from distill.errors import UserError
 from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write_tensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
-from trainers.engine.sharding import gather_to_main
 from trainers.io.atomic import sha256
 from trainers.recipe.strict_yaml import dump
 
@@ -121,10 +121,8 @@ def newest_state(root: Path) -> dict[str, Any] | None:
     A launcher reads the number of processes in it before it starts them. The run itself verifies every file.
     """
     for folder in folders(root):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             return read_state(folder)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return None
 
 
@@ -169,16 +167,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     if description["format"] != FORMAT:
         raise UserError(f"'{folder}' has checkpoint format {description['format']}; this version reads {FORMAT}")
     return description
-
-
-def gathered_average(session: Session) -> dict[str, Tensor]:
-    """Gather the averaged weights on the main process, which can then save them. Collective where they are sharded."""
-    return gather_to_main(trained(session.model, session.state.ema.frozen_names))
-
-
-def save_average(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the averaged weights into a folder, as in a checkpoint but without the rest of the state."""
-    save_tensors(weights, folder / AVERAGE)
 
 
 def load_average(folder: Path, module: nn.Module, frozen_names: Container[str] = ()) -> None:
@@ -235,13 +223,12 @@ def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
 def _load_optimizer(player: Player, saved: ShardedTensors) -> None:
     """Load the state of a player's optimizer."""
     parameters = dict(player.bare.named_parameters())
+    kind = player.settings.name
     # An optimizer that has taken no step yet lacks Adam's moments, which torch makes in the first step.
-    made_later = set() if player.settings.name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    made_later = set() if kind == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
     expected = {name: set(player.optimizer.state.get(p, ())) or made_later for name, p in parameters.items()}
     for name in saved:
         parameter, key = name.split("|")
         if key not in expected[parameter] and not player.own_optimizer:
-            raise UserError(
-                f"{player.name}.name: {player.settings.name} cannot go on where another optimizer has saved"
-            )
+            raise UserError(f"{player.name}.name: {kind} cannot go on where another optimizer has saved")
         player.optimizer.state[parameters[parameter]][key] = saved.like(name, parameters[parameter])

@@ -2,8 +2,8 @@
 
 import shutil
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,7 @@ SNAPSHOTS = "power_ema"
 MOST_MISSING = 0.1  # the largest relative L2 distance to a wanted profile that is accepted
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A saved power-function average.
 
     Attributes:
@@ -32,8 +31,7 @@ class Snapshot:
     file: Path
 
 
-@dataclass(frozen=True)
-class Synthesis:
+class Synthesis(NamedTuple):
     """An average as a linear combination of snapshots.
 
     Attributes:
@@ -78,11 +76,8 @@ def rewind_snapshots(folder: Path, images: int) -> None:
 def snapshots(folder: Path) -> list[Snapshot]:
     """Return the snapshots in a run folder, in the order in which they were taken."""
     moments = reversed(folders(folder / SNAPSHOTS))
-    return [
-        Snapshot(int(moment.name), float(file.stem), file)
-        for moment in moments
-        for file in sorted(moment.glob("*.safetensors"))
-    ]
+    files = [file for moment in moments for file in sorted(moment.glob("*.safetensors"))]
+    return [Snapshot(int(file.parent.name), float(file.stem), file) for file in files]
 
 
 def synthesis_of(found: list[Snapshot], std: float, images: int) -> Synthesis:

@@ -103,7 +103,7 @@ class Saver:
             return
         started = time.monotonic()
         tensors = self._copy(session)  # the thread gets copies, since training changes the state while it writes
-        arguments = (images, tensors, state_description(session), started, self._failed, beside)
+        arguments = (tensors, state_description(session), started, self._failed, beside)
         self._failed = Failure("its thread has died", disk=False)  # until the thread says otherwise
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
@@ -119,7 +119,7 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is in progress on this rank."""
+        """True while a save is in progress on this rank."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
@@ -173,21 +173,17 @@ class Saver:
         return rows._replace(tensor=buffer.copy_(value, non_blocking=True))
 
     def _run(
-        self,
-        images: int,
-        tensors: RankTensors,
-        description: dict[str, Any],
-        started: float,
-        before: Failure | None,
-        beside: bool,
+        self, tensors: RankTensors, description: dict[str, Any], started: float, before: Failure | None, beside: bool
     ) -> None:
         """Write a checkpoint. This method runs on the thread.
 
         All ranks reach both gathers, also a rank whose disk fails. After the first, rank 0 knows that every file is
         written and puts the checkpoint in place. After the second, every rank knows whether that worked.
         """
-        if beside:
-            _lower_priority()
+        # Training's threads go first where cores are short. Linux alone has a priority for each thread.
+        if beside and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+        images: int = description["images"]
         final = self._folder(images)
         staging, files = self.root / f".staging-{final.name}", FileFacts()
         try:
@@ -268,12 +264,6 @@ class Saver:
         return values
 
 
-def _lower_priority() -> None:
-    """Let training's threads go first where cores are short. Linux alone has a priority for each thread."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
-
-
 def _attempt(work: Callable[[], None]) -> Failure | None:
     """Call `work`, and return the failure if it raises."""
     try:
@@ -281,12 +271,3 @@ def _attempt(work: Callable[[], None]) -> Failure | None:
     except Exception as error:  # every kind: a rank that fails must still reach the next gather
         return Failure(one_line(error) or type(error).__name__, isinstance(error, OSError))
     return None
-
-
-def save(session: Session, root: Path, keep: int) -> None:
-    """Save one checkpoint under `root`, and wait for it.
-
-    Raises:
-        SaveError: The checkpoint could not be saved.
-    """
-    Saver(root, keep, session.accelerator).save_now(session)

@@ -77,14 +77,14 @@ def tensors_of_rank(contents: Contents, rank: int, world: int) -> dict[str, dict
         owner = load.index(min(load))
         load[owner] -= negative_size
         if owner == rank:
-            chosen[stem][name] = _all(value)
+            chosen[stem][name] = local_rows(value)
     return {stem: rows for stem, rows in chosen.items() if rows or rank == 0}  # rank 0: also a stem without tensors
 
 
 def own_rows(value: Tensor | Rows) -> Rows | None:
-    """Return the rows of a tensor that this process writes; None if another process writes them or there are none."""
+    """Return the rows of a tensor that this process writes, or None if another one writes them or there are none."""
     if not isinstance(value, DTensor):
-        return value if isinstance(value, Rows) else _all(value)
+        return value if isinstance(value, Rows) else local_rows(value)
     mesh = value.device_mesh
     coordinates = mesh.get_coordinate() or [0] * mesh.ndim
     # Of the replicas of a shard the first one writes.
@@ -94,17 +94,17 @@ def own_rows(value: Tensor | Rows) -> Rows | None:
 
 
 def local_rows(value: Tensor) -> Rows:
-    """Return the rows of a tensor that this process holds; all of them if it is not sharded."""
+    """Return the rows of a tensor that this process holds. A scalar counts as one row.
+
+    The process holds all rows of a tensor that is not sharded.
+    """
+    total = len(value) if value.ndim else 1
     if not isinstance(value, DTensor):
-        return _all(value)
+        return Rows(value, 0, total)
     assert all(placement.is_replicate() or placement.is_shard(0) for placement in value.placements), value.placements
+    # Private API: a DTensor has no public method for the position of its rows.
     _, first = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
-    return Rows(value.to_local(), first[0] if first else 0, len(value) if value.ndim else 1)
-
-
-def _all(value: Tensor) -> Rows:
-    """Return all rows of a tensor; a scalar counts as one row."""
-    return Rows(value, 0, len(value) if value.ndim else 1)
+    return Rows(value.to_local(), first[0] if first else 0, total)
 
 
 def write_tensors(tensors: Mapping[str, Rows], file: Path) -> None:
@@ -153,7 +153,7 @@ class ShardedTensors:
         return iter(self._pieces)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the complete tensor; raises UserError if rows are missing."""
+        """Return the complete tensor. Raise UserError if rows are missing."""
         return self.rows(name, 0, self._pieces[name][0][2])
 
     def rows(self, name: str, first: int, count: int) -> Tensor:
@@ -206,7 +206,7 @@ class ShardedTensors:
                 raise RuntimeError(f"'{self.file}': {name} is {shape}, the network's is {list(target.shape)}")
 
     def load(self, into: Mapping[str, Tensor], frozen_names: Container[str] = ()) -> None:
-        """Copy every tensor into the tensor of its name, in place; raises RuntimeError as `check` does."""
+        """Copy every tensor into the tensor of its name, in place. Raise RuntimeError as `check` does."""
         self.check(into, frozen_names)
         for name, target in into.items():
             local = local_rows(target.detach())  # the target's own memory, so that the copy fills the target in place

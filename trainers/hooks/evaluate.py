@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from distill.metrics import Protocol
-from trainers.checkpoints.checkpoint import gathered_average, save_average
+from trainers.checkpoints.checkpoint import AVERAGE, save_tensors, trained
 from trainers.engine.sampler import make_image_sampler
 from trainers.engine.session import Session
+from trainers.engine.sharding import gather_to_main
 from trainers.evaluation import evaluate, fit_protocol
 from trainers.hooks.hook import Hook
 from trainers.io.atomic import atomic_folder
@@ -37,12 +38,12 @@ class Evaluate(Hook):
         sampler = make_image_sampler(session.sampler, session.model)
         report = evaluate(sampler, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
         free_decoder(session.model)
-        weights = gathered_average(session)  # collective, hence on all ranks although the main process alone writes
+        # Collective where weights are sharded, hence on all ranks although the main process alone writes.
+        weights = gather_to_main(trained(session.model, session.state.ema.frozen_names))
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}
-            session.accelerator.log(
-                {f"evaluation/{k}": v for k, v in report.items() if isinstance(v, float)}, step=session.state.images
-            )
+            numbers = {f"evaluation/{key}": value for key, value in report.items() if isinstance(value, float)}
+            session.accelerator.log(numbers, step=session.state.images)
             with tolerate_disk_errors(f"the evaluation at {session.state.images:,} images is"):
                 self._write(session, weights, record)
 
@@ -52,5 +53,5 @@ class Evaluate(Hook):
         best = self.folder / "best" / "metrics.json"
         if not best.is_file() or record["frechet"] < json.loads(best.read_text())["frechet"]:
             with atomic_folder(best.parent) as staging:
-                save_average(weights, staging)
+                save_tensors(weights, staging / AVERAGE)
                 (staging / best.name).write_text(json.dumps({**record, "teacher": session.teacher_hash}) + "\n")

@@ -88,14 +88,13 @@ def grid(images: Tensor, columns: int, least: int = 64, border: int = 1) -> Imag
     """
     from PIL.Image import fromarray
 
-    count, channels, height, width = (images := flat_pictures(images)).shape
+    count, channels, height, _ = (images := flat_pictures(images)).shape
     factor = max(1, -(-least // height))
     pixels = (images.detach().float().cpu() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
     pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     rows = -(-count // columns)
-    height, width = pixels.shape[2:]
-    canvas = torch.full((rows * columns, channels, height + 2 * border, width + 2 * border), 255, dtype=torch.uint8)
-    canvas[:count, :, border : border + height, border : border + width] = pixels
+    # White around each image, and in place of the images that the last row lacks.
+    canvas = nn.functional.pad(pixels, (border, border, border, border, 0, 0, 0, rows * columns - count), value=255)
     tiles = canvas.reshape(rows, columns, *canvas.shape[1:]).permute(0, 3, 1, 4, 2)
     picture = tiles.reshape(rows * tiles.shape[1], columns * tiles.shape[3], channels).numpy()
     return fromarray(picture[..., 0] if channels == 1 else picture)

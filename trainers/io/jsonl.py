@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,8 @@ def read(file: Path) -> list[dict[str, Any]]:
     records = []
     if file.is_file():
         for line in file.read_text().splitlines():
-            try:
+            with suppress(ValueError):
                 records.append(json.loads(line))
-            except ValueError:
-                continue
     return records
 
 

@@ -52,7 +52,7 @@ def root(session: Session, tmp_path: Path) -> Path:
 
 def save_at(session: Session, root: Path, images: int, keep: int = 3) -> Path:
     session.state.images = images
-    saver.save(session, root, keep)
+    saver.Saver(root, keep, session.accelerator).save_now(session)
     return root / f"{images:012d}"
 
 

@@ -108,6 +108,6 @@ def test_another_optimizers_state_is_refused(
         build_session(recipe(teachers / "edm", fake={"name": name, "betas": [0.9, 0.9]})) for name in (before, after)
     ]
     sessions[0].update_players(sessions[0])
-    saver.save(sessions[0], tmp_path, keep=1)
+    saver.Saver(tmp_path, 1, sessions[0].accelerator).save_now(sessions[0])
     with pytest.raises(UserError, match=f"^fake.name: {after} cannot go on where another optimizer has saved$"):
         checkpoint.restore(sessions[1], checkpoint.newest(tmp_path)[0])

@@ -137,7 +137,7 @@ def train(
     finally:
         Player.step = step  # type: ignore[method-assign]
     if save:
-        saver.save(session, Path(save), keep=1)
+        saver.Saver(Path(save), 1, session.accelerator).save_now(session)
     means = session.state.meter.read(session.accelerator)
     for name, player in players.items():
         report[f"{name} after"] = flat(player.parameters)

@@ -76,7 +76,7 @@ def test_checkpoints_hold_what_trains(teachers: Path, tmp_path: Path) -> None:
     session = session_of(settings)
     session.update_players(session)
     session.state.average(8)
-    saver.save(session, tmp_path, keep=1)
+    saver.Saver(tmp_path, 1, session.accelerator).save_now(session)
     folder = tmp_path / f"{8:012d}"
     for player, files in (("generator", ("generator", "ema", "power_ema_0.1")), ("fake", ("fake",))):
         names = {name for name in named(session, player) if "lora_" in name}
