@@ -6,6 +6,7 @@ file gives them denoisers that record their calls, and takes the gradient throug
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class _Call:
         denoiser: The denoiser.
         x_t: The noisy input [B, ...], with the graph that leads back to the samples.
         arguments: The other arguments of the call.
-        graph: The input of the denoiser, cut off from the samples, and its outputs; None after the graph is freed.
+        graph: The input of the denoiser, cut off from the samples, and its outputs. None after the graph is freed.
         leaves: The outputs as the objective gets them: detached, so that its graph begins there.
     """
 
@@ -80,10 +81,7 @@ class OneByOne:
 
     def through(self, nets: Denoisers) -> Denoisers:
         """Return networks that record their calls, for the objective to call in place of `nets`."""
-
-        def recorded(network: Callable[..., Any]) -> Any:
-            return _RecordedDenoiser(network, self.calls)
-
+        recorded: Callable[..., Any] = partial(_RecordedDenoiser, calls=self.calls)
         frozen = {name: recorded(net) if isinstance(net, Denoiser) else net for name, net in nets.frozen.items()}
         return replace(nets, teacher=recorded(nets.teacher), fake=recorded(nets.fake), frozen=frozen)
 

@@ -1,5 +1,7 @@
 """The set-up of a network for a run: its precision, and the recomputation of its activations."""
 
+from contextlib import suppress
+
 import torch
 from torch import nn
 
@@ -25,13 +27,9 @@ def recompute_activations(network: nn.Module) -> None:
     Raises:
         UserError: No submodule can recompute its activations.
     """
-    for module in network.modules():
-        enable = getattr(module, "enable_gradient_checkpointing", None)
-        if enable is None:
-            continue
-        try:
-            enable()
-        except ValueError:  # models of diffusers raise it when they cannot recompute
-            break
-        return
+    with suppress(ValueError):  # models of diffusers raise it when they cannot recompute
+        for module in network.modules():
+            if (enable := getattr(module, "enable_gradient_checkpointing", None)) is not None:
+                enable()
+                return
     raise UserError(f"gradient_checkpointing: {type(network).__name__} cannot recompute its activations; leave it out")

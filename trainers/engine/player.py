@@ -37,17 +37,18 @@ class Player:
 
     Args:
         name: The name of the player: generator, fake, teacher.
-        network: The network; it may be sharded.
+        network: The network, which may be sharded.
         settings: The settings of the optimizer.
         accelerator: Device and ranks.
-        optimizer: Makes the optimizer in place of the one that `settings` names; None for that one.
+        optimizer: Makes the optimizer in place of the one that `settings` names. None for that one.
 
     Attributes:
         sharded: Whether the network is sharded (trainers.engine.sharding).
         bare: The network itself, for every use while it is frozen and for every use without a graph.
         module: The network behind a DDP reducer, for its own update alone. For a sharded network it is `bare`.
         parameters: The parameters that train.
-        frozen_names: The names of the other parameters. Several networks may share these; a player never changes them.
+        frozen_names: The names of the other parameters. Several networks may share these, and a player never changes
+            them.
         optimizer: The optimizer of the parameters that train.
         own_optimizer: Whether the caller made the optimizer.
         skipped: The number of non-finite updates of the run, int64 on the device as the next two.
@@ -71,19 +72,16 @@ class Player:
         self.parameters = list(trained.values())
         # Some networks constrain their weights after each update: EDM2 puts them on the unit sphere. Layers under
         # adapters have no update.
-        constrained = [module for module in self.bare.modules() if hasattr(module, "after_step")]
-        own = [module.after_step for module in constrained if not adapted(module)]
+        own = [m.after_step for m in self.bare.modules() if hasattr(m, "after_step") and not adapted(m)]
         self._after_steps: list[Callable[[], None]] = own  # type: ignore[assignment]
         self._constrain()
         # Before `freeze`: DDP registers its hooks on the parameters that require gradients at this moment.
         self.module = wrap(self.bare, accelerator)
         named, self.own_optimizer = list(trained.items()), optimizer is not None
         self.optimizer = build_optimizer(named, settings) if optimizer is None else optimizer(name, named)
-        device = accelerator.device
         # On the device, so that counting a skipped update does not make the host wait.
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self.streak = torch.zeros((), dtype=torch.int64, device=device)
-        self.longest = torch.zeros((), dtype=torch.int64, device=device)
+        zeros = [torch.zeros((), dtype=torch.int64, device=accelerator.device) for _ in range(3)]
+        self.skipped, self.streak, self.longest = zeros
         self.freeze()
 
     def freeze(self) -> None:
@@ -157,17 +155,16 @@ def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:
     if accelerator.num_processes == 1 or is_sharded(network):
         return network
     ids = [accelerator.device] if accelerator.device.type == "cuda" else None
-    no_sync_of_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}  # buffers are equal on all ranks: nothing to send
-    return nn.parallel.DistributedDataParallel(
-        network, device_ids=ids, gradient_as_bucket_view=True, **no_sync_of_buffers
-    )
+    settings: dict[str, Any] = {"device_ids": ids, "gradient_as_bucket_view": True}
+    settings[_SYNC_BUFFERS] = False  # buffers are equal on all ranks: nothing to send
+    return nn.parallel.DistributedDataParallel(network, **settings)
 
 
 def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimizer) -> torch.optim.Optimizer:
     """Return torch's fused optimizer of named parameters, or one with moments of 8 bits.
 
     Args:
-        parameters: The named parameters that train; they may be sharded.
+        parameters: The named parameters that train, which may be sharded.
         settings: The name of the optimizer and its settings.
     """
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}

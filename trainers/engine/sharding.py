@@ -14,16 +14,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, fsdp  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
@@ -43,9 +35,9 @@ class Layout:
     """The way in which the weights of one network are divided over the processes.
 
     Attributes:
-        mesh: The processes. Its dimension "shard" divides the rows; processes along "replica" hold the same rows.
+        mesh: The processes. Its dimension "shard" divides the rows. Processes along "replica" hold the same rows.
         reshard: Whether a block's weights are freed after its forward. Otherwise they stay gathered for a whole update.
-        compute: The dtype in which weights are gathered; None for their own. The stored weights and the sums of
+        compute: The dtype in which weights are gathered. None for their own. The stored weights and the sums of
             gradients keep their own precision.
         offload: Whether this process's rows, their gradients and their optimizer state are in host memory.
     """
@@ -56,13 +48,13 @@ class Layout:
     offload: bool = False
 
     @property
-    def policy(self) -> MixedPrecisionPolicy:
+    def policy(self) -> fsdp.MixedPrecisionPolicy:
         """The dtypes in which FSDP2 gathers weights and sums gradients.
 
         Inputs are not cast: autocast casts them where it should, and preconditioning needs them exact.
         """
         reduce = None if self.compute is None else torch.float32
-        return MixedPrecisionPolicy(param_dtype=self.compute, reduce_dtype=reduce, cast_forward_inputs=False)
+        return fsdp.MixedPrecisionPolicy(param_dtype=self.compute, reduce_dtype=reduce, cast_forward_inputs=False)
 
 
 def layouts_of(run: Run, accelerator: Accelerator) -> dict[str, Layout]:
@@ -75,10 +67,9 @@ def layouts_of(run: Run, accelerator: Accelerator) -> dict[str, Layout]:
         return {}
     if not dist.is_initialized():  # one process that offloads: a mesh needs a process group all the same
         dist.init_process_group("nccl" if device == "cuda" else "gloo", store=HashStore(), rank=0, world_size=1)
-    shape, names = [world], ["shard"]
-    if settings.replicas > 1:
-        shape, names = [settings.replicas, world // settings.replicas], ["replica", "shard"]
-    mesh = init_device_mesh(device, tuple(shape), mesh_dim_names=tuple(names))
+    replicas = {"replica": settings.replicas} if settings.replicas > 1 else {}
+    sizes = {**replicas, "shard": world // settings.replicas}
+    mesh = init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     compute = torch.bfloat16 if run.precision == "bfloat16" else None
     # A player with adapters holds the teacher's own weights, which are where the teacher's are.
     holds_teacher = {"teacher": True, "generator": run.generator.lora is not None, "fake": run.fake.lora is not None}
@@ -112,14 +103,14 @@ def shard(
         layout: How the weights are divided.
         shared: The map of another network that `shard` returned. The parameters that are its keys become its values,
             which both networks then hold.
-        dtype: The dtype in which the weights are stored; None for their own.
+        dtype: The dtype in which the weights are stored. None for their own.
 
     Returns:
         For each parameter that the network had, the parameter in its place.
     """
     before, shared = dict(network.named_parameters()), shared or {}
     replaced = {name: shared[parameter] for name, parameter in before.items() if parameter in shared}
-    template = _meta_copy(network, shared)
+    template = copy.deepcopy(network, {id(p): _meta(shared.get(p, p)) for p in network.parameters()})
     # `fully_shard` does not take parameters that are sharded already. It gets stand-ins without memory for them, and
     # FSDP2 picks up the tensors that then take their places when it initialises.
     _set_parameters(network, {name: _meta(p) for name, p in replaced.items() if isinstance(p, DTensor)})
@@ -169,7 +160,7 @@ def sharding_units(network: nn.Module) -> list[nn.Module]:
 
 def is_sharded(network: nn.Module) -> bool:
     """Return whether a network is sharded. The forward of such a network is collective."""
-    return any(isinstance(module, FSDPModule) for module in network.modules())
+    return any(isinstance(module, fsdp.FSDPModule) for module in network.modules())
 
 
 def is_offloaded(network: nn.Module | None) -> bool:
@@ -186,13 +177,13 @@ def reshard(network: nn.Module, in_backward: bool = True) -> None:
         in_backward: Whether each later backward frees them too. If False, a backward does so where the layout reshards.
     """
     for module in network.modules():
-        if isinstance(module, FSDPModule):
+        if isinstance(module, fsdp.FSDPModule):
             module.reshard()
             module.set_reshard_after_backward(in_backward or cast(Layout, network.layout).reshard, recurse=False)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the rows of a tensor that this process holds; all of them if it is not sharded."""
+    """Return the rows of a tensor that this process holds. It holds all of them if the tensor is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -268,12 +259,8 @@ def clip(gradients: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
         torch._foreach_mul_([part for part in parts if part.device == device], scale.to(device))
 
 
-def _meta_copy(network: Module, shared: ParameterMap) -> Module:
-    """Return a copy whose parameters are on the meta device."""
-    return copy.deepcopy(network, {id(p): _meta(shared.get(p, p)) for p in network.parameters()})
-
-
 def _meta(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter like this one on the meta device, where it has no memory."""
     return nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), parameter.requires_grad)
 
 
@@ -289,6 +276,7 @@ def _shard_units(
 ) -> None:
     """Shard a network unit by unit, without the parameters of `replicated`."""
     autocast = {part for module in network.modules() if isinstance(module, Denoiser) for part in module.modules()}
+    offload = fsdp.CPUOffloadPolicy(layout.mesh.device_type == "cuda") if layout.offload else fsdp.OffloadPolicy()
     for unit in sharding_units(network):
         own = [p for p in unit.parameters() if p not in replicated and not isinstance(p, DTensor)]
         scalars = {parameter for parameter in own if not parameter.ndim}  # a scalar has no rows to divide
@@ -296,13 +284,13 @@ def _shard_units(
             parameter.data = parameter.data.to(dtype)
         for parameter in scalars:  # copied, since it may be an alias of another network's
             parameter.data = parameter.data.to(layout.mesh.device_type, copy=True)
-        fully_shard(
+        fsdp.fully_shard(
             unit,
             mesh=layout.mesh,
             # None reshards every unit but the outermost, whose weights the backward needs at once.
             reshard_after_forward=None if layout.reshard else False,
-            mp_policy=layout.policy if unit in autocast else MixedPrecisionPolicy(),
-            offload_policy=CPUOffloadPolicy(layout.mesh.device_type == "cuda") if layout.offload else OffloadPolicy(),
+            mp_policy=layout.policy if unit in autocast else fsdp.MixedPrecisionPolicy(),
+            offload_policy=offload,
             ignored_params=replicated | scalars,
         )
         # The unit holds rows of its own now. Networks that share these parameters still name the uncut tensors, which
@@ -311,7 +299,7 @@ def _shard_units(
             parameter.data = parameter.data.new_empty(0)
         if isinstance(unit, Denoiser):  # a call of these methods has to gather weights as `forward` does
             for method in ("features", "with_features"):
-                register_fsdp_forward_method(unit, method)
+                fsdp.register_fsdp_forward_method(unit, method)
 
 
 def _units(network: nn.Module) -> Iterator[nn.Module]:
@@ -358,7 +346,7 @@ def _initialise_fsdp(network: nn.Module) -> None:
     reduction of its gradients.
     """
     for module in network.modules():
-        if isinstance(module, FSDPModule):
+        if isinstance(module, fsdp.FSDPModule):
             # Private API: torch offers no other way to initialise before a forward, nor to find the outermost modules.
             state = module._get_fsdp_state()
             state._lazy_init()
@@ -369,4 +357,4 @@ def _initialise_fsdp(network: nn.Module) -> None:
 def _reset_after_forward(module: nn.Module, inputs: object, output: object) -> None:
     """Free the weights that a forward without a graph gathered: no backward follows that would free them."""
     if not torch.is_grad_enabled():
-        cast(FSDPModule, module).reset_iter_state()
+        cast(fsdp.FSDPModule, module).reset_iter_state()

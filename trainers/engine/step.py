@@ -3,9 +3,9 @@
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,8 +21,7 @@ from trainers.recipe.run import Run
 Terms = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """A batch, and the generator's samples for it.
 
     Attributes:

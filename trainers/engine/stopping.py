@@ -50,7 +50,7 @@ class Stop:
         """Forget the request, as in a fresh process."""
         self.reason = 0
         self._interrupts, self._deferred = 0, False
-        self._end: float | None = None  # by time.monotonic, which no change of the clock moves
+        self._end = float("inf")  # by time.monotonic, which no change of the clock moves
         self._group: dist.ProcessGroup | None = None
         self._pending: tuple[Any, torch.Tensor] | None = None  # the all-reduce under way, and its tensor
         self._last_poll, self._longest_update = 0.0, 0.0  # seconds
@@ -78,8 +78,7 @@ class Stop:
 
     def limit(self, seconds: float) -> None:
         """Make the run end within `seconds` from now. Of several limits the earliest counts."""
-        end = time.monotonic() + seconds
-        self._end = end if self._end is None else min(end, self._end)
+        self._end = min(self._end, time.monotonic() + seconds)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Note a signal. Outside training, raise Stopped. In training, the next poll raises it."""
@@ -125,7 +124,7 @@ class Stop:
         now = time.monotonic()
         self._longest_update, self._last_poll = max(self._longest_update, now - self._last_poll), now
         # Time is left for one more update and for the save, which may take twice as long as the longest so far.
-        if self._end is not None and self._end - now < max(MARGIN, 2 * self.longest_save + self._longest_update):
+        if self._end - now < max(MARGIN, 2 * self.longest_save + self._longest_update):
             self.reason = self.reason or TIME_LIMIT
         agreed = self.reason
         if self._group is not None:

@@ -8,12 +8,6 @@ from trainers.hooks.hook import Hook
 class NotFinite(UserError):
     """Too many updates in a row were not finite."""
 
-    def __init__(self, player: str, count: int, images: int) -> None:
-        super().__init__(
-            f"{player}: {count} updates in a row had a non-finite loss or gradient at {images:,} images; they were"
-            " skipped and the state saved. Lower its lr, set max_grad_norm, or try precision: float32"
-        )
-
 
 class FiniteCheck(Hook):
     """A hook that raises NotFinite after `max_skipped` non-finite updates of a player in a row."""
@@ -29,4 +23,8 @@ class FiniteCheck(Hook):
                 player.streak.zero_()  # a resume begins to count anew, since the user has changed something
             player.longest.copy_(player.streak)  # a row that is still going on counts into the next check
         if failed:
-            raise NotFinite(failed[0], counts[failed[0]], session.state.images)
+            raise NotFinite(
+                f"{failed[0]}: {counts[failed[0]]} updates in a row had a non-finite loss or gradient at"
+                f" {session.state.images:,} images; they were skipped and the state saved. Lower its lr, set"
+                " max_grad_norm, or try precision: float32"
+            )

@@ -27,14 +27,8 @@ class Log(Hook):
     def __init__(self, folder: Path, every: int, console: Console) -> None:
         self.file, self.every, self.console = folder / "log.jsonl", every, console
         self.clock: tuple[float, int] | None = None
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self.task = self.progress.add_task(folder.name, total=None, status="")
 
     def start(self, session: Session) -> None:
@@ -50,8 +44,7 @@ class Log(Hook):
         assert self.clock is not None
         seconds, done = time.perf_counter() - self.clock[0], images - self.clock[1]
         self.clock = (time.perf_counter(), images)
-        counters = {name: player.counters() for name, player in session.state.players.items()}
-        skipped = {f"{name}/skipped": counts["skipped"] for name, counts in counters.items()}
+        skipped = {f"{name}/skipped": int(player.skipped) for name, player in session.state.players.items()}
         if session.accelerator.is_main_process:
             speed = done / seconds
             timing = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1), "at": round(time.time(), 3)}
@@ -62,10 +55,8 @@ class Log(Hook):
 
     def _show(self, session: Session, means: dict[str, float], speed: float) -> None:
         """Show losses and speed (images per second), in the progress bar or in a line."""
-        shown = {
-            name: mean for name, mean in means.items() if not name.startswith("health/") and "grad_norm" not in name
-        }
-        losses = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        shown = [name for name in means if not name.startswith("health/") and "grad_norm" not in name]
+        losses = "  ".join(f"{name} {means[name]:.4g}" for name in shown)
         if self.progress.disable:
             seconds = (session.run.images - session.state.images) / max(speed, 1e-9)
             self.console.print(

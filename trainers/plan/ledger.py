@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainers.engine.player import Player
+from trainers.engine.sharding import local
 
 REST = "between updates"
 CALCULATED = "activations and temporaries"
@@ -75,16 +76,6 @@ class Ledger(TorchDispatchMode):
         self.traffic: dict[tuple[str, str, str], Traffic] = {}
         self._storages: dict[int, tuple[str, int]] = {}  # address of a storage -> (kind, bytes)
 
-    @property
-    def live(self) -> int:
-        """The bytes that live now, without the offloaded kinds."""
-        return self.kinds.total() - self.on_host
-
-    @property
-    def on_host(self) -> int:
-        """The bytes of the offloaded kinds that live now."""
-        return sum(size for kind, size in self.kinds.items() if kind.startswith(self.host))
-
     def __enter__(self) -> Ledger:
         resize = self._resize = torch.UntypedStorage.resize_
 
@@ -117,10 +108,10 @@ class Ledger(TorchDispatchMode):
         if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
             size = max(_bytes(side) for side in (*args, result))  # the complete tensor, as input or as output
             self.send(func.__name__.partition(".")[0], size, _group(args))
-        if (live := self.live) > self.peaks.get(self._stage(), Peak(0, {})).bytes:
-            kinds = {kind: size for kind, size in self.kinds.items() if not kind.startswith(self.host)}
+        kinds = {kind: size for kind, size in self.kinds.items() if not kind.startswith(self.host)}
+        if (live := sum(kinds.values())) > self.peaks.get(self._stage(), Peak(0, {})).bytes:
             self.peaks[self._stage()] = Peak(live, kinds)
-        self.host_peak = max(self.host_peak, self.on_host)
+        self.host_peak = max(self.host_peak, self.kinds.total() - live)
         return result
 
     def send(self, operation: str, size: int, group: str = ALL) -> None:
@@ -144,7 +135,7 @@ class Ledger(TorchDispatchMode):
         """
         for tensor in tensors:
             self._register(tensor, kind)
-            key = _local(tensor).untyped_storage()._cdata
+            key = local(tensor).untyped_storage()._cdata
             known, size = self._storages[key]
             if known == CALCULATED:
                 self._storages[key] = kind, size
@@ -152,16 +143,14 @@ class Ledger(TorchDispatchMode):
 
     def label_rest(self, kind: str) -> None:
         """Give all storages that have no kind yet this one."""
-        for key, (known, size) in self._storages.items():
-            if known == CALCULATED:
-                self._storages[key] = kind, size
+        self._storages |= {key: (kind, size) for key, (known, size) in self._storages.items() if known == CALCULATED}
         self.kinds[kind] += self.kinds.pop(CALCULATED, 0)
 
     def track_players(self, players: Mapping[str, Player]) -> None:
         """Follow the updates of players: set the phase during each update, and label the gradients."""
         for name, player in players.items():
             # A patch of the instance: the step enters `training` for exactly one update of one player.
-            player.training = self._phase_around(name, player.training)  # type: ignore[method-assign]
+            player.training = partial(self._phase, name, player.training)  # type: ignore[method-assign]
             for parameter in player.parameters:
                 # A sharded gradient is a view of the buffer that was reduced for its block, and has no storage of its
                 # own before it is copied to the host.
@@ -178,17 +167,14 @@ class Ledger(TorchDispatchMode):
         if parameter.grad is not None:
             self.label(kind, [parameter.grad])
 
-    def _phase_around(self, name: str, training: Callable[[], Any]) -> Callable[[], Any]:
-        @contextmanager
-        def phase() -> Iterator[None]:
-            self.phase = name
-            try:
-                with training():
-                    yield
-            finally:
-                self.phase = REST
-
-        return phase
+    @contextmanager
+    def _phase(self, name: str, training: Callable[[], Any]) -> Iterator[None]:
+        self.phase = name
+        try:
+            with training():
+                yield
+        finally:
+            self.phase = REST
 
     def _stage(self) -> str:
         """Return the phase, and whether a backward pass is under way."""
@@ -197,7 +183,7 @@ class Ledger(TorchDispatchMode):
 
     def _register(self, tensor: Tensor, kind: str) -> None:
         """Count the storage of a tensor, once, until it is freed."""
-        storage = _local(tensor).untyped_storage()
+        storage = local(tensor).untyped_storage()
         key, size = storage._cdata, storage.nbytes()  # the address of the C++ object, which all views share
         if key not in self._storages:
             self._storages[key] = kind, size
@@ -207,12 +193,6 @@ class Ledger(TorchDispatchMode):
     def _free(self, key: int) -> None:
         kind, size = self._storages.pop(key)
         self.kinds[kind] -= size
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a tensor, which may be sharded."""
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local
 
 
 def _bytes(side: Any) -> int:

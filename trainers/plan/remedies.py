@@ -29,9 +29,8 @@ def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
     - Offloading everything leaves the optimizers' steps to the CPU.
     """
     share = run.batch_size // processes
-    for micro_batches in sorted({count for count in (2 * run.micro_batches, share) if not share % count}):
-        if micro_batches > run.micro_batches:
-            yield from _changed(run, f"micro_batches={micro_batches}", micro_batches=micro_batches)
+    for count in sorted({n for n in (2 * run.micro_batches, share) if n > run.micro_batches and not share % n}):
+        yield from _changed(run, f"micro_batches={count}", micro_batches=count)
     if run.sharding is None and processes > 1:
         yield from _changed(run, "sharding={generator: false, fake: false}", sharding=TEACHER_ALONE)
     if run.sharding in (None, TEACHER_ALONE) and processes > 1:
@@ -42,9 +41,8 @@ def remedies(run: Run, processes: int) -> Iterator[tuple[str, Run]]:
         yield from _changed(run, "backprop=one_by_one", backprop="one_by_one")
     if not run.gradient_checkpointing:
         yield from _changed(run, "gradient_checkpointing=true", gradient_checkpointing=True)
-    players: dict[str, PlayerSettings] = {"fake": run.fake, "generator": run.generator}
-    if not run.objective.trains_fake:
-        del players["fake"]
+    fake = {"fake": run.fake} if run.objective.trains_fake else {}
+    players: dict[str, PlayerSettings] = {**fake, "generator": run.generator}
     for name, player in players.items():
         bits: Any = f"{player.name}8bit"
         if player.name in ("adam", "adamw"):
@@ -80,8 +78,7 @@ def cheapest(run: Run, processes: int, fits: Callable[[Plan], bool], best: Plan)
     Returns:
         The changes as key=value, and the plan with them. The plan is None if all remedies together are not enough.
     """
-    applied: list[str] = []
-    tried: set[str] = set()
+    applied, tried = list[str](), set[str]()
     while not fits(best):
         untried = [(change, changed) for change, changed in remedies(run, processes) if change not in tried]
         if not untried:

@@ -19,12 +19,13 @@ def plan_lines(run: Run, found: Plan, nodes: int) -> list[str]:
         nodes: The number of machines that the processes are divided over.
     """
     share = run.batch_size // found.processes
+    kinds = sorted(found.peak.kinds.items(), key=lambda item: -item[1])
     lines = [
         f"{run.name} on {found.processes} GPUs in {nodes} machines: {share} samples a GPU and update,"
         f" in {run.micro_batches} micro-batches",
-        f"peak {gigabytes(found.peak.bytes)} a GPU in: {found.phase}; largest: {found.largest}",
+        f"peak {gigabytes(found.peak.bytes)} a GPU in: {found.phase}; largest: {kinds[0][0]}",
     ]
-    for kind, size in sorted(found.peak.kinds.items(), key=lambda item: -item[1]):
+    for kind, size in kinds:
         lines += [f"  {kind:28}{gigabytes(size):>12}"] if size else []
     lines += [f"in host memory, for each GPU: {gigabytes(found.host)}"] if found.host else []
     lines += ["peak of each phase"]

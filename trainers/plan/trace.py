@@ -71,11 +71,6 @@ class Plan:
         """The largest peak."""
         return self.peaks[self.phase]
 
-    @property
-    def largest(self) -> str:
-        """The kind with the most bytes in the largest peak."""
-        return max(self.peak.kinds, key=lambda kind: self.peak.kinds[kind])
-
     def groups(self, who: str) -> list[range]:
         """Return the groups of ranks that take part in collectives of `who`: ALL, WITHIN or BETWEEN."""
         share = self.processes // self.replicas
@@ -106,14 +101,13 @@ def plan(run: Run, processes: int) -> Plan:
         for denoiser in (teacher, *further.values()):
             _apply_fake(mode, denoiser.network, lambda value: value)
         accelerator = cast(Accelerator, PlannedAccelerator(processes, ledger))
-        with mode:
-            cond = example(teacher, run)
-        run.objective.check(teacher)
         dataset = Dataset("shapes", 1, teacher.network.shape, None, None)
         sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
         real = "real" in run.objective.needs
         batches = ShapeBatches(dataset, sizes, run.seed, run.dtype, real, 0, processes, CPU)
-        batches.example = cond
+        with mode:
+            batches.example = example(teacher, run)
+        run.objective.check(teacher)
         session = assemble(run, accelerator, teacher, dataset, batches, further)
         session.state.images = run.images - run.batch_size
         ledger.host = _offloaded_kinds(session)
@@ -152,8 +146,7 @@ def _label_state(ledger: Ledger, session: Session) -> None:
     assert teacher is not None
     modules: dict[str, nn.Module] = {"teacher: weights": teacher}
     modules |= {f"{name}: weights": player.bare for name, player in state.players.items()}
-    averages = {"average": state.ema, **{f"average {std:g}": ema for std, ema in state.power_ema.items()}}
-    modules |= {name: ema.module for name, ema in averages.items()}
+    modules |= {"average": state.ema.module, **{f"average {std:g}": ema.module for std, ema in state.power_ema.items()}}
     for kind, module in modules.items():
         ledger.label(kind, [*module.parameters(), *module.buffers()])
     for name, player in state.players.items():
@@ -204,7 +197,6 @@ class PlannedAccelerator:
     ledger: Ledger
     device: torch.device = CPU
     process_index: int = 0
-    is_main_process: bool = True
 
     def no_sync(self, module: nn.Module) -> Any:
         """Return the context in which a backward pass reduces no gradients."""
@@ -270,20 +262,15 @@ def _apply_fake(mode: FakeTensorMode, module: nn.Module, function: Any, recurse:
             for name, old in list(table.items()):
                 new: Any = old if old is None else function(old)
                 if new is not None and not isinstance(new, FakeTensor):
-                    new = _fake_like(new, mode)
+                    with mode:
+                        new = torch.empty(new.shape, dtype=new.dtype, device=CPU)
                 if new is not old:
                     table[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     return module
 
 
-def _fake_like(like: Tensor, mode: FakeTensorMode) -> Tensor:
-    """Return a fake tensor of the same shape and dtype."""
-    with mode:
-        return torch.empty(like.shape, dtype=like.dtype, device=CPU)
-
-
 class SilentDDP(nn.parallel.DistributedDataParallel):
-    """torch's DDP, with its own buckets and hooks, whose messages go into a ledger alone.
+    """A DDP with the buckets and hooks of torch's, whose messages go into a ledger alone.
 
     Attributes:
         ledger: The ledger.
