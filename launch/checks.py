@@ -37,7 +37,7 @@ LARGE_LR = 1e-2
 
 
 class CheckFailed(Exception):
-    """Raised by a check that fails. The text says what to do."""
+    """The exception of a check that fails. Its text says what to do."""
 
 
 def run_checks(folder: Path) -> int:

@@ -28,7 +28,7 @@ TIME_LIMIT = 1  # the reason of a stop that no signal caused; else the reason is
 
 
 class Stopped(Exception):
-    """Raised in a process that was told to stop, where its work can be continued later."""
+    """The exception of a process that was told to stop, and whose work can be continued later."""
 
 
 class Stop:
