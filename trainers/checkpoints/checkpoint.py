@@ -28,17 +28,17 @@ AVERAGE = f"{AVERAGE_STEM}{SUFFIX}"
 FORMAT = 3
 
 
-def contents(session: Session) -> Contents:
+def state_tensors(session: Session) -> Contents:
     """Return every tensor of the state, by stem and name."""
     state, accelerator = session.state, session.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     found: dict[str, dict[str, Tensor | Rows]] = {}
     for name, player in state.players.items():
-        found[name] = {**trained(player.bare, player.frozen_names)}
+        found[name] = {**unfrozen_state(player.bare, player.frozen_names)}
         found[f"{name}.optimizer"] = dict(_optimizer_tensors(player))
-    found["ema"] = {**trained(state.ema.module, state.ema.frozen_names)}
+    found["ema"] = {**unfrozen_state(state.ema.module, state.ema.frozen_names)}
     for std, average in state.power_ema.items():
-        found[f"power_ema_{std}"] = {**trained(average.module, average.frozen_names)}
+        found[f"power_ema_{std}"] = {**unfrozen_state(average.module, average.frozen_names)}
     # Every rank has sums of its own. They are saved as the rows of one tensor, a row for each rank.
     found["meter"] = {name: Rows(state.meter.totals[name][None], rank, world) for name in sorted(state.meter.totals)}
     found["memory"] = {**state.memory}
@@ -176,12 +176,12 @@ def load_average(folder: Path, module: nn.Module, frozen_names: Container[str] =
 
 def check_average(folder: Path, module: nn.Module) -> None:
     """Raise RuntimeError when the averaged weights of a checkpoint have other names or shapes than `module`."""
-    ShardedTensors(folder, AVERAGE_STEM).check(trained(module))
+    ShardedTensors(folder, AVERAGE_STEM).check(unfrozen_state(module))
 
 
 def save_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()) -> None:
     """Write parameters and buffers of `module`, without the parameters of `frozen_names`."""
-    save_tensors(trained(module, frozen_names), file)
+    save_tensors(unfrozen_state(module, frozen_names), file)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -201,10 +201,10 @@ def load_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()
         UserError: A file cannot be read.
         RuntimeError: The file is that of another network.
     """
-    ShardedTensors(file.parent, file.name.removesuffix(SUFFIX)).load(trained(module, frozen_names), frozen_names)
+    ShardedTensors(file.parent, file.name.removesuffix(SUFFIX)).load(unfrozen_state(module, frozen_names), frozen_names)
 
 
-def trained(module: nn.Module, frozen_names: Container[str] = ()) -> dict[str, Tensor]:
+def unfrozen_state(module: nn.Module, frozen_names: Container[str] = ()) -> dict[str, Tensor]:
     """Return parameters and buffers of `module`, without the parameters of `frozen_names`."""
     return {name: value for name, value in module.state_dict().items() if name not in frozen_names}
 

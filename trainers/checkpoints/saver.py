@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distill.errors import one_line
-from trainers.checkpoints.checkpoint import MANIFEST, STATE, contents, folders, state_description
+from trainers.checkpoints.checkpoint import MANIFEST, STATE, folders, state_description, state_tensors
 from trainers.checkpoints.tensor_files import Rows, file_name, tensors_of_rank, write_tensors
 from trainers.engine.collectives import LOST_PROCESS, is_lost_process
 from trainers.engine.session import Session
@@ -158,7 +158,7 @@ class Saver:
     def _copy(self, session: Session) -> RankTensors:
         """Copy the tensors of this rank to the host, into memory that the next save uses again."""
         cuda, copied = session.accelerator.device.type == "cuda", RankTensors()
-        for stem, tensors in tensors_of_rank(contents(session), self.rank, self.world).items():
+        for stem, tensors in tensors_of_rank(state_tensors(session), self.rank, self.world).items():
             copied[stem] = {name: self._buffered((stem, name), rows, cuda) for name, rows in tensors.items()}
         if cuda:  # the copies are asynchronous: the thread must not read, nor training write, before they are done
             torch.cuda.synchronize()

@@ -92,7 +92,15 @@ def open_rows(path: str, split: str, config: str | None, folder: str | None = No
 
 
 def check_column(rows: Any, column: str, path: str, key: str, hint: str = "") -> None:
-    """Raise UserError, with `hint` at the end, unless a table has a column; for `path` and `key` see `text_column`."""
+    """Raise UserError when a table lacks a column.
+
+    Args:
+        rows: A datasets.Dataset.
+        column: The name of the column.
+        path: The path of the table, for messages.
+        key: The key of the recipe that names the column, for messages.
+        hint: The end of the message.
+    """
     if column not in rows.column_names:
         raise UserError(f"{key}: no column {column!r} in {path}; it has {rows.column_names}{hint}")
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.metrics import Protocol
-from trainers.checkpoints.checkpoint import AVERAGE, save_tensors, trained
+from trainers.checkpoints.checkpoint import AVERAGE, save_tensors, unfrozen_state
 from trainers.engine.sampler import make_image_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import gather_to_main
@@ -39,7 +39,7 @@ class Evaluate(Hook):
         report = evaluate(sampler, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
         free_decoder(session.model)
         # Collective where weights are sharded, hence on all ranks although the main process alone writes.
-        weights = gather_to_main(trained(session.model, session.state.ema.frozen_names))
+        weights = gather_to_main(unfrozen_state(session.model, session.state.ema.frozen_names))
         if session.accelerator.is_main_process:
             record = {"images": session.state.images, **report, "halves": self.protocol.halves}
             numbers = {f"evaluation/{key}": value for key, value in report.items() if isinstance(value, float)}

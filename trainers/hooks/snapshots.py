@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainers.checkpoints.checkpoint import trained
+from trainers.checkpoints.checkpoint import unfrozen_state
 from trainers.checkpoints.posthoc_ema import write_snapshot
 from trainers.engine.session import Session
 from trainers.engine.sharding import gather_to_main
@@ -19,7 +19,8 @@ class Snapshots(Hook):
 
     def __call__(self, session: Session) -> None:
         averages = {  # collective where weights are sharded
-            std: gather_to_main(trained(one.module, one.frozen_names)) for std, one in session.state.power_ema.items()
+            std: gather_to_main(unfrozen_state(one.module, one.frozen_names))
+            for std, one in session.state.power_ema.items()
         }
         if session.accelerator.is_main_process:
             with tolerate_disk_errors(f"the snapshot at {session.state.images:,} images is"):
