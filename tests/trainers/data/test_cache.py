@@ -154,9 +154,12 @@ def test_what_another_is_at_is_waited_for(dies: bool, tmp_path: Path) -> None:
     kept = {receipt_of(file): receipt_of(file).read_bytes() for file in shards(tmp_path)}
     for file in kept:
         file.unlink()
-    lock, calls = FileLock(shards(tmp_path)[0].with_suffix(".lock"), thread_local=False), list[tuple[int, int]]()
+    held, calls = threading.Event(), list[tuple[int, int]]()
 
-    def release() -> None:
+    def hold() -> None:  # on a thread of its own: filelock refuses to wait for a lock of the same thread
+        lock = FileLock(shards(tmp_path)[0].with_suffix(".lock"))
+        lock.acquire()
+        held.set()
         end = time.monotonic() + 20
         while len(calls) < 2 and time.monotonic() < end:
             time.sleep(0.001)
@@ -165,9 +168,9 @@ def test_what_another_is_at_is_waited_for(dies: bool, tmp_path: Path) -> None:
             first.write_bytes(kept[first])
         lock.release()
 
-    lock.acquire()
-    other = threading.Thread(target=release)
+    other = threading.Thread(target=hold)
     other.start()
+    assert held.wait(20)
     table(tmp_path, calls)
     other.join()
     assert calls == ([*ALL[1:], ALL[0]] if dies else ALL[1:])
