@@ -198,7 +198,8 @@ install(pytest.MonkeyPatch())
 prompts = [f"prompt {number}" for number in range(int(count))]
 dataset = Dataset("words", len(prompts), UNKNOWN, None, None, prompts=prompts)
 ready = DatasetEncoder(cache, torch.device("cpu")).encode(dataset, load_any(teacher), real=False)
-print("sum", float(condition_at(ready, torch.arange(len(prompts)))["prompt"].double().sum()))
+# One write for the whole line, since two processes share the output, unbuffered.
+print(f"sum {float(condition_at(ready, torch.arange(len(prompts)))['prompt'].double().sum())}\\n", end="")
 """
 
 
