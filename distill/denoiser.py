@@ -37,8 +37,7 @@ class GuidableDenoiser(Protocol):
     def sigma_data(self) -> float:
         """The standard deviation of the data."""
 
-    @property
-    def __call__(self) -> Callable[..., Any]:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Any:
         """Return x0 [B, ...] for (x_t [B, ...], t [B], cond)."""
 
     def null(self, cond: ConditionLike) -> Condition:

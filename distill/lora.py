@@ -79,10 +79,9 @@ def targets(network: nn.Module, lora: Lora) -> list[str]:
     found = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in lora.targets}
     for target, names in found.items():
         if not names:
-            ends = sorted({name.rpartition(".")[2] for name in layers if not name.rpartition(".")[2].isdigit()})
-            raise UserError(
-                f"lora.targets: no convolution or linear layer is called {target!r}; it has {', '.join(ends)}"
-            )
+            ends = {name.rpartition(".")[2] for name in layers}
+            have = ", ".join(sorted(end for end in ends if not end.isdigit()))
+            raise UserError(f"lora.targets: no convolution or linear layer is called {target!r}; it has {have}")
     return [name for name in layers if any(name in names for names in found.values())]
 
 

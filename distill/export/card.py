@@ -1,7 +1,5 @@
 """The README.md of an exported generator, which is the model card that Hugging Face shows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

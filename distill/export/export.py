@@ -3,8 +3,6 @@
 The folder is read back and must give the samples of the generator. Otherwise nothing is written.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 
 from distill.conditions import Condition, ConditionLike
-from distill.errors import UserError, one_line
+from distill.errors import UserError, one_line, require
 from distill.export.card import CardFacts, render
 from distill.export.format import BATCH, Format, Source, float32, inputs
 from distill.export.to_diffusers import diffusers_format
@@ -104,8 +102,7 @@ def export_generator(
 
 def check_format(format: str) -> None:
     """Raise UserError for a name that is not in FORMATS."""
-    if format not in FORMATS:
-        raise UserError(f"--format: must be one of {', '.join(FORMATS)}, got {format!r}")
+    require(format in FORMATS, f"--format: must be one of {', '.join(FORMATS)}, got {format!r}")
 
 
 @torch.no_grad()

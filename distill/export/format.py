@@ -1,7 +1,5 @@
 """The description of an export: its writer, its reader, and the Python lines with which users load it."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

@@ -1,11 +1,9 @@
 """An exported folder as a model on the Hugging Face hub."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
-from distill.errors import UserError, one_line
+from distill.errors import UserError, one_line, require
 
 
 def check_push(repo: str) -> None:
@@ -21,8 +19,7 @@ def check_push(repo: str) -> None:
 
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is None:
         raise UserError(f"--push-to-hub: must be USER/NAME or ORGANISATION/NAME, got {repo!r}")
-    if get_token() is None:
-        raise UserError("--push-to-hub: no token of the hub: run `hf auth login`, or set HF_TOKEN")
+    require(get_token() is not None, "--push-to-hub: no token of the hub: run `hf auth login`, or set HF_TOKEN")
 
 
 def push(folder: Path, repo: str, private: bool = False) -> str:

@@ -1,11 +1,9 @@
 """Python lines for cards, which call a loaded generator and turn its samples into images."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from distill.conditions import Condition
-from distill.export.format import BATCH
+from distill.export.format import BATCH, Source
 from distill.generator import Generator
 
 RANDOM = {"torch": "torch.randn({})", "np": "np.random.standard_normal(({})).astype(np.float32)"}
@@ -39,6 +37,13 @@ def call(generator: Generator, cond: Condition) -> str:
         lines = f"labels = {given['labels']}\n"
     call = f"with torch.no_grad():\n    samples = generator(noise{argument})\n"
     return noise(generator, "torch") + lines + call + finish(generator, "clamp")
+
+
+def call_pipeline(source: Source, stock: bool, call: str) -> str:
+    """Return lines that load the diffusers pipeline in `source` as `pipe`, and then the line `call`."""
+    trust = "" if stock else ", trust_remote_code=True"
+    load = f"pipe = DiffusionPipeline.from_pretrained({source.quoted}{trust})"
+    return f"from diffusers import DiffusionPipeline\n{load}\n{call}\n"
 
 
 def finish(generator: Generator, clamp: str) -> str:

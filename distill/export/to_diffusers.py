@@ -3,8 +3,6 @@
 It is a stock pipeline if one computes the generator exactly. Otherwise our own source files lie beside the weights.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from distill.conditions import Condition
 from distill.errors import UserError
 from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants
 from distill.export.shipped import shipped_source
+from distill.export.snippets import call_pipeline
 from distill.export.to_family_pipeline import family_pipeline
 from distill.generator import Generator
 from distill.paths import EDM
@@ -175,27 +174,19 @@ def _source(module: str, name: str) -> str:
 def _snippet(generator: Generator, stock: bool, source: Source) -> str:
     """Return the Python lines that load the pipeline and make BATCH images or latents."""
     classes = generator.denoiser.network.classes
-    trust = "" if stock else ", trust_remote_code=True"
     labels = f", class_labels={[i % classes for i in range(BATCH)]}" if classes else ""
     kind = "latents" if generator.denoiser.latents else "images"
-    return (
-        "from diffusers import DiffusionPipeline\n"
-        f"pipe = DiffusionPipeline.from_pretrained({source.quoted}{trust})\n"
-        f"{kind} = pipe(batch_size={BATCH}{labels}, num_inference_steps=1).images\n"
-    )
+    return call_pipeline(source, stock, f"{kind} = pipe(batch_size={BATCH}{labels}, num_inference_steps=1).images")
 
 
 def _loading(generator: Generator, stock: bool) -> str:
     """Return the card's paragraph on the code that comes with the weights, and on classes."""
-    classes = (
-        "\nSay which classes you want: without `class_labels` they are random."
-        if generator.denoiser.network.classes
-        else ""
-    )
+    network = generator.denoiser.network
+    classes = "\nSay which classes you want: without `class_labels` they are random." if network.classes else ""
     if stock:
         return "This is a stock diffusers pipeline: no code comes with the weights." + classes
     both = "`pipeline.py` and the network's own file in `unet/` come"
-    code = both if generator.denoiser.network.pipeline_export == "code" else "`pipeline.py` comes"
+    code = both if network.pipeline_export == "code" else "`pipeline.py` comes"
     return (
         f"No stock diffusers pipeline computes this generator, so {code} with the weights and"
         " `trust_remote_code=True` allows diffusers to run that code. It needs only torch and diffusers: read it first."
@@ -224,8 +215,7 @@ def _read(folder: Path, trust: bool) -> Reader:
             generator=torch.Generator().manual_seed(given.seed),
             output_type="latent" if latents else "pt",
         ).images
-        x: Tensor = drawn if latents else 2 * drawn - 1
-        return x
+        return cast(Tensor, drawn if latents else 2 * drawn - 1)
 
     return sample
 

@@ -11,8 +11,6 @@ cut after the generator's grid index T. These generators need no code of ours:
 All others come with one short file, `custom_scheduler.py` or `custom_flow.py`.
 """
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from pathlib import Path
@@ -25,12 +23,12 @@ from distill.conditions import Condition
 from distill.encoders.autoencoder import DiffusersAutoencoder
 from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError
-from distill.export.format import Format, Inputs, Reader, Source
+from distill.export.format import Format, Inputs, Reader, constants
 from distill.export.shipped import shipped_source
+from distill.export.snippets import call_pipeline
 from distill.generator import Generator
 from distill.paths import DiscreteVP, Flow
 from distill.pipeline_folder import load_stock_pipeline
-from distill.prediction import coefficients
 from distill.teachers.families import LatentFamily
 
 PROMPTS = ["a photograph of a red cat", ""]
@@ -66,8 +64,8 @@ def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None)
     return Format(
         cond=cond,
         write=partial(write_family, generator, teacher),
-        read=partial(_read, network, stock),
-        snippet=partial(_snippet, network, stock),
+        read=lambda folder: sampled(network, load_stock_pipeline(folder, trust_remote_code=not stock)),
+        snippet=lambda source: call_pipeline(source, stock, call_for_two(network)),
         loading="This is a stock diffusers pipeline: no code comes with the weights." if stock else CUSTOM,
         limits=(f"One step without guidance: call the pipeline with the arguments above ({arguments(network)}).",),
         library="diffusers",
@@ -136,20 +134,13 @@ def _betas(path: DiscreteVP) -> list[float]:
 
 def _write_custom_scheduler(generator: Generator, folder: Path) -> None:
     """Replace the scheduler by scheduler/onestep.py and its config."""
-    denoiser, t = generator.denoiser, torch.tensor([generator.t], dtype=torch.float64)
-    c = coefficients(denoiser.prediction, denoiser.path, t, t, denoiser.sigma_data)
-    scaled = "init_noise_sigma" if cast(LatentFamily, denoiser.network).takes_scaled_noise else "input_scale"
-    numbers = {
-        "timestep": float(denoiser.path.network_time(t)),
-        scaled: float(generator.scale),
-        "from_x_t": float(c.from_x_t),
-        "from_output": float(c.from_output),
-    }
+    c = constants(generator)
+    scaled = "init_noise_sigma" if cast(LatentFamily, generator.denoiser.network).takes_scaled_noise else "input_scale"
+    config = {"_class_name": "OneStepScheduler", "timestep": c["timestep"], scaled: c["scale"]}
+    config |= {"from_x_t": c["from_x_t"], "from_output": c["from_output"]}
     for file in (folder / "scheduler").iterdir():
         file.unlink()
-    code = shipped_source("custom_scheduler")
-    (folder / "scheduler" / "onestep.py").write_text(code)
-    config = {"_class_name": "OneStepScheduler", **numbers}
+    (folder / "scheduler" / "onestep.py").write_text(shipped_source("custom_scheduler"))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n")
     _edit_index(folder, scheduler=["onestep", "OneStepScheduler"])
 
@@ -160,8 +151,7 @@ def _write_custom_flow(generator: Generator, pipeline: str, folder: Path) -> Non
     The class and the numbers are written into its source, because the stock constructor takes no such numbers.
     """
     code = shipped_source("custom_flow")
-    for name, value in (("StableDiffusion3Pipeline", pipeline), ("START = 1.0", f"START = {generator.t!r}")):
-        code = code.replace(name, value)
+    code = code.replace("StableDiffusion3Pipeline", pipeline).replace("START = 1.0", f"START = {generator.t!r}")
     code = code.replace("SCALE = 1.0", f"SCALE = {float(generator.scale)!r}")
     (folder / "pipeline.py").write_text(code)
     _edit_index(folder, _class_name=["pipeline", "OneStepFlowPipeline"])
@@ -173,29 +163,15 @@ def _edit_index(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2) + "\n")
 
 
-def asked(network: LatentFamily) -> str:
-    """Return the argument of the pipeline that asks for two samples, by prompts or labels."""
-    return f"prompt={PROMPTS}" if network.text else f"class_labels=[0, {network.classes - 1}]"
+def call_for_two(network: LatentFamily) -> str:
+    """Return the Python line that makes two images of prompts or labels by a pipeline `pipe`."""
+    asked = f"prompt={PROMPTS}" if network.text else f"class_labels=[0, {network.classes - 1}]"
+    return f"images = pipe({asked}, {arguments(network)}).images"
 
 
 def arguments(network: LatentFamily) -> str:
     """Return the other arguments of the pipeline's single step."""
     return ", ".join(f"{name}={value!r}" for name, value in network.call().items())
-
-
-def _snippet(network: LatentFamily, stock: bool, source: Source) -> str:
-    """Return the Python lines that load the pipeline and make two images."""
-    trust = "" if stock else ", trust_remote_code=True"
-    return (
-        "from diffusers import DiffusionPipeline\n"
-        f"pipe = DiffusionPipeline.from_pretrained({source.quoted}{trust})\n"
-        f"images = pipe({asked(network)}, {arguments(network)}).images\n"
-    )
-
-
-def _read(network: LatentFamily, stock: bool, folder: Path) -> Reader:
-    """Return a reader of the exported pipeline."""
-    return sampled(network, load_stock_pipeline(folder, trust_remote_code=not stock))
 
 
 def sampled(network: LatentFamily, pipe: Any) -> Reader:

@@ -4,8 +4,6 @@ The graph maps unit normal noise [B, C, H, W] and a condition to samples [B, C, 
 The preconditioning and the time are constants of the graph. The batch size is dynamic.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator
@@ -150,12 +148,7 @@ def _read_program(folder: Path) -> Reader:
     """Return a reader of the .pt2 file."""
     with _without_warnings():
         program: Any = torch.export.load(folder / PROGRAM).module()
-
-    def sample(given: Inputs) -> Tensor:
-        x: Tensor = program(given.noise, given.cond.plain) if given.cond else program(given.noise)
-        return x
-
-    return sample
+    return lambda given: program(given.noise, given.cond.plain) if given.cond else program(given.noise)
 
 
 def _read_model(folder: Path) -> Reader:

@@ -1,20 +1,17 @@
 """The adapters alone, for diffusers' `pipe.load_lora_weights` in the teacher's own pipeline."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from distill import lora
 from distill.conditions import Condition
 from distill.errors import UserError
-from distill.export.format import Format, Inputs, Reader, Source
-from distill.export.to_family_pipeline import arguments, asked, family_pipeline, is_stock, sampled, stock_scheduler
+from distill.export.format import Format, Reader, Source
+from distill.export.to_family_pipeline import call_for_two, family_pipeline, is_stock, sampled, stock_scheduler
 from distill.generator import Generator
 from distill.pipeline_folder import load_stock_pipeline
 
@@ -88,12 +85,7 @@ def _read(generator: Generator, folder: Path) -> Reader:
     network: Any = loaded.denoiser.network
     network.model.load_lora_adapter(folder, prefix=network.adapter_part, use_safetensors=True, local_files_only=True)
     loaded.eval()
-
-    def sample(given: Inputs) -> Tensor:
-        x: Tensor = loaded(given.noise, given.cond)
-        return x
-
-    return sample
+    return lambda given: loaded(given.noise, given.cond)
 
 
 def _read_pipeline(generator: Generator, teacher: Path, folder: Path) -> Reader:
@@ -117,6 +109,5 @@ def _snippet(generator: Generator, stock: bool, source: Source) -> str:
     if not stock:
         return lines
     return lines + (
-        f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")\n'
-        f"images = pipe({asked(network)}, {arguments(network)}).images\n"
+        f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")\n{call_for_two(network)}\n'
     )

@@ -5,18 +5,14 @@ and the input scale of the generator. The weights of EDM's and EDM2's networks h
 authors' own classes load them.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 from typing import cast
 
-from torch import Tensor
-
 from distill.conditions import Condition
 from distill.errors import UserError, one_line
-from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants
+from distill.export.format import BATCH, Format, Reader, Source, constants
 from distill.export.snippets import call, conditions, finish, noise
 from distill.generator import Generator
 from distill.teachers import denoiser_files, load_denoiser, save_denoiser
@@ -95,12 +91,7 @@ def _save_family(network: LatentFamily, teacher: Path | None, folder: Path) -> N
 def _read(folder: Path) -> Reader:
     """Return a reader that loads the folder with load_generator."""
     generator = load_generator(folder)
-
-    def sample(given: Inputs) -> Tensor:
-        x: Tensor = generator(given.noise, given.cond)
-        return x
-
-    return sample
+    return lambda given: generator(given.noise, given.cond)
 
 
 def _own_snippet(generator: Generator, cond: Condition, source: Source) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distill.annotations import LocalPath
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import require
 from distill.guidance import GuidedDenoiser
 from distill.objectives.objective import Batch, Denoisers
 from distill.objectives.wrapper import Wrapper
@@ -33,8 +33,7 @@ class Autoguided(Wrapper):
             ("shape", other.network.shape, teacher.network.shape),
             ("classes", other.network.classes, teacher.network.classes),
         ):
-            if theirs != ours:
-                raise UserError(f"weak_teacher: '{self.weak_teacher}' has {what} {theirs}, the teacher {ours}")
+            require(theirs == ours, f"weak_teacher: '{self.weak_teacher}' has {what} {theirs}, the teacher {ours}")
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         guided = GuidedDenoiser(nets.teacher, nets.frozen["weak_teacher"], self.teacher_autoguidance)

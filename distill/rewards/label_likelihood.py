@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distill.annotations import LocalPath
 from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import require
 from distill.metrics import Classifier
 from distill.rewards.reward import Reward
 
@@ -40,8 +40,7 @@ class ClassifierReward(Reward):
             ("shape", classifier.shape, teacher.image_shape),
             ("classes", classifier.classes, teacher.network.classes),
         ):
-            if theirs != ours:
-                raise UserError(f"reward.classifier: '{self.classifier}' has {what} {theirs}, the teacher {ours}")
+            require(theirs == ours, f"reward.classifier: '{self.classifier}' has {what} {theirs}, the teacher {ours}")
 
     def load(self) -> nn.Module:
         return LogLikelihood(Classifier.load(self.classifier))

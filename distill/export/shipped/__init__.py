@@ -1,7 +1,5 @@
 """Source files that travel with exported weights. Each needs torch and diffusers alone."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 
 

@@ -3,8 +3,6 @@
 This file travels with the exported weights and needs only torch and diffusers.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
@@ -16,12 +14,8 @@ class OneStepFlowPipeline(StableDiffusion3Pipeline):
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
         """Return the noise of the stock pipeline times SCALE, and everything else that it prepares."""
         SCALE = 1.0
-        encode_dataset = super().prepare_latents(*args, **kwargs)
-        return (
-            (SCALE * encode_dataset[0], *encode_dataset[1:])
-            if isinstance(encode_dataset, tuple)
-            else SCALE * encode_dataset
-        )
+        noise = super().prepare_latents(*args, **kwargs)
+        return (SCALE * noise[0], *noise[1:]) if isinstance(noise, tuple) else SCALE * noise
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the stock pipeline with the arguments, and with one step at the flow time START."""

@@ -6,9 +6,7 @@ scale. Otherwise `input_scale` holds it.
 This file travels with the exported weights and needs only torch and diffusers.
 """
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -45,8 +43,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """Return x_t, the input of the network."""
-        x_t: torch.Tensor = self.config.input_scale * sample
-        return x_t
+        return cast(torch.Tensor, self.config.input_scale * sample)
 
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True, **_: Any

@@ -28,11 +28,7 @@ class OneStepNetwork(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self,
-        settings: Mapping[str, Any],
-        sample_size: int,
-        in_channels: int,
-        num_class_embeds: int | None = None,
+        self, settings: Mapping[str, Any], sample_size: int, in_channels: int, num_class_embeds: int | None = None
     ) -> None:
         super().__init__()
         self.classes = num_class_embeds
