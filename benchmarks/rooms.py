@@ -1,7 +1,7 @@
 """Draw the rooms of the three packages, floor by floor: docs/images/rooms.png.
 
 A room is a sub-package or a module; its width is its lines. A room imports only rooms on the floors below it and the
-packages below its own: the floors are the ranks of tests/test_layers.py, which a test holds.
+packages below its own: the floors are those of tests/test_layers.py, which a test holds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 
-from tests.test_layers import RANKS
+from tests.test_layers import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs/images/rooms.png"
@@ -31,23 +31,24 @@ def main() -> None:
     """Draw and write the picture."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Rectangle
 
     figure, axes = plt.subplots(figsize=(12, 13), layout="constrained")
     bottom = 0.0
-    for package, ranks in {**RANKS, "launch": LAUNCH}.items():
-        floors = [[room for room, rank in ranks.items() if rank == floor] for floor in sorted(set(ranks.values()))]
+    for package, table in {**FLOORS, "launch": LAUNCH}.items():
+        floors = [[room for room, its in table.items() if its == floor] for floor in sorted(set(table.values()))]
         top = bottom + len(floors) * (HEIGHT + GAP) + GAP
-        axes.add_patch(plt.Rectangle((-0.3, bottom), 12.6, top - bottom, fill=False, edgecolor="grey"))
+        axes.add_patch(Rectangle((-0.3, bottom), 12.6, top - bottom, fill=False, edgecolor="grey"))
         axes.text(12.4, (bottom + top) / 2, package, rotation=90, va="center", weight="bold", size=13)
         for floor, rooms in enumerate(floors):
             sizes = {room: lines(package, room) for room in rooms}
-            widths = {room: max(1.1, 12 * size / 5_000) for room, size in sizes.items()}
+            widths = {room: max(1.4, 12 * size / 5_000) for room, size in sizes.items()}
             left = (12 - sum(widths.values()) - 0.15 * (len(rooms) - 1)) / 2
             for room, width in widths.items():
                 y = bottom + GAP + floor * (HEIGHT + GAP)
-                axes.add_patch(plt.Rectangle((left, y), width, HEIGHT, facecolor=COLOURS[package], edgecolor="black"))
+                axes.add_patch(Rectangle((left, y), width, HEIGHT, facecolor=COLOURS[package], edgecolor="black"))
                 is_folder = (ROOT / package / room).is_dir()
-                name = room.replace("_", "_\n") + ("/" if is_folder else "")
+                name = room + ("/" if is_folder else "")
                 axes.text(left + width / 2, y + 0.58, name, ha="center", va="center", size=8)
                 axes.text(
                     left + width / 2, y + 0.14, f"{sizes[room]:,}", ha="center", va="center", size=7, color="grey"

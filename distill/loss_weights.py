@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.errors import require
+from distill.errors import UserError
 
 Weight = Literal["edm", "eps", "v", "velocity", "x0"]
 GeneratorWeight = Literal["none", "1-t", "(1-t)^2", "1/t", "snr", "snr/(1+snr)"]
@@ -54,7 +54,8 @@ def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Te
     Raises:
         UserError: The name is unknown.
     """
-    require(weight in DENOISING, f"weight: must be one of {', '.join(DENOISING)}, got {weight!r}")
+    if weight not in DENOISING:
+        raise UserError(f"weight: must be one of {', '.join(DENOISING)}, got {weight!r}")
     return DENOISING[weight](nsr, sigma_data)
 
 
@@ -75,5 +76,6 @@ def generator_weight(weight: GeneratorWeight, nsr: Tensor) -> Tensor:
     Raises:
         UserError: The name is unknown.
     """
-    require(weight in GENERATOR, f"weight: must be one of {', '.join(GENERATOR)}, got {weight!r}")
+    if weight not in GENERATOR:
+        raise UserError(f"weight: must be one of {', '.join(GENERATOR)}, got {weight!r}")
     return GENERATOR[weight](nsr)

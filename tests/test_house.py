@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.house import Source, begins, length, measures, shared_in_package, sources
+from benchmarks.house import Source, begins, imported, length, measures, shared_in_package, sources, trace
 
 MAX_FILE, MAX_FUNCTION = 400, 60
 
@@ -94,3 +94,15 @@ def test_measures_count(wrong: list[Source]) -> None:
     assert found["semicolons per docstring sentence"] == 1 / 4
     assert found["public names defined in several files"] == 3  # a, B and main
     assert found["functions and classes among them"] == 2
+
+
+@pytest.mark.parametrize(("module", "most"), [("distill.paths", 6), ("distill.objectives.sid", 15)])
+def test_imports_are_light(module: str, most: int) -> None:
+    assert module in imported(module) and len(imported(module)) <= most
+
+
+def test_one_step_is_short(tmp_path: Path) -> None:
+    """A reader follows an update of SiD from the command to the optimizer through few functions and files."""
+    step = trace(tmp_path)
+    assert step["frames"][0] == "launch/main.py: main" and "distill/objectives/sid.py" in step["files"]
+    assert len(step["frames"]) <= 8 and len(step["files"]) <= 15

@@ -1,6 +1,6 @@
 """What may import what, read from the source: `distill` <- `trainers` <- `launch`, and the order inside the packages.
 
-The rules are the tables below; a new module of `distill` or a new room of `trainers` needs a rank there. The last part
+The rules are the tables below; a new module of `distill` or a new room of `trainers` needs a floor there. The last part
 runs the rules on a small wrong tree, because a check that sees nothing also passes.
 """
 
@@ -28,8 +28,8 @@ NEVER = {
     "trainers": ("launch", "configs"),
 }
 
-# A module imports only modules of its package with a lower rank; a sub-package counts as one module.
-RANKS = {
+# A module imports only modules of its package with a lower floor; a sub-package counts as one module.
+FLOORS = {
     "distill": {
         "errors": 0,
         "annotations": 0,
@@ -71,7 +71,7 @@ RANKS = {
         "api": 9,
     },
 }
-ONLY = {("distill", "metrics"): {"errors"}}  # modules that may import even less than their rank allows
+ONLY = {("distill", "metrics"): {"errors"}}  # modules that may import even less than their floor allows
 NO_FILES = "distill.objectives"  # an objective declares what it needs; the trainer opens it
 FILE_MODULES = ("pathlib", "os", "io", "json", "safetensors", "shutil", "tempfile", "distill.teachers")
 READS_ENVIRONMENT = ("launch",)  # the package that may read os.environ
@@ -174,19 +174,19 @@ def wrong_direction(root: Path) -> list[str]:
 
 
 def wrong_order(root: Path) -> Iterator[str]:
-    """Imports inside a package that do not go to a lower rank; the package's `__init__.py` may import all of it."""
+    """Imports inside a package that do not go to a lower floor; the package's `__init__.py` may import all of it."""
     for module in find_modules(root):
         package, _, rest = module.partition(".")
-        if rest and package in RANKS and rest.split(".")[0] not in RANKS[package]:
-            yield f"{module} has no rank: add {rest.split('.')[0]!r} to RANKS in tests/test_layers.py"
+        if rest and package in FLOORS and rest.split(".")[0] not in FLOORS[package]:
+            yield f"{module} has no floor: add {rest.split('.')[0]!r} to FLOORS in tests/test_layers.py"
     for i in find_imports(root):
         package = i.module.split(".")[0]
-        if package not in RANKS or i.module == package or not under(i.target, package):
+        if package not in FLOORS or i.module == package or not under(i.target, package):
             continue
         unit, target = i.module.split(".")[1], (*i.target.split("."), "")[1]
         if unit == target:
             continue
-        lower = RANKS[package].get(target, sys.maxsize) < RANKS[package].get(unit, -1)
+        lower = FLOORS[package].get(target, sys.maxsize) < FLOORS[package].get(unit, -1)
         if not target or not lower or target not in ONLY.get((package, unit), {target}):
             yield str(i)
 
@@ -265,7 +265,7 @@ def test_packages_import_one_way() -> None:
     assert wrong_direction(ROOT) == []
 
 
-def test_modules_import_only_lower_ranks() -> None:
+def test_modules_import_only_lower_floors() -> None:
     assert list(wrong_order(ROOT)) == []
 
 
@@ -355,7 +355,7 @@ def test_wrong_direction_is_found(wrong: Path) -> None:
 
 def test_wrong_order_is_found(wrong: Path) -> None:
     assert list(wrong_order(wrong)) == [
-        "distill.extra has no rank: add 'extra' to RANKS in tests/test_layers.py",
+        "distill.extra has no floor: add 'extra' to FLOORS in tests/test_layers.py",
         "distill.denoiser:1 imports distill",
         "distill.metrics:2 imports distill.random",
         "distill.paths:2 imports distill.denoiser",

@@ -132,9 +132,11 @@ def closing_at_end(log: Log, saver: Saver, accelerator: Accelerator) -> Iterator
         raise
     finally:
         log.stop()
-        if not lost:  # both calls wait for the other ranks, and would wait forever for a lost one
+        if not lost:  # these calls wait for the other ranks, and would wait forever for a lost one
             saver.close()
-            accelerator.end_training()
+            # Not `accelerator.end_training`, which ends the process group too: the program may go on to evaluate.
+            for tracker in accelerator.trackers:
+                tracker.finish()
 
 
 @contextmanager

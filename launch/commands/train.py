@@ -31,7 +31,9 @@ def teacher(
     run = resolve_teacher_recipe(recipe, overrides)
     folder = folder or Path("runs") / run.name
     prepare(run, folder, processes, time_limit, ["teacher", recipe, *(overrides or [])])
-    trainers.train(run, folder, accelerator=join_world(processes, run, folder))
+    accelerator = join_world(processes, run, folder)
+    trainers.train(run, folder, accelerator=accelerator)
+    accelerator.end_training()
 
 
 def train(
@@ -52,7 +54,9 @@ def train(
     folder = folder or Path("runs") / run.name
     more = ["--tiny"] if tiny else []
     prepare(run, folder, processes, time_limit, ["train", recipe, *(overrides or []), *more])
-    trainers.train(run, folder, accelerator=join_world(processes, run, folder))
+    accelerator = join_world(processes, run, folder)
+    trainers.train(run, folder, accelerator=accelerator)
+    accelerator.end_training()
 
 
 def prepare(
@@ -117,7 +121,9 @@ def resume(
         if count != before:
             note = f"{count} processes in place of {before}: the same samples, summed in another order"
             plain(stderr=True).print(note)
-    trainers.resume(folder, allow=allow or [], accelerator=join_world(processes, run, folder), recipe=run)
+    accelerator = join_world(processes, run, folder)
+    trainers.resume(folder, allow=allow or [], accelerator=accelerator, recipe=run)
+    accelerator.end_training()
 
 
 def limit_time(given: str | None) -> None:

@@ -261,6 +261,7 @@ import sys
 import trainers
 trained = trainers.train(sys.argv[1], sys.argv[2])
 assert trained.images == 16
+trained.evaluate(20)  # all ranks together
 """
 
 
@@ -282,6 +283,11 @@ def test_several_processes(objects: Callable[[], dict[str, Any]], settings: dict
     job = launch([str(program), str(file), str(tmp_path / "launched")], tmp_path / "output.txt", world=2)
     assert job.finish() == 0, job.text
     assert weights(tmp_path / "run", 16) == weights(tmp_path / "launched", 16)
+    divided = report(tmp_path / "launched")
+    alone = trainers.load(tmp_path / "launched").evaluate(20)
+    assert divided["protocol"] == alone["protocol"] and alone == report(tmp_path / "launched")
+    for name in ("student", "teacher"):
+        assert divided[name]["frechet"] == pytest.approx(alone[name]["frechet"], rel=1e-6)
 
     trained = trainers.resume(tmp_path / "run", images=24)  # on as many processes as before
     assert trained.images == 24 and state(tmp_path / "run", 24)["processes"] == 2

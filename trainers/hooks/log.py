@@ -1,6 +1,7 @@
 """The hook that logs to log.jsonl, to the trackers of the recipe, and to the terminal."""
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +29,9 @@ class Log(Hook):
         self.file, self.every, self.console = folder / "log.jsonl", every, console
         self.clock: tuple[float, int] | None = None
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        # Rich draws a bar in a notebook through ipywidgets, and prints a warning where it is not installed.
+        bar = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not bar)
         self.task = self.progress.add_task(folder.name, total=None, status="")
 
     def start(self, session: Session) -> None:
@@ -58,7 +61,7 @@ class Log(Hook):
         shown = [name for name in means if not name.startswith("health/") and "grad_norm" not in name]
         losses = "  ".join(f"{name} {means[name]:.4g}" for name in shown)
         if self.progress.disable:
-            seconds = (session.run.images - session.state.images) / max(speed, 1e-9)
+            seconds = max(0, session.run.images - session.state.images) / max(speed, 1e-9)
             self.console.print(
                 f"{session.run.name}: {session.state.images:,} of {session.run.images:,} images, {speed:.0f} images/s,"
                 f" {losses}, {seconds:.0f} s left"

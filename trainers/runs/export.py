@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,6 +32,8 @@ def export_trained(
     """Export the generator of a run. Arguments and result are those of `Trained.export`."""
     from distill.export import export_generator
 
+    if format == "lora" and trained.merged:
+        trained = replace(trained, merged=False)  # its networks are read again: merged adapters cannot be taken out
     generator, run = trained.generator, cast(Run, trained.run)
     if trained.images == 0:
         raise UserError(f"'{trained.folder}' has not trained yet: its checkpoint is the teacher's, at 0 images")

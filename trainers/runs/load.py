@@ -121,12 +121,11 @@ def find_trained(folder: str | Path, which: str = "last", merged: bool = True, o
     """
     folder = Path(folder)
     run, device = load_run(folder), default_device()
-    read = partial(_read_weights, folder, run, which, merged, objects, device)
-    return Trained(folder, run, device, objects, read)
+    return Trained(folder, run, device, objects, partial(_read_weights, folder, run, which, objects, device), merged)
 
 
 def _read_weights(
-    folder: Path, run: Run | TeacherRun, which: str, merged: bool, objects: Objects, device: torch.device
+    folder: Path, run: Run | TeacherRun, which: str, objects: Objects, device: torch.device, merged: bool
 ) -> Weights:
     """Read the networks of a trained run. The arguments are those of `load_trained`."""
     source, description = _find_weights(folder, which)

@@ -45,19 +45,21 @@ class TrainedModel:
         run: The recipe.
         device: The device of the networks.
         objects: The objects that replace names in the recipe.
-        read: Reads the networks.
+        read: (whether adapters are merged into the weights) -> the networks.
+        merged: Whether adapters are merged into the weights.
     """
 
     folder: Path
     run: Run | TeacherRun
     device: torch.device
     objects: Objects
-    read: Callable[[], Weights]
+    read: Callable[[bool], Weights]
+    merged: bool = True
 
     @cached_property
     def weights(self) -> Weights:
         """The networks. The first use reads them."""
-        return self.read()
+        return self.read(self.merged)
 
     @property
     def model(self) -> Generator | Denoiser:

@@ -98,7 +98,7 @@ def test_refusals(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
 def test_a_run_of_adapters_leaves_as_adapters(
     pipelines: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From prompts to a stock pipeline with our adapters, through the command."""
+    """From prompts to a stock pipeline with our adapters, through the command and from Python."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     settings = recipe(
@@ -117,6 +117,9 @@ def test_a_run_of_adapters_leaves_as_adapters(
     export(tmp_path / "run", tmp_path / "out", "lora")
     assert json.loads((tmp_path / "out" / "export_check.json").read_text())["largest_difference"] < 1e-4
     trained, pipe = load_trained(tmp_path / "run"), load_stock_pipeline(pipelines("sd15"))
+    assert trained.export(tmp_path / "python", format="lora") < 1e-4
+    files = [(tmp_path / name / "pytorch_lora_weights.safetensors").read_bytes() for name in ("out", "python")]
+    assert files[0] == files[1]
     pipe.load_lora_weights(tmp_path / "out")
     ours: Any = trained.model.denoiser.network  # type: ignore[union-attr]
     x, time, cond = torch.randn(2, *ours.shape), torch.full((2,), 625.0), ours.example(2)
