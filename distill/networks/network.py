@@ -73,7 +73,7 @@ class Network(nn.Module):
 
     @property
     def has_null(self) -> bool:
-        """Whether the network has a null condition.
+        """True if the network has a null condition.
 
         A network with a text encoder has one, also before the encoder has computed it.
         """
