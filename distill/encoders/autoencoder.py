@@ -13,13 +13,14 @@ from distill.encoders.latents import Normalisation
 from distill.errors import UserError
 from distill.pipeline_folder import file_hash, load_model, part_folder, pixels_per_latent, read_json
 
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")
 PIXELS_AT_ONCE = 2**20
 """The number of pixels that an autoencoder takes at once: one image of 1024 x 1024, or several smaller images."""
 
 
 class DiffusersAutoencoder:
     """An autoencoder of diffusers: images [B, 3, H, W] in [-1, 1] to latents [B, C, h, w] of a teacher, and back.
+
+    A subclass for videos has [B, 3, F, H, W] and [B, C, f, h, w]. It states its `classes` and its `image_shape`.
 
     It computes on the device of its input, in float32, or in float64 for float64 input. Its weights are loaded at the
     first use. All copies of a network share one autoencoder.
@@ -33,7 +34,12 @@ class DiffusersAutoencoder:
     Raises:
         UserError: The autoencoder is of an unknown class, or its latents or the normalisation have another number of
             channels.
+
+    Attributes:
+        classes: The class names in diffusers.
     """
+
+    classes: tuple[str, ...] = ("AutoencoderKL", "AutoencoderDC")
 
     def __init__(
         self, folder: str | Path, normalisation: Normalisation | None = None, channels: int | None = None
@@ -41,8 +47,8 @@ class DiffusersAutoencoder:
         self.folder, self.normalisation = Path(folder), normalisation
         self.config = read_json(part_folder(self.folder, "vae") / "config.json")
         kind = self.config.get("_class_name")
-        if kind not in AUTOENCODERS:
-            raise UserError(f"teacher: '{folder}': vae must be {' or '.join(AUTOENCODERS)}, got {kind!r}")
+        if kind not in self.classes:
+            raise UserError(f"teacher: '{folder}': vae must be {' or '.join(self.classes)}, got {kind!r}")
         numbers = {"vae": self.config.get("latent_channels", channels)}
         numbers |= {"latents": len(normalisation.mean)} if normalisation else {}
         for what, theirs in numbers.items():
@@ -77,7 +83,7 @@ class DiffusersAutoencoder:
             autoencoder has no distribution.
         """
         vae = self._load(images)
-        shift, scale = self._shift_and_scale(vae)
+        shift, scale = self._shift_and_scale(vae, images.ndim - 2)
         means, stds = [], []
         for some in images.to(vae.dtype).split(images_at_once(images.shape[2:])):
             encoded = vae.encode(some)
@@ -103,7 +109,7 @@ class DiffusersAutoencoder:
             Images [B, 3, H, W] on the device of `latents`, not clamped to [-1, 1].
         """
         vae = self._load(latents)
-        shift, scale = self._shift_and_scale(vae)
+        shift, scale = self._shift_and_scale(vae, latents.ndim - 2)
 
         def run(some: Tensor) -> Tensor:
             return cast(Tensor, vae.decode(some / scale + shift).sample)
@@ -119,21 +125,22 @@ class DiffusersAutoencoder:
         """Release the autoencoder. The next use reads its files again."""
         self._vae = None
 
-    def _shift_and_scale(self, vae: Any) -> tuple[Any, Any]:
-        """Return the shift and the scale of a latent (z - shift) scale, each a number or [C, 1, 1]."""
+    def _shift_and_scale(self, vae: Any, dimensions: int) -> tuple[Any, Any]:
+        """Return the shift and the scale of latents with so many spatial dimensions: numbers, or [C, 1, ...]."""
         config, stated = vae.config, self.normalisation
-        factor = config["scaling_factor"]
+        factor = config.get("scaling_factor", 1.0)
         if stated is None and config.get("latents_mean") and config.get("latents_std"):  # as some of SDXL's do
             stated = Normalisation(config["latents_mean"], tuple(std / factor for std in config["latents_std"]))
         if stated is None:
             return config.get("shift_factor") or 0.0, factor
-        mean, std = (torch.tensor(numbers, dtype=torch.float64)[:, None, None] for numbers in (stated.mean, stated.std))
-        return mean.to(vae.device, vae.dtype), (1 / std).to(vae.device, vae.dtype)
+        mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (stated.mean, stated.std))
+        shift, scale = (numbers.to(vae.device, vae.dtype).reshape(-1, *[1] * dimensions) for numbers in (mean, 1 / std))
+        return shift, scale
 
     def _load(self, like: Tensor) -> Any:
         """Return the autoencoder on the device of `like`, in float64 if `like` is, otherwise in float32."""
         if self._vae is None:
-            vae = load_model(part_folder(self.folder, "vae"), self.config["_class_name"], "vae", AUTOENCODERS)
+            vae = load_model(part_folder(self.folder, "vae"), self.config["_class_name"], "vae", self.classes)
             self._vae = vae.requires_grad_(False)
             if self._vae._supports_gradient_checkpointing:
                 self._vae.enable_gradient_checkpointing()

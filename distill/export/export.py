@@ -24,6 +24,7 @@ from distill.export.to_safetensors import safetensors_format
 from distill.generator import Generator
 
 CHECK = "export_check.json"
+OLD = "old"  # the earlier export, inside the staging folder, while the new one takes its place
 TOLERANCE = 1e-4
 SEED = 0
 FORMATS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
@@ -96,7 +97,7 @@ def export_generator(
         check: dict[str, Any] = {"format": format, "largest_difference": difference, "tolerance": TOLERANCE}
         check |= {"batches": form.batches, "seed": SEED}
         (staged / CHECK).write_text(json.dumps(check, indent=2) + "\n")
-        _replace(folder, staged, work / "old")
+        _replace(folder, staged, work / OLD)
     return difference
 
 
@@ -134,9 +135,12 @@ def _refuse_foreign(folder: Path) -> None:
 def _staging_folder(folder: Path) -> Iterator[Path]:
     """Create an empty folder beside `folder` to write in, and delete it at the end.
 
-    Its name is always the same, so that the next export deletes the files that a killed one left.
+    Its name is always the same, so that the next export cleans up after a killed one. It puts the earlier export back
+    if the kill came between the two renames of `_replace`, and deletes everything else.
     """
     work = folder.with_name(f".{folder.name}-staging")
+    if (work / OLD).exists() and not folder.exists():
+        os.rename(work / OLD, folder)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:

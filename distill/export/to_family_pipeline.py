@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from distill.conditions import Condition
-from distill.encoders.autoencoder import DiffusersAutoencoder
 from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError
 from distill.export.format import Format, Inputs, Reader, constants
@@ -56,7 +55,7 @@ def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None)
     network = cast(LatentFamily, generator.denoiser.network)
     if teacher is None:
         raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for the other parts")
-    autoencoder, stock = DiffusersAutoencoder(teacher), is_stock(generator)
+    autoencoder, stock = network.open_autoencoder(teacher), is_stock(generator)
     if network.text:
         cond = Condition(PipelineTextEncoder(teacher, type(network)).encode(PROMPTS))
     else:
@@ -84,10 +83,12 @@ def is_stock(generator: Generator) -> bool:
 def write_family(generator: Generator, source: Path, folder: Path) -> None:
     """Write `generator` in float32, with the other components of the pipeline in `source`."""
     network = cast(LatentFamily, generator.denoiser.network)
-    pipe = load_stock_pipeline(source, **{network.part: network.model, "dtype": torch.float32})
+    given = {network.part: network.model}
+    pipe = load_stock_pipeline(source, **given, dtype=torch.float32)
     scheduler = stock_scheduler(generator)
     if scheduler is not None:
-        pipe.register_modules(scheduler=scheduler)
+        given["scheduler"] = scheduler
+    pipe.register_modules(**given)  # the network too: diffusers ignores a given component that is optional, as Wan has
     pipe.save_pretrained(folder)
     if scheduler is None:
         _write_custom_scheduler(generator, folder)
@@ -166,7 +167,7 @@ def _edit_index(folder: Path, **changes: Any) -> None:
 def call_for_two(network: LatentFamily) -> str:
     """Return the Python line that makes two images of prompts or labels by a pipeline `pipe`."""
     asked = f"prompt={PROMPTS}" if network.text else f"class_labels=[0, {network.classes - 1}]"
-    return f"images = pipe({asked}, {arguments(network)}).images"
+    return f"images = pipe({asked}, {arguments(network)}).{network.output}"
 
 
 def arguments(network: LatentFamily) -> str:
@@ -181,7 +182,7 @@ def sampled(network: LatentFamily, pipe: Any) -> Reader:
         labels, prompts = given.cond.labels, PROMPTS[: len(given.noise)]
         asked: dict[str, Any] = {"prompt": prompts} if labels is None else {"class_labels": labels.tolist()}
         noise = {**network.pipeline_noise(given.noise), "generator": torch.Generator().manual_seed(given.seed)}
-        images = pipe(**asked, **network.call(), **noise, output_type="np").images
-        return 2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1
+        images = getattr(pipe(**asked, **network.call(), **noise, output_type="np"), network.output)
+        return 2 * torch.from_numpy(images).movedim(-1, 1) - 1  # [B, *spatial, C] -> [B, C, *spatial]
 
     return sample

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from distill.denoiser import Denoiser
-from distill.encoders.autoencoder import DiffusersAutoencoder
 from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError, one_line
 from distill.paths import DiscreteVP, Flow
 from distill.paths import Path as NoisePath
-from distill.pipeline_folder import INDEX, class_name, load_model, meta_model, part_folder, pixels_per_latent, read_json
+from distill.pipeline_folder import INDEX, class_name, load_model, meta_model, part_folder, read_json
 from distill.prediction import Kind
 from distill.teachers.families import FAMILIES, Family
 
@@ -54,7 +53,7 @@ def load_pipeline(folder: str | Path, weights: bool = True) -> Denoiser:
     scheduler = part_folder(folder, "scheduler") / "scheduler_config.json"
     path, prediction = read_scheduler(scheduler, class_name(index, "scheduler"))
     if family.latents:
-        network.autoencoder = DiffusersAutoencoder(folder, channels=network.shape[0])
+        network.autoencoder = network.open_autoencoder(folder)
     if family.text:
         network.text_encoder = PipelineTextEncoder(folder, family)
     return Denoiser(network, path, prediction, latents=family.latents).eval()
@@ -192,7 +191,7 @@ def _choices(folder: Path, family: type[Family]) -> dict[str, Any]:
         if any(value is not None for value in choices.values()):
             raise UserError(f"{CHOICES}: a network of pixels has no choice of resolution or guidance")
         return {}
-    factor = pixels_per_latent(folder)
+    factor = family.pixels_per_latent(folder)
     resolution, guidance = choices.get("resolution"), choices.get("guidance")
     sides = (resolution, resolution) if isinstance(resolution, int | float) else resolution
     if sides is not None and any(side % factor for side in sides):

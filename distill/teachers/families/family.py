@@ -1,13 +1,16 @@
 """The base classes of the families of diffusers pipelines."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
 from distill.conditions import Condition
+from distill.encoders.autoencoder import DiffusersAutoencoder
 from distill.errors import UserError
 from distill.networks.network import Network
+from distill.pipeline_folder import pixels_per_latent
 
 Conditions = dict[str, Tensor]
 """Text conditions [N, ...], by name."""
@@ -45,6 +48,15 @@ class Family(Network):
         """
         raise NotImplementedError
 
+    def open_autoencoder(self, folder: Path) -> DiffusersAutoencoder:
+        """Return the autoencoder in the pipeline's `folder`."""
+        return DiffusersAutoencoder(folder, channels=self.shape[0])
+
+    @classmethod
+    def pixels_per_latent(cls, folder: Path) -> int:
+        """Return the number of pixels for each latent along a side, from the config of the autoencoder in `folder`."""
+        return pixels_per_latent(folder)
+
     @classmethod
     def encode_null(cls, pipe: Any) -> Conditions:
         """Return the text condition that the pipeline's own guidance uses for no prompt, [1, ...]."""
@@ -57,6 +69,7 @@ class LatentFamily(Family):
     Attributes:
         unguided: The value of the pipeline's `guidance_scale` with which it evaluates the network once, unguided.
         takes_scaled_noise: Whether the pipeline multiplies its noise by the scheduler's `init_noise_sigma`.
+        output: The field of the pipeline's result that holds the samples.
 
     Args:
         model: The network, of its class in diffusers.
@@ -72,6 +85,7 @@ class LatentFamily(Family):
     text = True
     unguided: ClassVar[float] = 1.0
     takes_scaled_noise: ClassVar[bool] = True
+    output: ClassVar[str] = "images"
 
     def __init__(self, model: Any, size: tuple[int, int] | None = None, factor: int = 8, guidance: float = 3.5) -> None:
         from diffusers.loaders import PeftAdapterMixin

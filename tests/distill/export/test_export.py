@@ -298,6 +298,19 @@ def test_an_interrupted_replacement_puts_the_old_export_back(tmp_path: Path, mon
     assert content(folder) == old and list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_killed_replacement_is_put_back_by_the_next_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL between the two renames leaves the earlier export in the staging folder alone."""
+    folder, generator = tmp_path / "export", make(EDM(), "edm", 2.5)
+    export_generator(generator, folder, FACTS)
+    old, staging = content(folder), tmp_path / ".export-staging"
+    staging.mkdir()
+    folder.rename(staging / "old")
+    monkeypatch.setattr("distill.export.export.largest_difference", lambda *_: float("nan"))
+    with pytest.raises(UserError, match="was not written"):
+        export_generator(generator, folder, FACTS)
+    assert content(folder) == old and list(tmp_path.iterdir()) == [folder]
+
+
 def test_other_networks_are_refused(tmp_path: Path) -> None:
     refusal = r"^export: no diffusers pipeline takes a network of type Prompted; give another --format$"
     with pytest.raises(UserError, match=refusal):
