@@ -1,7 +1,7 @@
-"""A teacher of your own, distilled through the library's door: docs/add_a_teacher.md as a program.
+"""A teacher of your own, distilled with `trainers.train`: a short form of docs/add_a_teacher.md.
 
 The teacher is a plain `nn.Module` that was trained elsewhere. It knows pixels in [0, 1] and a time that runs from noise
-(0) to data (1). A few lines around it make an estimate of the clean image of its output. Run the program with
+(0) to data (1). A few lines around it turn its output into an estimate of the clean image. Run the program with
 
     python examples/own_teacher.py
 """
@@ -18,7 +18,7 @@ import trainers
 from distill import EDM, Denoiser
 from distill.teachers import OwnNet, save_denoiser
 
-UPDATES = 1_500  # of the network, before it is a teacher
+UPDATES = 1_500  # of the network, before it is a teacher; 4,000 in the docs
 IMAGES = 24_000  # the docs' recipe trains on 96,000
 SAMPLES = 1_000  # of each evaluation
 RECIPE = {
@@ -40,7 +40,7 @@ RECIPE = {
 
 
 class Net(nn.Module):
-    """For pixels y in [0, 1]: y - noise from y_t = t y + (1 - t) noise, its time t and a label."""
+    """A network that predicts y - noise from y_t = t y + (1 - t) noise, t and a label, for pixels y in [0, 1]."""
 
     def __init__(self, width: int = 128, blocks: int = 3) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class Net(nn.Module):
 
 
 class Teacher(Net):
-    """The same weights, for x = 2 y - 1 in [-1, 1]: an estimate of x from x_t = x + sigma noise."""
+    """A Net that estimates x = 2 y - 1 in [-1, 1] from x_t = x + sigma noise."""
 
     def forward(self, x_t: Tensor, time: Tensor, label: Tensor) -> Tensor:
         """Return the estimate of x [B, 1, 8, 8]. On the path `EDM`, `time` [B] is 250 ln sigma."""
         sigma = (time / 250).exp()[:, None, None, None]
-        t = 1 / (1 + sigma / 2)  # half the range, half the noise: (1 - t)/t = sigma/2
+        t = 1 / (1 + sigma / 2)  # y has half the range of x, so its noise is sigma/2 = (1 - t)/t
         y_t = t * (x_t + 1) / 2
         y = y_t + (1 - t) * super().forward(y_t, t.flatten(), label)
         return 2 * y - 1
@@ -83,7 +83,8 @@ def train_elsewhere() -> dict[str, Tensor]:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, UPDATES)
     for _ in range(UPDATES):
         index = torch.randint(len(images), (128,))
-        y, noise, t = images[index], torch.randn(128, 1, 8, 8), torch.randn(128).add(1).sigmoid()
+        y, noise = images[index], torch.randn(128, 1, 8, 8)
+        t = torch.randn(128).add(1).sigmoid()  # more times near the data, where details are made
         y_t = torch.lerp(noise, y, t[:, None, None, None])
         loss = (net(y_t, t, labels[index]) - (y - noise)).square().mean()
         optimizer.zero_grad()
@@ -94,8 +95,8 @@ def train_elsewhere() -> dict[str, Tensor]:
 
 
 def main(folder: Path) -> None:
-    """Write the teacher to `folder`, distil it, and print the distances of the student to the digits."""
-    # The name of the class stands in the teacher's folder. Whoever loads the folder must be able to import this file.
+    """Write the teacher to `folder`, distil it, and print the distances of student and teacher to the digits."""
+    # The folder stores the name of the class, so whoever loads it must be able to import this file.
     network = OwnNet("own_teacher:Teacher", {"width": 128}, shape=(1, 8, 8), classes=10)
     network.module.load_state_dict(train_elsewhere())
     save_denoiser(Denoiser(network, EDM(), "x0"), folder / "teacher")
@@ -105,9 +106,9 @@ def main(folder: Path) -> None:
         measured = json.loads(line)
         print(f"after {measured['images']:>6,} images: Frechet distance {measured['frechet']:.2f}")
     teacher = student.evaluate()["teacher"]
-    print(f"the teacher, at 35 evaluations: {teacher['frechet']:.2f}")
+    print(f"the teacher, at 35 evaluations: Frechet distance {teacher['frechet']:.2f}")
 
 
 if __name__ == "__main__":
-    with TemporaryDirectory() as folder:  # give trainers.train a folder of yours to keep what it writes
+    with TemporaryDirectory() as folder:  # deleted at the end; take a folder of yours to keep the runs
         main(Path(folder))

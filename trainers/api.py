@@ -132,15 +132,17 @@ def resume(
     return find_trained(folder, objects=objects)
 
 
-def load(folder: str | Path, which: str = "last", *, objects: Objects | None = None, **given: Any) -> Trained:
+def load(
+    folder: str | Path, which: str = "last", *, teacher: Denoiser | None = None, data: Dataset | None = None
+) -> Trained:
     """Load the trained model of a run.
 
     Args:
         folder: The run folder.
         which: The weights: "last" for the newest valid checkpoint, "best" for the smallest Frechet distance, or
             "posthoc/NAME" for an average that `distill ema` has made.
-        objects: The objects that replace names in the recipe.
-        **given: The same objects one by one: `teacher` as a Denoiser, `data` as a Dataset.
+        teacher: The teacher of a run whose teacher was given as an object.
+        data: The data of a run whose data were given as an object.
 
     Returns:
         An object with `.sample`, `.evaluate`, `.export`, `.generator` and `.teacher`.
@@ -148,7 +150,7 @@ def load(folder: str | Path, which: str = "last", *, objects: Objects | None = N
     Raises:
         UserError: There is no such run, or it has no such weights.
     """
-    return load_trained(folder, which, objects=objects or Objects(**given))
+    return load_trained(folder, which, objects=Objects(teacher, data))
 
 
 def finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
