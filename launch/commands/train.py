@@ -33,7 +33,7 @@ def teacher(
     prepare(run, folder, processes, time_limit, ["teacher", recipe, *(overrides or [])])
     accelerator = join_world(processes, run, folder)
     trainers.train(run, folder, accelerator=accelerator)
-    accelerator.end_training()
+    accelerator.end_training()  # collective: ends the process group, which `train` leaves to its caller
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
     prepare(run, folder, processes, time_limit, ["train", recipe, *(overrides or []), *more])
     accelerator = join_world(processes, run, folder)
     trainers.train(run, folder, accelerator=accelerator)
-    accelerator.end_training()
+    accelerator.end_training()  # collective: ends the process group, which `train` leaves to its caller
 
 
 def prepare(
@@ -123,7 +123,7 @@ def resume(
             plain(stderr=True).print(note)
     accelerator = join_world(processes, run, folder)
     trainers.resume(folder, allow=allow or [], accelerator=accelerator, recipe=run)
-    accelerator.end_training()
+    accelerator.end_training()  # collective: ends the process group, which `resume` leaves to its caller
 
 
 def limit_time(given: str | None) -> None:
