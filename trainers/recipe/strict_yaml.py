@@ -22,8 +22,10 @@ import yaml
 from pydantic import BeforeValidator, Strict, TypeAdapter, ValidationError
 
 from distill.errors import UserError
+from trainers.recipe.yaml_text import MAX_DEPTH, Dumper, parse, read_text
 
 _T = TypeVar("_T")
+_SHOWN, _LINE = 200, 2_000  # characters of an override in an error message, and of the message
 _UNIONS = (Union, types.UnionType)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 _CHOICES: dict[Any, Mapping[str, type]] = {}  # base class -> its choices by name
@@ -65,18 +67,15 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Unlike in YAML 1.1, 1e-4 is a number, and no key may stand twice.
 
     Raises:
-        UserError: The file cannot be read, or is no such mapping.
+        UserError: The file cannot be read, is no such mapping, or exceeds a limit of `trainers.recipe.yaml_text`.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', 'it is not UTF-8 text')}") from error
-    return cast(dict[str, Any], _value(dict[Any, Any], _parse(text, str(path)), str(path), ""))
+    data = parse(read_text(Path(path)), str(path))
+    return cast(dict[str, Any], _value(dict[Any, Any], data, str(path), ""))
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
     """Return a mapping as YAML, which load_yaml reads back exactly."""
-    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(dict(data), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -92,9 +91,10 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
     result: dict[str, Any] = _plain(data)  # a deep copy: a mapping that a YAML anchor shares becomes one for each place
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
+        where = f"override {assignment if len(assignment) <= _SHOWN else assignment[:_SHOWN] + '...'!r}"
         if not equals or not all(key.strip() for key in dotted.split(".")):
-            raise UserError(f"override {assignment!r} must look like key=value, such as objective.alpha=1.0")
-        assign(result, dotted, _parse(text, f"override {assignment!r}"), f"override {assignment!r}")
+            raise UserError(f"{where} must look like key=value, such as objective.alpha=1.0")
+        assign(result, dotted, parse(text, where), where)
     return result
 
 
@@ -110,14 +110,16 @@ def assign(data: dict[str, Any], dotted: str, value: Any, where: str) -> None:
         where: The beginning of an error message.
 
     Raises:
-        UserError: The key leads through a value that has no keys.
+        UserError: The key leads through a value that has no keys, or through more than MAX_DEPTH of them.
     """
     keys, group = [key.strip() for key in dotted.split(".")], data
+    if len(keys) > MAX_DEPTH:
+        raise UserError(f"{where}: more than {MAX_DEPTH} levels of keys")
     for depth, key in enumerate(keys[:-1], start=1):
         inner = group.get(key)
         group[key] = group = {} if inner is None else {"name": inner} if isinstance(inner, str) else inner
         if not isinstance(group, dict):
-            raise UserError(f"{where}: {'.'.join(keys[:depth])!r} is {group!r}, it has no keys")
+            raise UserError(f"{where}: {'.'.join(keys[:depth])!r} is {reprlib.repr(group)}, it has no keys")
     group[keys[-1]] = value
 
 
@@ -133,38 +135,10 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> li
     return lines
 
 
-class _Loader(yaml.SafeLoader):
-    """A loader that refuses a key that stands twice."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        for index, (key, _) in enumerate(node.value):
-            if any(key.tag == other.tag and key.value == other.value for other, _ in node.value[:index]):
-                raise yaml.MarkedYAMLError(None, None, f"duplicate key {key.value!r}", key.start_mark)
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """A dumper that quotes the string '1e5', which _Loader would read as a number."""
-
-
-for _side in (_Loader, _Dumper):  # in YAML 1.1 a float has a dot, and 1e-4 is a string
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), None)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{where}: {line}{' '.join(str(problem).split())}") from error
-
-
 def _error(where: str, key: str, text: str, subject: str = "key") -> UserError:
     """Return an error of one line about a key."""
     text = f"{subject} {key!r}{text}" if key else text.removeprefix(": ")  # the key is empty for the whole mapping
-    return UserError(" ".join(f"{where}: {text}".removeprefix(": ").split()))
+    return UserError(" ".join(f"{where}: {text}".removeprefix(": ").split())[:_LINE])
 
 
 def _type_error(hint: Any, value: Any, where: str, key: str) -> UserError:
@@ -303,5 +277,5 @@ def _expected(hint: Any) -> str:
 def _nearest(value: object, choices: Iterable[object]) -> str:
     """Return a hint at the choice that is spelled most like the value, or nothing if none is close."""
     spelled = {choice.lower(): choice for choice in choices if isinstance(choice, str)}
-    close = difflib.get_close_matches(str(value).lower(), spelled, n=1)
+    close = difflib.get_close_matches(str(value)[:_SHOWN].lower(), spelled, n=1)
     return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
