@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from netrc import netrc
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch.multiprocessing.spawn import spawn
 
+from distill.errors import one_line
+from distill.public_text import public_text, without_names
 from distill.teachers import load_denoiser
 from launch.processes import join_world
 from trainers.engine.step import advance
@@ -29,6 +31,7 @@ PACKAGES = ("distill-onestep", "torch", "accelerate", "diffusers", "transformers
 PRECISIONS = ("float32", "bfloat16", "float64")
 TEST_BYTES = 2**26  # bytes that the check of the disk writes and reads
 MIN_FREE_BYTES = 10 * 2**30  # with less than this, the checkpoints of a small model may fill the disk
+WANDB_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 MAX_SKEW = 5.0  # seconds between this clock and the disk's
 MESSAGE_LENGTH = 2**20  # float32 numbers in an all-reduce
 # A learning rate that separates fake and teacher at once. While their gap is near 0, bfloat16 leaves nothing of it but
@@ -62,9 +65,9 @@ def run_checks(folder: Path) -> int:
         except CheckFailed as wrong:
             state, found = "WRONG", str(wrong)
         except Exception as error:  # a check must not hide the others
-            state, found = "WRONG", f"{type(error).__name__}: {error}"
+            state, found = "WRONG", without_names(f"{type(error).__name__}: {one_line(error)}")
         failed += state != "ok"
-        console.print(f"{state:7}{name:20}{found}")
+        console.print(f"{state:7}{name:20}{public_text(found)}")
     return failed
 
 
@@ -164,8 +167,13 @@ def wandb_login() -> str:
         return "not installed; only `tracking: [wandb]` needs it"
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2]
-    logged = "WANDB_API_KEY" in os.environ or (file.is_file() and host in netrc(file).hosts)
+    try:
+        logged = "WANDB_API_KEY" in os.environ or (file.is_file() and host in netrc(file).hosts)
+    except (OSError, NetrcParseError) as error:  # its text may hold a password
+        raise CheckFailed("the netrc file cannot be read or is not one: repair it, or `wandb login`") from error
     mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in WANDB_MODES:
+        raise CheckFailed(f"WANDB_MODE: must be one of {', '.join(WANDB_MODES)}")
     said = "ready" if logged or mode != "online" else "not logged in: `wandb login` before tracking"
     return f"wandb {release}, {mode}, {said}"
 

@@ -33,6 +33,9 @@ FLOORS = {
     "distill": {
         "errors": 0,
         "annotations": 0,
+        "public_text": 0,
+        "saved_files": 0,
+        "user_code": 1,
         "random": 0,
         "conditions": 1,
         "power_ema": 1,

@@ -22,10 +22,16 @@ from distill.export.to_graph import onnx_format, torch_export_format
 from distill.export.to_lora import lora_format
 from distill.export.to_safetensors import safetensors_format
 from distill.generator import Generator
+from distill.public_text import public_text, public_value
+from distill.saved_files import set_permissions
 
 CHECK = "export_check.json"
 OLD = "old"  # the earlier export, inside the staging folder, while the new one takes its place
 TOLERANCE = 1e-4
+VOCABULARIES = {"vocab.json", "tokenizer.json", "merges.json", "added_tokens.json"}
+"""Files of tokenizers whose strings are tokens, such as "/", and no paths."""
+ORIGINS = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"}
+"""Entries of configs in which diffusers and transformers write the folder that a part was loaded from."""
 SEED = 0
 FORMATS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {
     "diffusers": diffusers_format,
@@ -82,6 +88,7 @@ def export_generator(
         staged = work / folder.name
         try:
             form.write(staged)
+            _make_public(staged)
             difference = largest_difference(generator, form, staged)
         except UserError:
             raise
@@ -93,10 +100,11 @@ def export_generator(
                 f" {TOLERANCE:g}; '{folder}' was not written"
             )
         source = Source(hub, hub=True) if hub else Source(folder.name)
-        (staged / "README.md").write_text(render(card, source, generator, form), "utf-8")
+        (staged / "README.md").write_text(public_text(render(card, source, generator, form)), "utf-8")
         check: dict[str, Any] = {"format": format, "largest_difference": difference, "tolerance": TOLERANCE}
         check |= {"batches": form.batches, "seed": SEED}
         (staged / CHECK).write_text(json.dumps(check, indent=2) + "\n")
+        set_permissions(staged)
         _replace(folder, staged, work / OLD)
     return difference
 
@@ -123,6 +131,23 @@ def largest_difference(generator: Generator, form: Format, folder: Path) -> floa
         ours = form.shown(generator(given.noise, given.cond))
         found.append((read(given) - ours).abs().max() / ours.abs().max().clamp(min=1))
     return float(torch.stack(found).max())
+
+
+def _make_public(folder: Path) -> None:
+    """Remove the paths of this machine from the configs in a folder, where diffusers and transformers leave some."""
+    for file in folder.rglob("*.json"):
+        if file.name in VOCABULARIES or file.name.endswith(".index.json"):
+            continue
+        config = json.loads(file.read_text("utf-8"))
+        if (cleaned := public_value(_without_origin(config), names=False)) != config:
+            file.write_text(json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _without_origin(value: Any) -> Any:
+    """Return plain values without the entries that say where a model was loaded from."""
+    if isinstance(value, dict):
+        return {key: _without_origin(one) for key, one in value.items() if key not in ORIGINS}
+    return [_without_origin(one) for one in value] if isinstance(value, list) else value
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.conditions import Condition
@@ -24,6 +23,7 @@ from distill.export.snippets import call_pipeline
 from distill.export.to_family_pipeline import family_pipeline
 from distill.generator import Generator
 from distill.paths import EDM
+from distill.saved_files import save_tensors
 from distill.teachers.edm import PublishedNetwork
 from distill.teachers.unet import UNet
 
@@ -154,7 +154,7 @@ def _write_network(generator: Generator, folder: Path) -> list[str]:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     state = {f"network.{name}": value.contiguous() for name, value in body.state_dict().items()}
-    save_file(state, folder / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(state, folder / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
     (folder / f"{module}.py").write_text(_source(network.source, type(body).__name__), "utf-8")
     return [module, "OneStepNetwork"]
 

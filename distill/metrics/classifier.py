@@ -65,12 +65,13 @@ class Classifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write `classifier.safetensors` and `classifier.json` to `folder`."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / CLASSIFIER_WEIGHTS)
+        # Not `save_file`, which leaves a file that its owner alone may read, whatever the umask.
+        (folder / CLASSIFIER_WEIGHTS).write_bytes(save(state))
         fields = {name: getattr(self, name) for name in ("shape", "classes", "width", "data", "accuracy")}
         (folder / CLASSIFIER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
 

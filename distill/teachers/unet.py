@@ -12,6 +12,7 @@ from distill.conditions import Condition
 from distill.errors import UserError, one_line
 from distill.networks.network import Network, null_label
 from distill.pipeline_folder import load_model, meta_model
+from distill.saved_files import set_permissions
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -26,6 +27,7 @@ class UNet(Network):
     """
 
     pipeline_export = "unet"
+    casts_weights = True
 
     def __init__(self, unet: UNet2DModel, null: int | None = None) -> None:
         Network.__init__(self)
@@ -43,6 +45,7 @@ class UNet(Network):
 
     def save(self, folder: FilePath) -> None:
         self.unet.save_pretrained(folder / "unet")
+        set_permissions(folder / "unet")
 
     @classmethod
     def load(cls, folder: FilePath, description: Mapping[str, Any], weights: bool = True) -> UNet:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import UserError, one_line
+from distill.saved_files import save_tensors
 
 WEIGHTS = "network.safetensors"
 
@@ -17,7 +18,7 @@ def save_weights(module: nn.Module, folder: Path) -> None:
     """Write the state dict of `module` to `folder`, with floating-point tensors in float32."""
     state = {name: value.detach() for name, value in module.state_dict().items()}
     floats = {name: value.float() for name, value in state.items() if value.is_floating_point()}
-    save_file({name: value.contiguous() for name, value in (state | floats).items()}, folder / WEIGHTS)
+    save_tensors({name: value.contiguous() for name, value in (state | floats).items()}, folder / WEIGHTS)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from distill.saved_files import set_permissions
+
 PIPELINES = ("sd15", "sd21", "sdxl", "sd3", "pixart_alpha")
 
 
@@ -17,6 +19,7 @@ def write_network(name: str, folder: Path) -> None:
         from distill.tiny.parts import autoencoder
 
         autoencoder(4).save_pretrained(folder / "vae")
+        set_permissions(folder / "vae")
 
 
 def write_pipeline(name: str, folder: Path) -> None:
@@ -24,6 +27,7 @@ def write_pipeline(name: str, folder: Path) -> None:
     from distill.tiny.pipelines import build
 
     build(name).save_pretrained(folder)
+    set_permissions(folder)
 
 
 def write_aesthetic(folder: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import diffusers  # like transformers, it imports a class at its first use
 import torch
 import transformers
-from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
+
+from distill.saved_files import save_tensors, set_permissions
 
 LENGTH = 32  # tokens of a prompt under CLIP: one for each letter, and two more
 ASCII = [chr(code) for code in range(33, 127)]
@@ -104,7 +105,8 @@ def save_aesthetic(folder: Path) -> None:
     statistics = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
     processor = {"image_processor_type": "CLIPImageProcessor"} | statistics
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    save_file(head, folder / "head.safetensors")
+    save_tensors(head, folder / "head.safetensors")
+    set_permissions(folder)
 
 
 def t5() -> tuple[Any, Any]:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from distill.errors import UserError, one_line
+from distill.saved_files import save_tensors
 from trainers.engine.sharding import shard_like
 
 SUFFIX = ".safetensors"
@@ -116,7 +116,7 @@ def write_tensors(tensors: Mapping[str, Rows], file: Path) -> None:
     rows = {name: [v.first, v.total] for name, v in tensors.items() if v.tensor.ndim and len(v.tensor) != v.total}
     local = {name: value.tensor.detach().contiguous() for name, value in tensors.items()}
     try:
-        save_file(local, file, {"rows": json.dumps(rows)} if rows else None)
+        save_tensors(local, file, {"rows": json.dumps(rows)} if rows else None)
     except SafetensorError as error:
         raise OSError(f"{one_line(error)}: '{file}'") from error
 

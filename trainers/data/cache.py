@@ -16,9 +16,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from distill.saved_files import save_tensors
 from trainers.data.shards import Table
 from trainers.io.atomic import atomic_file, sha256
 
@@ -94,7 +95,7 @@ def _fill(missing: Mapping[Path, tuple[int, int]], make: Make) -> Iterator[int]:
 def _write(file: Path, columns: Mapping[str, Tensor]) -> None:
     """Write a shard, then its receipt, so that a shard without a receipt is one that a kill cut short."""
     with atomic_file(file) as staging:
-        save_file({name: value.detach().cpu().contiguous() for name, value in columns.items()}, staging)
+        save_tensors({name: value.detach().cpu().contiguous() for name, value in columns.items()}, staging)
     stat = file.stat()
     receipt = {"bytes": stat.st_size, "time": stat.st_mtime_ns, "sha256": sha256(file)}
     with atomic_file(receipt_of(file)) as staging:

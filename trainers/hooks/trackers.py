@@ -13,10 +13,24 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from distill.errors import UserError
+from distill.public_text import without_names
+from trainers.recipe.public import public_recipe
 from trainers.recipe.run import Experiment
-from trainers.recipe.strict_yaml import dump
 
 PROJECT = "distill-onestep"
+# By itself wandb also sends the names of the user and the machine, the command line, the program, the working
+# directory, the git repository, and all that is printed.
+WANDB_PRIVATE = {
+    "x_disable_meta": True,
+    "disable_git": True,
+    "disable_code": True,
+    "console": "off",
+    "host": "",
+    "username": "",
+    "program": "",
+    "program_abspath": "",
+    "program_relpath": "",
+}
 
 
 def check_trackers(run: Experiment) -> None:
@@ -42,18 +56,20 @@ def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, cons
         return
     settings: dict[str, Any] = {}
     if "wandb" in run.tracking:
-        settings["wandb"] = {"id": _wandb_id(folder), "resume": "allow", "name": run.name, "dir": str(folder)}
+        name = without_names(run.name)
+        settings["wandb"] = {"id": _wandb_id(folder), "resume": "allow", "name": name, "dir": str(folder)}
+        settings["wandb"]["settings"] = WANDB_PRIVATE
         if not _wandb_login():
             settings["wandb"]["mode"] = "offline"
             console.print("wandb: no login found, recording offline; `wandb sync` uploads it later", style="yellow")
     try:
-        accelerator.init_trackers(PROJECT, _flat(dump(run)), settings)
+        accelerator.init_trackers(PROJECT, _flat(public_recipe(run)), settings)
     except Exception as error:  # wandb raises kinds of its own, which cannot be named where it is not installed
         if settings.get("wandb", {}).get("mode") == "offline" or "wandb" not in run.tracking:
             raise
         console.print(f"wandb: recording offline, since it cannot be reached: {' '.join(str(error).split())}")
         settings["wandb"]["mode"] = "offline"
-        accelerator.init_trackers(PROJECT, _flat(dump(run)), settings)
+        accelerator.init_trackers(PROJECT, _flat(public_recipe(run)), settings)
 
 
 def _wandb_login() -> bool:

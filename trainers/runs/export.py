@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import UserError
+from distill.public_text import public_value
+from trainers.recipe.public import public_recipe
 from trainers.recipe.run import Run
-from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.recipe.strict_yaml import to_yaml
 from trainers.runs.distillation import teacher_identity
 from trainers.runs.trained_model import TrainedModel
 
@@ -46,16 +48,15 @@ def card_facts(trained: TrainedModel, run: Run) -> CardFacts:
     """Return the facts about the training for the model card."""
     from distill.export import CardFacts
 
-    teacher = "/".join(Path(run.teacher).parts[-2:])  # the card is published, and must not show paths of this machine
-    recipe = dump(run) | {"teacher": teacher}
+    recipe = public_recipe(run)
     return CardFacts(
-        name=run.name,
+        name=recipe["name"],
         objective=recipe["objective"],
-        teacher=teacher,
+        teacher=recipe["teacher"],
         teacher_sha256=teacher_identity(run, trained.objects),
         images=trained.images,
         average=trained.average,
-        metrics=metrics_of(trained),
+        metrics=public_value(metrics_of(trained)),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         recipe=to_yaml(recipe),
     )

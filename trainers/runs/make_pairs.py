@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.denoiser import Denoiser
@@ -19,6 +18,7 @@ from distill.errors import UserError
 from distill.guidance import classifier_free
 from distill.random import Random
 from distill.sampling import heun_steps, sample
+from distill.saved_files import save_tensors
 from distill.teachers import DESCRIPTION as TEACHER
 from distill.teachers import load_denoiser
 from trainers.data import Data, DataFree, Dataset
@@ -96,7 +96,7 @@ def make_pairs(
             parts = torch.arange(first, first + rows, device=device).split(batch)
             pairs = [_solve(denoiser, settings, dataset, index) for index in parts]
             with atomic_file(file) as staging:
-                save_file({name: torch.cat([pair[name] for pair in pairs]).cpu() for name in pairs[0]}, staging)
+                save_tensors({name: torch.cat([pair[name] for pair in pairs]).cpu() for name in pairs[0]}, staging)
             shards[file.name] = {"pairs": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
             # Listed after it is in place: a shard that is not listed is computed again.
             ordered = dict(sorted(shards.items()))

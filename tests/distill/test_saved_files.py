@@ -1,0 +1,65 @@
+"""Files have the permissions that the umask says, no more and no less."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.metrics import Classifier
+from distill.saved_files import save_tensors, set_permissions
+from distill.teachers import save_denoiser
+from distill.tiny.networks import network
+from tests.tiny import ROOT, tiny_denoiser
+
+
+@pytest.fixture(params=[0o022, 0o002, 0o077, 0o027])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A umask of this process."""
+    old = os.umask(request.param)
+    yield request.param
+    os.umask(old)
+
+
+def modes(folder: Path) -> set[int]:
+    """Return the permissions of all files below a folder."""
+    found = {stat.S_IMODE(file.stat().st_mode) for file in folder.rglob("*") if file.is_file()}
+    assert found
+    return found
+
+
+def test_tensors_have_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> None:
+    save_tensors({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {"b": "c"})
+    assert modes(tmp_path) == {0o666 & ~umask}
+    assert os.umask(umask) == umask
+
+
+def test_a_link_and_what_it_points_to_stay(umask: int, tmp_path: Path) -> None:
+    (tmp_path / "other").touch(0o600)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "other")
+    set_permissions(tmp_path / "folder")
+    assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o600 & ~umask
+
+
+def test_teachers_and_classifiers_are_readable(umask: int, tmp_path: Path) -> None:
+    Classifier((1, 8, 8), 10, width=16).save(tmp_path / "classifier")
+    save_denoiser(tiny_denoiser(), tmp_path / "unet")
+    save_denoiser(network("edm"), tmp_path / "edm")
+    assert modes(tmp_path) == {0o666 & ~umask}
+
+
+def test_nothing_else_writes_safetensors() -> None:
+    """A new writer of tensors has to go through the one helper, and `save_pretrained` is followed by it."""
+    for package in ("distill", "trainers", "launch"):
+        for file in (ROOT / package).rglob("*.py"):
+            text = file.read_text("utf-8")
+            if "save_file" in re.findall(r"\bsave_file\b", text):
+                assert file.name in ("saved_files.py", "classifier.py"), file
+            if ".save_pretrained(" in text and "shipped" not in file.parts and "export" not in file.parts:
+                assert "set_permissions(" in text, file
