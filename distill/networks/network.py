@@ -34,6 +34,9 @@ class Network(nn.Module):
         own_class: The name of the user's class in this wrapper, such as "my_package.my_module:MyNet", or None.
         pipeline_export: The key of its writer in `distill.export.to_diffusers`, or None if no pipeline takes it.
         authors_class: The name of the class in the authors' code that loads its weights, or None if there is none.
+        casts_weights: Whether autocast, or the network's own code, casts its weights wherever it uses them. They may
+            then be stored and sent in low precision. A network of a user's own may compute norms, times or positions
+            from its weights, which therefore stay in float32.
     """
 
     shape: tuple[int, ...] = ()
@@ -47,6 +50,7 @@ class Network(nn.Module):
     own_class: str | None = None
     pipeline_export: ClassVar[str | None] = None
     authors_class: ClassVar[str | None] = None
+    casts_weights: ClassVar[bool] = False
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         """Return the prediction [B, C, *spatial] for `x` [B, C, *spatial], `time` [B] and the condition [B, ...]."""

@@ -48,6 +48,7 @@ class PublishedNetwork(Network):
     """
 
     pipeline_export = "code"
+    casts_weights = True
     settings: dict[str, Any]
     kind: ClassVar[str]
     source: ClassVar[str]

@@ -275,7 +275,9 @@ def _shard_units(
     network: nn.Module, layout: Layout, replicated: set[nn.Parameter], dtype: torch.dtype | None = None
 ) -> None:
     """Shard a network unit by unit, without the parameters of `replicated`."""
-    autocast = {part for module in network.modules() if isinstance(module, Denoiser) for part in module.modules()}
+    denoisers = [module for module in network.modules() if isinstance(module, Denoiser)]
+    # A network of the user's own may use weights where autocast does not cast them. These are gathered as they are.
+    autocast = {part for each in denoisers if each.network.casts_weights for part in each.modules()}
     offload = fsdp.CPUOffloadPolicy(layout.mesh.device_type == "cuda") if layout.offload else fsdp.OffloadPolicy()
     for unit in sharding_units(network):
         own = [p for p in unit.parameters() if p not in replicated and not isinstance(p, DTensor)]

@@ -157,7 +157,8 @@ def place_networks(
 ) -> None:
     """Put the networks on their devices, in place, and shard those that have a layout. Collective.
 
-    The teacher is frozen, and is therefore stored in the precision of compute.
+    The teacher is frozen, and is therefore stored in the precision of compute, if its network casts all its weights
+    before it uses them. A network of the user's own stays in float32.
 
     Args:
         run: The recipe.
@@ -167,7 +168,7 @@ def place_networks(
         fake: The fake. None if the objective trains none.
         device: The device of this process.
     """
-    stored = torch.bfloat16 if run.precision == "bfloat16" else None
+    stored = torch.bfloat16 if run.precision == "bfloat16" and teacher.network.casts_weights else None
     if "teacher" in layouts:
         shared = shard(teacher, layouts["teacher"], dtype=stored)
     else:

@@ -34,6 +34,7 @@ class Family(Network):
     part: ClassVar[str] = "transformer"
     text: ClassVar[bool] = False
     latents: ClassVar[bool] = True
+    casts_weights: ClassVar[bool] = True
 
     def __init__(self, model: Any, **choices: Any) -> None:
         raise NotImplementedError
