@@ -29,6 +29,7 @@ class Dataset:
         embed: (positions [B]) -> the embeddings of the prompts, tensors [B, ...] by name. None before encoding.
         spread: (positions [B]) -> the standard deviations of the latents, shaped like them. None before encoding.
         content: () -> a hash of the samples that is cheaper than reading all of them. None if there is no such hash.
+        class_names: The names of the classes, by number. None where they have none.
     """
 
     name: str
@@ -40,11 +41,12 @@ class Dataset:
     embed: Callable[[Tensor], Mapping[str, Tensor]] | None = None
     spread: Callable[[Tensor], Tensor] | None = None
     content: Callable[[], str] | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def classes(self) -> int:
-        """The number of classes. 0 without labels."""
-        return 0 if self.labels is None else int(self.labels.max()) + 1
+        """The number of classes, those with a name but without a sample among them. 0 without labels."""
+        return 0 if self.labels is None else max(int(self.labels.max()) + 1, len(self.class_names or ()))
 
     def order(self, seed: int, index: Tensor) -> Tensor:
         """Return the positions [B] of the items `index` [B] in an endless stream of shuffled epochs."""

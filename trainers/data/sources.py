@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import get_rank, is_initialized
 
+from distill.annotations import LocalPath
 from distill.errors import UserError
 from trainers.data.dataset import Dataset
-from trainers.data.prompts import Prompts, check_column, open_rows, text_column
+from trainers.data.labels import classes_in_words, to_labels
+from trainers.data.picture_rows import open_pictures
+from trainers.data.pictures import Pictures
+from trainers.data.pixels import BACKGROUND, Damaged, decode_picture, open_picture, quiet_pillow, to_pixels
+from trainers.data.prompts import Prompts
+from trainers.data.scan import scan_pictures
 from trainers.data.source import Data
+from trainers.data.tables import check_column, text_column
+from trainers.io.console import plain
 
 # The most bytes of decoded images that a process keeps in memory. CIFAR-10 has 0.15 GiB, and 87,381 images of 64x64 RGB
 # pixels have 1 GiB.
@@ -37,23 +46,26 @@ class Digits(Data):
 
 @dataclass(frozen=True)
 class Images(Data):
-    """Any image data set that datasets.load_dataset reads: a hub id, a local image folder, or parquet files.
+    """Any image data set: a hub id, a local folder or zip archive of pictures, or a table such as parquet files.
 
     Images are centre-cropped to the aspect of `resolution` and resized to it (Lanczos). A data set of at most 1 GiB at
-    this resolution is decoded once and kept in memory. A larger one is decoded on demand.
+    this resolution is decoded once and kept in memory. A larger one is decoded on demand. Pictures of 16 bits are
+    scaled by 65,535 and floats by 1, and transparent parts are white.
 
     Attributes:
-        path: An id on the hub, a folder of images (one subfolder for each class), or a glob of parquet files.
+        path: An id on the hub, a folder or a zip archive of pictures (one subfolder for each class, or EDM's
+            dataset.json, or metadata.jsonl), or a file, a folder or a glob of tables.
         resolution: Pixels to a side of a square, or (height, width).
         mode: RGB or L (grey).
         split: The split of the data set.
         config: The configuration of a data set on the hub.
         image_column: The column of the images.
-        label_column: The column of the labels. None for no labels.
+        label_column: The column of the labels, which are numbers or words. None for no labels.
         prompt_column: The column of the prompts, which replace the labels. None for no prompts.
+        damaged: Whether pictures that cannot be read are refused, or skipped and counted.
     """
 
-    path: str
+    path: LocalPath
     resolution: int | tuple[int, int] = 32
     mode: Literal["RGB", "L"] = "RGB"
     split: str = "train"
@@ -61,6 +73,7 @@ class Images(Data):
     image_column: str = "image"
     label_column: str | None = "label"
     prompt_column: str | None = None
+    damaged: Literal["refuse", "skip"] = "refuse"
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
@@ -72,62 +85,78 @@ class Images(Data):
         return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
 
     def load(self) -> Dataset:
-        from datasets import Image
-
-        rows = open_rows(self.path, self.split, self.config, folder="imagefolder")
-        check_column(rows, self.image_column, self.path, "data.image_column")
-        if not isinstance(rows.features[self.image_column], Image):
-            raise UserError(f"data.image_column: {self.image_column!r} in {self.path} holds no images")
-        prompts, labels = None, None
-        if self.prompt_column is not None:
-            prompts = text_column(rows, self.prompt_column, self.path, "data.prompt_column")
-        elif self.label_column is not None:
-            labels = self._labels(rows, self.label_column)
-        pictures = rows.select_columns([self.image_column])
+        console = plain(stderr=True, quiet=is_initialized() and get_rank() > 0)
+        found = open_pictures(self.path, self.split, self.config, self.image_column)
+        labels, prompts, names = self._conditions(found)
+        scan = scan_pictures(found, Path(self.path).name, console)
+        if scan.damaged:
+            whole = [number for number in range(found.count) if number not in scan.damaged]
+            console.print(self._refuse_or_skip(found, scan.damaged), style="yellow")
+            found, labels = found.select(whole), None if labels is None else labels[whole]
+            prompts = None if prompts is None else [prompts[number] for number in whole]
+        kinds = "" if labels is None else f" in {classes_in_words(labels, names)}"
+        console.print(f"data: '{Path(self.path).name}': {found.count:,} pictures{kinds}")
+        if found.left_out:
+            console.print(f"data: left out of '{Path(self.path).name}': {'; '.join(found.left_out)}", style="yellow")
 
         def decode(positions: Tensor) -> Tensor:
-            return torch.stack([self._pixels(picture) for picture in pictures[positions.tolist()][self.image_column]])
+            with quiet_pillow():
+                return torch.stack([self._pixels(self._picture(found, number)) for number in positions.tolist()])
 
         shape = (1 if self.mode == "L" else 3, *self.size)
-        read = _decode_once(decode, len(rows), shape) if len(rows) * math.prod(shape) <= MAX_DECODED_BYTES else decode
-        name, content = Path(self.path).name, partial(self._content, pictures)
+        read = (
+            _decode_once(decode, found.count, shape) if found.count * math.prod(shape) <= MAX_DECODED_BYTES else decode
+        )
         return Dataset(
-            name, len(rows), shape, labels, lambda at: read(at).float() / 127.5 - 1, prompts, content=content
+            Path(self.path).name,
+            found.count,
+            shape,
+            labels,
+            lambda at: read(at).float() / 127.5 - 1,
+            prompts,
+            content=partial(self._content, found, scan.converted),
+            class_names=names,
         )
 
-    def _content(self, pictures: Any) -> str:
-        """Return a hash of the files, and of the settings by which they become pixels."""
-        from datasets import Image
+    def _conditions(self, found: Pictures) -> tuple[Tensor | None, Sequence[str] | None, tuple[str, ...] | None]:
+        """Return the labels, the prompts and the names of the classes."""
+        if self.prompt_column is not None:
+            return None, text_column(found, self.prompt_column, self.path, "data.prompt_column"), None
+        if (column := self.label_column) is None:
+            return None, None, None
+        check_column(found, column, self.path, "data.label_column", " (null trains without labels)")
+        labels, names = to_labels(found[column][:], found.class_names.get(column), self.path, column)
+        return labels, None, names
 
+    def _refuse_or_skip(self, found: Pictures, damaged: Mapping[int, str]) -> str:
+        """Return a line about the damaged pictures that are skipped. Raise UserError if they are refused."""
+        some = "; ".join(f"{found.name(number)} {why}" for number, why in sorted(damaged.items())[:3])
+        more = f"; and {len(damaged) - 3:,} more" if len(damaged) > 3 else ""
+        counted = f"{len(damaged):,} of {found.count:,} pictures"
+        if self.damaged == "refuse" or len(damaged) == found.count:
+            hint = " (data.damaged: skip leaves them out)" if len(damaged) < found.count else ""
+            raise UserError(f"data: {counted} in '{self.path}' cannot be read: {some}{more}{hint}")
+        return f"data: skipped {counted} in '{Path(self.path).name}': {some}{more}"
+
+    def _content(self, found: Pictures, converted: bool) -> str:
+        """Return a hash of the files, and of the settings by which they become pixels."""
         digest = hashlib.sha256(f"square, lanczos, {self.resolution}, {self.mode}".encode())
-        for picture in pictures.cast_column(self.image_column, Image(decode=False)):
-            file = picture[self.image_column]
-            digest.update(hashlib.sha256(file["bytes"] or Path(file["path"]).read_bytes()).digest())
+        if converted:  # such pictures had other pixels before this was stated
+            digest.update(f"16 bits scaled, transparent parts {BACKGROUND}".encode())
+        for number in range(found.count):
+            digest.update(hashlib.sha256(found.read(number)).digest())
         return digest.hexdigest()
 
-    def _labels(self, rows: Any, column: str) -> Tensor:
-        """Return the labels in a column, int64 [N]."""
-        check_column(rows, column, self.path, "data.label_column", " (null trains without labels)")
-        values = rows[column][:]
-        if not all(isinstance(value, int) and value >= 0 for value in values):
-            raise UserError(
-                f"data.label_column: {column!r} in {self.path} must hold an integer of at least 0 for every image"
-            )
-        return torch.tensor(values, dtype=torch.int64)
+    def _picture(self, found: Pictures, number: int) -> Any:
+        """Return a picture, decoded. Raise UserError if it was damaged since the scan."""
+        try:
+            return decode_picture(open_picture(found.read(number)))
+        except Damaged as why:
+            raise UserError(f"data: {found.name(number)} {why}") from why
 
     def _pixels(self, picture: Any) -> Tensor:
         """Return an image, cropped and resized, as uint8 [C, H, W]."""
-        from PIL import Image
-
-        height, width = self.size
-        scale = min(picture.width / width, picture.height / height)
-        crop = round(width * scale), round(height * scale)
-        left, top = (picture.width - crop[0]) // 2, (picture.height - crop[1]) // 2
-        middle = picture.convert(self.mode).crop((left, top, left + crop[0], top + crop[1]))
-        if crop != (width, height):
-            middle = middle.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(middle))
-        return pixels[None] if self.mode == "L" else pixels.permute(2, 0, 1)
+        return to_pixels(picture, self.mode, self.size)
 
 
 def _decode_once(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:

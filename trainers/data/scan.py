@@ -1,0 +1,124 @@
+"""The scan of a data set: every picture is decoded once before anything trains, and the result is kept."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
+
+from trainers.data.pictures import Pictures
+from trainers.data.pixels import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    Damaged,
+    changes_in_conversion,
+    decode_picture,
+    open_picture,
+    quiet_pillow,
+)
+from trainers.io.atomic import atomic_file
+
+AT_ONCE = 256  # the pictures between two steps of the progress bar, and between two polls for Ctrl-C
+SHOWN_FROM = 2_000  # the number of pictures from which the progress is shown
+LARGE = 2**24  # pixels; pictures of more are decoded one at a time, for the sake of memory
+RULES = f"1: {MAX_PIXELS} pixels, {MAX_FILE_BYTES} bytes"  # what the result depends on beside the pictures
+
+_large = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The result of a scan.
+
+    Attributes:
+        damaged: {number of a picture: why it cannot be read}.
+        converted: Whether a picture has transparent parts, or channels of more than 8 bits.
+    """
+
+    damaged: dict[int, str]
+    converted: bool
+
+
+def scan_pictures(pictures: Pictures, name: str, console: Console) -> Scan:
+    """Decode every picture, or return the result of an earlier scan of the same pictures.
+
+    Args:
+        pictures: The pictures.
+        name: The name of the data set, for the progress.
+        console: Where progress is printed.
+    """
+    from datasets import config
+
+    file = Path(config.HF_DATASETS_CACHE) / "distill_scans" / f"{_key(pictures)}.json"
+    lock: Any = nullcontext()
+    with suppress(OSError):  # a scan that cannot be kept is made all the same
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if os.access(file.parent, os.W_OK):
+            lock = FileLock(file.with_suffix(".lock"))  # one of the processes of a job scans
+    with lock:
+        if (known := _read(file, pictures.count)) is not None:
+            return known
+        scan = _scan(pictures, name, console)
+        with suppress(OSError), atomic_file(file) as staging:
+            content = {"damaged": sorted(scan.damaged.items()), "converted": scan.converted}
+            staging.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return scan
+
+
+def _key(pictures: Pictures) -> str:
+    return sha256(f"{RULES} {pictures.count} {pictures.stamp()}".encode()).hexdigest()[:32]
+
+
+def _read(file: Path, count: int) -> Scan | None:
+    """Return the result in a file. None if there is none, or if it is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        damaged = dict(content["damaged"])
+        good = all(isinstance(n, int) and 0 <= n < count and isinstance(why, str) for n, why in damaged.items())
+        return Scan(damaged, bool(content["converted"])) if good else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _scan(pictures: Pictures, name: str, console: Console) -> Scan:
+    """Decode every picture, in threads: Pillow's decoders run beside each other."""
+    damaged: dict[int, str] = {}
+    converted = False
+    shown = console.is_terminal and pictures.count >= AT_ONCE
+    if not shown and pictures.count >= SHOWN_FROM:
+        console.print(f"data: '{name}': {pictures.count:,} pictures are decoded once, to find damaged ones")
+    with quiet_pillow(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+
+        def parts() -> Iterator[range]:
+            for first in range(0, pictures.count, AT_ONCE):
+                yield range(first, min(first + AT_ONCE, pictures.count))
+
+        steps = -(-pictures.count // AT_ONCE)
+        for part in track(
+            parts(), f"looking for damaged pictures in '{name}'", steps, console=console, disable=not shown
+        ):
+            for number, found in zip(part, pool.map(lambda number: _look_at(pictures, number), part), strict=True):
+                if isinstance(found, str):
+                    damaged[number] = found
+                else:
+                    converted |= found
+    return Scan(damaged, converted)
+
+
+def _look_at(pictures: Pictures, number: int) -> bool | str:
+    """Return why a picture cannot be read, or whether it changes in conversion."""
+    try:
+        picture = open_picture(pictures.read(number))
+        with _large if picture.width * picture.height > LARGE else nullcontext():
+            return changes_in_conversion(decode_picture(picture))
+    except Damaged as why:
+        return str(why)
