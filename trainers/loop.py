@@ -18,12 +18,12 @@ from trainers.engine.collectives import is_lost_process, on_main_process
 from trainers.engine.session import Session
 from trainers.engine.step import advance
 from trainers.engine.stopping import STOP, Stopped
-from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Log, NotFinite, Samples, Snapshots
+from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Log, NotFinite, Samples, Snapshots, check_weights
 from trainers.hooks.hook import call_due, call_in_turn
 from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file, recover, remove_staging_files
-from trainers.io.console import plain
+from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.lock import LOCK, take_lock
 from trainers.recipe.changes import accepted_changes
 from trainers.recipe.load import RUN_FILE
@@ -33,6 +33,8 @@ from trainers.runs.distillation import build_distillation
 from trainers.runs.open import Opened
 from trainers.runs.teacher import build_teacher
 
+PARTS = 10  # checkpoints of a run at least, where the recipe does not say how often it saves
+SECONDS = 15 * 60.0  # between two checkpoints at most, where the recipe does not say how often it saves
 STOPPED = "stopped.json"  # in the run folder of a run that was told to stop, until it is resumed
 
 
@@ -58,7 +60,9 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
     with locked(folder, accelerator):
         session = build_session(opened, accelerator)
         run, state, console = session.run, session.state, plain(stderr=True, quiet=not accelerator.is_main_process)
-        if not opened.fresh:
+        if opened.fresh:  # an earlier start may have left something, though no update
+            on_main_process(accelerator, partial(rewind_folder, folder, 0, ()))
+        else:
             resume_session(session, folder, console, allow)
         # One rank writes, and an error of the disk ends all ranks.
         on_main_process(accelerator, partial(write_recipe, session, folder))
@@ -92,8 +96,8 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         UserError: Another process has the lock.
     """
     lock = FileLock(folder / LOCK, blocking=False)
-    on_main_process(accelerator, partial(take_lock, lock))  # one lock for all ranks, and its error on all of them
     try:
+        on_main_process(accelerator, partial(take_lock, lock))  # one lock for all ranks, and its error on all of them
         yield
     finally:
         lock.release()
@@ -111,14 +115,15 @@ def hooks_of(session: Session, folder: Path, saver: Saver, more: Sequence[Hook])
         more: The hooks of the caller.
     """
     run = session.run
-    return [
-        FiniteCheck(run.log_every),
+    every = run.checkpoint_every
+    hooks = [
         Evaluate(folder, run.evaluation),
         Samples(folder, run.samples_every),
         Snapshots(folder, run.power_ema),
         *more,
-        Checkpoints(saver, run.checkpoint_every),
+        Checkpoints(saver, max(1, run.images // PARTS), SECONDS) if every is None else Checkpoints(saver, every),
     ]
+    return [FiniteCheck(run, session.state.images, hooks), *hooks]
 
 
 @contextmanager
@@ -143,6 +148,7 @@ def closing_at_end(log: Log, saver: Saver, accelerator: Accelerator) -> Iterator
 def saving_at_ends(session: Session, saver: Saver, folder: Path, fresh: bool) -> Iterator[None]:
     """Save the state at the beginning of a fresh run, at the end, and where training ends early. Collective."""
     try:
+        check_weights(session)
         if fresh:  # so that every run can be resumed, and one that cannot save does not begin to train
             saver.save_now(session)
         else:
@@ -151,14 +157,23 @@ def saving_at_ends(session: Session, saver: Saver, folder: Path, fresh: bool) ->
         saver.save_now(session)
         if session.accelerator.is_main_process:
             session.finish(session, folder)
-    except NotFinite:
+    except NotFinite as error:
+        check_weights(session)  # raises again where the weights are the reason: such a state is not saved
         saver.save_now(session)
-        raise
+        images = saver.good_images()
+        if images is None or images == session.state.images:
+            raise
+        raise NotFinite(f"{error}; the newest checkpoint before these updates is at {images:,} images") from None
     except Stopped as stopped:
+        check_weights(session)
         saver.save_now(session)
         if session.accelerator.is_main_process:
             note = {"images": session.state.images, "by": STOP.name}
-            (folder / STOPPED).write_text(json.dumps(note) + "\n")
+            with (
+                tolerate_disk_errors(f"'{folder / STOPPED}' is", "the run is saved"),
+                atomic_file(folder / STOPPED) as new,
+            ):
+                new.write_text(json.dumps(note) + "\n")
         at = f"{stopped} at {session.state.images:,} images, which are saved"
         raise Stopped(f"{at}: `distill resume {folder}` goes on") from None
 
@@ -190,6 +205,10 @@ def resume_session(session: Session, folder: Path, console: Console, allow: Sequ
     except (RuntimeError, KeyError) as error:
         raise UserError(f"'{found}' does not fit the recipe: {one_line(error)}") from error
     state = session.state
+    if any(int(player.streak) >= run.max_skipped for player in state.players.values()):
+        for player in state.players.values():  # the run ended for it, and the user has changed something since
+            player.streak.zero_()
+            player.longest.zero_()
     console.print(f"resumed '{folder}' at {state.images:,} images")
     # One rank rewinds, and no rank trains on, and writes, before it is done.
     on_main_process(session.accelerator, partial(rewind_folder, folder, state.images, state.unfinished))

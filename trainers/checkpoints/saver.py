@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from distill.errors import one_line
-from trainers.checkpoints.checkpoint import MANIFEST, STATE, folders, state_description, state_tensors
+from distill.errors import UserError, one_line
+from trainers.checkpoints.checkpoint import MANIFEST, STATE, folders, read_state, state_description, state_tensors
 from trainers.checkpoints.tensor_files import Rows, file_name, tensors_of_rank, write_tensors
 from trainers.engine.collectives import LOST_PROCESS, is_lost_process
 from trainers.engine.session import Session
@@ -66,7 +67,8 @@ class Saver:
 
     Args:
         root: The folder of the checkpoints.
-        keep: The number of newest checkpoints that are kept.
+        keep: The number of newest checkpoints that are kept. The newest good one is kept beside them. So is the one
+            that a run resumed from, and all older ones if that is not good, until the run has shown that it goes well.
         accelerator: Ranks and device.
     """
 
@@ -74,6 +76,8 @@ class Saver:
         self.root, self.keep = root, keep
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.saved: int | None = None  # images of the newest complete checkpoint
+        self._resumed = 0  # images of the checkpoint that the run resumed from
+        self._needed: set[Path] = set()  # the checkpoints that stay until all goes well
         self._failed: Failure | None = None  # of the last save
         self._thread: threading.Thread | None = None
         self._buffers: dict[tuple[str, str], Tensor] = {}  # (stem, name) -> host memory
@@ -103,6 +107,8 @@ class Saver:
             return
         started = time.monotonic()
         tensors = self._copy(session)  # the thread gets copies, since training changes the state while it writes
+        if self._goes_well(session):
+            self._needed.clear()
         arguments = (tensors, state_description(session), started, self._failed, beside)
         self._failed = Failure("its thread has died", disk=False)  # until the thread says otherwise
         self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
@@ -113,9 +119,11 @@ class Saver:
 
         A process that was killed may not have removed them.
         """
-        self.saved = images
+        self.saved = self._resumed = images
         if self.rank == 0:
-            self._prune(self._folder(images))
+            final = self._folder(images)
+            self._needed = {final} if is_good(final) else set(folders(self.root))
+            self._prune(final)
 
     @property
     def busy(self) -> bool:
@@ -151,6 +159,21 @@ class Saver:
         """Wait for the save in progress when a run ends, at most PATIENCE seconds or twice the longest save."""
         if self._thread is not None:
             self._thread.join(max(PATIENCE, 2 * STOP.longest_save))
+
+    def good_images(self) -> int | None:
+        """Return the number of images of the newest good checkpoint, or None if there is none."""
+        return next((int(folder.name) for folder in folders(self.root) if is_good(folder)), None)
+
+    def _goes_well(self, session: Session) -> bool:
+        """Return whether a resumed run no longer needs the checkpoints before it.
+
+        A setting that was changed for the resume, such as a learning rate, may spoil the weights long before they are
+        no longer finite. So the run must come to its end, or through `max_skipped` updates, and skip none.
+        """
+        run, images = session.run, session.state.images
+        if any(int(player.streak) for player in session.state.players.values()):
+            return False
+        return images >= run.images or images - self._resumed >= run.max_skipped * run.batch_size
 
     def _folder(self, images: int) -> Path:
         return self.root / f"{images:012d}"
@@ -234,13 +257,15 @@ class Saver:
         sync(self.root)  # the rename is on the disk only after the folder around it is
 
     def _prune(self, final: Path) -> None:
-        """Remove the checkpoints before `final`, but for the newest `keep` - 1 of them."""
+        """Remove the checkpoints before `final`, but for the newest `keep` - 1 of them and those that must stay."""
 
         def remove() -> None:
             # Later checkpoints than `final` are damaged ones that the resume skipped, which `_finish` replaces.
             older = [folder for folder in folders(self.root) if folder.name < final.name]
+            newest_good = next((folder for folder in (final, *older) if is_good(folder)), None)
             for old in older[self.keep - 1 :]:
-                shutil.rmtree(old)
+                if old != newest_good and old not in self._needed:
+                    shutil.rmtree(old)
 
         if (failure := _attempt(remove)) is not None:
             plain(stderr=True).print(f"an older checkpoint was not removed: {failure.why}", style="yellow")
@@ -262,6 +287,13 @@ class Saver:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+
+def is_good(folder: Path) -> bool:
+    """Return whether the last update of every player before a checkpoint was made, and not skipped as non-finite."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
+        return not any(counters["streak"] for counters in read_state(folder)["counters"].values())
+    return False
 
 
 def _attempt(work: Callable[[], None]) -> Failure | None:

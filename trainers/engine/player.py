@@ -51,6 +51,7 @@ class Player:
             them.
         optimizer: The optimizer of the parameters that train.
         own_optimizer: Whether the caller made the optimizer.
+        updates: The number of updates, skipped ones included, since the player was made.
         skipped: The number of non-finite updates of the run, int64 on the device as the next two.
         streak: The number of non-finite updates in a row until now.
         longest: The longest such row since the last check.
@@ -79,6 +80,7 @@ class Player:
         self.module = wrap(self.bare, accelerator)
         named, self.own_optimizer = list(trained.items()), optimizer is not None
         self.optimizer = build_optimizer(named, settings) if optimizer is None else optimizer(name, named)
+        self.updates = 0
         # On the device, so that counting a skipped update does not make the host wait.
         zeros = [torch.zeros((), dtype=torch.int64, device=accelerator.device) for _ in range(3)]
         self.skipped, self.streak, self.longest = zeros
@@ -131,6 +133,7 @@ class Player:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._constrain()
+        self.updates += 1
         self.skipped += bad
         self.streak = torch.where(bad, self.streak + 1, 0)
         self.longest = torch.maximum(self.longest, self.streak)

@@ -1,4 +1,4 @@
-"""Early stops of a run: by signals or by a time limit, agreed on by all ranks.
+"""Early stops of a run, by signals or by a time limit, and saves by the clock. All ranks agree on both.
 
 When any rank is told to stop, all ranks finish the same update, save, and raise Stopped. Other commands exit at once.
 Their files are written atomically, so that the same command continues where it stopped.
@@ -37,6 +37,7 @@ class Stop:
     Attributes:
         reason: The number of the signal that asked for the stop, or TIME_LIMIT. 0 while nothing has.
         longest_save: The seconds of the longest save so far.
+        save_due: Whether all ranks have agreed that it is time for a save.
         launcher: The id of the process that started this one as one of several. None without a launcher of ours.
     """
 
@@ -51,6 +52,7 @@ class Stop:
         self.reason = 0
         self._interrupts, self._deferred = 0, False
         self._end = float("inf")  # by time.monotonic, which no change of the clock moves
+        self.save_due, self._save_every, self._last_save = False, float("inf"), 0.0  # seconds
         self._group: dist.ProcessGroup | None = None
         self._pending: tuple[Any, torch.Tensor] | None = None  # the all-reduce under way, and its tensor
         self._last_poll, self._longest_update = 0.0, 0.0  # seconds
@@ -79,6 +81,14 @@ class Stop:
     def limit(self, seconds: float) -> None:
         """Make the run end within `seconds` from now. Of several limits the earliest counts."""
         self._end = min(self._end, time.monotonic() + seconds)
+
+    def save_every(self, seconds: float) -> None:
+        """Make a save due whenever the last one began `seconds` ago, until the run ends."""
+        self._save_every, self._last_save = seconds, time.monotonic()
+
+    def note_save(self) -> None:
+        """Note that a save begins."""
+        self.save_due, self._last_save = False, time.monotonic()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Note a signal. Outside training, raise Stopped. In training, the next poll raises it."""
@@ -114,9 +124,10 @@ class Stop:
                 self._pending[0].wait()
         finally:
             self._deferred, self._group, self._pending = False, None, None
+            self.save_due, self._save_every = False, float("inf")
 
     def poll(self) -> None:
-        """Raise Stopped if some rank was told to stop. Collective.
+        """Raise Stopped if some rank was told to stop, and set `save_due` if a save is due on some rank. Collective.
 
         Every rank calls this between two updates or batches, and all ranks raise at the same poll. A poll starts an
         all-reduce and the next poll reads the result, so that training never waits for the message.
@@ -126,18 +137,19 @@ class Stop:
         # Time is left for one more update and for the save, which may take twice as long as the longest so far.
         if self._end - now < max(MARGIN, 2 * self.longest_save + self._longest_update):
             self.reason = self.reason or TIME_LIMIT
-        agreed = self.reason
+        agreed, save = self.reason, int(now - self._last_save >= self._save_every)
         if self._group is not None:
             import torch
             import torch.distributed as dist
 
-            agreed = 0
-            if self._pending is not None:  # the all-reduce of the last poll: the largest reason of all ranks
+            asked = torch.tensor([agreed, save])
+            agreed = save = 0
+            if self._pending is not None:  # the all-reduce of the last poll: the largest numbers of all ranks
                 self._pending[0].wait()
-                agreed = int(self._pending[1])
-            reason = torch.tensor(self.reason)
+                agreed, save = self._pending[1].tolist()
             if not agreed:
-                self._pending = (dist.all_reduce(reason, dist.ReduceOp.MAX, self._group, async_op=True), reason)
+                self._pending = (dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True), asked)
+        self.save_due = self.save_due or bool(save)
         if agreed:
             self.reason, self._pending = agreed, None
             raise Stopped(f"stopped by {self.name}")

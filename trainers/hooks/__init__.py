@@ -2,10 +2,20 @@
 
 from trainers.hooks.checkpoint import Checkpoints
 from trainers.hooks.evaluate import Evaluate
-from trainers.hooks.finite import FiniteCheck, NotFinite
+from trainers.hooks.finite import FiniteCheck, NotFinite, check_weights
 from trainers.hooks.hook import Hook
 from trainers.hooks.log import Log
 from trainers.hooks.samples import Samples
 from trainers.hooks.snapshots import Snapshots
 
-__all__ = ["Checkpoints", "Evaluate", "FiniteCheck", "Hook", "Log", "NotFinite", "Samples", "Snapshots"]
+__all__ = [
+    "Checkpoints",
+    "Evaluate",
+    "FiniteCheck",
+    "Hook",
+    "Log",
+    "NotFinite",
+    "Samples",
+    "Snapshots",
+    "check_weights",
+]

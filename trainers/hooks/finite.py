@@ -1,30 +1,65 @@
-"""The hook that ends a run whose updates are no longer finite."""
+"""The hook that ends a run whose updates or weights are no longer finite."""
+
+from collections.abc import Sequence
 
 from distill.errors import UserError
+from trainers.engine.finite import weights_not_finite
+from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.hooks.hook import Hook
+from trainers.recipe.run import Experiment
+
+ADVICE = "Lower its lr, set max_grad_norm, or try precision: float32"
 
 
 class NotFinite(UserError):
-    """Too many updates in a row were not finite."""
+    """Too many updates in a row were not finite, or weights are not."""
 
 
 class FiniteCheck(Hook):
-    """A hook that raises NotFinite after `max_skipped` non-finite updates of a player in a row."""
+    """A hook that raises NotFinite when a run cannot go on with finite numbers.
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    It does so after `max_skipped` non-finite updates of a player in a row, and at once when weights are not finite. At
+    the end of a run it also does so when a player's last updates were not finite, and they are more than half of all
+    its updates. A short run has no `max_skipped` updates.
+
+    The host waits for the device here, and therefore not at every update: the hook is called at log points, after
+    `max_skipped` updates, and before every other hook, so that no hook measures or saves what is not finite.
+
+    Args:
+        run: The recipe.
+        began: The number of images at which this session began.
+        others: The hooks before which the hook is called.
+    """
+
+    def __init__(self, run: Experiment, began: int, others: Sequence[Hook]) -> None:
+        self.every = min(run.log_every, run.max_skipped * run.batch_size)
+        self.began, self.others = began, others
+
+    def due(self, before: int, now: int, total: int) -> bool:
+        return super().due(before, now, total) or any(hook.due(before, now, total) for hook in self.others)
 
     def __call__(self, session: Session) -> None:
-        counts = {name: int(player.longest) for name, player in session.state.players.items()}
-        failed = [name for name, longest in counts.items() if longest >= session.run.max_skipped]
-        for player in session.state.players.values():
-            if failed:
-                player.streak.zero_()  # a resume begins to count anew, since the user has changed something
+        check_weights(session)
+        run, images, failed = session.run, session.state.images, ""
+        for name, player in session.state.players.items():
+            longest, streak = int(player.longest), int(player.streak)
             player.longest.copy_(player.streak)  # a row that is still going on counts into the next check
+            ended = images >= run.images and streak > self._all_updates(player, images) / 2
+            if not failed and (longest >= run.max_skipped or ended):
+                failed = f"{name}: {streak if ended else longest} updates in a row had a non-finite loss or gradient"
         if failed:
-            raise NotFinite(
-                f"{failed[0]}: {counts[failed[0]]} updates in a row had a non-finite loss or gradient at"
-                f" {session.state.images:,} images; they were skipped and the state saved. Lower its lr, set"
-                " max_grad_norm, or try precision: float32"
-            )
+            raise NotFinite(f"{failed} at {images:,} images; they were skipped and the state saved. {ADVICE}")
+
+    def _all_updates(self, player: Player, images: int) -> float:
+        """Return the number of updates of a player since the run began, by its pace since this session began."""
+        return player.updates * images / (images - self.began) if player.updates else float("inf")
+
+
+def check_weights(session: Session) -> None:
+    """Raise NotFinite when weights that train, or their averages, are not finite. Collective."""
+    if found := weights_not_finite(session.state, session.accelerator):
+        raise NotFinite(
+            f"{', '.join(found)}: the weights are not finite at {session.state.images:,} images, and are not saved."
+            f" {ADVICE}"
+        )

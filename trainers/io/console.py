@@ -17,13 +17,14 @@ def plain(stderr: bool = False, quiet: bool = False) -> Console:
 
 
 @contextmanager
-def tolerate_disk_errors(what: str) -> Iterator[None]:
-    """Print an OSError inside the context in one line, and let training go on.
+def tolerate_disk_errors(what: str, then: str = "training goes on") -> Iterator[None]:
+    """Print an OSError inside the context in one line, and go on.
 
     Args:
         what: The beginning of the line, such as "the samples at 1,000 images are".
+        then: The end of the line.
     """
     try:
         yield
     except OSError as error:
-        plain(stderr=True).print(f"{what} not written: {error}; training goes on", style="yellow")
+        plain(stderr=True).print(f"{what} not written: {error}; {then}", style="yellow")

@@ -3,11 +3,15 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distill.errors import UserError
 from trainers.io.atomic import atomic_file
+
+LONGEST = 2**20  # bytes of a line at most; a longer one is no record
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
@@ -27,18 +31,31 @@ def append(file: Path, record: dict[str, Any]) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file, or none if there is no file. A line that a kill cut short is skipped."""
-    records = []
-    if file.is_file():
-        for line in file.read_text().splitlines():
-            with suppress(ValueError):
-                records.append(json.loads(line))
-    return records
+    """Return the records in a file, or none if there is no file.
+
+    A line that is no object with a number of `images` is skipped, such as one that a kill cut short.
+    """
+    return list(_records(file)) if file.is_file() else []
 
 
 def rewind(file: Path, images: int) -> None:
-    """Remove the lines after `images`, which a resumed run writes again."""
+    """Remove the lines after `images`, which a resumed run writes again, and the lines that are no records.
+
+    Raises:
+        UserError: Something other than a regular file is in the place of the file.
+    """
     if file.is_file():
-        kept = [json.dumps(record) + "\n" for record in read(file) if record["images"] <= images]
-        with atomic_file(file) as staging:
-            staging.write_text("".join(kept))
+        with atomic_file(file) as staging, staging.open("w") as stream:
+            stream.writelines(json.dumps(record) + "\n" for record in _records(file) if record["images"] <= images)
+    elif os.path.lexists(file):
+        raise UserError(f"'{file}' is no regular file, and a run writes its lines there; move it away")
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records in a file."""
+    with file.open("rb") as stream:
+        while line := stream.readline(LONGEST):
+            with suppress(ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deep
+                record = json.loads(line)
+                if isinstance(record, dict) and type(record.get("images")) is int:
+                    yield record

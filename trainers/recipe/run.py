@@ -216,7 +216,7 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
     log_every: int = 10_000
     samples_every: int = 100_000
-    checkpoint_every: int = 100_000
+    checkpoint_every: int | None = None  # images; null: after each tenth of the run, and every 15 minutes
     keep: int = 3  # the number of newest checkpoints that stay
     tracking: tuple[Literal["wandb", "tensorboard"], ...] = ()
     objects: tuple[str, ...] = ()  # the names of Python objects that the caller gave, which a resume needs again

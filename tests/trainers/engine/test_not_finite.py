@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,86 @@ def test_a_recipe_can_name_the_poison(teachers: Path, tmp_path: Path) -> None:
     objective = yaml.safe_load((tmp_path / "run.yaml").read_text())["objective"]
     assert (objective["name"], objective["samples"]) == (CLASS, [9])
     assert json.loads(json.dumps(objective))["alpha"] == 1.2
+
+
+def kept(run: Path) -> list[int]:
+    return [int(folder.name) for folder in checkpoint.folders(run / "checkpoints")]
+
+
+def test_a_short_run_may_not_skip_most_of_its_end(teachers: Path, tmp_path: Path) -> None:
+    """Decay multiplies the weights by -1e33 in the first update: 9 of 10 updates are skipped, fewer than 20."""
+    decay = {"name": "adamw", "weight_decay": 1e38, "lr": 1e-5}
+    with pytest.raises(UserError, match=r"^generator: 9 updates in a row .* at 80 images; .* at 0 images$") as caught:
+        fit_run(recipe(teachers / "edm", images=80, generator=decay), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert kept(tmp_path) == [80, 72, 48, 0]  # the newest three, and the newest with no skip before it
+
+
+@pytest.mark.parametrize("updates", [1, 2, 5])
+def test_a_run_whose_every_update_is_skipped_fails(updates: int, teachers: Path, tmp_path: Path) -> None:
+    settings = poisoned(teachers, list(range(0, 8 * updates, 8)), images=8 * updates, log_every=1000)
+    with pytest.raises(UserError, match=rf"^generator: {updates} updates in a row .* at {8 * updates} images"):
+        fit_run(settings, tmp_path)
+
+
+def test_one_skip_at_the_end_of_a_run_is_none_too_many(teachers: Path, tmp_path: Path) -> None:
+    """Also where a resume makes the last update alone, as in the run that nobody stopped."""
+    settings = poisoned(teachers, [24], images=32, checkpoint_every=8, keep=9)
+    assert fit_run(settings, tmp_path).state.players["generator"].counters()["streak"] == 1
+    for folder in checkpoint.folders(tmp_path / "checkpoints")[:1]:
+        shutil.rmtree(folder)
+    assert fit_run(settings, tmp_path, resume=True).state.players["generator"].counters()["streak"] == 1
+
+
+def test_a_run_stops_after_max_skipped_updates(teachers: Path, tmp_path: Path) -> None:
+    """However seldom it logs."""
+    settings = poisoned(
+        teachers, list(range(0, 960, 8)), images=960, log_every=960, max_skipped=5, checkpoint_every=960
+    )
+    with pytest.raises(UserError, match=r"^generator: 5 updates in a row .* at 40 images"):
+        fit_run(settings, tmp_path)
+
+
+def test_the_good_checkpoint_outlives_a_resume_that_fails(teachers: Path, tmp_path: Path) -> None:
+    """The first update spoils the weights, which stay finite; then all are skipped. A second resume keeps it too."""
+    settings = recipe(teachers / "edm", images=80, keep=1, checkpoint_every=8)
+    fit_run(settings, tmp_path)
+    assert kept(tmp_path) == [80]
+    spoiled = {"images": 800, "generator": {"lr": 1e3}, "fake": {"lr": 1e3}}
+    for again in (248, 408):
+        with pytest.raises(UserError, match="20 updates in a row"):
+            fit_run({**settings, **spoiled}, tmp_path, resume=True, allow=["generator", "fake"])
+        assert kept(tmp_path) == [again, *([248] if again > 248 else []), 88, 80]
+
+
+def test_weights_that_are_not_finite_are_not_saved(teachers: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """An infinite weight in the fourth update; a stop, an evaluation and a save due then find it."""
+
+    def spoil(session: Session) -> None:
+        advance(session)
+        if session.state.images == 32:
+            with torch.no_grad():
+                session.state.players["fake"].parameters[0].view(-1)[0] = math.inf
+
+    monkeypatch.setattr(loop, "advance", spoil)
+    settings = recipe(teachers / "edm", keep=1, log_every=1000, checkpoint_every=8)
+    with pytest.raises(UserError, match=r"^fake: the weights are not finite at 32 images, and are not saved"):
+        fit_run(settings, tmp_path)
+    assert kept(tmp_path) == [24]
+
+
+def test_a_run_does_not_begin_with_weights_not_finite(teachers: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    build = loop.build_session
+
+    def spoiled(*arguments: Any) -> Session:
+        session = build(*arguments)
+        with torch.no_grad():
+            session.state.ema.module.get_parameter(next(iter(dict(session.state.ema.module.named_parameters())))).mul_(
+                math.nan
+            )
+        return session
+
+    monkeypatch.setattr(loop, "build_session", spoiled)
+    with pytest.raises(UserError, match=r"^the average: the weights are not finite at 0 images"):
+        fit_run(recipe(teachers / "edm"), tmp_path)
+    assert kept(tmp_path) == []

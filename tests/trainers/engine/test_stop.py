@@ -18,13 +18,14 @@ from filelock import FileLock
 
 from distill.errors import UserError
 from tests.tiny import fit_run, launch, recipe
-from trainers import evaluation
+from trainers import evaluation, loop
 from trainers.checkpoints import checkpoint
 from trainers.engine import stopping
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks import Log
 from trainers.io import jsonl
+from trainers.recipe.load import build_experiment
 
 LAST = f"checkpoints/{96:012d}/manifest.json"
 
@@ -193,3 +194,49 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_update(teach
     assert int(found.name) == 32
     assert len(list(found.glob("generator-*-of-00002.safetensors"))) == 2
     assert torch.tensor([file.stat().st_size for file in found.glob("*-of-00002.safetensors")]).min() > 0
+
+
+def test_a_run_saves_after_each_tenth_by_default(teachers: Path, tmp_path: Path) -> None:
+    """60,000 images once lost all of a run that was killed at 20,000."""
+    settings = recipe(teachers / "edm", images=160, checkpoint_every=None, keep=99)
+    assert build_experiment({k: v for k, v in settings.items() if k != "checkpoint_every"}, "").checkpoint_every is None
+    fit_run(settings, tmp_path)
+    assert sorted(int(folder.name) for folder in checkpoint.folders(tmp_path / "checkpoints")) == [*range(0, 161, 16)]
+
+
+def test_a_run_saves_by_the_clock_and_to_the_same_bits(teachers: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Only where the recipe does not say how often; the time of a save changes no weight."""
+    settings = recipe(teachers / "edm", images=64, keep=99)
+    monkeypatch.setattr(loop, "SECONDS", 0.0)
+    monkeypatch.setattr(loop, "PARTS", 2)
+    fit_run(settings, tmp_path / "explicit")
+    fit_run({**settings, "checkpoint_every": None}, tmp_path / "clock")
+    explicit, clock = (
+        sorted(int(folder.name) for folder in checkpoint.folders(tmp_path / run / "checkpoints"))
+        for run in ("explicit", "clock")
+    )
+    assert (explicit, clock) == ([0, 24, 48, 64], [*range(0, 65, 8)])
+    for images in (24, 48, 64):
+        for stem in ("generator", "fake", "ema", "generator.optimizer", "meter"):
+            name = f"checkpoints/{images:012d}/{stem}.safetensors"
+            assert (tmp_path / "explicit" / name).read_bytes() == (tmp_path / "clock" / name).read_bytes()
+
+
+CLOCK = """
+import os, time
+from trainers import loop
+loop.PARTS, loop.SECONDS = 1, 0.0 if os.environ["RANK"] == "1" else 1e9
+from launch.main import main
+main()
+"""
+
+
+def test_two_processes_agree_on_the_clock(teachers: Path, tmp_path: Path) -> None:
+    """The clock of the second alone asks for saves; both save after the same updates."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=48, checkpoint_every=None, keep=99)))
+    job = launch(["-c", CLOCK, "train", str(file), "--folder", str(tmp_path / "run")], tmp_path / "out.txt", 2)
+    assert job.finish() == 0, job.text
+    found = checkpoint.folders(tmp_path / "run/checkpoints")
+    assert [int(folder.name) for folder in found] == [48, 40, 32, 24, 16, 0]  # the first agreement takes two polls
+    assert all(checkpoint.flaw(folder) is None for folder in found)
