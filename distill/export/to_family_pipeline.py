@@ -27,13 +27,17 @@ from distill.export.shipped import shipped_source
 from distill.export.snippets import call_pipeline
 from distill.generator import Generator
 from distill.paths import DiscreteVP, Flow
-from distill.pipeline_folder import load_stock_pipeline
+from distill.pipeline_folder import INDEX, class_name, load_stock_pipeline, read_json
 from distill.teachers.families import LatentFamily
 
 PROMPTS = ["a photograph of a red cat", ""]
 CUSTOM = (
     "No stock scheduler or pipeline takes this one step, so a short file comes with the weights and"
     " `trust_remote_code=True` allows diffusers to run it. It needs only torch and diffusers: read it first."
+)
+CHECKER = (
+    "The teacher's safety checker is part of the pipeline, and makes images black that it takes for unsafe. The"
+    " comparison of the samples was made without it."
 )
 DIFFUSERS_PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
@@ -55,6 +59,7 @@ def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None)
     network = cast(LatentFamily, generator.denoiser.network)
     if teacher is None:
         raise UserError(f"export: a {type(network).__name__} needs its teacher's folder for the other parts")
+    checker = (CHECKER,) if class_name(read_json(teacher / INDEX), "safety_checker") is not None else ()
     autoencoder, stock = network.open_autoencoder(teacher), is_stock(generator)
     if network.text:
         cond = Condition(PipelineTextEncoder(teacher, type(network)).encode(PROMPTS))
@@ -66,7 +71,10 @@ def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None)
         read=lambda folder: sampled(network, load_stock_pipeline(folder, trust_remote_code=not stock)),
         snippet=lambda source: call_pipeline(source, stock, call_for_two(network)),
         loading="This is a stock diffusers pipeline: no code comes with the weights." if stock else CUSTOM,
-        limits=(f"One step without guidance: call the pipeline with the arguments above ({arguments(network)}).",),
+        limits=(
+            f"One step without guidance: call the pipeline with the arguments above ({arguments(network)}).",
+            *checker,
+        ),
         library="diffusers",
         batches=(2,),
         shown=lambda samples: autoencoder.decode(samples).clamp(-1, 1),
@@ -176,7 +184,14 @@ def arguments(network: LatentFamily) -> str:
 
 
 def sampled(network: LatentFamily, pipe: Any) -> Reader:
-    """Return a reader that calls `pipe` with prompts or labels, as users do."""
+    """Return a reader that calls `pipe` with prompts or labels, as users do, but without what changes its images.
+
+    These are a safety checker, which may answer falsely for a student's early images, and SDXL's watermark.
+    """
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.register_modules(safety_checker=None)
+    if getattr(pipe, "watermark", None) is not None:
+        pipe.watermark = None
 
     def sample(given: Inputs) -> Tensor:
         labels, prompts = given.cond.labels, PROMPTS[: len(given.noise)]

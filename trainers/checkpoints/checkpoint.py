@@ -58,6 +58,7 @@ def state_description(session: Session) -> dict[str, Any]:
         "recipe": dump(session.run),
         "shape": session.dataset.shape,
         "classes": session.dataset.classes,
+        "data": session.source.digest,
     }
 
 
@@ -138,7 +139,7 @@ def restore(session: Session, folder: Path) -> None:
         RuntimeError: The checkpoint is that of another network.
     """
     description = read_state(folder)
-    if description["teacher"] != session.teacher_hash:
+    if not session.is_teacher(description["teacher"]):
         raise UserError(
             f"'{folder}' was trained from another teacher than the one in run.yaml (its files have changed)"
         )

@@ -35,6 +35,8 @@ class Session:
         nets: The networks that the objective sees. None where a teacher trains.
         teacher: The frozen teacher. None where a teacher trains.
         teacher_hash: The hash that identifies the teacher in checkpoints. None where a teacher trains.
+        is_teacher: Returns whether a hash in a checkpoint is that of the teacher, in today's form or an older one.
+            Collective.
         finish: Writes the files that a finished run leaves beside its checkpoints. The main process calls it.
     """
 
@@ -50,4 +52,5 @@ class Session:
     nets: Denoisers | None = None
     teacher: Denoiser | None = None
     teacher_hash: str | None = None
+    is_teacher: Callable[[str | None], bool] = lambda stored: stored is None  # of a run that trains a teacher
     finish: Callable[[Session, Path], None] = lambda session, folder: None  # nothing to write

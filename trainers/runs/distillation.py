@@ -1,10 +1,8 @@
 """The session of a distillation, with teacher, fake and one-step generator."""
 
 import copy
-import hashlib
 from collections.abc import Container, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,7 +13,6 @@ from distill import lora
 from distill.denoiser import Denoiser
 from distill.generator import Generator
 from distill.objectives import Denoisers
-from distill.teachers import DESCRIPTION, denoiser_files
 from trainers.data import Dataset
 from trainers.data.batches import Batches, BatchSizes
 from trainers.data.pairs import PairSet
@@ -27,10 +24,10 @@ from trainers.engine.sampler import make_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import Layout, alias_parameters, layouts_of, shard
 from trainers.engine.step import distillation_round, global_mean
-from trainers.io.atomic import sha256
 from trainers.recipe.run import PlayerSettings, Run
 from trainers.runs.open import Objects, Opened, encode_data
 from trainers.runs.start import load_start
+from trainers.runs.teacher_hash import is_hash_of, teacher_hash, weights_hash
 
 
 def build_distillation(opened: Opened, accelerator: Accelerator) -> Session:
@@ -42,13 +39,19 @@ def build_distillation(opened: Opened, accelerator: Accelerator) -> Session:
     run, teacher = cast(Run, opened.run), cast(Denoiser, opened.teacher)
     # The hash takes a read of all weights: the main process computes it for all.
     identity = on_main_process(accelerator, lambda: teacher_identity(run, opened.objects))
-    if opened.pairs is not None:
+
+    def is_teacher(stored: str | None) -> bool:
+        """Return whether a stored hash is that of the teacher. Collective where it is not in today's form."""
+        return stored == identity or on_main_process(accelerator, lambda: is_hash_of(stored, run.teacher, identity))
+
+    if opened.pairs is not None and not is_teacher(opened.pairs.teacher):
         opened.pairs.check_teacher(identity)
     dataset = encode_data(opened, accelerator.device, quiet=not accelerator.is_main_process)
     batches = make_batches(run, dataset, accelerator, opened.pairs)
     start = (run.start, identity) if opened.fresh and run.start is not None else None
     session = assemble(run, accelerator, teacher, dataset, batches, opened.further_teachers, start, opened.objects)
     session.source, session.teacher_hash = opened.source, identity
+    session.is_teacher = is_teacher
     return session
 
 
@@ -197,22 +200,3 @@ def no_fake(*arguments: Any) -> Any:
 def teacher_identity(run: Run, objects: Objects) -> str:
     """Return the hash that identifies the teacher in checkpoints, which never hold the teacher itself."""
     return teacher_hash(run.teacher) if objects.teacher is None else weights_hash(objects.teacher)
-
-
-def teacher_hash(folder: str) -> str:
-    """Return the SHA-256 over the description and the network in a teacher's folder."""
-    root = Path(folder)
-    weights = [*root.glob("*.safetensors"), *(root / "unet").rglob("*")]
-    files = [root / DESCRIPTION, *sorted(file for file in weights if file.is_file())]
-    if not files[0].exists():
-        files = denoiser_files(root)
-    lines = [f"{file.relative_to(root)} {sha256(file)}" for file in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def weights_hash(denoiser: Denoiser) -> str:
-    """Return the SHA-256 over the path, the prediction and the weights of a denoiser that has no folder."""
-    digest = hashlib.sha256(f"{denoiser.path} {denoiser.prediction} {denoiser.sigma_data}".encode())
-    for name, value in denoiser.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from trainers.runs.draw import draw
 from trainers.runs.export import export_trained
 from trainers.runs.open import Objects
 from trainers.runs.teacher import fresh_denoiser
+from trainers.runs.teacher_hash import is_hash_of
 from trainers.runs.trained_model import TrainedModel, Weights
 
 POSTHOC = "posthoc.json"  # the description of an average that was made from snapshots, beside its weights
@@ -121,7 +123,9 @@ def find_trained(folder: str | Path, which: str = "last", merged: bool = True, o
     """
     folder = Path(folder)
     run, device = load_run(folder), default_device()
-    return Trained(folder, run, device, objects, partial(_read_weights, folder, run, which, objects, device), merged)
+    # The networks are read later, with the consent that the caller has given now (distill.user_code).
+    read, context = partial(_read_weights, folder, run, which, objects, device), copy_context()
+    return Trained(folder, run, device, objects, lambda merged: context.run(read, merged), merged)
 
 
 def _read_weights(
@@ -135,7 +139,7 @@ def _read_weights(
         if "teacher" in run.objects and objects.teacher is None:
             how = "load it in Python, with trainers.load(folder, teacher=...)"
             raise UserError(f"'{folder}' was trained from a teacher that its caller gave as an object; {how}")
-        if description["teacher"] != teacher_identity(run, objects):
+        if not is_hash_of(description["teacher"], run.teacher, teacher_identity(run, objects)):
             raise UserError(f"'{folder}' was trained from another teacher than is now in '{run.teacher}'")
         teacher = set_precision(objects.copy_teacher() or load_denoiser(run.teacher), run)
         denoiser = copy.deepcopy(teacher)

@@ -29,8 +29,8 @@ from trainers.data.pairs import DESCRIPTION, columns_of, read_description
 from trainers.io.atomic import atomic_file, sha256
 from trainers.recipe.load import RUN_FILE, load_run
 from trainers.recipe.strict_yaml import build, override
-from trainers.runs.distillation import teacher_hash
 from trainers.runs.open import check_fit
+from trainers.runs.teacher_hash import is_hash_of, teacher_hash
 
 PAIRS_A_SHARD = 1000  # pairs
 
@@ -88,7 +88,7 @@ def make_pairs(
     facts: dict[str, Any] = {"data": dataset.name, "shape": list(dataset.shape), "classes": dataset.classes}
     if dataset.prompts is not None:
         facts["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()
-    description = {"teacher": teacher_hash(teacher), **facts, **asdict(settings)}
+    description = {"teacher": _hash_in(folder, teacher), **facts, **asdict(settings)}
     shards = _intact_shards(folder, description, count)
     for first in range(0, count, PAIRS_A_SHARD):
         file, rows = folder / f"pairs-{first // PAIRS_A_SHARD:05d}.safetensors", min(PAIRS_A_SHARD, count - first)
@@ -103,6 +103,14 @@ def make_pairs(
             with atomic_file(folder / DESCRIPTION) as staging:
                 staging.write_text(json.dumps({**description, "count": count, "shards": ordered}, indent=2) + "\n")
         yield first + rows
+
+
+def _hash_in(folder: Path, teacher: str) -> str:
+    """Return the hash of a teacher in the form that a folder of pairs holds already, or in today's."""
+    current = teacher_hash(teacher)
+    if (folder / DESCRIPTION).is_file() and is_hash_of(stored := read_description(folder)["teacher"], teacher, current):
+        return str(stored)
+    return current
 
 
 def _intact_shards(folder: Path, description: dict[str, Any], count: int) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from trainers.io.atomic import atomic_folder
 from trainers.io.console import plain
 from trainers.recipe.load import load_run
 from trainers.recipe.run import Run
-from trainers.runs.distillation import teacher_hash
 from trainers.runs.load import POSTHOC, load_trained
 from trainers.runs.teacher import write_teacher
+from trainers.runs.teacher_hash import teacher_hash
 
 
 def make_average(folder: Path, std: float, images: int | None = None) -> tuple[str, Synthesis]:

@@ -11,6 +11,7 @@ from trainers.engine.player import frozen_names
 from trainers.recipe.load import RUN_FILE
 from trainers.recipe.run import GeneratorInput, Run
 from trainers.recipe.strict_yaml import build, dump, load_yaml
+from trainers.runs.teacher_hash import is_hash_of
 
 
 def check_start(start: str, run: Run, generator: Generator) -> None:
@@ -48,7 +49,7 @@ def load_start(start: str, run: Run, generator: Generator, teacher_hash: str) ->
     if run.generator.lora is not None:  # adapters are changes to the weights of one teacher, and useless on another
         best = source.name == "best"
         description = json.loads((source / ("metrics.json" if best else "state.json")).read_text())
-        if description["teacher"] != teacher_hash:
+        if not is_hash_of(description["teacher"], run.teacher, teacher_hash):
             root = source.parent if best else source.parent.parent
             raise UserError(f"start: the adapters of '{root}' are of another teacher than '{run.teacher}'")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,3 +125,37 @@ def test_schedulers_keep_the_pipelines_betas(pipelines: Callable[[str], Path]) -
     assert len(scheduler.betas) == 626
     assert float((scheduler.betas - stock.betas[:626]).abs().max() / stock.betas[625]) < 1e-6
     assert isinstance(make(source, (625, None)).denoiser.network, LatentFamily)
+
+
+def write_checked(pipelines: Callable[[str], Path], folder: Path) -> Path:
+    """Write Stable Diffusion with a safety checker that takes every image for unsafe."""
+    import diffusers
+    import transformers
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    tower: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    tower |= {"num_attention_heads": 2, "projection_dim": 12}
+    vision, text = tower | {"image_size": 16, "patch_size": 8}, tower | {"vocab_size": 100}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=12)
+    checker = StableDiffusionSafetyChecker(config)
+    with torch.no_grad():
+        checker.concept_embeds_weights.fill_(-2)
+        checker.special_care_embeds_weights.fill_(2)
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    features = transformers.CLIPImageProcessor(**size)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        pipelines("sd15"), safety_checker=checker, feature_extractor=features
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("entry", ["pure", "scaled"])
+def test_a_safety_checker_is_no_part_of_the_check(entry: str, pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    source = write_checked(pipelines, tmp_path / "sd")
+    assert export_generator(make(source, ENTRIES[entry][0]), tmp_path / "out", FACTS, teacher=source) < 1e-4
+    assert (tmp_path / "out" / "safety_checker" / "model.safetensors").is_file()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "safety checker is part of the pipeline" in card
+    export_generator(make(pipelines("sd15"), ENTRIES[entry][0]), tmp_path / "other", FACTS, teacher=pipelines("sd15"))
+    assert "safety checker" not in (tmp_path / "other" / "README.md").read_text()
