@@ -11,6 +11,13 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of another library's error as one line, for the message of a UserError."""
-    return " ".join(str(error).split())[:300]
+def one_line(error: BaseException) -> str:
+    """Return the message of another library's error, and those of its causes, as one line for a UserError."""
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(lines) < 4:
+        line = " ".join(str(cause).split())[:300]
+        if line and not any(line in known for known in lines):
+            lines.append(line)
+        cause = cause.__cause__
+    return ": ".join(lines)[:400]

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.metrics import Classifier, ClassifierFeatures, Extractor, Protocol
+from distill.metrics.extractor import MOST_FITTED
 from distill.random import Random
 from trainers.data import Dataset
 from trainers.data.batches import inputs
@@ -18,6 +19,8 @@ from trainers.recipe.run import Evaluation
 EVALUATED_AT_ONCE = 500  # samples, or fewer if they are large
 PIXELS_AT_ONCE = 2**22
 FIT_LIMIT = 60_000  # real images in a protocol: as many as MNIST has
+LEAST_REAL = 4  # real images, so that they can be halved
+LOOKED_AT = 4  # images for each component that a check before training reads at first
 
 
 def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
@@ -33,9 +36,7 @@ def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
         UserError: The data set has no images, or they do not go with the classifier.
         Stopped: The process was told to stop.
     """
-    positions = torch.arange(min(dataset.count, FIT_LIMIT))
-    if dataset.count > FIT_LIMIT:  # at random, since folders of images are sorted by class
-        positions = dataset.order(0, positions)
+    positions = _fitted_positions(dataset)
     parts = (_read_images(dataset, part) for part in positions.split(EVALUATED_AT_ONCE))
     if extractor := load_extractor(dataset, settings):
         features = torch.cat([extractor.features(part.double()) for part in parts])
@@ -43,6 +44,54 @@ def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
     images = torch.cat(list(parts))
     labels = None if dataset.labels is None else dataset.labels[positions]
     return Protocol.fit(dataset.name, images, labels, min(settings.components, images[0].numel()))
+
+
+def check_evaluation(source: Dataset, settings: Evaluation) -> None:
+    """Raise UserError when `fit_protocol` would refuse a data set, from as few of its images as can tell.
+
+    Args:
+        source: The data set as it was opened, with images.
+        settings: The classifier or the number of components.
+    """
+    advice = "set evaluation.every to 0, or take more data"
+    if source.count < LEAST_REAL:
+        raise UserError(f"evaluation: {source.name} has {source.count} images, it needs {LEAST_REAL}; {advice}")
+    if settings.classifier is not None:
+        return
+    if source.labels is not None and len(source.labels.unique()) < 2:
+        raise UserError("evaluation: labels: 1 class given, expected at least 2; set data.label_column to null")
+    positions, wanted = _fitted_positions(source), min(settings.components, math.prod(source.shape))
+    spanned, read = 0, LOOKED_AT * wanted
+    while spanned < wanted:  # a few images span enough directions, unless most are the same
+        spanned = _spanned(torch.cat([source.images(part) for part in positions[:read].split(100)]))
+        if read >= len(positions):
+            break
+        read *= 8
+    if spanned < wanted:
+        raise UserError(
+            f"evaluation.components: {settings.components} given, expected 1 to {spanned}, the directions that the"
+            f" {len(positions):,} real images of {source.name} span; {advice}"
+        )
+
+
+def _spanned(images: torch.Tensor) -> int:
+    """Return the number of directions that images [N, C, *spatial] span around their mean."""
+    rows = images.double().flatten(1)
+    # The square of a singular value is a variance, whose tolerance is that of Components.fit.
+    tolerance = (rows.shape[1] * torch.finfo(rows.dtype).eps) ** 0.5
+    return int(torch.linalg.matrix_rank(rows - rows.mean(0), rtol=tolerance))
+
+
+def _fitted_positions(dataset: Dataset) -> torch.Tensor:
+    """Return the positions of the real images of a protocol."""
+    positions = torch.arange(min(dataset.count, FIT_LIMIT))
+    labels = dataset.labels
+    # At random where the first ones lack classes, since folders of images are sorted by class.
+    if dataset.count > FIT_LIMIT or (
+        labels is not None and len(labels[:MOST_FITTED].unique()) < len(labels.unique())  # those of the classifier
+    ):
+        positions = dataset.order(0, positions)
+    return positions
 
 
 def check_images(source: Dataset, teacher: Denoiser) -> None:

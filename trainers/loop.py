@@ -14,6 +14,7 @@ from rich.console import Console
 from distill.errors import UserError, one_line
 from trainers.checkpoints import checkpoint, posthoc_ema
 from trainers.checkpoints.saver import Saver
+from trainers.data.digest import accepted_data
 from trainers.engine.collectives import is_lost_process, on_main_process
 from trainers.engine.session import Session
 from trainers.engine.step import advance
@@ -194,7 +195,9 @@ def resume_session(session: Session, folder: Path, console: Console, allow: Sequ
 
     def find_checkpoint() -> tuple[Path, list[str]]:
         found, lines = checkpoint.newest(folder / "checkpoints")
-        return found, [*lines, *accepted_changes(checkpoint.read_state(found), run, allow)]
+        saved = checkpoint.read_state(found)
+        lines += accepted_changes(saved, run, allow)
+        return found, lines + accepted_data(saved.get("data"), session.source, run.name, allow)
 
     # Verifying reads every file: one process does it, and all others wait for its choice.
     found, lines = on_main_process(session.accelerator, find_checkpoint)

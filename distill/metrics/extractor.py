@@ -21,7 +21,7 @@ from distill.metrics.images import Shape, checked_images, checked_labels, image_
 # 48 has the best worst multiple of those whose real covariance is not degenerate (its condition number is 190; 64 is
 # singular, 61 has 4e5). It holds 99.9 % of the variance, and its distances vary least between splits.
 COMPONENTS = 48
-_MOST_FITTED = 5_000  # the support vector machine fits at most this many images: its time grows with their square
+MOST_FITTED = 5_000  # the support vector machine fits at most this many images: its time grows with their square
 _LARGEST = 1 + 1e-4  # the largest absolute value of a real image, with room for rounding
 
 
@@ -95,7 +95,7 @@ class Components:
         classifier = None
         if labels is not None:
             targets = checked_labels(labels, len(images))
-            classifier = _fit_classifier(pixels[:_MOST_FITTED], targets[:_MOST_FITTED])
+            classifier = _fit_classifier(pixels[:MOST_FITTED], targets[:MOST_FITTED])
         return cls(shape, moments.mean, basis, classifier)
 
     @property

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distill.errors import UserError
+from distill.metrics import extractor
+from tests.tiny import experiment, teacher_recipe
 from trainers import evaluation
 from trainers.data import Dataset, Digits
-from trainers.evaluation import fit_protocol
+from trainers.evaluation import check_evaluation, fit_protocol
 from trainers.recipe.run import Evaluation
+from trainers.runs.open import Objects, open_run
 
 
 def test_the_digits_have_the_floor_that_the_docs_name() -> None:
@@ -27,3 +31,49 @@ def test_a_large_data_set_that_is_sorted_by_class_is_judged_on_all_classes(monke
     assert protocol.real.count == 600
     images = digits.images(torch.arange(digits.count))
     assert protocol.agreement(images, digits.labels) > 0.95  # the first 600 hold classes 0 to 3 alone
+
+
+def numbered(count: int, different: int | None = None, labels: torch.Tensor | None = None) -> Dataset:
+    """Noise of 8x8 pixels, of which `different` images are not the same."""
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    if different is not None:
+        images = images[torch.arange(count) % different]
+    return Dataset("few", count, (1, 8, 8), labels, lambda at: images[at])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (numbered(3), "evaluation: few has 3 images, it needs 4; set evaluation.every to 0, or take more data"),
+        (numbered(40), "evaluation.components: 48 given, expected 1 to 39, the directions that the 40 real images"),
+        (numbered(900, 30), "evaluation.components: 48 given, expected 1 to 29, the directions that the 900 real"),
+        (numbered(60, 1), "evaluation.components: 48 given, expected 1 to 0, the directions that the 60 real images"),
+        (numbered(60, None, torch.zeros(60, dtype=torch.int64)), "evaluation: labels: 1 class given, expected at"),
+    ],
+)
+def test_what_an_evaluation_lacks_is_known_before_training(dataset: Dataset, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_evaluation(dataset, Evaluation())
+    assert str(caught.value).startswith(message)
+    with pytest.raises(UserError):
+        fit_protocol(dataset, Evaluation())
+
+
+def test_an_evaluation_is_checked_when_a_run_opens() -> None:
+    recipe, few = experiment(teacher_recipe(evaluation={"every": 8}, images=16)), Objects(data=numbered(40))
+    with pytest.raises(UserError, match=r"^evaluation.components: 48 given, expected 1 to 39"):
+        open_run(recipe, 1, objects=few)
+    for accepted in ({"every": 0}, {"every": 17}, {"every": 8, "components": 39}):
+        open_run(experiment(teacher_recipe(evaluation=accepted, images=16)), 1, objects=few)
+
+
+def test_a_folder_sorted_by_class_fits_a_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The support vector machine sees the first images alone, which were those of one class."""
+    digits = Digits().load()
+    assert digits.labels is not None
+    order = digits.labels.argsort(stable=True)
+    folder = Dataset("sorted", digits.count, digits.shape, digits.labels[order], lambda p: digits.images(order[p]))
+    for module in (evaluation, extractor):
+        monkeypatch.setattr(module, "MOST_FITTED", 170)
+    protocol = fit_protocol(folder, Evaluation(components=32))
+    assert protocol.extractor.labels is not None and protocol.extractor.labels.tolist() == list(range(10))

@@ -1,14 +1,20 @@
 """A data set: samples in memory or decoded on demand, or conditions alone (labels, prompts)."""
 
+import hashlib
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.errors import UserError
 
+SAMPLED = 16  # samples of a digest, at equal distances
+PARTS = 8  # parts of a sample, whose means a digest holds
 UNKNOWN: tuple[int, ...] = ()
 """The shape of a data set of prompts, until the teacher's is known."""
 
@@ -48,6 +54,35 @@ class Dataset:
         """The number of classes, those with a name but without a sample among them. 0 without labels."""
         return 0 if self.labels is None else max(int(self.labels.max()) + 1, len(self.class_names or ()))
 
+    @cached_property
+    def digest(self) -> dict[str, Any]:
+        """The count, the shape, hashes of labels and prompts, and means of parts of some samples, as plain values.
+
+        A checkpoint keeps it, so that a resume notices other data. It has means and no hash of pixels, since versions
+        of a JPEG decoder differ by a grey level. They are left out if a second reading gives others, as where samples
+        are augmented.
+        """
+        found: dict[str, Any] = {"count": self.count, "shape": list(self.shape), "classes": self.classes}
+        if self.labels is not None:
+            found["labels"] = _hash(self.labels.tolist())
+        if self.class_names is not None:
+            found["class_names"] = list(self.class_names)
+        if self.prompts is not None:
+            found["prompts"] = _hash(list(self.prompts))
+        if self.read is not None and (means := self._means()) == self._means():
+            found["samples"] = means
+        return found
+
+    def _means(self) -> list[list[float | None]]:
+        """Return the means of the parts of some samples, [SAMPLED, PARTS]. None for those that are not finite."""
+        positions = torch.linspace(0, self.count - 1, min(SAMPLED, self.count)).round().long()
+        means: list[list[float | None]] = []
+        for position in positions.split(1):  # one after another, since a sample may be large
+            parts = self.images(position)[0].double().flatten().tensor_split(PARTS)
+            values = [float(part.mean()) for part in parts if len(part)]
+            means.append([round(value, 4) if math.isfinite(value) else None for value in values])
+        return means
+
     def order(self, seed: int, index: Tensor) -> Tensor:
         """Return the positions [B] of the items `index` [B] in an endless stream of shuffled epochs."""
         return order(self.count, seed, index)
@@ -61,6 +96,10 @@ class Dataset:
         if self.read is None:
             raise UserError(f"data: {self.name} has no images; name a data set of real ones (digits, images)")
         return self.read(positions)
+
+
+def _hash(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def order(count: int, seed: int, index: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from trainers.data.pairs import PairSet, open_pairs
 from trainers.engine.networks import set_precision
 from trainers.engine.player import OptimizerFactory
 from trainers.engine.world import default_device
-from trainers.evaluation import check_images, load_extractor
+from trainers.evaluation import check_evaluation, check_images, load_extractor
 from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import check_trackers
 from trainers.recipe.run import Run, TeacherRun
@@ -115,6 +115,8 @@ def open_run(
         )
     source = objects.data or run.data.load()
     load_extractor(source, run.evaluation)
+    if 0 < run.evaluation.every <= run.images and source.read is not None:
+        check_evaluation(source, run.evaluation)
     if isinstance(run, TeacherRun):
         check_teacher_data(run, source)
         with torch.device("meta"):  # a check of the config by diffusers; the network itself is made when it trains

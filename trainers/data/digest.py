@@ -1,0 +1,57 @@
+"""The comparison of a data set with the digest in a checkpoint, by which a resume notices that the data are others."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from distill.errors import UserError
+from trainers.data.dataset import Dataset
+
+TOLERANCE = 0.02  # between two means; the pixels lie in [-1, 1]
+COMPARED = ("count", "shape", "classes", "labels", "prompts", "samples")  # other names of classes train the same
+
+
+def accepted_data(before: Any, dataset: Dataset, name: str, allow: Iterable[str] = ()) -> list[str]:
+    """Return a line if the data differ from those of the checkpoint.
+
+    Args:
+        before: The digest in the checkpoint. None in checkpoints of earlier versions, which are compared with nothing.
+        dataset: The data as they were opened.
+        name: The name of the run.
+        allow: The keys whose change the user accepts. `data`, or a key in it, accepts other data.
+
+    Raises:
+        UserError: The data differ, and the user has not accepted it.
+    """
+    if not isinstance(before, Mapping):
+        return []
+    now = dataset.digest
+    compared = [key for key in COMPARED if key in before and key in now]
+    differing = [_difference(key, before[key], now[key]) for key in compared if not _equal(before, now, key)]
+    if not differing:
+        return []
+    found = f"data: '{dataset.name}' is not what '{name}' was trained on: {', '.join(differing)}"
+    if not any(key.partition(".")[0] == "data" for key in allow):
+        raise UserError(f"{found}; this would change what is trained; --allow data accepts it")
+    return [f"changed since the checkpoint: {found}"]
+
+
+def _equal(before: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
+    """Return whether two digests agree in a key. A digest that is damaged there does not."""
+    if key != "samples":
+        return bool(before[key] == now[key])
+    if before.get("count") != now["count"] or before.get("shape") != now["shape"]:
+        return True  # other samples are read; the count or the shape says that the data differ
+    try:
+        one, two = torch.tensor(before[key], dtype=torch.float64), torch.tensor(now[key], dtype=torch.float64)
+        return one.shape == two.shape and bool(((one - two).abs() <= TOLERANCE).all())
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """Return in words how two digests differ in a key."""
+    if key in ("count", "shape", "classes"):
+        return f"{key} {now}, not {before}"
+    return "other pixels" if key == "samples" else f"other {key}"
