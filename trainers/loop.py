@@ -32,6 +32,7 @@ from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import dump, to_yaml
 from trainers.runs.distillation import build_distillation
 from trainers.runs.open import Opened
+from trainers.runs.probe import probe_teacher
 from trainers.runs.teacher import build_teacher
 
 PARTS = 10  # checkpoints of a run at least, where the recipe does not say how often it saves
@@ -61,7 +62,9 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
     with locked(folder, accelerator):
         session = build_session(opened, accelerator)
         run, state, console = session.run, session.state, plain(stderr=True, quiet=not accelerator.is_main_process)
-        if opened.fresh:  # an earlier start may have left something, though no update
+        if opened.fresh:
+            probe_teacher(session)
+            # An earlier start may have left something, though no update.
             on_main_process(accelerator, partial(rewind_folder, folder, 0, ()))
         else:
             resume_session(session, folder, console, allow)
