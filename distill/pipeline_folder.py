@@ -2,19 +2,24 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError, one_line, require
 
 INDEX = "model_index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read the JSON object in `file`, or raise UserError when it holds none."""
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        # a pipe or a device would block, or never end
+        require(file.is_file() or not file.exists(), f"teacher: cannot read '{file}': it is no regular file")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"teacher: cannot read '{file}': it is no JSON object")
@@ -40,9 +45,40 @@ def pixels_per_latent(folder: Path) -> int:
     """
     config = read_json(part_folder(folder, "vae") / "config.json")
     blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
-    if not isinstance(blocks, list):
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 16:
         raise UserError(f"cannot read '{part_folder(folder, 'vae')}': its config lists no blocks")
     return int(2 ** (len(blocks) - 1))
+
+
+def weight_variant(place: Path, stem: str = "diffusion_pytorch_model") -> str | None:
+    """Return the variant of the safetensors weights in a folder, such as "fp16", or None for weights without one.
+
+    Args:
+        place: The folder of a model.
+        stem: The beginning of the names of its weights.
+
+    Raises:
+        UserError: There are no weights, or weights of several variants and none without one.
+    """
+    files = sorted(file.name for file in place.glob("*.safetensors"))
+    named = re.compile(rf"{stem}(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+    found = {match[1] for name in files if (match := named.fullmatch(name))}
+    if None in found:
+        return None
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        names = ", ".join(f"{stem}.{variant}.safetensors" for variant in sorted(map(str, found)))
+        raise UserError(f"cannot read '{place}': it holds {names}; keep the one that you want")
+    if files:
+        raise UserError(f"cannot read '{place}': it holds {files[0]}, and no {stem}.safetensors")
+    pickles = sorted(file.name for file in place.glob("*") if file.suffix in PICKLES)
+    if pickles:  # diffusers would load one, which may run code
+        raise UserError(
+            f"cannot read '{place}': it holds no .safetensors file, and {pickles[0]} is a pickle, which may run code;"
+            " where you trust it, write it anew: diffusers.DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW)"
+        )
+    raise UserError(f"cannot read '{place}': it holds no .safetensors file; download the whole model again")
 
 
 def meta_model(place: Path, kind: str) -> Any:
@@ -57,7 +93,9 @@ def meta_model(place: Path, kind: str) -> Any:
     try:
         with torch.device("meta"):
             return getattr(diffusers, kind).from_config(read_json(place / "config.json")).eval()
-    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a config with values of other types fails anywhere in diffusers or torch
         raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
 
 
@@ -78,11 +116,10 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     import torch
 
     require(kind in allowed, f"{name} must be {' or '.join(allowed)}, got {kind!r}")
-    if not any(place.glob("*.safetensors")):  # diffusers would try a pickle next, which may run code
-        raise UserError(f"cannot read '{place}': it holds no .safetensors file")
+    options = {"local_files_only": True, "use_safetensors": True, "variant": weight_variant(place)}
     try:
         model, info = getattr(diffusers, kind).from_pretrained(
-            place, output_loading_info=True, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            place, output_loading_info=True, dtype=torch.float32, **options
         )
     except Exception as error:  # diffusers, safetensors and torch each raise their own kinds for a damaged folder
         raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
@@ -96,12 +133,27 @@ def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
     """Load the pipeline in `folder` as diffusers does, in eval mode, or raise UserError when diffusers cannot."""
     from diffusers import DiffusionPipeline
 
+    options = {"local_files_only": True, "use_safetensors": True, "variant": _pipeline_variant(folder, arguments)}
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, **arguments)
+        pipe = DiffusionPipeline.from_pretrained(folder, **options, **arguments)
     except Exception as error:  # diffusers and transformers raise their own kinds
         raise UserError(f"teacher: diffusers cannot load '{folder}': {one_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _pipeline_variant(folder: Path, given: Container[str]) -> str | None:
+    """Return the variant in which some part of a pipeline has its weights alone, or None. `given` parts do not count.
+
+    diffusers takes the weights without a variant for parts that have no others.
+    """
+    for name, entry in read_json(folder / INDEX).items():
+        place = folder / name
+        if isinstance(entry, list) and name not in given and any(place.glob("*.safetensors")):
+            stem = "diffusion_pytorch_model" if any(place.glob("diffusion_pytorch_model*.safetensors")) else "model"
+            if any(place.glob(f"{stem}*.safetensors")) and (variant := weight_variant(place, stem)) is not None:
+                return variant
+    return None
 
 
 def file_hash(files: list[Path]) -> str:

@@ -4,7 +4,15 @@ from distill.teachers.analytic import GaussianMixture
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.folder import DESCRIPTION, load_denoiser, save_denoiser
 from distill.teachers.own import OwnNet
-from distill.teachers.pipeline import copy_autoencoder, copy_pipeline, denoiser_files, download, load_pipeline
+from distill.teachers.pipeline import (
+    check_pipeline,
+    copy_autoencoder,
+    copy_pipeline,
+    denoiser_files,
+    download,
+    load_pipeline,
+    refuse_file,
+)
 from distill.teachers.published.checkpoints import read_published
 from distill.teachers.unet import UNet, build_unet, fresh_unet
 
@@ -16,6 +24,7 @@ __all__ = [
     "OwnNet",
     "UNet",
     "build_unet",
+    "check_pipeline",
     "copy_autoencoder",
     "copy_pipeline",
     "denoiser_files",
@@ -24,5 +33,6 @@ __all__ = [
     "load_denoiser",
     "load_pipeline",
     "read_published",
+    "refuse_file",
     "save_denoiser",
 ]

@@ -15,8 +15,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -32,7 +31,8 @@ from distill.pipeline_folder import INDEX
 from distill.prediction import KINDS
 from distill.teachers.edm import PUBLISHED
 from distill.teachers.own import OwnNet, try_out
-from distill.teachers.pipeline import load_pipeline
+from distill.teachers.pipeline import folder_in_errors, load_pipeline, refuse_adapters, refuse_file
+from distill.teachers.trial import try_shapes
 from distill.teachers.unet import UNet
 
 DESCRIPTION = "denoiser.json"
@@ -93,6 +93,7 @@ def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
     """
     folder = FilePath(folder)
     if not folder.is_dir():
+        refuse_file(folder)
         raise UserError(f"teacher: no folder '{folder}'; `distill teacher` trains one, `distill import` fetches one")
     file = folder / DESCRIPTION
     if not file.exists() and (folder / INDEX).is_file():
@@ -102,17 +103,21 @@ def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
     wrong_null = UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
     if not isinstance(null, int | None):
         raise wrong_null
-    with _folder_in_errors(folder):
+    with folder_in_errors(folder):
+        refuse_adapters(*(place for place in (folder, folder / "unet") if place.is_dir()))
         network = kind.load(folder, description, weights)
     if null is not None and not null == network.classes > 0:
         raise wrong_null
+    if network.own_class is None:  # a class of the user's own is called below, with values
+        with folder_in_errors(folder):
+            try_shapes(network)
     if (folder / "vae").is_dir():
         if not isinstance(arguments["latents"], Normalisation):
             raise UserError(f"teacher: '{file}': latents: must state mean and std by channel, as there is a vae/")
         network.autoencoder = DiffusersAutoencoder(folder, arguments["latents"], network.shape[0])
     denoiser = Denoiser(network, path, **arguments).eval()
     if network.own_class is not None and weights:
-        with _folder_in_errors(folder):
+        with folder_in_errors(folder):
             try_out(denoiser)
     return denoiser
 
@@ -130,17 +135,6 @@ def _kind(settings: Mapping[str, Any] | None, folder: FilePath) -> type[Network]
             f"teacher: '{folder}': network: name must be one of {names} or your own 'module:Class', got {name!r}"
         )
     return PUBLISHED[name]
-
-
-@contextmanager
-def _folder_in_errors(folder: FilePath) -> Iterator[None]:
-    """Add the folder to every UserError of the block that does not name a file already."""
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith("teacher: "):
-            raise
-        raise UserError(f"teacher: '{folder}': {error}") from error
 
 
 def _read_description(file: FilePath) -> tuple[dict[str, Any], Path, dict[str, Any]]:

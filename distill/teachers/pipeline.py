@@ -8,17 +8,29 @@ two more settings in `distill.json` beside them (see KEYS).
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from distill.denoiser import Denoiser
 from distill.encoders.text_encoder import PipelineTextEncoder
-from distill.errors import UserError, one_line
-from distill.paths import DiscreteVP, Flow
-from distill.paths import Path as NoisePath
-from distill.pipeline_folder import INDEX, class_name, load_model, meta_model, part_folder, read_json
-from distill.prediction import Kind
+from distill.errors import UserError, one_line, require
+from distill.pipeline_folder import (
+    INDEX,
+    PICKLES,
+    class_name,
+    load_model,
+    meta_model,
+    part_folder,
+    read_json,
+    weight_variant,
+)
 from distill.teachers.families import FAMILIES, Family
+from distill.teachers.schedulers import read_scheduler
+from distill.teachers.trial import try_shapes
 
 CHOICES = "distill.json"
 KEYS = ("resolution", "guidance")
@@ -27,8 +39,9 @@ KEYS = ("resolution", "guidance")
 `resolution` is the size of an image in pixels, as [height, width] or one number for a square. `guidance` is the scale
 that a network with embedded guidance (FLUX.1-dev) takes as an input, by default 3.5.
 """
+ADAPTER_NAMES = ("lora_", ".lora", "hada_w1", "lokr_w1", "dora_scale", "emb_params", "string_to_param")
+"""Parts of the names of tensors that adapters have and no network has."""
 COPIED = (".json", ".safetensors", ".txt", ".model")  # weights, configs and the files of tokenizers
-PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 def load_pipeline(folder: str | Path, weights: bool = True) -> Denoiser:
@@ -42,21 +55,126 @@ def load_pipeline(folder: str | Path, weights: bool = True) -> Denoiser:
         UserError: The pipeline, the scheduler or the network is not supported, or weights are not safetensors.
     """
     folder = Path(folder)
-    index = read_json(folder / INDEX)
-    family = family_of(folder)
-    place, kind = part_folder(folder, family.part), class_name(index, family.part)
-    try:
+    index, family = read_json(folder / INDEX), family_of(folder)
+    with folder_in_errors(folder):
+        place, kind = part_folder(folder, family.part), class_name(index, family.part)
+        require(kind == family.network_class, f"{family.part} must be {family.network_class}, got {kind!r:.80}")
+        check_parts(folder, family)
+        refuse_adapters(folder, place)
         model = load_model(place, kind, family.part, (family.network_class,)) if weights else meta_model(place, kind)
-        network = family(model, **_choices(folder, family))
-    except UserError as error:
-        raise UserError(f"teacher: '{folder}': {error}") from error
-    scheduler = part_folder(folder, "scheduler") / "scheduler_config.json"
-    path, prediction = read_scheduler(scheduler, class_name(index, "scheduler"))
-    if family.latents:
-        network.autoencoder = network.open_autoencoder(folder)
-    if family.text:
-        network.text_encoder = PipelineTextEncoder(folder, family)
+        try:
+            network = family(model, **_choices(folder, family))
+        except UserError:
+            raise
+        except Exception as error:  # a config with values of other types fails anywhere
+            raise UserError(f"cannot read '{place}': {type(error).__name__}: {one_line(error)}") from error
+        scheduler = part_folder(folder, "scheduler") / "scheduler_config.json"
+        path, prediction = read_scheduler(scheduler, class_name(index, "scheduler"))
+        if family.latents:
+            network.autoencoder = network.open_autoencoder(folder)
+        if family.text:
+            network.text_encoder = PipelineTextEncoder(folder, family)
+        try_shapes(network)
     return Denoiser(network, path, prediction, latents=family.latents).eval()
+
+
+@contextmanager
+def folder_in_errors(folder: Path) -> Iterator[None]:
+    """Add the folder to every UserError of the block that does not name a file already."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith("teacher: "):
+            raise
+        raise UserError(f"teacher: '{folder}': {error}") from error
+
+
+def check_parts(folder: Path, family: type[Family], text: bool = False) -> None:
+    """Raise UserError when a part of a pipeline that a teacher needs is missing.
+
+    Args:
+        folder: The folder of the pipeline.
+        family: Its family.
+        text: Whether the text encoders and tokenizers must be there too.
+    """
+    index = read_json(folder / INDEX)
+    parts = {name for name, entry in index.items() if isinstance(entry, list) and entry != [None, None]}
+    if not any((folder / name).is_dir() for name in parts):
+        return  # the earliest pipelines keep all parts in one folder
+    needed = {"scheduler", family.part} | ({"vae"} if family.latents else set())
+    if text:
+        needed |= {name for name in parts if name.startswith(("text_encoder", "tokenizer"))}
+        if family.text and not any(name.startswith("text_encoder") for name in parts):
+            needed.add("text_encoder")
+    if missing := sorted(name for name in needed if not (folder / name).is_dir()):
+        raise UserError(f"{missing[0]}/ is missing; download the whole pipeline again, or copy that folder into it")
+
+
+def refuse_adapters(*places: Path) -> None:
+    """Raise UserError when a folder holds a LoRA or an embedding of a word, which would be left out without a word."""
+    for file in (file for place in places for file in sorted(place.iterdir()) if file.is_file()):
+        if is_adapter(file):
+            raise UserError(
+                f"{file.name} is an adapter, which a teacher does not load; merge it into the network"
+                " (pipe.load_lora_weights, pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) or remove it"
+            )
+
+
+def is_adapter(file: Path) -> bool:
+    """Return whether a file holds the weights of an adapter, by its name or by the names of its tensors."""
+    if file.name.startswith(("pytorch_lora_weights", "adapter_model", "adapter_config", "learned_embeds")):
+        return True
+    if file.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+        return any(part in name for name in names for part in ADAPTER_NAMES)
+    except (OSError, SafetensorError):
+        return False  # whoever loads the file says that it is damaged
+
+
+def refuse_file(file: Path) -> None:
+    """Raise UserError when `file` is a file, and say what makes a teacher's folder of it."""
+    if not file.is_file():
+        return
+    if is_adapter(file):
+        does = "is an adapter; load it into its pipeline, and merge it: pipe.fuse_lora(), pipe.save_pretrained(FOLDER)"
+    elif file.suffix in (".safetensors", *PICKLES):
+        does = (
+            "is one file; diffusers makes a folder of it: StableDiffusionPipeline (or the pipeline of its model)"
+            f".from_single_file('{file}').save_pretrained(FOLDER)"
+        )
+    else:
+        does = "is a file; a teacher is a folder"
+    raise UserError(f"teacher: '{file}' {does}")
+
+
+def check_pipeline(folder: Path) -> None:
+    """Raise UserError when a folder is no whole pipeline of a known family, and say what makes one of it."""
+    if (folder / INDEX).exists():
+        family = family_of(folder)
+        with folder_in_errors(folder):
+            check_parts(folder, family, text=True)
+            refuse_adapters(folder, part_folder(folder, family.part))
+            for part in (family.part, "vae") if family.latents else (family.part,):
+                weight_variant(part_folder(folder, part))
+        return
+    configs = [*folder.glob("config.json"), *sorted(folder.glob("*/config.json"))]
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", *PICKLES))
+    does = "download the whole pipeline"
+    if configs:
+        place = configs[0].parent
+        kind = read_json(configs[0]).get("_class_name")
+        does = (
+            f"'{place}' is a network alone ({kind}); put it into the pipeline that it was trained from:"
+            f" DiffusionPipeline.from_pretrained(BASE, unet={kind}.from_pretrained('{place}')).save_pretrained(FOLDER)"
+        )
+        if kind == "UNet2DModel":
+            does += ", or write denoiser.json beside its unet/"
+    elif files:
+        does = f"{files[0].name} may be a model in one file: from_single_file('{files[0]}').save_pretrained(FOLDER)"
+    raise UserError(f"teacher: '{folder}' holds no {INDEX}; {does}")
 
 
 def download(name: str) -> Path:
@@ -128,8 +246,8 @@ def family_of(folder: Path) -> type[Family]:
         UserError: No family has this class of pipeline.
     """
     name = read_json(folder / INDEX).get("_class_name")
-    if name not in FAMILIES:
-        raise UserError(f"teacher: '{folder}': pipeline must be one of {', '.join(FAMILIES)}, got {name!r}")
+    if not isinstance(name, str) or name not in FAMILIES:  # a pipeline with code of its own names [module, class]
+        raise UserError(f"teacher: '{folder}': pipeline must be one of {', '.join(FAMILIES)}, got {name!r:.200}")
     return FAMILIES[name]
 
 
@@ -138,45 +256,6 @@ def denoiser_files(folder: Path) -> list[Path]:
     parts = [part_folder(folder, "scheduler"), part_folder(folder, family_of(folder).part)]
     found = [*(folder / name for name in (INDEX, CHOICES)), *(f for p in parts for f in sorted(p.iterdir()))]
     return [file for file in dict.fromkeys(found) if file.suffix in (".json", ".safetensors") and file.is_file()]
-
-
-def read_scheduler(file: Path, name: Any) -> tuple[NoisePath, Kind]:
-    """Return the path and the prediction kind that a scheduler's config describes.
-
-    Args:
-        file: The scheduler_config.json.
-        name: The class of the scheduler in diffusers.
-
-    Raises:
-        UserError: The scheduler has no Gaussian path, or no prediction kind that we know.
-    """
-    import diffusers
-
-    config = read_json(file)
-    try:
-        if not str(name).endswith("Scheduler"):
-            raise UserError("is no scheduler")
-        scheduler = getattr(diffusers, name).from_config(config)
-        settings = scheduler.config
-    except Exception as error:  # diffusers raises its own kinds for each flaw of a config
-        raise UserError(f"teacher: '{file}': {name}: {one_line(error)}") from error
-    predicted = settings.get("prediction_type")
-    # Schedulers with a shift are those of flows. The shift moves the times of a sampler, but not the path.
-    if hasattr(scheduler, "shift") or predicted == "flow_prediction":
-        return Flow(), "velocity"
-    if predicted not in PREDICTIONS or not hasattr(scheduler, "betas"):
-        raise UserError(
-            f"teacher: '{file}': prediction_type must be one of {', '.join([*PREDICTIONS, 'flow_prediction'])} under"
-            f" betas, got {predicted!r} of {name}"
-        )
-    plain = settings["trained_betas"] is None and not settings.get("rescale_betas_zero_snr")
-    if plain and settings["beta_schedule"] in ("linear", "scaled_linear"):
-        keys = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
-        return DiscreteVP(*(settings[key] for key in keys)), PREDICTIONS[predicted]
-    path = DiscreteVP(betas=tuple(scheduler.betas.double().tolist()))
-    if predicted == "epsilon" and not path.alphas_cumprod[-1] > 0:
-        raise UserError(f"teacher: '{file}': noise cannot be predicted where no signal is left (zero terminal SNR)")
-    return path, PREDICTIONS[predicted]
 
 
 def _choices(folder: Path, family: type[Family]) -> dict[str, Any]:

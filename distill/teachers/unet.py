@@ -13,6 +13,7 @@ from distill.errors import UserError, one_line
 from distill.networks.network import Network, null_label
 from distill.pipeline_folder import load_model, meta_model
 from distill.saved_files import set_permissions
+from distill.teachers.trial import try_shapes
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -33,7 +34,13 @@ class UNet(Network):
         Network.__init__(self)
         self.unet, self.null = unet, null_label(null)
         size = unet.config["sample_size"]
-        self.shape = (unet.config["in_channels"], *((size, size) if isinstance(size, int) else size))
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise UserError(
+                f"unet: sample_size must be one or two numbers in its config.json, got {size!r}; write the height and"
+                " width of its samples there"
+            )
+        self.shape = (unet.config["in_channels"], *sides)
         self.classes = (unet.config["num_class_embeds"] or 0) - (null is not None)
         self.taps = {"encoder": f"unet.down_blocks.{len(unet.down_blocks) - 1}", "middle": "unet.mid_block"}
 
@@ -50,10 +57,9 @@ class UNet(Network):
     @classmethod
     def load(cls, folder: FilePath, description: Mapping[str, Any], weights: bool = True) -> UNet:
         place, kind = folder / "unet", "UNet2DModel"
-        if not weights:
-            return UNet(meta_model(place, kind), description.get("null"))
         try:
-            return UNet(load_model(place, kind, "unet", (kind,)), description.get("null"))
+            model = load_model(place, kind, "unet", (kind,)) if weights else meta_model(place, kind)
+            return UNet(model, description.get("null"))
         except UserError as error:
             raise UserError(f"teacher: {error}") from error
 
@@ -86,7 +92,7 @@ def fresh_unet(settings: Mapping[str, Any], shape: tuple[int, ...], classes: int
         null: Whether the label after the classes is the null condition.
 
     Raises:
-        UserError: `shape` is not (C, H, W), or diffusers refuses the config.
+        UserError: `shape` is not (C, H, W), diffusers refuses the config, or the network fails for this shape.
     """
     if len(shape) != 3:
         raise UserError(f"network: a UNet2DModel takes samples (C, H, W), got {shape}")
@@ -97,4 +103,6 @@ def fresh_unet(settings: Mapping[str, Any], shape: tuple[int, ...], classes: int
         "out_channels": channels,
         "num_class_embeds": classes + null or None,
     }
-    return build_unet({**settings, **form}, classes if null else None)
+    network = build_unet({**settings, **form}, classes if null else None)
+    try_shapes(network)
+    return network

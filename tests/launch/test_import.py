@@ -111,7 +111,7 @@ def test_autoencoders_that_cannot_be_had(distill: Command, tmp_path: Path, monke
             tmp_path / "empty",
             f"import: '{tmp_path / 'empty'}' holds no autoencoder: a config.json and .safetensors weig",
         ),
-        (tmp_path / "wide", f"teacher: '{tmp_path / '.teacher-staging'}': vae: is of 16 channels, the network of 4\n"),
+        (tmp_path / "wide", f"teacher: '{tmp_path / 'teacher'}': vae: is of 16 channels, the network of 4\n"),
         (tmp_path / "broken", "--vae: what the autoencoder makes is not finite; nothing was written\n"),
     ):
         result = distill("import", "edm2", file, tmp_path / "teacher", "--vae", given)

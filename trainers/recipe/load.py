@@ -87,8 +87,11 @@ def resolve_paths(run: _T) -> _T:
     hints, changes = get_type_hints(type(run), include_extras=True), {}
     for one in (one for one in dataclasses.fields(run) if one.init):
         value, hint = getattr(run, one.name), hints[one.name]
-        local = isinstance(value, str) and LocalPath in (hint, *get_args(hint)) and Path(value).exists()
-        changes[one.name] = str(Path(value).resolve()) if local else resolve_paths(value)
+        place = value
+        if isinstance(value, str) and LocalPath in (hint, *get_args(hint)):
+            place = Path(value).expanduser() if value.startswith("~/") else Path(value)
+        local = isinstance(place, Path) and place.exists()
+        changes[one.name] = str(place.resolve()) if local else resolve_paths(value)
     changed = {name: value for name, value in changes.items() if value is not getattr(run, name)}
     return cast(_T, dataclasses.replace(run, **changed)) if changed else run
 

@@ -1,5 +1,7 @@
 """The import of a pretrained network as a teacher's folder: it is tried, written, read back and compared."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,10 +11,19 @@ from distill.denoiser import Denoiser
 from distill.encoders.latents import Normalisation
 from distill.errors import UserError
 from distill.random import expand
-from distill.teachers import copy_autoencoder, copy_pipeline, download, load_denoiser, read_published, save_denoiser
+from distill.teachers import (
+    check_pipeline,
+    copy_autoencoder,
+    copy_pipeline,
+    download,
+    load_denoiser,
+    read_published,
+    refuse_file,
+    save_denoiser,
+)
 from trainers.io.atomic import atomic_folder, sha256
 from trainers.io.console import plain
-from trainers.runs.distillation import teacher_hash
+from trainers.runs.teacher_hash import teacher_hash
 
 NSR = (0.02, 1.0, 80.0)  # noise-to-signal ratios at which the network is tried
 
@@ -58,10 +69,13 @@ def import_pipeline(source: str, out: Path, resolution: int | None = None, guida
         UserError: The pipeline is missing or of no known family, or `out` is not empty.
     """
     refuse_filled(out)
-    folder = Path(source) if Path(source).is_dir() else download(source)
+    place = Path(source)
+    refuse_file(place)
+    folder = place if place.is_dir() else download(source)
+    check_pipeline(folder)
     console = plain()
     console.print(f"pipeline    {source}")
-    with atomic_folder(out) as staging:
+    with atomic_folder(out) as staging, named(staging, folder):
         copy_pipeline(folder, staging, resolution=resolution, guidance=guidance)
         report(load_denoiser(staging))
     console.print(f"sha256      {teacher_hash(str(out))} of network and scheduler")
@@ -80,7 +94,7 @@ def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> 
         UserError: An output is not finite, or the network that is read back gives another one.
     """
     tried = report(denoiser)
-    with atomic_folder(out) as staging:
+    with atomic_folder(out) as staging, named(staging, out):
         save_denoiser(denoiser, staging)
         if vae is not None:
             copy_autoencoder(vae, staging / "vae")
@@ -93,6 +107,15 @@ def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> 
                 raise UserError("--vae: what the autoencoder makes is not finite; nothing was written")
             plain().print(f"decoder     {vae}, images {again.image_shape}")
     plain().print(f"written to  {out}")
+
+
+@contextmanager
+def named(staging: Path, folder: Path) -> Iterator[None]:
+    """Name `folder` in the UserErrors of the block, in place of the hidden folder that is gone when they are read."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(staging), str(folder))) from error
 
 
 def report(denoiser: Denoiser) -> Tensor:

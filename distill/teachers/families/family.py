@@ -120,8 +120,11 @@ class LatentFamily(Family):
     def default_size(self) -> tuple[int, int]:
         """Return the height and width of the latents that the pipeline makes by default."""
         size = self.config["sample_size"]
-        if not isinstance(size, int):
-            raise UserError(f"teacher: sample_size must be one number, got {size}")
+        if type(size) is not int or size < 1:
+            raise UserError(
+                f"sample_size must be one number in the config of the {self.part}, got {size!r}; state the pixels to a"
+                " side by --resolution of the import, or as resolution in distill.json"
+            )
         return size, size
 
     def find_taps(self) -> dict[str, str]:

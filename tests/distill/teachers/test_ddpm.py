@@ -94,7 +94,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "scheduler": (
         edit("model_index.json", scheduler=["diffusers", "ScoreSdeVeScheduler"]),
-        "sample, flow_prediction under betas, got 'epsilon' of Sco",
+        "FlowMatchLCMScheduler, got 'ScoreSdeVeScheduler'",
     ),
     "index": (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json': Expecting property"),
     "no index": (lambda folder: (folder / "model_index.json").unlink(), "model_index.json': [Errno 2] No such file"),
