@@ -115,8 +115,6 @@ def open_run(
         )
     source = objects.data or run.data.load()
     load_extractor(source, run.evaluation)
-    if 0 < run.evaluation.every <= run.images and source.read is not None:
-        check_evaluation(source, run.evaluation)
     if isinstance(run, TeacherRun):
         check_teacher_data(run, source)
         with torch.device("meta"):  # a check of the config by diffusers; the network itself is made when it trains
@@ -188,6 +186,8 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapp
     if dataset.read is not None:
         if run.evaluation.every:
             check_images(dataset, teacher)
+        if 0 < run.evaluation.every <= run.images:
+            check_evaluation(dataset, run.evaluation)
     elif "real" in run.objective.needs:
         raise UserError(f"objective: {type(run.objective).__name__} needs real images, data: {dataset.name} has none")
     elif run.evaluation.every:
@@ -213,3 +213,5 @@ def check_teacher_data(run: TeacherRun, dataset: Dataset) -> None:
         raise UserError(f"data: a teacher is trained on labels or none, {dataset.name} has prompts")
     if run.label_dropout and not dataset.classes:
         raise UserError(f"label_dropout: {dataset.name} has no labels to drop; set it to 0")
+    if 0 < run.evaluation.every <= run.images:
+        check_evaluation(dataset, run.evaluation)
