@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from glob import iglob
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
@@ -81,7 +82,7 @@ def resolve(
 
 
 def resolve_paths(run: _T) -> _T:
-    """Return an experiment, or a part of it, in which every LocalPath that exists is absolute."""
+    """Return an experiment, or a part of it, in which every LocalPath that exists, or is a glob of files, is absolute."""
     if not dataclasses.is_dataclass(run) or isinstance(run, type):
         return run
     hints, changes = get_type_hints(type(run), include_extras=True), {}
@@ -90,7 +91,7 @@ def resolve_paths(run: _T) -> _T:
         place = value
         if isinstance(value, str) and LocalPath in (hint, *get_args(hint)):
             place = Path(value).expanduser() if value.startswith("~/") else Path(value)
-        local = isinstance(place, Path) and place.exists()
+        local = isinstance(place, Path) and (place.exists() or any(iglob(str(place))))
         changes[one.name] = str(place.resolve()) if local else resolve_paths(value)
     changed = {name: value for name, value in changes.items() if value is not getattr(run, name)}
     return cast(_T, dataclasses.replace(run, **changed)) if changed else run

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from distill.errors import UserError
+from tests.tiny import teacher_recipe
 from trainers.data import Data, Dataset, Images, Prompts
+from trainers.recipe.load import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -312,3 +314,16 @@ def test_a_path_from_elsewhere_tells_both_places(capsys: pytest.CaptureFixture[s
             f"data: cannot load '{path}': Unable to find such a file or folder in '{here}', and it is no id of the hub"
             " (NAME or OWNER/NAME)"
         )
+
+
+def test_paths_of_a_run_are_absolute() -> None:
+    here = Path.cwd()
+    write("some/cats/0.png")
+    pq.write_table(pa.table({"text": ["a"]}), "some/a.parquet")
+    for name, path, expected in (
+        ("images", "some/cats", f"{here}/some/cats"),
+        ("prompts", "some/*.parquet", f"{here}/some/*.parquet"),
+        ("images", "owner/name", "owner/name"),
+    ):
+        run = resolve(teacher_recipe(data={"name": name, "path": path}))
+        assert isinstance(run.data, Images | Prompts) and run.data.path == expected
