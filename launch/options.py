@@ -22,6 +22,9 @@ Processes = Annotated[
     int | None,
     typer.Option(help="The processes to start, with one GPU each, or on the CPU without GPUs.", min=1),
 ]
+Oversubscribe = Annotated[
+    bool, typer.Option("--oversubscribe", help="Start more processes than this machine has cores. Not for GPUs.")
+]
 TimeLimit = Annotated[
     str | None,
     typer.Option(help="[days-]hours:minutes:seconds within which the run saves and exits with code 75."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from distill.errors import UserError
+from launch import keeper
 from trainers.engine.stopping import EXIT_INTERRUPTED, SIGNALS, STOP
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 EXIT_USER_ERROR, EXIT_STOPPED = 2, 75  # 75 is EX_TEMPFAIL of sysexits.h: try again
 GRACE_SECONDS = 60.0  # that workers have to exit after the first of them
-PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
 LAUNCHER = "DISTILL_LAUNCHER"  # the environment variable with the id of the process that started the workers
 
 
@@ -42,6 +41,41 @@ def starts_workers(processes: int) -> bool:
     return processes > 1 and not in_world()
 
 
+def check_count(processes: int, oversubscribe: bool, resumed: Experiment | None = None) -> None:
+    """Refuse to start more processes on this machine than it has GPUs, or cores if it has no GPU.
+
+    Args:
+        processes: The number of processes.
+        oversubscribe: Whether processes may share cores. They never share a GPU, since NCCL takes one process a GPU.
+        resumed: The recipe of a run whose checkpoint alone says how many processes to start.
+
+    Raises:
+        UserError: There are more processes than that.
+    """
+    from trainers.engine.world import devices
+
+    present, what, gpus = devices()
+    if processes <= present or (oversubscribe and not gpus):
+        return
+    more = "" if gpus else f"; --oversubscribe starts {processes} all the same"
+    if resumed is None:
+        raise UserError(f"--processes: {processes} asked for, this machine has {what}{more}")
+    fewer = next((count for count in range(present, 1, -1) if _divides(resumed, count)), 1)
+    raise UserError(
+        f"--processes: the checkpoint was saved by {processes} processes, this machine has {what};"
+        f" --processes {fewer} goes on with the same samples{more}"
+    )
+
+
+def _divides(run: Experiment, processes: int) -> bool:
+    """Return whether the batch of a run can be divided over so many processes."""
+    try:
+        run.check_world(processes)
+    except UserError:
+        return False
+    return True
+
+
 def start_workers(processes: int, arguments: list[str]) -> NoReturn:
     """Run `distill ARGUMENTS` in several workers on this machine, and exit when they have exited.
 
@@ -50,9 +84,6 @@ def start_workers(processes: int, arguments: list[str]) -> NoReturn:
     Args:
         processes: The number of workers, with one GPU each if there are GPUs.
         arguments: The command and its arguments.
-
-    Raises:
-        UserError: There are fewer GPUs than processes.
     """
     import torch
 
@@ -62,8 +93,6 @@ def start_workers(processes: int, arguments: list[str]) -> NoReturn:
     if not torch.cuda.is_available():
         common["ACCELERATE_USE_CPU"] = "true"
         common.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    elif processes > torch.cuda.device_count():
-        raise UserError(f"--processes: {processes} asked for, this machine has {torch.cuda.device_count()} GPUs")
     debug = ["--debug"] if "--debug" in sys.argv else []
     command = [sys.executable, "-m", "launch.main", *arguments, *debug]
     # The handler notes a signal alone. `watch` sends it on, when all workers have started.
@@ -121,18 +150,30 @@ def watch(workers: Sequence[subprocess.Popen[bytes]], received: list[int]) -> in
             for worker in workers:
                 worker.kill()
         time.sleep(0.05)
+    end = time.monotonic() + 2 * keeper.CHILDREN_SECONDS
+    while any(keeper.members(worker.pid) for worker in workers) and time.monotonic() < end:
+        time.sleep(0.01)  # the keepers end what the workers have started
     first = first or next((worker.returncode for worker in workers if worker.returncode), 0)
     return first if first >= 0 else 128 - first  # as a shell reports a process that a signal ended
 
 
 def follow_launcher() -> None:
-    """Have Linux send this process SIGTERM when its launcher (ours, torchrun) is gone, even by SIGKILL."""
-    ours = os.environ.get(LAUNCHER)
-    STOP.launcher = int(ours) if ours else None
-    if sys.platform == "linux" and (ours or "TORCHELASTIC_RUN_ID" in os.environ):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if ours and os.getppid() != int(ours):  # the launcher was gone before prctl, which then sends nothing
-            os.kill(os.getpid(), signal.SIGTERM)
+    """Make this process, and what it starts, end when its launcher (ours, torchrun) is gone, even by SIGKILL.
+
+    Linux then kills the process, or sends SIGTERM once it trains, so that it can save (`Stop.deferred`).
+    """
+    ours = os.environ.pop(LAUNCHER, None)  # the programs that this process starts have another parent
+    if ours is None and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    STOP.follow_parent()
+    if ours is None:
+        return
+    if os.getppid() != int(ours):  # the launcher was gone before, and Linux sends nothing
+        os.kill(os.getpid(), signal.SIGTERM)
+    if sys.platform == "linux" and os.getpgrp() == os.getpid():
+        command = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), ours]
+        null = subprocess.DEVNULL
+        subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
 
 
 def join_world(processes: int | None, run: Experiment, folder: Path) -> Accelerator:

@@ -1,6 +1,7 @@
 """The functions for programs that train, resume and load runs."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ def train(
     folder: str | Path | None = None,
     processes: int = 1,
     *,
+    oversubscribe: bool = False,
     hooks: Sequence[Hook] = (),
     optimizer: OptimizerFactory | Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
@@ -53,6 +55,7 @@ def train(
         recipe: The name of a shipped recipe, a YAML file, or a mapping of a recipe's keys.
         folder: The run folder. None for `runs/NAME`.
         processes: The number of processes to start on this machine. Leave it at 1 in a program that a launcher started.
+        oversubscribe: Whether to start more processes than this machine has cores.
         hooks: Hooks of your own, which are called beside the run's.
         optimizer: (name of the player, its named parameters) -> its optimizer, in place of the recipe's. A mapping
             changes the recipe's key `optimizer`, as an override does.
@@ -73,7 +76,8 @@ def train(
     folder = Path(folder or Path("runs") / run.name)
     if processes > 1:
         command = "teacher" if isinstance(run, TeacherRun) else "train"
-        start_processes(command, run, folder, processes, objects)
+        options = ["--processes", str(processes), *(["--oversubscribe"] if oversubscribe else [])]
+        start_processes(command, run, folder, processes, objects, options)
         return find_trained(folder)
     with STOP.listening():
         accelerator = accelerator or start_accelerator(run, folder)
@@ -87,6 +91,7 @@ def resume(
     folder: str | Path,
     processes: int | None = None,
     *,
+    oversubscribe: bool = False,
     allow: Iterable[str] = (),
     recipe: Run | TeacherRun | None = None,
     hooks: Sequence[Hook] = (),
@@ -99,6 +104,7 @@ def resume(
     Args:
         folder: The run folder.
         processes: The number of processes to start on this machine. None for as many as before.
+        oversubscribe: As for `train`.
         allow: The keys whose change you accept although it may change the training.
         recipe: The experiment to continue with. None for the run.yaml of the folder.
         hooks: As for `train`. Hooks and other objects must be given again.
@@ -120,10 +126,13 @@ def resume(
     state = checkpoint.newest_state(folder / "checkpoints")
     if state is not None:
         accepted_changes(state, run, allow)  # early: `fit` asks again about the checkpoint that is valid
-    if processes is None and accelerator is None and PartialState().num_processes == 1:
+    options = ["--oversubscribe"] if oversubscribe else []
+    if processes is not None:
+        options += ["--processes", str(processes)]
+    elif accelerator is None and PartialState().num_processes == 1:
         processes = 1 if state is None else state["processes"]
     if processes is not None and processes > 1:
-        start_processes("resume", run, folder, processes, objects, allow)
+        start_processes("resume", run, folder, processes, objects, options, allow)
         return find_trained(folder)
     with STOP.listening():
         accelerator = accelerator or start_accelerator(run, folder)
@@ -213,6 +222,7 @@ def start_processes(
     folder: Path,
     processes: int,
     objects: Objects,
+    options: Sequence[str],
     allow: Iterable[str] = (),
 ) -> None:
     """Run `distill COMMAND` in several processes on this machine, and show its output as it comes.
@@ -225,6 +235,7 @@ def start_processes(
         folder: The run folder.
         processes: The number of processes.
         objects: The caller's objects, which must be empty: they cannot reach other processes.
+        options: The options of the command that say how many processes to start.
         allow: The keys whose change the user accepts.
 
     Raises:
@@ -244,7 +255,9 @@ def start_processes(
             file = Path(temporary) / f"{run.name}.yaml"
             file.write_text(to_yaml(dump(run)), encoding="utf-8")
             arguments = [str(file), "--folder", str(folder)]
-        program = [sys.executable, "-m", "launch.main", command, *arguments, "--processes", str(processes)]
+        # The command, and with it its processes, ends when this program is killed (launch/processes.py).
+        program = [sys.executable, "-m", "launch.main", command, *arguments, *options]
+        program = ["env", f"DISTILL_LAUNCHER={os.getpid()}", *program]
         with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
             last = ""
             for line in started.stdout or ():

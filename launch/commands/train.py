@@ -12,8 +12,17 @@ import typer
 
 import trainers
 from distill.errors import UserError
-from launch.options import Folder, Overrides, Processes, Recipe, TimeLimit, resolve_recipe, resolve_teacher_recipe
-from launch.processes import in_world, join_world, start_workers, starts_workers, world_size
+from launch.options import (
+    Folder,
+    Overrides,
+    Oversubscribe,
+    Processes,
+    Recipe,
+    TimeLimit,
+    resolve_recipe,
+    resolve_teacher_recipe,
+)
+from launch.processes import check_count, in_world, join_world, start_workers, starts_workers, world_size
 from trainers.engine.stopping import STOP
 
 if TYPE_CHECKING:
@@ -24,13 +33,14 @@ def teacher(
     recipe: Recipe,
     overrides: Overrides = None,
     processes: Processes = None,
+    oversubscribe: Oversubscribe = False,
     folder: Folder = None,
     time_limit: TimeLimit = None,
 ) -> None:
     """Train a teacher. A recipe for `distill train` then names the folder teacher/ in its run folder."""
     run = resolve_teacher_recipe(recipe, overrides)
     folder = folder or Path("runs") / run.name
-    prepare(run, folder, processes, time_limit, ["teacher", recipe, *(overrides or [])])
+    prepare(run, folder, processes, oversubscribe, time_limit, ["teacher", recipe, *(overrides or [])])
     accelerator = join_world(processes, run, folder)
     trainers.train(run, folder, accelerator=accelerator)
     accelerator.end_training()  # collective: ends the process group, which `train` leaves to its caller
@@ -40,6 +50,7 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     processes: Processes = None,
+    oversubscribe: Oversubscribe = False,
     folder: Folder = None,
     tiny: Annotated[
         bool,
@@ -53,14 +64,19 @@ def train(
     run = resolve_recipe(recipe, overrides, folder if tiny else None)
     folder = folder or Path("runs") / run.name
     more = ["--tiny"] if tiny else []
-    prepare(run, folder, processes, time_limit, ["train", recipe, *(overrides or []), *more])
+    prepare(run, folder, processes, oversubscribe, time_limit, ["train", recipe, *(overrides or []), *more])
     accelerator = join_world(processes, run, folder)
     trainers.train(run, folder, accelerator=accelerator)
     accelerator.end_training()  # collective: ends the process group, which `train` leaves to its caller
 
 
 def prepare(
-    run: Run | TeacherRun, folder: Path, processes: int | None, time_limit: str | None, command: list[str]
+    run: Run | TeacherRun,
+    folder: Path,
+    processes: int | None,
+    oversubscribe: bool,
+    time_limit: str | None,
+    command: list[str],
 ) -> None:
     """Start the workers of a new run, if several processes are asked for. This process then exits with them.
 
@@ -68,15 +84,18 @@ def prepare(
         run: The recipe.
         folder: The run folder.
         processes: The number of processes. None for one, or for those that a launcher started.
+        oversubscribe: Whether processes may share cores.
         time_limit: The option --time-limit.
         command: The command for the workers.
 
     Raises:
-        UserError: The recipe cannot be trained, or the folder holds a run already.
+        UserError: The recipe cannot be trained, the folder holds a run already, or this machine has too few cores or
+            GPUs.
     """
     limit_time(time_limit)
     count = processes or world_size()
     if starts_workers(count):
+        check_count(count, oversubscribe)
         from trainers.api import refuse_used
         from trainers.runs.open import open_run
 
@@ -89,6 +108,7 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="The run folder.")],
     overrides: Overrides = None,
     processes: Processes = None,
+    oversubscribe: Oversubscribe = False,
     allow: Annotated[
         list[str] | None, typer.Option(help="A key whose change you accept although it may change the training.")
     ] = None,
@@ -112,6 +132,7 @@ def resume(
         before = count if state is None else state["processes"]
         count = processes or (count if in_world() else before)
         if starts_workers(count):
+            check_count(count, oversubscribe, run if processes is None else None)
             if state is not None:
                 accepted_changes(state, run, allow or [])
             open_run(run, count, weights=False, fresh=False)

@@ -48,7 +48,7 @@ def one_rank_killed(teachers: Path, folder: Path) -> str:
     """Through `--processes 2`: the launcher ends the other."""
     reference(teachers, folder)
     arguments, run, output = train(folder)
-    long = [*arguments[:2], "images=1000000", *arguments[2:], "--processes", "2"]
+    long = [*arguments[:2], "images=1000000", *arguments[2:], "--processes", "2", "--oversubscribe"]
     job: Job = distill_process(long, output)
     expect(job.wait_for((run / "log.jsonl").is_file, 300), output)
     workers = [int(one) for one in subprocess.check_output(["pgrep", "-P", str(job.processes[0].pid)]).split()]

@@ -270,7 +270,8 @@ def test_two_processes_through_our_own_launcher(recipe_file: Write, tmp_path: Pa
     settings: dict[str, Any] = {"precision": "float64", "images": 32, "evaluation": {"every": 32, "samples": 33}}
     file = recipe_file(**settings)
     job = distill_process(
-        ["train", str(file), "--processes", "2", "--folder", str(tmp_path / "two")], tmp_path / "out.txt"
+        ["train", str(file), "--processes", "2", "--oversubscribe", "--folder", str(tmp_path / "two")],
+        tmp_path / "out.txt",
     )
     assert job.finish() == 0, job.text
     assert distill("train", file, "--folder", tmp_path / "one").code == 0

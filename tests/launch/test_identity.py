@@ -17,7 +17,7 @@ class Relaunched(Exception):
     """In place of the processes."""
 
 
-@pytest.mark.parametrize(("options", "count"), [([], 2), (["--processes", "4"], 4)])
+@pytest.mark.parametrize(("options", "count"), [(["--oversubscribe"], 2), (["--processes", "4", "--oversubscribe"], 4)])
 def test_a_resume_takes_the_processes_of_before(
     distill: Command, student: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], count: int
 ) -> None:

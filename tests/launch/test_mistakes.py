@@ -219,7 +219,7 @@ def test_a_batch_that_does_not_divide(
     processes: int, micro: int, distill: Command, recipe_file: Write, tmp_path: Path
 ) -> None:
     file = recipe_file(micro_batches=micro)
-    line = mistake(distill("train", file, "--processes", processes, "--folder", tmp_path / "run"))
+    line = mistake(distill("train", file, "--processes", processes, "--oversubscribe", "--folder", tmp_path / "run"))
     assert line == f"batch_size: 8 is not divisible by processes x micro_batches = {processes} x {micro}"
     assert untouched(tmp_path / "run")
 

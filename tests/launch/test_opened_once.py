@@ -75,13 +75,13 @@ def test_a_job_reads_and_hashes_each_file_once(processes: int, teachers: Path, t
     ranks = [None] if processes == 1 else [str(rank) for rank in range(processes)]
     once = {(str(teachers / name / WEIGHTS), rank): 1 for name in ("edm", "dropout") for rank in ranks}
 
-    trained.run("train", file, "--processes", processes, "--folder", run)
+    trained.run("train", file, "--processes", processes, "--oversubscribe", "--folder", run)
     assert trained.notes("read") == once
     newest = run / f"checkpoints/{16:012d}"
     files = [str(newest / name) for name in json.loads((newest / "manifest.json").read_text())]
     assert len(files) == (8 if processes == 1 else 13)
 
-    resumed.run("resume", run, "images=32")
+    resumed.run("resume", run, "images=32", "--oversubscribe")
     reads = resumed.notes("read")
     assert {key: count for key, count in reads.items() if not key[0].startswith(str(run))} == once
     hashed = Counter(name for name, _ in resumed.notes("hash").elements() if "/.staging-" not in name)

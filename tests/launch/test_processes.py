@@ -108,7 +108,9 @@ def test_the_end_of_the_launcher_ends_its_processes(
     even where the command is killed."""
     file, run = tmp_path / "recipe.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=1_000_000, log_every=8, checkpoint_every=10**6)))
-    job = distill(["train", str(file), "--processes", "2", "--folder", str(run)], tmp_path / "out.txt")
+    job = distill(
+        ["train", str(file), "--processes", "2", "--oversubscribe", "--folder", str(run)], tmp_path / "out.txt"
+    )
     try:
         assert job.wait_for((run / "log.jsonl").is_file)
         assert len(processes_of(run)) == 3
@@ -128,7 +130,9 @@ def test_the_end_of_the_launcher_ends_its_processes(
 def test_a_second_interrupt_leaves_without_saving(teachers: Path, tmp_path: Path) -> None:
     file, run = tmp_path / "recipe.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=1_000_000, log_every=8, checkpoint_every=10**6)))
-    job = distill(["train", str(file), "--processes", "2", "--folder", str(run)], tmp_path / "out.txt")
+    job = distill(
+        ["train", str(file), "--processes", "2", "--oversubscribe", "--folder", str(run)], tmp_path / "out.txt"
+    )
     assert job.wait_for((run / "log.jsonl").is_file)
     while job.running():
         job.processes[0].send_signal(signal.SIGINT)

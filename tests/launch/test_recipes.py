@@ -206,7 +206,7 @@ def test_train_tiny_is_a_run_like_any_other(distill: Command, monkeypatch: pytes
     assert distill("resume", folder).code == distill("export", folder).code == 0
     relaunched: list[Any] = []
     monkeypatch.setattr(train, "start_workers", lambda *given: relaunched.append(given) or exit(0))
-    distill("train", "ffhq64_sid", "--tiny", "--processes", 2, "--folder", "other")
+    distill("train", "ffhq64_sid", "--tiny", "--processes", 2, "--oversubscribe", "--folder", "other")
     assert relaunched == [(2, ["train", "ffhq64_sid", "--tiny", "--folder", "other", "--processes", "2"])]
 
 

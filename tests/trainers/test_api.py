@@ -278,7 +278,7 @@ def test_several_processes(objects: Callable[[], dict[str, Any]], settings: dict
     file, program = tmp_path / "recipe.yaml", tmp_path / "program.py"
     file.write_text(yaml.safe_dump(settings))
     program.write_text(PROGRAM)
-    trained = trainers.train(settings, tmp_path / "run", processes=2)
+    trained = trainers.train(settings, tmp_path / "run", processes=2, oversubscribe=True)
     assert trained.images == 16 and state(tmp_path / "run", 16)["processes"] == 2
     job = launch([str(program), str(file), str(tmp_path / "launched")], tmp_path / "output.txt", world=2)
     assert job.finish() == 0, job.text
@@ -289,7 +289,7 @@ def test_several_processes(objects: Callable[[], dict[str, Any]], settings: dict
     for name in ("student", "teacher"):
         assert divided[name]["frechet"] == pytest.approx(alone[name]["frechet"], rel=1e-6)
 
-    trained = trainers.resume(tmp_path / "run", images=24)  # on as many processes as before
+    trained = trainers.resume(tmp_path / "run", images=24, oversubscribe=True)  # on as many processes as before
     assert trained.images == 24 and state(tmp_path / "run", 24)["processes"] == 2
     with pytest.raises(UserError, match=r"^batch_size: 8 is not divisible by processes x micro_batches = 3 x 1$"):
-        trainers.train(settings, tmp_path / "three", processes=3)
+        trainers.train(settings, tmp_path / "three", processes=3, oversubscribe=True)

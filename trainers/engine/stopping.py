@@ -6,8 +6,10 @@ Their files are written atomically, so that the same command continues where it 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_INTERRUPTED = 130  # the exit code of a process that a second SIGINT ends
 MARGIN = 60.0  # the least number of seconds before the time limit at which a run stops
-ORPHAN_SECONDS = 600  # after which a process whose launcher is gone is killed
+PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
 TIME_LIMIT = 1  # the reason of a stop that no signal caused; else the reason is the number of the signal
 
 
@@ -38,12 +40,12 @@ class Stop:
         reason: The number of the signal that asked for the stop, or TIME_LIMIT. 0 while nothing has.
         longest_save: The seconds of the longest save so far.
         save_due: Whether all ranks have agreed that it is time for a save.
-        launcher: The id of the process that started this one as one of several. None without a launcher of ours.
+        follows: Whether this process ends with its parent, which is the launcher of several processes.
     """
 
     def __init__(self) -> None:
         self.longest_save = 0.0
-        self.launcher: int | None = None
+        self.follows = False
         self._listening = False
         self._reset()
 
@@ -90,6 +92,15 @@ class Stop:
         """Note that a save begins."""
         self.save_due, self._last_save = False, time.monotonic()
 
+    def follow_parent(self) -> None:
+        """Have Linux kill this process when its parent ends, even by SIGKILL, unless it trains.
+
+        Before it trains it has nothing to save, and a signal that Python handles could be lost in an import or wait
+        until a library returns.
+        """
+        self.follows = True
+        _at_parents_end(signal.SIGKILL)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Note a signal. Outside training, raise Stopped. In training, the next poll raises it."""
         self._interrupts += number == signal.SIGINT
@@ -98,9 +109,6 @@ class Stop:
         if self.reason:
             return
         self.reason = number
-        # The launcher would kill a process that hangs. Without it, the alarm does, at a time that a save never needs.
-        if self.launcher is not None and os.getppid() != self.launcher:
-            signal.alarm(ORPHAN_SECONDS)
         if not self._deferred:
             raise Stopped(f"stopped by {self.name}")
 
@@ -116,6 +124,8 @@ class Stop:
 
         self._deferred, self._last_poll, self._longest_update = True, time.monotonic(), 0.0
         self.longest_save = 0.0
+        if self.follows:
+            _at_parents_end(signal.SIGTERM)
         # A group of its own on the host: the all-reduces of `poll` overlap with training's and must not mix with them.
         self._group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         try:
@@ -153,6 +163,12 @@ class Stop:
         if agreed:
             self.reason, self._pending = agreed, None
             raise Stopped(f"stopped by {self.name}")
+
+
+def _at_parents_end(number: signal.Signals) -> None:
+    """Have Linux send this process a signal when its parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 STOP = Stop()

@@ -1,5 +1,6 @@
 """The Accelerator of this process: ranks, device, trackers."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -19,3 +20,15 @@ def start_accelerator(run: Experiment, folder: Path) -> Accelerator:
 def default_device() -> torch.device:
     """Return the device of a command that runs in one process: the first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def devices() -> tuple[int, str, bool]:
+    """Return how many processes this machine has room for, in numbers and in words, and whether on GPUs.
+
+    Each process takes a GPU. Without GPUs it takes a core, of those that this process may use.
+    """
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return count, f"{count} GPUs", True
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return count, f"{count} core{'s' * (count > 1)}", False
