@@ -80,11 +80,12 @@ def _format(generator: Generator, cond: Condition, write: Callable[[Path], None]
 def _is_stock(generator: Generator) -> bool:
     """Return whether ConsistencyModelPipeline computes this generator.
 
-    It does for EDM's preconditioning on pure noise, and for square images.
+    It does for EDM's preconditioning on pure noise, and for square images. It would also draw a null label.
     """
     denoiser = generator.denoiser
     square = isinstance(_unet(generator).config["sample_size"], int) and not denoiser.latents
-    return type(denoiser.path) is EDM and denoiser.prediction == "edm" and generator.scale == generator.t and square
+    edm = type(denoiser.path) is EDM and denoiser.prediction == "edm" and generator.scale == generator.t
+    return edm and square and denoiser.network.null_label is None
 
 
 def _unet(generator: Generator) -> Any:
@@ -128,6 +129,7 @@ def _write_custom(generator: Generator, write_part: Callable[[Generator, Path], 
         "unet": unet,
         **constants(generator),
         "makes_latents": bool(generator.denoiser.latents),
+        "classes": generator.denoiser.network.classes or None,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 

@@ -12,8 +12,10 @@ All others come with one short file, `custom_scheduler.py` or `custom_flow.py`.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -32,8 +34,8 @@ from distill.teachers.families import LatentFamily
 
 PROMPTS = ["a photograph of a red cat", ""]
 CUSTOM = (
-    "No stock scheduler or pipeline takes this one step, so a short file comes with the weights and"
-    " `trust_remote_code=True` allows diffusers to run it. It needs only torch and diffusers: read it first."
+    "No stock scheduler or pipeline takes this one step, so short files come with the weights and"
+    " `trust_remote_code=True` allows diffusers to run them. They need only torch and diffusers: read them first."
 )
 CHECKER = (
     "The teacher's safety checker is part of the pipeline, and makes images black that it takes for unsafe. The"
@@ -100,6 +102,7 @@ def write_family(generator: Generator, source: Path, folder: Path) -> None:
     pipe.save_pretrained(folder)
     if scheduler is None:
         _write_custom_scheduler(generator, folder)
+        _write_pipeline(folder, "custom_pipeline", "OneStepFamilyPipeline", type(pipe).__name__)
     elif not is_stock(generator):
         _write_custom_flow(generator, type(pipe).__name__, folder)
 
@@ -159,11 +162,27 @@ def _write_custom_flow(generator: Generator, pipeline: str, folder: Path) -> Non
 
     The class and the numbers are written into its source, because the stock constructor takes no such numbers.
     """
-    code = shipped_source("custom_flow")
-    code = code.replace("StableDiffusion3Pipeline", pipeline).replace("START = 1.0", f"START = {generator.t!r}")
-    code = code.replace("SCALE = 1.0", f"SCALE = {float(generator.scale)!r}")
-    (folder / "pipeline.py").write_text(code)
-    _edit_index(folder, _class_name=["pipeline", "OneStepFlowPipeline"])
+    numbers = {"START = 1.0": f"START = {generator.t!r}", "SCALE = 1.0": f"SCALE = {float(generator.scale)!r}"}
+    _write_pipeline(folder, "custom_flow", "OneStepFlowPipeline", pipeline, numbers)
+
+
+def _write_pipeline(
+    folder: Path, source: str, name: str, stock: str, changes: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write pipeline.py.
+
+    Args:
+        folder: The folder of the export.
+        source: The name of the source in distill.export.shipped.
+        name: The class in it, which model_index.json then names.
+        stock: The stock pipeline that it is derived from.
+        changes: Text to replace in the source.
+    """
+    code = shipped_source(source)
+    for old, new in {"StableDiffusion3Pipeline": stock, **changes}.items():
+        code = code.replace(old, new)
+    (folder / "pipeline.py").write_text(code, "utf-8")
+    _edit_index(folder, _class_name=["pipeline", name])
 
 
 def _edit_index(folder: Path, **changes: Any) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 
+from distill.export.shipped.travelling import Travelling
 
-class OneStepFlowPipeline(StableDiffusion3Pipeline):
+
+class OneStepFlowPipeline(Travelling, StableDiffusion3Pipeline):
     """The stock pipeline, with a single step from START to 0."""
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:

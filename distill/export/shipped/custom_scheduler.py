@@ -6,6 +6,7 @@ scale. Otherwise `input_scale` holds it.
 This file travels with the exported weights and needs only torch and diffusers.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 class OneStepScheduler(SchedulerMixin, ConfigMixin):
     """A scheduler with a single step at `timestep`. Training fixed all its numbers, so they should stay as they are."""
 
+    __module__ = "onestep"  # diffusers notes the module of a part in model_index.json, and then looks for this file
     order = 1
+    _code = Path(__file__).read_text("utf-8")  # now, since diffusers replaces the file when it loads another export
 
     @register_to_config
     def __init__(
@@ -30,6 +33,11 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         self.init_noise_sigma = init_noise_sigma
         self.timesteps = torch.tensor([timestep])
+
+    def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the config, and this file beside it."""
+        super().save_config(save_directory, *args, **kwargs)
+        (Path(save_directory) / "onestep.py").write_text(self._code, "utf-8")
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Set the single step.

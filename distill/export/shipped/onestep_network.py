@@ -6,6 +6,7 @@ The exported file also holds the network's source, so that it needs only torch a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class OneStepNetwork(ModelMixin, ConfigMixin):
         num_class_embeds: The number of classes, or None without classes.
     """
 
+    _code = Path(__file__).read_text("utf-8")  # now, since diffusers replaces the file when it loads another export
+
     @register_to_config
     def __init__(
         self, settings: Mapping[str, Any], sample_size: int, in_channels: int, num_class_embeds: int | None = None
@@ -33,6 +36,12 @@ class OneStepNetwork(ModelMixin, ConfigMixin):
         super().__init__()
         self.classes = num_class_embeds
         self.network = Network(**settings)
+
+    def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the config, and this file beside it."""
+        super().save_config(save_directory, *args, **kwargs)
+        name = type(self).__module__.rpartition(".")[2]
+        (Path(save_directory) / f"{name}.py").write_text(self._code, "utf-8")
 
     def forward(
         self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = False

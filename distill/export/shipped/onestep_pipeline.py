@@ -2,7 +2,8 @@
 
 This file travels with the exported weights and needs only torch and diffusers. model_index.json holds the five numbers,
 which are fixed, because the network was trained for this one step. It also holds `makes_latents`, which says whether x0
-is a latent that another model's decoder turns into an image.
+is a latent that another model's decoder turns into an image, and `classes`, the number of classes that the generator
+was trained on. The network may know one more, which stands for no class, and is never drawn.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 
+from distill.export.shipped.travelling import Travelling
+
 Labels = torch.Tensor | list[int] | int | None
 Generators = torch.Generator | list[torch.Generator] | None
 
 
 # diffusers executes this file again for each folder that it loads, in one shared module whose names then change. So the
 # class holds everything that it needs.
-class OneStepPipeline(DiffusionPipeline):
+class OneStepPipeline(Travelling, DiffusionPipeline):
     """A pipeline from unit normal noise to images with one evaluation of `unet`, in float32 arithmetic around it."""
 
     model_cpu_offload_seq = "unet"
@@ -34,6 +37,7 @@ class OneStepPipeline(DiffusionPipeline):
         from_x_t: float = 0.0,
         from_output: float = 1.0,
         makes_latents: bool = False,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
@@ -44,6 +48,7 @@ class OneStepPipeline(DiffusionPipeline):
             from_x_t=from_x_t,
             from_output=from_output,
             makes_latents=makes_latents,
+            classes=classes,
         )
 
     @torch.no_grad()
@@ -105,7 +110,7 @@ class OneStepPipeline(DiffusionPipeline):
     def _labels(
         self, batch_size: int, generator: Generators, class_labels: Labels, device: torch.device
     ) -> torch.Tensor | None:
-        classes = self.unet.config.num_class_embeds
+        classes = self.config.classes or self.unet.config.num_class_embeds
         if classes is None:
             if class_labels is not None:
                 raise ValueError("class_labels: this network has no classes")

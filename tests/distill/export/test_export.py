@@ -18,11 +18,13 @@ from diffusers.utils import logging
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distill.denoiser import Denoiser
 from distill.encoders.latents import Normalisation
 from distill.errors import UserError
 from distill.export import export_generator, to_diffusers
 from distill.generator import Generator
 from distill.paths import EDM, VP, DiscreteVP, Flow
+from distill.teachers import build_unet
 from tests.exports import (
     ADM,
     DDPMPP,
@@ -31,6 +33,7 @@ from tests.exports import (
     NCSNPP,
     OURS,
     TOLERANCE,
+    UNET,
     content,
     make,
     make_edm,
@@ -370,3 +373,16 @@ def test_the_card_states_the_facts(exports: Exports) -> None:
 def test_a_card_without_metrics_says_so(tmp_path: Path) -> None:
     export_generator(make(EDM(), "edm", 2.5), tmp_path / "export", dataclasses.replace(FACTS, metrics=None))
     assert "## Metrics\n\nNone were measured." in card(tmp_path / "export")
+
+
+@pytest.mark.parametrize("kind", ["edm", "velocity"])
+def test_a_null_label_is_no_class_of_the_pipeline(kind: Any, tmp_path: Path) -> None:
+    """Also where ConsistencyModelPipeline computes the generator: it would draw the null label among the others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        unet = build_unet({**UNET, "in_channels": 3, "out_channels": 3, "num_class_embeds": 4}, null=3)
+    path = EDM() if kind == "edm" else Flow()
+    generator = Generator(Denoiser(unet, path, kind), 2.5 if kind == "edm" else 1.0)
+    export_generator(generator, tmp_path / "out", FACTS)
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["classes"] == 3 and index["_class_name"] == ["pipeline", "OneStepPipeline"]

@@ -116,3 +116,17 @@ def test_the_arithmetic_is_float32_around_a_network_in_low_precision() -> None:
     images = pipe(6, LABELS, latents=NOISE, output_type="pt").images
     assert images.dtype == torch.float32
     close(images, (1.1 * 0.7 * NOISE / 2 + 0.5).clamp(0, 1))
+
+
+def test_a_null_label_is_never_drawn() -> None:
+    """The network knows 3 labels, of which the last stands for no class."""
+    pipe = OneStepPipeline(make().unet, **NUMBERS, classes=2)
+    seen: set[int] = set()
+    pipe.unet.register_forward_pre_hook(
+        lambda _, arguments, options: seen.update(options["class_labels"].tolist()), with_kwargs=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe(200, generator=seeded(), output_type="pt")
+    assert seen == {0, 1}
+    with pytest.raises(ValueError, match=r"^class_labels: must be 2 of 0 ... 1, got \[2, 0\]$"):
+        pipe(2, [2, 0])
