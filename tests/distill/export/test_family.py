@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,18 @@ def test_a_safety_checker_is_no_part_of_the_check(entry: str, pipelines: Callabl
     assert "safety checker is part of the pipeline" in card
     export_generator(make(pipelines("sd15"), ENTRIES[entry][0]), tmp_path / "other", FACTS, teacher=pipelines("sd15"))
     assert "safety checker" not in (tmp_path / "other" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("t", [999, 998, 997, 990])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_a_start_almost_without_signal_is_exported(
+    t: int, scale: float | None, pipelines: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A teacher of zero terminal SNR, whose alpha falls to 0 over the last steps."""
+    source = shutil.copytree(pipelines("sd21"), tmp_path / "sd21")
+    file = source / "scheduler" / "scheduler_config.json"
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    generator = make(source, (t, scale))
+    assert is_stock(generator) == (scale == 1 or t == 999)
+    assert export_generator(generator, tmp_path / "out", FACTS, teacher=source) < 1e-5
