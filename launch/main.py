@@ -6,10 +6,12 @@ Commands import what they need when they are called, so that `distill --help` do
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import typer
 
 from distill.errors import UserError
+from distill.user_code import trusting
 from launch.commands import (
     cache,
     classifier,
@@ -27,11 +29,13 @@ from launch.commands import (
     try_,
 )
 from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, exit_now, follow_launcher
+from launch.trust import HELP, remember_code, take_consent
 from trainers.engine.stopping import STOP, Stopped
 
 app = typer.Typer(
     name="distill",
     help="Distil a diffusion or flow model into a one-step generator.",
+    epilog=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,9 +59,13 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    sys.path.append(os.getcwd())  # so that a recipe can name my_module:MyObjective of the user's
+    # `python -m`, which some launchers use, puts the working directory on the path. A folder in it that has the name of
+    # an optional library would be imported in its place.
+    if sys.path[0] in ("", os.getcwd()) and os.getcwd() != str(Path(__file__).parents[1]):
+        del sys.path[0]
     try:
-        with STOP.listening():
+        consent, remember, arguments = take_consent(arguments)
+        with STOP.listening(), trusting(consent):
             try:
                 follow_launcher()
                 app(args=arguments, prog_name="distill")
@@ -65,6 +73,9 @@ def main() -> None:
                 if os.environ.get("RANK", "0") == "0":
                     print_error(stopped)
                 exit_now(EXIT_STOPPED)
+            finally:
+                if remember:
+                    remember_code()
     except UserError as error:
         if debug:
             traceback.print_exc()

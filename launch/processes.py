@@ -93,8 +93,8 @@ def start_workers(processes: int, arguments: list[str]) -> NoReturn:
     if not torch.cuda.is_available():
         common["ACCELERATE_USE_CPU"] = "true"
         common.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    debug = ["--debug"] if "--debug" in sys.argv else []
-    command = [sys.executable, "-m", "launch.main", *arguments, *debug]
+    flags = [argument for argument in sys.argv if argument == "--debug" or argument.startswith("--trust-code")]
+    command = [sys.executable, "-P", "-m", "launch.main", *arguments, *flags]  # -P: no module of the working directory
     # The handler notes a signal alone. `watch` sends it on, when all workers have started.
     received: list[int] = []
     for number in SIGNALS:

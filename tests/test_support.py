@@ -14,6 +14,8 @@ from tests.families import TEACHERS
 from tests.support import PAGE, cell, page, read
 from tests.trainers.runs.test_families import module_cache, teacher
 
+pytestmark = pytest.mark.usefixtures("trusted_code")
+
 __all__ = ["module_cache", "teacher"]
 
 PAIRS = [(name, column) for name in TEACHERS for column in (*OBJECTIVES, *FORMATS)]

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
+from distill.user_code import trusted, trusting
 from trainers.checkpoints import checkpoint
 from trainers.data import Dataset, GivenData
 from trainers.engine.collectives import on_main_process
@@ -44,6 +45,7 @@ def train(
     hooks: Sequence[Hook] = (),
     optimizer: OptimizerFactory | Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
+    trust_code: bool | Collection[str] = False,
     **overrides: Any,
 ) -> Trained:
     """Train a run from its first image to its last.
@@ -60,6 +62,8 @@ def train(
         optimizer: (name of the player, its named parameters) -> its optimizer, in place of the recipe's. A mapping
             changes the recipe's key `optimizer`, as an override does.
         accelerator: An Accelerator of your own. None to start one.
+        trust_code: Whether the code that files name may run, or the SHA-256 of the files that may (distill.user_code).
+            A recipe of yours needs no consent for the classes that it names.
         **overrides: Changes to the recipe by key: `images=1000`, `generator={"lr": 1e-4}`. A value may be an object:
             a Denoiser for `teacher`, a Dataset for `data`, an Objective for `objective`. run.yaml lists the objects
             that it cannot hold under the key `objects`, and `resume` needs these again.
@@ -72,19 +76,20 @@ def train(
         Stopped: The process was told to stop. The state is saved.
     """
     objects, changes = take_objects(overrides, hooks, optimizer)
-    run = with_objects(resolve(recipe, changes=changes), objects)
-    folder = Path(folder or Path("runs") / run.name)
-    if processes > 1:
-        command = "teacher" if isinstance(run, TeacherRun) else "train"
-        options = ["--processes", str(processes), *(["--oversubscribe"] if oversubscribe else [])]
-        start_processes(command, run, folder, processes, objects, options)
-        return find_trained(folder)
-    with STOP.listening():
-        accelerator = accelerator or start_accelerator(run, folder)
-        # One rank looks, before any other can have written to the folder.
-        on_main_process(accelerator, partial(refuse_used, folder))
-        fit(open_run(run, accelerator.num_processes, objects=objects), folder, accelerator)
-    return find_trained(folder, objects=objects)
+    with trusting(trust_code):
+        run = with_objects(resolve(recipe, changes=changes), objects)
+        folder = Path(folder or Path("runs") / run.name)
+        if processes > 1:
+            command = "teacher" if isinstance(run, TeacherRun) else "train"
+            options = ["--processes", str(processes), *(["--oversubscribe"] if oversubscribe else [])]
+            start_processes(command, run, folder, processes, objects, options)
+            return find_trained(folder)
+        with STOP.listening():
+            accelerator = accelerator or start_accelerator(run, folder)
+            # One rank looks, before any other can have written to the folder.
+            on_main_process(accelerator, partial(refuse_used, folder))
+            fit(open_run(run, accelerator.num_processes, objects=objects), folder, accelerator)
+        return find_trained(folder, objects=objects)
 
 
 def resume(
@@ -97,6 +102,7 @@ def resume(
     hooks: Sequence[Hook] = (),
     optimizer: OptimizerFactory | Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
+    trust_code: bool | Collection[str] = False,
     **overrides: Any,
 ) -> Trained:
     """Continue a run from its newest valid checkpoint to its last image.
@@ -110,6 +116,7 @@ def resume(
         hooks: As for `train`. Hooks and other objects must be given again.
         optimizer: As for `train`.
         accelerator: As for `train`.
+        trust_code: As for `train`, also for the classes that run.yaml names.
         **overrides: Changes to the recipe, and objects, as for `train`.
 
     Returns:
@@ -122,27 +129,33 @@ def resume(
     """
     folder, allow = Path(folder), tuple(allow)
     objects, changes = take_objects(overrides, hooks, optimizer)
-    run = resolve(recipe or load_run(folder), changes=changes)
-    state = checkpoint.newest_state(folder / "checkpoints")
-    if state is not None:
-        accepted_changes(state, run, allow)  # early: `fit` asks again about the checkpoint that is valid
-    options = ["--oversubscribe"] if oversubscribe else []
-    if processes is not None:
-        options += ["--processes", str(processes)]
-    elif accelerator is None and PartialState().num_processes == 1:
-        processes = 1 if state is None else state["processes"]
-    if processes is not None and processes > 1:
-        start_processes("resume", run, folder, processes, objects, options, allow)
-        return find_trained(folder)
-    with STOP.listening():
-        accelerator = accelerator or start_accelerator(run, folder)
-        opened = open_run(run, accelerator.num_processes, fresh=False, objects=objects)
-        fit(opened, folder, accelerator, allow)
-    return find_trained(folder, objects=objects)
+    with trusting(trust_code):
+        run = resolve(recipe or load_run(folder), changes=changes)
+        state = checkpoint.newest_state(folder / "checkpoints")
+        if state is not None:
+            accepted_changes(state, run, allow)  # early: `fit` asks again about the checkpoint that is valid
+        options = ["--oversubscribe"] if oversubscribe else []
+        if processes is not None:
+            options += ["--processes", str(processes)]
+        elif accelerator is None and PartialState().num_processes == 1:
+            processes = 1 if state is None else state["processes"]
+        if processes is not None and processes > 1:
+            start_processes("resume", run, folder, processes, objects, options, allow)
+            return find_trained(folder)
+        with STOP.listening():
+            accelerator = accelerator or start_accelerator(run, folder)
+            opened = open_run(run, accelerator.num_processes, fresh=False, objects=objects)
+            fit(opened, folder, accelerator, allow)
+        return find_trained(folder, objects=objects)
 
 
 def load(
-    folder: str | Path, which: str = "last", *, teacher: Denoiser | None = None, data: Dataset | None = None
+    folder: str | Path,
+    which: str = "last",
+    *,
+    teacher: Denoiser | None = None,
+    data: Dataset | None = None,
+    trust_code: bool | Collection[str] = False,
 ) -> Trained:
     """Load the trained model of a run.
 
@@ -152,6 +165,7 @@ def load(
             "posthoc/NAME" for an average that `distill ema` has made.
         teacher: The teacher of a run whose teacher was given as an object.
         data: The data of a run whose data were given as an object.
+        trust_code: Whether the code that run.yaml and the teacher's folder name may run, as for `train`.
 
     Returns:
         An object with `.sample`, `.evaluate`, `.export`, `.generator` and `.teacher`.
@@ -159,7 +173,8 @@ def load(
     Raises:
         UserError: There is no such run, or it has no such weights.
     """
-    return load_trained(folder, which, objects=Objects(teacher, data))
+    with trusting(trust_code):
+        return load_trained(folder, which, objects=Objects(teacher, data))
 
 
 def finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:
@@ -209,8 +224,12 @@ def with_objects(run: Run | TeacherRun, objects: Objects) -> Run | TeacherRun:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise UserError when `folder` holds a run already."""
-    if checkpoint.folders(folder / "checkpoints") or any((folder / name).exists() for name in ("log.jsonl", "best")):
+    """Raise UserError when `folder` holds a run that has trained. One that ended before its first update is no hindrance."""
+    lines = [
+        file for name in ("log.jsonl", "metrics.jsonl") if (file := folder / name).is_file() and file.stat().st_size
+    ]
+    saved = [one for one in checkpoint.folders(folder / "checkpoints") if int(one.name)]
+    if lines or saved or (folder / "best").exists():
         raise UserError(
             f"'{folder}' holds a run already: `distill resume {folder}` continues it, --folder or name= starts another"
         )
@@ -255,8 +274,10 @@ def start_processes(
             file = Path(temporary) / f"{run.name}.yaml"
             file.write_text(to_yaml(dump(run)), encoding="utf-8")
             arguments = [str(file), "--folder", str(folder)]
+        if trust := trusted():
+            arguments.append("--trust-code" if trust is True else f"--trust-code={','.join(sorted(trust))}")
         # The command, and with it its processes, ends when this program is killed (launch/processes.py).
-        program = [sys.executable, "-m", "launch.main", command, *arguments, *options]
+        program = [sys.executable, "-P", "-m", "launch.main", command, *arguments, *options]
         program = ["env", f"DISTILL_LAUNCHER={os.getpid()}", *program]
         with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
             last = ""

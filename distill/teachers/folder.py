@@ -15,7 +15,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -34,6 +34,7 @@ from distill.teachers.own import OwnNet, try_out
 from distill.teachers.pipeline import folder_in_errors, load_pipeline, refuse_adapters, refuse_file
 from distill.teachers.trial import try_shapes
 from distill.teachers.unet import UNet
+from distill.user_code import trusting
 
 DESCRIPTION = "denoiser.json"
 
@@ -75,23 +76,28 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
     (folder / DESCRIPTION).write_text(text + "\n")
 
 
-def load_denoiser(folder: str | FilePath, weights: bool = True) -> Denoiser:
+def load_denoiser(folder: str | FilePath, weights: bool = True, trust_code: bool | Collection[str] = False) -> Denoiser:
     """Load a denoiser from a teacher's folder, or from the folder of a diffusers pipeline.
 
-    A network of the user's own class is imported from the Python path, never from `folder`, and is called once on
-    zeros.
+    A network of the user's own class is called once on zeros.
 
     Args:
         folder: The teacher's folder.
         weights: False puts the network on the meta device, which tells its shapes without any file of weights.
+        trust_code: Whether the code that the folder names may run, or the SHA-256 of the files that may.
 
     Returns:
         The denoiser, in float32 and eval mode.
 
     Raises:
-        UserError: The teacher is missing, damaged or unknown.
+        UserError: The teacher is missing, damaged or unknown, or names code that may not run.
     """
-    folder = FilePath(folder)
+    with trusting(trust_code):
+        return _load(FilePath(folder), weights)
+
+
+def _load(folder: FilePath, weights: bool) -> Denoiser:
+    """Load a denoiser as `load_denoiser` does."""
     if not folder.is_dir():
         refuse_file(folder)
         raise UserError(f"teacher: no folder '{folder}'; `distill teacher` trains one, `distill import` fetches one")

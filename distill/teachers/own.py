@@ -1,7 +1,5 @@
 """A teacher's network of the user's own class, as docs/add_a_teacher.md shows."""
 
-import importlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, Self, cast
@@ -14,6 +12,7 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
 from distill.networks.network import Network, null_label
 from distill.teachers.weights_file import check_weights, read_weights, save_weights
+from distill.user_code import load_class
 
 
 class OwnNet(Network):
@@ -29,10 +28,11 @@ class OwnNet(Network):
         shape: (C, *spatial) of a sample.
         classes: The number of class labels, without the null condition's. 0 means no labels.
         null: The label of the null condition, which follows the classes. None means no null condition.
-        foreign: A folder whose code is never run, since it may come from a stranger.
+        folder: The teacher's folder that names the class, whose code runs only with consent (distill.user_code). None
+            for a name that the caller has written.
 
     Raises:
-        UserError: The class cannot be imported or constructed, or `shape` or `classes` is not valid.
+        UserError: The class must not run, cannot be imported or constructed, or `shape` or `classes` is not valid.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class OwnNet(Network):
         shape: tuple[int, ...],
         classes: int = 0,
         null: int | None = None,
-        foreign: FilePath | None = None,
+        folder: FilePath | None = None,
     ) -> None:
         super().__init__()
         if not _positive_integers(shape):
@@ -51,7 +51,7 @@ class OwnNet(Network):
             raise UserError(f"classes: must be an integer of at least 0, got {classes!r}")
         self.name, self.own_class, self.settings = name, name, dict(settings)
         self.shape, self.classes, self.null = tuple(shape), classes, null_label(null)
-        self.module = _construct(name, self.settings, foreign).float()
+        self.module = _construct(name, self.settings, folder).float()
         names = {part: part for part, _ in self.module.named_modules() if part} | getattr(self.module, "taps", {})
         self.taps = {short: f"module.{full}" for short, full in names.items()}
 
@@ -110,34 +110,16 @@ def try_out(denoiser: Denoiser) -> None:
         ) from error
 
 
-def _construct(name: str, settings: Mapping[str, Any], foreign: FilePath | None) -> nn.Module:
-    """Import the class `name` and construct it, unless its code lies inside `foreign`."""
-    source, _, attribute = name.partition(":")
+def _construct(name: str, settings: Mapping[str, Any], folder: FilePath | None) -> nn.Module:
+    """Import the class `name`, if its code may run, and construct it."""
     try:
-        if foreign is not None:
-            _refuse_code_in(foreign, source.partition(".")[0], name)
-        cls = getattr(importlib.import_module(source), attribute)
-    except UserError:
-        raise
-    except Exception as error:  # the user's module may raise anything
-        raise UserError(f"network: cannot import {name!r}: {_type_and_message(error)}") from error
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):  # before the call, as settings may be a stranger's
-        raise UserError(f"network: {name!r} must be a class of torch.nn.Module, got {cls!r:.80}")
+        cls, _ = load_class(name, nn.Module, own=folder is None, places=() if folder is None else (folder,))
+    except UserError as error:
+        raise UserError(f"network: {error}") from error
     try:
-        return cls(**settings)
+        return cast(nn.Module, cls(**settings))
     except Exception as error:
         raise UserError(f"network: {name} cannot be made of {dict(settings)}: {_type_and_message(error)}") from error
-
-
-def _refuse_code_in(folder: FilePath, package: str, name: str) -> None:
-    """Raise UserError if the top-level `package` lies inside a teacher's folder, which may come from a stranger.
-
-    `find_spec` of a top-level module says where it lies, and runs none of it.
-    """
-    spec = importlib.util.find_spec(package)
-    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
-    if any(place and FilePath(place).resolve().is_relative_to(folder.resolve()) for place in places):
-        raise UserError(f"network: {name!r} lies inside the teacher's folder, whose code is never run; move it out")
 
 
 def _type_and_message(error: Exception) -> str:

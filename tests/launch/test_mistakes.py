@@ -49,7 +49,10 @@ KEYS: list[tuple[list[str], str]] = [
         ["objective=sit"],
         f"key 'objective' must be one of {', '.join(OBJECTIVES)} or your own 'module:Class', alone or as",
     ),
-    (["objective=no.such:Thing"], "key 'objective': cannot import 'no.such:Thing': ModuleNotFoundError: No module"),
+    (
+        ["objective=no.such:Thing"],
+        "key 'objective': cannot import 'no.such:Thing': there is no such module on the Python path",
+    ),
     (
         ["data=digit"],
         "key 'data' must be one of digits, images, prompts, data_free, object or your own 'module:Class'",

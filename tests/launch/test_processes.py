@@ -83,7 +83,7 @@ def test_what_the_processes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exit.value.code == 5
     assert [env["RANK"] for _, env in given] == [env["LOCAL_RANK"] for _, env in given] == ["0", "1", "2"]
     for command, env in given:
-        assert command == [sys.executable, "-m", "launch.main", "train", "x", "--debug"]
+        assert command == [sys.executable, "-P", "-m", "launch.main", "train", "x", "--debug"]
         assert env["WORLD_SIZE"] == env["LOCAL_WORLD_SIZE"] == "3" and env["MASTER_PORT"] == given[0][1]["MASTER_PORT"]
         assert env["ACCELERATE_USE_CPU"] == "true" and env["OMP_NUM_THREADS"] == "1"
         assert env["DISTILL_LAUNCHER"] == str(os.getpid())

@@ -31,6 +31,7 @@ FILES = {"distill.json"}  # names of files that look like modules
 TAKES_RECIPE = ("train", "teacher", "classifier", "cache", "plan", "try")
 ELSEWHERE = {"move_to_device_pass"}  # names of other libraries that our code does not use
 RECORDS = ("docs/results/faults.md",)  # pages that a program wrote, with names of the code of that day
+EVERYWHERE = {"--debug", "--help", "--trust-code"}  # options of every command
 
 
 def name_of(page: Path) -> str:
@@ -103,7 +104,11 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
         if (inner := getattr(command, "commands", {})) and given:
             assert given[0] in inner, f"distill {name} {given[0]}: no such command"
             command = inner[given.pop(0)]
-        options = {option for parameter in command.params for option in parameter.opts} | {"--debug", "--help"}
+        options = {option for parameter in command.params for option in parameter.opts} | {
+            "--debug",
+            "--help",
+            "--trust-code",
+        }
         for word in given:
             if word.startswith("--"):
                 assert word.partition("=")[0] in options, f"distill {name} {word}: no such option"

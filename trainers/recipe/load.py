@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from distill.annotations import LocalPath
 from distill.errors import UserError
+from distill.user_code import naming
 from trainers.recipe.run import EXPERIMENTS, Run, TeacherRun
 from trainers.recipe.shipped import find_recipe
 from trainers.recipe.strict_yaml import assign, build, dump, load_yaml, override
@@ -26,7 +27,8 @@ def load_run(folder: Path) -> Run | TeacherRun:
     file = folder / RUN_FILE
     if not file.is_file():
         raise UserError(f"'{folder}' is not a run folder: it has no {RUN_FILE}")
-    return build_experiment(load_yaml(file), str(file))
+    with naming(None, folder):  # it may come from a stranger, so its words are not the caller's
+        return build_experiment(load_yaml(file), str(file))
 
 
 def build_experiment(data: Mapping[str, Any], where: str) -> Run | TeacherRun:
@@ -63,14 +65,19 @@ def resolve(
     Raises:
         UserError: The recipe is missing, or a key or a value is wrong.
     """
+    words: Any = (list(changes.values()) if changes else [], override({}, overrides))  # the caller's own
+    folder = Path.cwd()
     if isinstance(recipe, Run | TeacherRun):
         if not overrides and not changes:
             return resolve_paths(recipe)
         settings, where = dump(recipe), recipe.name
     elif isinstance(recipe, Mapping):
-        settings, where = dict(recipe), "recipe"
+        settings, where, words = dict(recipe), "recipe", (recipe, words)
     else:
-        settings, where = load_yaml(find_recipe(str(recipe))), str(recipe)
+        file = find_recipe(str(recipe))
+        settings, where, folder = load_yaml(file), str(recipe), file.resolve().parent
+        if not any((place / RUN_FILE).is_file() for place in (folder, *folder.parents)):
+            words = (dict(settings), words)
     shrunk = settings.pop("tiny", None)
     if tiny is not None:
         settings = shrink(settings, shrunk, tiny, where)
@@ -78,7 +85,8 @@ def resolve(
     for key, value in (changes or {}).items():
         for dotted, one in _flat(key, value):
             assign(settings, dotted, one, f"{key}=")
-    return resolve_paths(build_experiment(settings, where))
+    with naming(words, folder):
+        return resolve_paths(build_experiment(settings, where))
 
 
 def resolve_paths(run: _T) -> _T:

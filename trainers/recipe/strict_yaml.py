@@ -7,12 +7,9 @@ class.
 
 import dataclasses
 import difflib
-import functools
-import importlib.machinery
 import math
 import re
 import reprlib
-import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +19,7 @@ import yaml
 from pydantic import BeforeValidator, Strict, TypeAdapter, ValidationError
 
 from distill.errors import UserError
+from distill.user_code import load_class, loaded_class
 from trainers.recipe.yaml_text import MAX_DEPTH, Dumper, parse, read_text
 
 _T = TypeVar("_T")
@@ -188,32 +186,18 @@ def _choice(base: type, value: Any, where: str, key: str) -> Any:
     name = settings.pop("name", value)
     if not isinstance(name, str) or (name not in registry and ":" not in name):
         raise _type_error(base, name, where, key)
-    cls = registry[name] if name in registry else _imported(name, where, key)
-    own_fields = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)  # not only inherited ones
-    if not own_fields or not issubclass(cls, base) or "name" in _fields(cls):
-        raise _error(where, key, f": {name!r} must be a dataclass and a {base.__name__}, without a field 'name'")
-    _NAMES[cls] = name
+    if name in registry:
+        return _group(registry[name], settings, where, key)
+    cls = loaded_class(name, base)
+    if cls is None:
+        try:
+            cls, name = load_class(name, base)
+        except UserError as error:
+            raise _error(where, key, f": {error}") from error
+    if "__dataclass_fields__" not in vars(cls) or "name" in _fields(cls):  # fields of its own, not only inherited ones
+        raise _error(where, key, f": {name!r} must be a dataclass without a field 'name'")
+    _NAMES.setdefault(cls, name)
     return _group(cls, settings, where, key)
-
-
-def _imported(name: str, where: str, key: str) -> Any:
-    """Import 'module:Class' or 'path/to/file.py:Class'."""
-    source, _, attribute = name.rpartition(":")
-    try:
-        if source.endswith(".py"):
-            return getattr(_file_module(str(Path(source).resolve())), attribute)
-        return getattr(importlib.import_module(source), attribute)
-    except Exception as error:  # code of the user's may raise anything
-        raise _error(where, key, f": cannot import {name!r}: {type(error).__name__}: {error}") from error
-
-
-@functools.cache
-def _file_module(name: str) -> types.ModuleType:
-    """Run a file once, and return it as a module. The name of the module is the full path of the file."""
-    module = sys.modules[name] = types.ModuleType(name)  # before it runs, since its dataclasses look the module up
-    module.__file__ = name
-    importlib.machinery.SourceFileLoader(name, name).exec_module(module)
-    return module
 
 
 def _lenient(hint: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -11,18 +12,25 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill import EDM, Denoiser, DiscreteVP, UserError
 from distill.paths import Path as GaussianPath
-from distill.teachers import GaussianMixture, OwnNet, load_denoiser, save_denoiser
+from distill.teachers import GaussianMixture, OwnNet, save_denoiser
+from distill.teachers import load_denoiser as load
 from tests.distill.teachers import own_networks
 from tests.distill.teachers.own_networks import SHAPE
 
 OWN = "tests.distill.teachers.own_networks"
 X, T = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 1.0, 30.0])
 Change = Callable[[dict[str, Any]], Any]
+
+
+def load_denoiser(folder: Path, weights: bool = True) -> Denoiser:
+    """Load a teacher whose class is ours."""
+    return load(folder, weights, trust_code=True)
 
 
 def small(name: str = "Small", classes: int = 3, **changes: Any) -> Denoiser:
@@ -47,7 +55,7 @@ def test_round_trip_is_bit_equal(folder: Path) -> None:
     assert torch.equal(loaded(X, T, labels), saved(X, T, labels))
     assert torch.equal(loaded(X, T, None), saved(X, T, None)) and not torch.equal(loaded(X, T), loaded(X, T, labels))
     assert network.module.seen.item() == 2**24 + 1 and network.module.plain.item() == 2
-    published = load((folder / "network.safetensors").read_bytes())
+    published = read_tensors((folder / "network.safetensors").read_bytes())
     assert published.keys() == own_networks.Small().state_dict().keys()  # the class's own names
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     (folder / "network.safetensors").write_bytes(b"")  # a teacher replaced while a run is using it
@@ -106,19 +114,19 @@ def refusal(folder: Path) -> str:
 REFUSED: dict[str, tuple[Change, str]] = {
     "module": (
         lambda d: d["network"].update(name="no_such_module:Net"),
-        "network: cannot import 'no_such_module:Net': ModuleNotFoundError: No module named 'no_such_module'",
+        "network: cannot import 'no_such_module:Net': there is no such module on the Python path or in '",
     ),
     "class": (
         lambda d: d["network"].update(name=f"{OWN}:Smal"),
-        f"network: cannot import '{OWN}:Smal': AttributeError",
+        f"network: cannot import '{OWN}:Smal': '{own_networks.__file__}' defines no Smal",
     ),
     "function": (
         lambda d: d["network"].update(name=f"{OWN}:function"),
-        f"network: '{OWN}:function' must be a class of torch.nn.Module, got <function",
+        f"network: '{OWN}:function' must be a class derived from Module, got <function",
     ),
     "program": (
         lambda d: d.update(network={"name": "subprocess:Popen", "args": ["touch", "PWNED"]}),
-        "network: 'subprocess:Popen' must be a class of torch.nn.Module, got <class 'subprocess.Popen'>",
+        "network: cannot import 'subprocess:Popen': the standard library has no class of this kind",
     ),
     "setting": (
         lambda d: d["network"].update(depth=3),
@@ -185,7 +193,7 @@ def test_without_classes_it_is_called_without_labels(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit(folder: Path) -> None:
     file = folder / "network.safetensors"
-    state = load(file.read_bytes())
+    state = read_tensors(file.read_bytes())
     save_file({key: value for key, value in state.items() if key != "leave.bias"}, file)
     assert refusal(folder) == f"teacher: '{folder}': weights: 'leave.bias' is missing"
     save_file({**state, "frequency": torch.ones(())}, file)
@@ -194,30 +202,35 @@ def test_weights_that_do_not_fit(folder: Path) -> None:
     assert refusal(folder).startswith(f"teacher: cannot read '{file}': ")
 
 
-@pytest.mark.parametrize("module", ["here_only", "here_only.inner"])
-def test_code_inside_the_teachers_folder_is_never_run(
-    module: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["installed", "working directory", "teacher's folder", "package"])
+def test_code_that_a_folder_names_runs_with_consent_alone(
+    place: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even where that folder is the working directory, as it is of one who looks around in a download."""
-    code = folder / f"{module.replace('.', '/')}.py"
-    code.parent.mkdir(exist_ok=True)
+    """Wherever the file lies, it is named before anything of it runs. Its hash is a consent to this content alone."""
+    work = {"installed": tmp_path / "site", "working directory": tmp_path / "work"}.get(place, folder)
+    source = f"{tmp_path.name.rstrip('0123456789')}_net" if place != "package" else "teacher.deep.net"
+    code = (tmp_path if place == "package" else work) / f"{source.replace('.', '/')}.py"
+    code.parent.mkdir(parents=True, exist_ok=True)
     code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom {OWN} import Small\n")
     description = json.loads((folder / "denoiser.json").read_text())
-    description["network"]["name"] = f"{module}:Small"
+    description["network"]["name"] = f"{source}:Small"
     (folder / "denoiser.json").write_text(json.dumps(description))
-    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    assert refusal(folder) == (
-        f"teacher: '{folder}': network: '{module}:Small' lies inside the teacher's folder, whose code is never run;"
-        " move it out"
-    )
-    assert not (tmp_path / "ran").exists()
-    (tmp_path / "elsewhere").mkdir()
-    for file in folder.glob("here_only*"):
-        file.rename(tmp_path / "elsewhere" / file.name)
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "elsewhere"), *sys.path])
-    assert isinstance(load_denoiser(folder).network, OwnNet) and (tmp_path / "ran").exists()
-    for name in ("here_only", "here_only.inner"):
-        sys.modules.pop(name, None)
+    if place == "installed":
+        monkeypatch.setattr(sys, "path", [str(work), *sys.path])
+    monkeypatch.chdir({"working directory": work, "package": tmp_path}.get(place, tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sha = hashlib.sha256(code.read_bytes()).hexdigest()
+    for trust in (False, ["0" * 64]):
+        with pytest.raises(UserError) as refused:
+            load(folder, trust_code=trust)
+        assert str(refused.value) == (
+            f"teacher: '{folder}': network: '{source}:Small' is code in '{code}' (SHA-256 {sha}), which runs only with"
+            " --trust-code, in Python trust_code=True; read it first"
+        )
+        assert not (tmp_path / "ran").exists() and source not in sys.modules
+    assert isinstance(load(folder, trust_code=[sha]).network, OwnNet) and (tmp_path / "ran").exists()
+    for name in [name for name in sys.modules if name == source or name.startswith("teacher")]:
+        sys.modules.pop(name)
 
 
 def test_what_no_folder_can_hold(tmp_path: Path) -> None:

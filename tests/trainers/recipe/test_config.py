@@ -124,7 +124,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "laws").mkdir()
     (tmp_path / "laws" / "mine.py").write_text(USER_FILE.format(module=__name__))
     (tmp_path / f"module_{tmp_path.name}.py").write_text(USER_FILE.format(module=__name__))
-    (tmp_path / "broken.py").write_text("import json\nraise RuntimeError('two\\nlines')\n")
+    (tmp_path / "broken.py").write_text("import json\nraise RuntimeError('two\\nlines')\nclass Mine: pass\n")
     return tmp_path
 
 
@@ -234,8 +234,8 @@ def test_a_value_is_taken_at_its_exact_worth(key: str, given: Any, value: Any) -
         ),
         (
             {"times": "no_such_package.laws:Law"},
-            "key 'times': cannot import 'no_such_package.laws:Law': "
-            "ModuleNotFoundError: No module named 'no_such_package'",
+            "key 'times': cannot import 'no_such_package.laws:Law': there is no such module on the Python path or in "
+            f"'{Path.cwd()}'",
         ),
     ],
 )
@@ -305,7 +305,7 @@ def test_dump_is_fully_resolved_and_plain() -> None:
 
 
 @pytest.mark.parametrize("place", ["laws/mine.py", "module"])
-def test_a_users_class_keeps_its_name(folder: Path, place: str) -> None:
+def test_a_users_class_keeps_its_name(folder: Path, trusted_code: None, place: str) -> None:
     source = f"module_{folder.name}" if place == "module" else place
     data = {"batch_size": 1, "times": {"name": f"{source}:Mine", "knots": [3], "inner": f"{source}:Mine"}}
     run = build(Run, data)
@@ -319,7 +319,7 @@ def test_a_users_class_keeps_its_name(folder: Path, place: str) -> None:
     assert refusal(build, Run, {"batch_size": 1, "times": unknown}) == message
 
 
-def test_a_users_class_that_no_configuration_named_is_dumped_by_its_module(folder: Path) -> None:
+def test_a_users_class_that_no_configuration_named_is_dumped_by_its_module(folder: Path, trusted_code: None) -> None:
     mine = type(build(Times, {"name": "laws/mine.py:Mine"}))
     run = Run(1, times=sys.modules[mine.__module__].Quiet(slope=2.0))
     expected = {"name": f"{folder}/laws/mine.py:Quiet", "knots": [1, 2], "inner": None, "slope": 2.0}
@@ -330,22 +330,22 @@ def test_a_users_class_that_no_configuration_named_is_dumped_by_its_module(folde
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("laws/none.py:Mine", "cannot import {!r}: FileNotFoundError: [Errno 2] No such file or directory: '{}'"),
-        ("laws/mine.py:Mein", "cannot import {!r}: AttributeError: module '{}' has no attribute 'Mein'"),
+        ("laws/none.py:Mine", "cannot import {!r}: there is no such file in '{here}'"),
+        ("laws/mine.py:Mein", "cannot import {!r}: '{}' defines no Mein"),
         ("broken.py:Mine", "cannot import {!r}: RuntimeError: two lines"),
         ("broken:Mine", "cannot import {!r}: RuntimeError: two lines"),
-        (":Mine", "cannot import {!r}: ValueError: Empty module name"),
-        ("laws/mine.py:Stranger", "{!r} must be a dataclass and a Times, without a field 'name'"),
-        ("laws/mine.py:Undecorated", "{!r} must be a dataclass and a Times, without a field 'name'"),
-        ("laws/mine.py:Named", "{!r} must be a dataclass and a Times, without a field 'name'"),
-        ("laws/mine.py:HERE", "{!r} must be a dataclass and a Times, without a field 'name'"),
-        ("laws/mine.py:dataclass", "{!r} must be a dataclass and a Times, without a field 'name'"),
+        (":Mine", "cannot import {!r}: there is no such module on the Python path or in '{here}'"),
+        ("laws/mine.py:Stranger", "{!r} must be a class derived from Times, got <class "),
+        ("laws/mine.py:Undecorated", "{!r} must be a dataclass without a field 'name'"),
+        ("laws/mine.py:Named", "{!r} must be a dataclass without a field 'name'"),
+        ("laws/mine.py:HERE", "{!r} must be a class derived from Times, got "),
+        ("laws/mine.py:dataclass", "{!r} must be a class derived from Times, got <function dataclass"),
     ],
 )
-def test_a_users_class_that_cannot_serve_is_refused(folder: Path, name: str, problem: str) -> None:
-    expected = f"a.yaml: key 'times': {problem.format(name, folder / name.partition(':')[0])}"
+def test_a_users_class_that_cannot_serve_is_refused(folder: Path, trusted_code: None, name: str, problem: str) -> None:
+    expected = f"a.yaml: key 'times': {problem.format(name, folder / name.partition(':')[0], here=folder)}"
     for _ in range(2):  # a failed import leaves nothing half loaded behind
-        assert refusal(build, Run, {"batch_size": 1, "times": name}, "a.yaml") == expected
+        assert refusal(build, Run, {"batch_size": 1, "times": name}, "a.yaml").startswith(expected)
 
 
 def draw_number(rng: random.Random) -> float:

@@ -18,6 +18,8 @@ from tests.tiny import once
 from tests.trainers.interrupted import assert_same, fit, interrupted, lines
 from trainers.runs.load import load_trained
 
+pytestmark = pytest.mark.usefixtures("trusted_code")
+
 CASES = [(name, "fgm" if name.startswith(FLOWS) else "sid") for name in TEACHERS]
 CASES += [(name, "diff_instruct") for name in TEACHERS]
 WITHOUT_PIPELINE = ("own",)  # it leaves as safetensors: tests/trainers/runs/test_own.py

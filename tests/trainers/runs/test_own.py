@@ -21,6 +21,8 @@ from trainers.recipe.run import Run
 from trainers.runs.distillation import teacher_hash
 from trainers.runs.load import load_trained
 
+pytestmark = pytest.mark.usefixtures("trusted_code")
+
 ADVERSARIAL = {"objective": {"name": "dmd2", "tap": "enter"}}
 ADAPTERS = {"lr": 1e-2, "lora": {"rank": 2}}
 

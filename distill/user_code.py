@@ -1,0 +1,231 @@
+"""Classes that a file names as 'module:Class' or 'file.py:Class': their code runs only with the caller's consent.
+
+A teacher's folder, a run folder and a recipe may come from a stranger. The code that they name is found without
+importing anything, and the file that would be run is checked before it is run. Consent is given in one of three ways:
+
+- The caller of a function passes `trust_code`: True for all code, or the SHA-256 of the files that may run.
+- The caller has written the name: in a recipe that lies outside run folders, in an override, in a Python program.
+- The program has imported the class already, so nothing is imported.
+"""
+
+import ast
+import hashlib
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError, one_line
+
+
+@dataclass(frozen=True)
+class Consent:
+    """The code that the caller of the function at work has agreed to run.
+
+    Attributes:
+        everything: Whether all code may run.
+        hashes: The SHA-256 of files that may run.
+        names: The names that the caller has written.
+        roots: The folders in which these names are looked for, beside the Python path.
+    """
+
+    everything: bool = False
+    hashes: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    roots: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Code:
+    """The file of a class.
+
+    Attributes:
+        file: The file, resolved.
+        sha256: The SHA-256 of its content.
+        root: The folder that has to be on the Python path, or None if the file is found without.
+    """
+
+    file: Path
+    sha256: str
+    root: Path | None
+
+
+_NONE = Consent()
+_CONSENT: ContextVar[Consent] = ContextVar("consent", default=_NONE)
+RAN: set[Code] = set()
+"""The code that has run by `trust_code`."""
+
+
+@contextmanager
+def trusting(trust_code: bool | Collection[str]) -> Iterator[None]:
+    """Let code run while the context is open, as well as what may run already.
+
+    Args:
+        trust_code: True for all code, False for none, or the SHA-256 of the files that may run.
+    """
+    old = _CONSENT.get()
+    hashes = old.hashes if isinstance(trust_code, bool) else old.hashes.union(trust_code)
+    token = _CONSENT.set(replace(old, everything=old.everything or trust_code is True, hashes=hashes))
+    try:
+        yield
+    finally:
+        _CONSENT.reset(token)
+
+
+@contextmanager
+def naming(words: Any, root: Path) -> Iterator[None]:
+    """Let the code run that the caller's own words name, while the context is open.
+
+    Args:
+        words: The words: strings, and mappings and lists of them. None for a folder whose words are not the caller's.
+        root: The folder in which modules and files are looked for, beside the Python path.
+    """
+    old = _CONSENT.get()
+    token = _CONSENT.set(replace(old, names=old.names.union(_names(words)), roots=(*old.roots, root.resolve())))
+    try:
+        yield
+    finally:
+        _CONSENT.reset(token)
+
+
+def trusted() -> bool | frozenset[str]:
+    """Return what `trusting` was given for the function at work, for a process that it starts."""
+    consent = _CONSENT.get()
+    return consent.everything or consent.hashes
+
+
+def load_class(name: str, base: type, own: bool = False, places: Sequence[Path] = ()) -> tuple[Any, str]:
+    """Import a class of a user's own, if its code may run.
+
+    Args:
+        name: 'module:Class' or 'file.py:Class'.
+        base: The class that it must be derived from.
+        own: Whether the caller has written the name, beside those of `naming`.
+        places: Folders to look in, beside those of `naming` and the working directory.
+
+    Returns:
+        The class, and the name under which later processes find it.
+
+    Raises:
+        UserError: The code is not found or must not run, it fails, or it has no such class.
+    """
+    source, _, attribute = name.rpartition(":")
+    consent = _CONSENT.get()
+    own = own or name in consent.names
+    code = find_code(name, (*consent.roots, *(place.resolve() for place in places), Path.cwd()))
+    if not own and not consent.everything and code.sha256 not in consent.hashes:
+        raise UserError(
+            f"{name!r} is code in '{code.file}' (SHA-256 {code.sha256}), which runs only with --trust-code, in Python"
+            " trust_code=True; read it first"
+        )
+    if not own:
+        RAN.add(code)
+    _check_defined(code, name, attribute)
+    if code.root is not None and str(code.root) not in sys.path:
+        sys.path.append(str(code.root))  # at the end, so that nothing installed is replaced
+    # A module that is one file in a folder of the caller is run and named by its path, so that later commands find it.
+    one_file = source.endswith(".py") or (code.root is not None and "." not in source)
+    try:
+        module = run_file(code.file) if one_file else importlib.import_module(source)
+        found = getattr(module, attribute)
+    except Exception as error:  # code of a user's may raise anything
+        raise UserError(f"cannot import {name!r}: {type(error).__name__}: {one_line(error)}") from error
+    if Path(module.__file__ or "").resolve() != code.file:
+        raise UserError(f"{name!r}: another module of this name is imported already, from '{module.__file__}'")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{name!r} must be a class derived from {base.__name__}, got {found!r:.80}")
+    return found, f"{code.file}:{attribute}" if own and one_file else name
+
+
+def loaded_class(name: str, base: type) -> Any:
+    """Return the class of a name if the program has imported it already and it is derived from `base`, or None."""
+    source, _, attribute = name.rpartition(":")
+    module = sys.modules.get(str(Path(source).resolve()) if source.endswith(".py") else source)
+    found = getattr(module, attribute, None)
+    return found if isinstance(found, type) and issubclass(found, base) else None
+
+
+def find_code(name: str, places: Sequence[Path]) -> Code:
+    """Find the file of a class without importing anything, nor any package around it.
+
+    Args:
+        name: 'module:Class' or 'file.py:Class'.
+        places: The folders to look in, after the Python path.
+
+    Raises:
+        UserError: There is no such file, or the module is one of the standard library.
+    """
+    source = name.rpartition(":")[0]
+    if source.endswith(".py"):
+        for place in places:
+            if (file := place / source).is_file():
+                return _code(file, file.resolve().parent)
+        raise UserError(f"cannot import {name!r}: there is no such file in '{places[0]}'")
+    top, *rest = source.split(".")
+    if top in sys.stdlib_module_names:
+        raise UserError(f"cannot import {name!r}: the standard library has no class of this kind")
+    starts: list[tuple[importlib.machinery.ModuleSpec | None, Path | None]] = []
+    with suppress(ValueError, ImportError):  # a module without a spec, such as __main__
+        starts = [(importlib.util.find_spec(top), None)] if top else []
+    starts += [(importlib.machinery.PathFinder.find_spec(top, [str(place)]), place) for place in places]
+    for spec, root in starts:
+        for part in rest:
+            inside = None if spec is None else spec.submodule_search_locations
+            # The last part of the name alone: with all of it, Python would look for the package in sys.modules.
+            spec = None if inside is None else importlib.machinery.PathFinder.find_spec(part, list(inside))
+        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+            return _code(Path(spec.origin), root)
+    raise UserError(f"cannot import {name!r}: there is no such module on the Python path or in '{places[0]}'")
+
+
+def run_file(file: Path) -> types.ModuleType:
+    """Run a file once, and return it as a module. The name of the module is the full path of the file."""
+    name = str(file)
+    if name not in sys.modules:
+        module = sys.modules[name] = types.ModuleType(name)  # before it runs, since its dataclasses look the module up
+        module.__file__ = name
+        try:
+            importlib.machinery.SourceFileLoader(name, name).exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _code(file: Path, root: Path | None) -> Code:
+    return Code(file.resolve(), hashlib.sha256(file.read_bytes()).hexdigest(), root)
+
+
+def _names(words: Any) -> Iterator[str]:
+    """Yield the strings of nested mappings and lists."""
+    if isinstance(words, str):
+        yield words
+    elif isinstance(words, dict | list | tuple):
+        for one in words.values() if isinstance(words, dict) else words:
+            yield from _names(one)
+
+
+def _check_defined(code: Code, name: str, attribute: str) -> None:
+    """Raise UserError when the source of a file shows that it cannot define a name, before it is run."""
+    if code.file.suffix != ".py":
+        return
+    try:
+        tree = ast.parse(code.file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"cannot import {name!r}: {type(error).__name__}: {one_line(error)}") from error
+    bound: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.alias):
+            bound.add(node.asname or node.name)
+        elif isinstance(node, ast.Name):
+            bound.add(node.id)
+    if not bound & {attribute, "*", "__getattr__", "globals"}:
+        raise UserError(f"cannot import {name!r}: '{code.file}' defines no {attribute}")

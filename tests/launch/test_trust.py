@@ -1,0 +1,165 @@
+"""The code that a file names runs only where the caller has agreed in that call."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import trainers
+from distill.errors import UserError
+from tests.launch.conftest import Command
+from trainers.recipe.load import load_run
+
+OBJECTIVE = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.objectives import SiD
+
+Path({ran!r}).touch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obj(SiD):
+    pass
+"""
+READERS = (
+    ("sample", "--count", "2"),
+    ("evaluate", "--samples", "20"),
+    ("export",),
+    ("resume",),
+    ("ema", "--std", "0.1"),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the test have an empty list of remembered files, and leave no module behind."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr("distill.user_code.RAN", ran := set())
+    monkeypatch.setattr("launch.trust.RAN", ran)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def downloaded(student: Path, tmp_path: Path) -> Path:
+    """A run folder in the working directory whose run.yaml names an objective in a file beside it."""
+    folder = Path(student.rename(tmp_path / "cwd" / "dl_run"))
+    (folder / "o.py").write_text(OBJECTIVE.format(ran=str(tmp_path / "ran")))
+    name_objective(folder, "dl_run/o.py:Obj")
+    return folder
+
+
+def name_objective(folder: Path, name: str) -> None:
+    settings = yaml.safe_load((folder / "run.yaml").read_text())
+    settings["objective"]["name"] = name
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+
+
+@pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
+def test_a_run_folder_runs_no_code_of_its_own(
+    command: tuple[str, ...], distill: Command, downloaded: Path, tmp_path: Path
+) -> None:
+    name, *more = command
+    result = distill(name, "dl_run", *more)
+    sha = hashlib.sha256((downloaded / "o.py").read_bytes()).hexdigest()
+    assert result.code == 2 and result.err == (
+        f"distill: dl_run/run.yaml: key 'objective': 'dl_run/o.py:Obj' is code in '{downloaded / 'o.py'}'"
+        f" (SHA-256 {sha}), which runs only with --trust-code, in Python trust_code=True; read it first\n"
+    )
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_ways_to_agree(distill: Command, downloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, ran = ("sample", "dl_run", "--count", "1"), tmp_path / "ran"
+    sha = hashlib.sha256((downloaded / "o.py").read_bytes()).hexdigest()
+
+    def runs(*more: str) -> bool:
+        ran.unlink(missing_ok=True)
+        sys.modules.pop(str(downloaded / "o.py"), None)
+        code = distill(*sample, *more).code
+        assert code in (0, 2) and (code == 0) == ran.exists()
+        return ran.exists()
+
+    assert not runs() and not runs(f"--trust-code={'0' * 64}")
+    assert runs("--trust-code") and runs(f"--trust-code={sha}") and not runs()
+    for value, expected in (("1", True), ("0", False), (sha, True), ("f" * 64, False)):
+        monkeypatch.setenv("DISTILL_TRUST_CODE", value)
+        assert runs() == expected
+    monkeypatch.delenv("DISTILL_TRUST_CODE")
+    assert runs("--trust-code=remember") and runs()
+    assert list(yaml.safe_load((tmp_path / "config/distill/trusted_code.json").read_text())) == [sha]
+    (downloaded / "o.py").write_text((downloaded / "o.py").read_text() + "# changed\n")
+    assert not runs()  # another content is another file
+    result = distill(*sample, "--trust-code=yess")
+    assert result.code == 2
+    assert result.err == "distill: --trust-code: takes nothing, 'remember', or SHA-256 of files, got 'yess'\n"
+
+    sys.modules.pop(str(downloaded / "o.py"), None)
+    with pytest.raises(UserError, match="runs only with --trust-code, in Python trust_code=True"):
+        trainers.load("dl_run")
+    assert trainers.load("dl_run", trust_code=True).images == 16
+
+
+@pytest.mark.parametrize("module", ["antigravity", "this", "subprocess", "os.path"])
+def test_the_standard_library_has_no_class_of_ours(module: str, distill: Command, downloaded: Path) -> None:
+    name_objective(downloaded, f"{module}:Net")
+    for more in ([], ["--trust-code"]):
+        result = distill("sample", "dl_run", *more)
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert f"cannot import '{module}:Net': the standard library has no class of this kind" in result.err
+
+
+def test_a_script_without_the_class_is_not_run(distill: Command, downloaded: Path, tmp_path: Path) -> None:
+    """The class is looked for in the source before anything of it runs."""
+    Path("my_training.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    name_objective(downloaded, "my_training:Net")
+    result = distill("sample", "dl_run", "--trust-code")
+    assert result.code == 2 and "my_training.py' defines no Net" in result.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_recipe_is_its_callers_unless_it_lies_in_a_run_folder(
+    distill: Command, teachers: Path, downloaded: Path, tmp_path: Path
+) -> None:
+    """Beside the recipe, a file and a module are found from any working directory, and later from run.yaml."""
+    settings = yaml.safe_load((downloaded / "run.yaml").read_text()) | {"images": 8, "name": "mine"}
+    settings.pop("objects", None)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "o.py").write_text((downloaded / "o.py").read_text())
+    for number, name in enumerate(("o.py:Obj", "o:Obj")):
+        settings["objective"]["name"] = name
+        (mine / "recipe.yaml").write_text(yaml.safe_dump(settings))
+        assert distill("train", mine / "recipe.yaml", "--folder", f"run{number}").code == 0
+        assert load_run(Path(f"run{number}")).objective is not None  # type: ignore[union-attr]
+        written = yaml.safe_load(Path(f"run{number}/run.yaml").read_text())["objective"]["name"]
+        assert written == f"{mine / 'o.py'}:Obj"
+        for module in (str(mine / "o.py"), "o"):
+            sys.modules.pop(module, None)
+        sys.path.remove(str(mine))
+    (downloaded / "recipe.yaml").write_text(yaml.safe_dump(settings | {"objective": {"name": "dl_run/o.py:Obj"}}))
+    result = distill("train", "dl_run/recipe.yaml", "--folder", "other")
+    assert result.code == 2 and "which runs only with --trust-code" in result.err
+    assert distill("train", "dl_run/recipe.yaml", "--folder", "other", "--trust-code").code == 0
+
+
+def test_the_working_directory_is_not_on_the_path(tmp_path: Path) -> None:
+    """A folder with the name of an optional library is not imported in its place."""
+    for name in ("triton", "flash_attn", "torchvision", "sentencepiece", "wandb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "launch.main", "doctor"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, 1, 2) and "torch" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()
