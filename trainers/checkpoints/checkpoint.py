@@ -100,6 +100,8 @@ def flaw(folder: Path, need: Container[str] | None = None) -> str | None:
 def newest(root: Path, need: Container[str] | None = None) -> tuple[Path, list[str]]:
     """Return the newest valid checkpoint under `root`, and a line for each newer one that was skipped.
 
+    A run that trains at the same time may remove the checkpoints that were listed. Then they are listed again.
+
     Args:
         root: The folder of checkpoints.
         need: The stems of the tensor files to check, as in `flaw`.
@@ -107,12 +109,15 @@ def newest(root: Path, need: Container[str] | None = None) -> tuple[Path, list[s
     Raises:
         UserError: There is no valid checkpoint. A run never starts from zero silently.
     """
-    skipped: list[str] = []
-    for folder in folders(root):
+    listed, skipped = folders(root), list[str]()
+    for folder in listed:
         found = flaw(folder, need)
         if found is None:
             return folder, skipped
-        skipped.append(f"skipped checkpoint '{folder}': {found}")
+        if folder.exists():
+            skipped.append(f"skipped checkpoint '{folder}': {found}")
+    if not all(folder.exists() for folder in listed):
+        return newest(root, need)
     raise UserError("; ".join([f"no valid checkpoint in '{root}'", *skipped]))
 
 

@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.generator import Generator
 from distill.teachers import load_denoiser
 from trainers.checkpoints import checkpoint
+from trainers.engine.finite import not_finite
 from trainers.engine.networks import set_precision
 from trainers.engine.player import frozen_names
 from trainers.engine.world import default_device
@@ -148,7 +149,9 @@ def _read_weights(
     else:
         model = fresh_denoiser(run, *_shape_and_classes(folder, run))
     frozen = frozen_names(model)
-    checkpoint.load_average(source, model, frozen)
+    source, description = _load_average(model, frozen, folder, which, source, description)
+    if bad := not_finite(checkpoint.unfrozen_state(model, frozen)):
+        raise UserError(f"'{source}': the averaged weights are not finite, such as {bad[0]}; take another checkpoint")
     if merged and isinstance(run, Run) and run.generator.lora is not None:
         lora.merge(model)
     for module in (model, teacher):
@@ -157,6 +160,38 @@ def _read_weights(
     std = description.get("std")
     average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
     return Weights(model, teacher, description["images"], average, frozen)
+
+
+def _load_average(
+    model: Generator | Denoiser,
+    frozen: frozenset[str],
+    folder: Path,
+    which: str,
+    source: Path,
+    description: dict[str, Any],
+) -> tuple[Path, dict[str, Any]]:
+    """Load the averaged weights of a run, also while it trains and replaces them.
+
+    Args:
+        model: The network to load into.
+        frozen: The parameters of the network that the files lack.
+        folder: The run folder.
+        which: The average, as in `load_trained`.
+        source: The folder of the averaged weights.
+        description: Their description.
+
+    Returns:
+        The folder and the description of the weights that were loaded.
+    """
+    while True:
+        try:
+            checkpoint.load_average(source, model, frozen)
+            if which != "best" or _find_weights(folder, which)[1] == description:  # best/ keeps its name
+                return source, description
+        except (OSError, RuntimeError, UserError):
+            if source.exists() and (which != "best" or _find_weights(folder, which)[1] == description):
+                raise
+        source, description = _find_weights(folder, which)
 
 
 def _find_weights(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
@@ -174,7 +209,12 @@ def _find_weights(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     found, skipped = checkpoint.newest(folder / "checkpoints", need=(checkpoint.AVERAGE_STEM,))
     for line in skipped:
         plain(stderr=True).print(line, style="yellow")
-    return found, checkpoint.read_state(found)
+    try:
+        return found, checkpoint.read_state(found)
+    except FileNotFoundError:
+        if found.exists():
+            raise
+        return _find_weights(folder, which)  # training has removed it since, and saved a newer one
 
 
 def _shape_and_classes(folder: Path, run: TeacherRun) -> tuple[tuple[int, ...], int]:
