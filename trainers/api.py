@@ -224,7 +224,7 @@ def with_objects(run: Run | TeacherRun, objects: Objects) -> Run | TeacherRun:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise UserError when `folder` holds a run that has trained. One that ended before its first update is no hindrance."""
+    """Raise UserError when `folder` holds a run that has trained. A run without an update is no hindrance."""
     lines = [
         file for name in ("log.jsonl", "metrics.jsonl") if (file := folder / name).is_file() and file.stat().st_size
     ]
