@@ -54,6 +54,8 @@ class DiffusersAutoencoder:
         for what, theirs in numbers.items():
             if channels is not None and theirs != channels:
                 raise UserError(f"teacher: '{folder}': {what}: is of {theirs} channels, the network of {channels}")
+        if wrong := _wrong_number(self.config):
+            raise UserError(f"teacher: '{folder}': vae: {wrong}")
         self._vae: Any = None
 
     def __deepcopy__(self, memo: Any) -> Self:
@@ -147,6 +149,23 @@ class DiffusersAutoencoder:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         # torch's `to`, because diffusers' own warns about every dtype but float32
         return nn.Module.to(self._vae, like.device, dtype)
+
+
+def _wrong_number(config: dict[str, Any]) -> str | None:
+    """Return what is wrong with the numbers that scale the latents in an autoencoder's config, or None."""
+    for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+        value = config.get(key)
+        numbers: list[Any] = value if isinstance(value, list) else [value]
+        finite = all(type(one) in (int, float) and abs(one) < 1e9 for one in numbers)
+        positive = key in ("shift_factor", "latents_mean") or (finite and all(one > 1e-9 for one in numbers))
+        many = isinstance(value, list) == key.startswith("latents_")
+        if value is not None and not (finite and positive and many):
+            kind = "a list of finite numbers" if key.startswith("latents_") else "a finite number"
+            sign = " above 0" if key in ("scaling_factor", "latents_std") else ""
+            return f"{key}: must be {kind}{sign}, got {value!r:.80}"
+    if config.get("scaling_factor", 1.0) is None:
+        return "scaling_factor: must be a number above 0, got None"
+    return None
 
 
 def images_at_once(size: tuple[int, ...]) -> int:

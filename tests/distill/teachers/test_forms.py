@@ -183,3 +183,25 @@ def test_pixels_without_a_size(size: Any, pipelines: Folder, tmp_path: Path) -> 
     assert "unet: sample_size must be one or two numbers in its config.json" in refusal(tmp_path / "ddpm")
     edit(tmp_path / "ddpm/unet/config.json", sample_size=[8, 4])
     assert load_denoiser(tmp_path / "ddpm").network.shape == (3, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scaling_factor", float("nan")),
+        ("scaling_factor", 0),
+        ("scaling_factor", -0.18),
+        ("scaling_factor", "0.18215"),
+        ("scaling_factor", None),
+        ("scaling_factor", True),
+        ("scaling_factor", 10**400),
+        ("shift_factor", float("inf")),
+        ("shift_factor", [0.1]),
+        ("latents_mean", 0.5),
+        ("latents_mean", ["0", "0", "0", "0"]),
+        ("latents_std", [1.0, 0.0, 1.0, 1.0]),
+    ],
+)
+def test_numbers_of_an_autoencoder(key: str, value: Any, sd: Path) -> None:
+    edit(sd / "vae/config.json", **{key: value})
+    assert f": vae: {key}: must be a " in refusal(sd)

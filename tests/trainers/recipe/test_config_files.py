@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from distill.errors import UserError
+from tests.tiny import recipe
+from trainers.recipe.load import resolve
+from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import diff, load_yaml, override, to_yaml
 
 
@@ -137,3 +140,12 @@ def test_diff_names_each_change() -> None:
     ]
     assert diff(old, old) == []
     assert diff({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}) == ["a.b.c: 1 -> 2"]
+
+
+def test_a_folder_in_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "teacher").mkdir()
+    run = resolve(recipe("~/teacher"))
+    assert isinstance(run, Run) and run.teacher == str(tmp_path / "teacher")
+    absent = resolve(recipe("~/absent"))
+    assert isinstance(absent, Run) and absent.teacher == "~/absent"
