@@ -20,4 +20,4 @@ def one_line(error: BaseException) -> str:
         if line and not any(line in known for known in lines):
             lines.append(line)
         cause = cause.__cause__
-    return ": ".join(lines)[:400]
+    return ": ".join(lines)[:400] or type(error).__name__

@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.errors import UserError
 
 SAMPLED = 16  # samples of a digest, at equal distances
-PARTS = 8  # parts of a sample, whose means a digest holds
+SAMPLE_PARTS = 8  # parts of a sample, whose means a digest holds
 UNKNOWN: tuple[int, ...] = ()
 """The shape of a data set of prompts, until the teacher's is known."""
 
@@ -74,11 +74,11 @@ class Dataset:
         return found
 
     def _means(self) -> list[list[float | None]]:
-        """Return the means of the parts of some samples, [SAMPLED, PARTS]. None for those that are not finite."""
+        """Return the means of the parts of some samples, [N, SAMPLE_PARTS]. None for those that are not finite."""
         positions = torch.linspace(0, self.count - 1, min(SAMPLED, self.count)).round().long()
         means: list[list[float | None]] = []
         for position in positions.split(1):  # one after another, since a sample may be large
-            parts = self.images(position)[0].double().flatten().tensor_split(PARTS)
+            parts = self.images(position)[0].double().flatten().tensor_split(SAMPLE_PARTS)
             values = [float(part.mean()) for part in parts if len(part)]
             means.append([round(value, 4) if math.isfinite(value) else None for value in values])
         return means

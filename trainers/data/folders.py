@@ -37,7 +37,7 @@ def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> 
     root = Path(path).expanduser()
     tree = list_zip(root) if root.is_file() else list_folder(root)
     base, bracket, _ = split.partition("[")
-    names, further = _of_split(tree, path, base)
+    prefix, names, further = _of_split(tree, path, base)
     pictures = [name for name in names if ending(name) in picture_endings()]
     metadata = [name for name in names if posixpath.basename(name) in METADATA]
     left_out = [*tree.left_out, *further]
@@ -63,8 +63,10 @@ def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> 
         used.add(edm[0])
         if numbers:
             columns["label"] = partial(_listed_labels, numbers, pictures, path)
-    elif "label" not in columns and any("/" in name for name in pictures):
-        columns["label"] = partial(_folder_labels, pictures, tree, path)
+    elif "label" not in columns and any("/" in name.removeprefix(prefix) for name in pictures):
+        inside = [name.removeprefix(prefix) for name in pictures]
+        empty = [name.removeprefix(prefix) for name in tree.empty if name.startswith(prefix)]
+        columns["label"] = partial(_folder_labels, inside, empty, path)
         class_names["label"] = in_order({class_of(name) for name in pictures})
     left_out += count_endings([name for name in names if name not in used])
     found = Pictures(
@@ -150,8 +152,9 @@ def ending(name: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return text that can be printed. Names of files may hold bytes that are no UTF-8."""
-    return os.fsencode(text).decode("utf-8", "replace")
+    """Return text that can be printed in one line. Names of files may hold line breaks, and bytes that are no UTF-8."""
+    decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in decoded)
 
 
 def class_of(name: str) -> str:
@@ -163,18 +166,18 @@ def _kind(tree: Tree) -> str:
     return "the archive" if isinstance(tree, ZipTree) else "the folder"
 
 
-def _of_split(tree: Tree, path: str, split: str) -> tuple[Sequence[str], list[str]]:
-    """Return the names of the files of a split, and words about the other splits."""
+def _of_split(tree: Tree, path: str, split: str) -> tuple[str, Sequence[str], list[str]]:
+    """Return the folder of a split, with a slash, the names of its files, and words about the other splits."""
     pictures = [name for name in tree.names if ending(name) in picture_endings()]
     tops = Counter(name.split("/")[0] if "/" in name else "" for name in pictures)
     if not tops or not set(tops) <= SPLITS:
         if split != "train":
             raise UserError(f"data.split: '{path}' has no folders of splits: 'train' is all of it, got {split!r}")
-        return tree.names, []
+        return "", tree.names, []
     if split not in tops:
         raise UserError(f"data.split: '{path}' has the splits {', '.join(sorted(tops))}, got {split!r}")
     others = [f"{count:,} pictures of the split {name}" for name, count in sorted(tops.items()) if name != split]
-    return [name for name in tree.names if name.startswith(f"{split}/")], others
+    return f"{split}/", [name for name in tree.names if name.startswith(f"{split}/")], others
 
 
 def _read_metadata(
@@ -234,7 +237,7 @@ def _listed_labels(labels: dict[str, Any], pictures: Sequence[str], path: str) -
     return [labels[name] for name in pictures]
 
 
-def _folder_labels(pictures: Sequence[str], tree: Tree, path: str) -> list[str]:
+def _folder_labels(pictures: Sequence[str], empty: Sequence[str], path: str) -> list[str]:
     """Return the folder in which each picture lies, as its class."""
     depths = {name.count("/"): name for name in reversed(pictures)}
     hint = "(null trains without labels)"
@@ -245,9 +248,9 @@ def _folder_labels(pictures: Sequence[str], tree: Tree, path: str) -> list[str]:
             f" folders are no classes {hint}"
         )
     depth = next(iter(depths))
-    if empty := [name for name in tree.empty if name.count("/") == depth - 1]:
+    if classes := [name for name in empty if name.count("/") == depth - 1]:
         raise UserError(
-            f"data.label_column: the class folder {shown(empty[0])} of '{path}' is empty; fill or remove it {hint}"
+            f"data.label_column: the class folder {shown(classes[0])} of '{path}' is empty; fill or remove it {hint}"
         )
     return [class_of(name) for name in pictures]
 

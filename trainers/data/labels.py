@@ -57,7 +57,7 @@ def classes_in_words(labels: Tensor, names: Sequence[str] | None) -> str:
     counts = labels.bincount(minlength=len(names or ()))
     kinds = f"{len(counts):,} classes"
     if names is not None:
-        kinds += f" ({_shortened([f'{number} {name}' for number, name in enumerate(names)])})"
+        kinds += f" ({_shortened([f'{number} {_printable(name)}' for number, name in enumerate(names)])})"
     if len(lacking := (counts == 0).nonzero().flatten().tolist()):
         kinds += f", without a picture: {_shortened([str(number) for number in lacking])}"
     return kinds
@@ -66,6 +66,10 @@ def classes_in_words(labels: Tensor, names: Sequence[str] | None) -> str:
 def _shortened(items: Sequence[str]) -> str:
     """Return up to twelve items of a list, and the last of a longer one."""
     return ", ".join(items) if len(items) <= 12 else f"{', '.join(items[:10])}, ... {items[-1]}"
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:40])
 
 
 def _whole(value: Any) -> int | None:

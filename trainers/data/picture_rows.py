@@ -10,7 +10,7 @@ from distill.errors import UserError
 from trainers.data.folders import ending, open_folder
 from trainers.data.pictures import Pictures
 from trainers.data.pixels import Damaged, check_bytes, picture_endings, read_file
-from trainers.data.tables import check_column, open_files, open_rows
+from trainers.data.tables import check_column, local_path, open_files, open_rows
 
 
 def open_pictures(path: str, split: str, config: str | None, column: str) -> Pictures:
@@ -25,7 +25,7 @@ def open_pictures(path: str, split: str, config: str | None, column: str) -> Pic
     Raises:
         UserError: There is no such data set, or the column holds no pictures.
     """
-    local = Path(path).expanduser()
+    local = local_path(path)
     if (local.suffix.lower() == ".zip" and local.is_file()) or (local.is_dir() and not _is_table(local)):
         found = open_folder(path, split, lambda file: open_files(str(file), {"train": [file]}, "train"))
         check_column(found, column, path, "data.image_column")

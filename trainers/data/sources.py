@@ -87,6 +87,8 @@ class Images(Data):
     def load(self) -> Dataset:
         console = plain(stderr=True, quiet=is_initialized() and get_rank() > 0)
         found = open_pictures(self.path, self.split, self.config, self.image_column)
+        if not found.count:
+            raise UserError(f"data: '{self.path}' holds no pictures")
         labels, prompts, names = self._conditions(found)
         scan = scan_pictures(found, Path(self.path).name, console)
         if scan.damaged:

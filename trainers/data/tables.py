@@ -24,6 +24,17 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 ENCODINGS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
+def local_path(path: str) -> Path:
+    """Return a path on this machine, which need not exist.
+
+    Raises:
+        UserError: It can be no path.
+    """
+    if not path.isprintable() or not path.strip() or len(path.encode()) > 4000 or max(map(len, path.split("/"))) > 255:
+        raise UserError(f"data.path: must be a path or an id of the hub, got {path[:80]!r}")
+    return Path(path).expanduser()
+
+
 def open_rows(path: str, split: str, config: str | None) -> Any:
     """Open a table by the `datasets` library, and return its datasets.Dataset.
 
@@ -37,7 +48,7 @@ def open_rows(path: str, split: str, config: str | None) -> Any:
     """
     from datasets import load_dataset, load_from_disk
 
-    local = Path(path).expanduser()
+    local = local_path(path)
     try:
         if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
             saved = load_from_disk(str(local))
@@ -48,6 +59,8 @@ def open_rows(path: str, split: str, config: str | None) -> Any:
             if config is not None or _states_its_files(local):
                 return load_dataset(str(local), config, split=split)
             return open_files(path, _files_of_splits(local, path, split), split)
+        if local.exists() and not local.is_file():  # a pipe would never end
+            raise UserError(f"data: cannot load '{path}': it is no regular file")
         if local.is_file() or local.suffix in FORMATS:
             files = [local] if local.is_file() else sorted(map(Path, glob.glob(str(local))))
             return open_files(path, {split.partition("[")[0]: files}, split)
@@ -83,6 +96,8 @@ def open_files(path: str, files: Mapping[str, Sequence[Path]], split: str) -> An
     for file in every:
         if not file.is_file():  # a pipe would never end
             raise UserError(f"data: cannot load '{file}': it is no regular file")
+        if file.stat().st_size == 0:
+            raise UserError(f"data: cannot load '{file}': it is empty (0 bytes)")
         if ending != ".parquet":
             _check_encoding(file)
     builder, options = FORMATS[ending]

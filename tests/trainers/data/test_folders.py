@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def test_folders_that_are_all_splits_are_splits(capsys: pytest.CaptureFixture[st
     assert (greys(data), labels(data)) == ([0, 1], [0, 1])
     assert "left out of 'set': 1 pictures of the split test" in capsys.readouterr().err
     assert greys(load("set", split="test")) == [2]
+    write("halves/train/0.png", "halves/val/1.png")  # splits without classes
+    assert greys(load("halves", label_column=None)) == [0]
+    assert refused("halves").startswith("data.label_column: no column 'label' in halves; it has ['image']")
     assert refused("set", split="val") == "data.split: 'set' has the splits test, train, got 'val'"
     write("flat/0.png", "flat/1.png", "flat/2.png")
     assert greys(load("flat", split="train[1:]", label_column=None)) == [1, 2]
@@ -327,3 +331,41 @@ def test_paths_of_a_run_are_absolute() -> None:
     ):
         run = resolve(teacher_recipe(data={"name": name, "path": path}))
         assert isinstance(run.data, Images | Prompts) and run.data.path == expected
+
+
+@pytest.mark.parametrize("path", ["", " ", "a" * 300, "a/" * 3000, "a\0b", "a\nb", "\udce9"])
+def test_what_can_be_no_path_is_refused(path: str) -> None:
+    for data in (Images(path), Prompts(path)):
+        assert refusal(data).startswith("data.path: must be a path or an id of the hub, got ")
+
+
+def test_what_is_no_regular_file_is_refused() -> None:
+    write("set/a.png")
+    for name in ("p.zip", "p.txt", "p.parquet", "set/metadata.jsonl"):
+        os.mkfifo(name)
+    for path in ("p.zip", "p.txt", "p.parquet", "/dev/zero", "set"):
+        assert refused(path).endswith("it is no regular file")
+    assert refusal(Prompts("p.txt")) == "data: cannot load 'p.txt': it is no regular file"
+
+
+def test_odd_names_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (b"set/a\nb/1.png", b"set/\xe9/2.png", b"set/[1]*/3.png"):
+        os.makedirs(os.path.dirname(name))
+        with open(name, "wb") as file:
+            file.write(picture())
+    data = load("set")
+    assert data.count == 3 and data.class_names is not None and data.class_names[0] == "[1]*"
+    assert "data: 'set': 3 pictures in 3 classes (0 [1]*, 1 a?b, 2 ?)" in capsys.readouterr().err
+    for name in (b"set/a\nb/1.png", b"set/\xe9/2.png"):
+        with open(name, "wb") as file:
+            file.write(b"<html>")
+    message = refused("set")
+    assert "set/a?b/1.png is no picture" in message and message.isprintable()
+
+
+def test_what_is_empty_is_named() -> None:
+    for name in ("a.parquet", "a.csv", "a.jsonl", "a.txt"):
+        Path(name).touch()
+        assert refusal(Prompts(name)) == f"data: cannot load '{name}': it is empty (0 bytes)"
+    write("flat/0.png")
+    assert refused("flat", split="train[:0]", label_column=None) == "data: 'flat' holds no pictures"
