@@ -328,6 +328,7 @@ def test_paths_of_a_run_are_absolute() -> None:
         ("images", "some/cats", f"{here}/some/cats"),
         ("prompts", "some/*.parquet", f"{here}/some/*.parquet"),
         ("images", "owner/name", "owner/name"),
+        ("images", "a" * 300, "a" * 300),
     ):
         run = resolve(teacher_recipe(data={"name": name, "path": path}))
         assert isinstance(run.data, Images | Prompts) and run.data.path == expected
