@@ -8,6 +8,7 @@ The condition is empty, or holds `labels`, int64 [B]. EDM's may also hold `augme
 """
 
 import inspect
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -126,7 +127,7 @@ class EDMNet(PublishedNetwork):
     def __init__(self, **settings: Any) -> None:
         for name, allowed in VARIANTS.items():
             if name in settings and settings[name] not in allowed:
-                raise UserError(f"{name}: must be one of {', '.join(allowed)}, got {settings[name]!r}")
+                raise UserError(f"{name}: must be one of {', '.join(allowed)}, got {reprlib.repr(settings[name])}")
         model_type = settings.get("model_type", "DhariwalUNet")
         super().__init__(BODIES[model_type], {"model_type": model_type}, settings)
         self.augment_dim: int = settings.get("augment_dim", 0)
@@ -200,7 +201,7 @@ def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str,
         if name not in examples:
             raise UserError(f"{name}: is no setting of {body.__name__}, whose are {', '.join(examples)}")
         if not _is_like(value, examples[name]):
-            raise UserError(f"{name}: must be something like {examples[name]}, got {str(value)[:80]!r}")
+            raise UserError(f"{name}: must be something like {examples[name]}, got {reprlib.repr(value)}")
     levels, resolution = len(settings.get("channel_mult", examples["channel_mult"])), settings["img_resolution"]
     if not levels or not resolution or resolution % 2 ** (levels - 1):
         raise UserError(f"img_resolution: {resolution} cannot be halved {levels - 1} times, as channel_mult says")

@@ -24,7 +24,8 @@ from distill.teachers.published.pickles import PERSISTENT, Object, Refused, read
 
 # Constructor arguments that are no settings of our networks: they change no output, or belong to the denoiser.
 _NOT_SETTINGS = ("sigma_data", "use_fp16", "sigma_min", "sigma_max", "label_dropout")
-_MAX_MODULES = 100_000
+_MAX_MODULES, _MAX_NAME = 100_000, 1_000  # modules of a network, and characters of a module's full name
+_MAX_CHANNELS = 4_096  # of the latents of an encoder
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,19 @@ def state_of_record(module: Any) -> dict[str, Tensor]:
     """Return the state dict of a module's record.
 
     Raises:
-        Refused: The record is no tree of modules, or a weight is not finite.
+        Refused: The record is no tree of modules, a weight is not finite, or the weights together are larger than the
+            storages that they are views of. The network would take many times the memory of the file.
     """
     state: dict[str, Tensor] = {}
+    held: dict[int, int] = {}  # storages by their place in memory, with their bytes
     seen: set[int] = set()
     left = [("", module)]
     while left:
         prefix, current = left.pop()
         if id(current) in seen or len(seen) > _MAX_MODULES:  # a cycle, or too many for a network
             raise Refused(f"the module '{prefix}' is in its network twice")
+        if len(prefix) > _MAX_NAME:
+            raise Refused(f"a module has a name of more than {_MAX_NAME:,} characters")
         seen.add(id(current))
         attributes = _record(current, prefix)[1]
         hidden = attributes.get("_non_persistent_buffers_set", ())
@@ -115,10 +120,14 @@ def state_of_record(module: Any) -> dict[str, Tensor]:
                 key = f"{prefix}{name}"
                 if not isinstance(value, Tensor) or not value.is_floating_point():
                     raise Refused(f"weights: '{key}' is no tensor of floating-point numbers")
-                if not bool(torch.isfinite(value).all()):
-                    raise Refused(f"weights: '{key}' holds numbers that are not finite")
                 state[key] = value
+                held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         left += [(f"{prefix}{name}.", child) for name, child in _children(attributes).items()]
+    if sum(value.nbytes for value in state.values()) > sum(held.values()):
+        raise Refused("weights: they share their numbers, and are larger together than what the file holds")
+    for key, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise Refused(f"weights: '{key}' holds numbers that are not finite")
     return state
 
 
@@ -126,8 +135,10 @@ def _record(module: Any, where: str) -> tuple[str, Mapping[str, Any]]:
     """Return the class name and the attributes of a module, which is a persistent object or a container of torch."""
     if isinstance(module, Object) and str(module.name) == PERSISTENT and len(module.args) == 1:
         meta = module.args[0]
-        if isinstance(meta, dict) and meta.get("type") == "class" and isinstance(meta.get("state"), dict):
-            return str(meta.get("class_name")), meta["state"]
+        kinds = {"type": str, "class_name": str, "state": dict}
+        typed = isinstance(meta, dict) and all(isinstance(meta.get(key), kind) for key, kind in kinds.items())
+        if typed and meta["type"] == "class":
+            return meta["class_name"], meta["state"]
     elif isinstance(module, Object) and module.name.module.startswith("torch.nn.") and isinstance(module.state, dict):
         return module.name.name, module.state
     held = str(module.name) if isinstance(module, Object) else type(module).__name__
@@ -172,6 +183,7 @@ def _floats(array: Any) -> list[float]:
     """Return the numbers [N] in the record of a numpy array of float32."""
     try:
         _, shape, dtype, _, content = array.state
+        assert isinstance(content, bytes) and len(content) <= 4 * _MAX_CHANNELS
         assert dtype.args[0] == "f4" and dtype.state[1] == "<" and shape == (len(content) // 4,)
         return cast(list[float], torch.frombuffer(bytearray(content), dtype=torch.float32).tolist())
     except (AttributeError, TypeError, ValueError, IndexError, AssertionError):

@@ -4,6 +4,10 @@ A pickle is a program that may name and call anything. This reader never looks u
 stack of its own, and keeps a name as a `Name` and a call as an `Object`. It gives meaning only to the calls that
 published checkpoints need, which make containers and torch's tensors, whose bytes it reads itself. It refuses any other
 name.
+
+What a file asks for is bounded by what it holds: the number of opcodes is limited, and the arguments of all calls
+together may be a few times as long as the file. A storage that is recalled a thousand times would else be made a
+thousand times.
 """
 
 import io
@@ -33,6 +37,9 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+MAX_OPCODES = 2_000_000  # of a file. The largest published checkpoints have some hundred thousand
+_STORAGE_OPCODES = 1_000  # of each of the pickles before the bytes of a storage
+_MAX_DIMENSIONS = 8  # of a tensor
 # The first two numbers of torch's format before zip files, which a plain pickle uses for the tensors in it.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
@@ -74,10 +81,14 @@ def read_pickle(file: Path) -> Any:
         UserError: The file is missing, damaged or hostile, or no published checkpoint. The message is one line.
     """
     try:
+        if file.exists() and not file.is_file():  # reading a FIFO would wait
+            raise Refused("it is no regular file")
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
             if view[:4] == b"PK\x03\x04":
                 raise Refused("it is a zip file, as torch.save writes; the published checkpoints are plain pickles")
-            return _Reader(_CALLS).read(view)  # a false length beyond the end of the map allocates nothing
+            return _Reader(_CALLS, 4 * len(view) + 2**20).read(
+                view
+            )  # a false length beyond the end of the map allocates nothing
     except FileNotFoundError:
         raise UserError(f"import: no file '{file}'") from None
     except Exception as error:  # damaged arguments of opcodes raise many types
@@ -89,18 +100,28 @@ class _Reader:
 
     Args:
         calls: The functions that stand for calls of the names that are allowed.
+        room: The length that the arguments of all calls may have together, in bytes and entries.
+        opcodes: The number of opcodes that a pickle may have.
         reference: The function that resolves persistent ids. None refuses them.
     """
 
-    def __init__(self, calls: Mapping[str, Callable[..., Any]], reference: Callable[[Any], Any] | None = None) -> None:
-        self.calls, self.reference = calls, reference
+    def __init__(
+        self,
+        calls: Mapping[str, Callable[..., Any]],
+        room: int,
+        opcodes: int = MAX_OPCODES,
+        reference: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.calls, self.room, self.opcodes, self.reference = calls, room, opcodes, reference
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
     def read(self, stream: Any) -> Any:
         """Read the next pickle in `stream` and return its object. The stream then stands after the pickle's end."""
-        for opcode, argument, _ in pickletools.genops(stream):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count >= self.opcodes:
+                raise Refused(f"it has more than {self.opcodes:,} opcodes")
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name not in _OPCODES:
@@ -158,6 +179,11 @@ class _Reader:
         args, called = self.pop(), self.pop()
         if not isinstance(called, Name) or not isinstance(args, tuple):
             raise Refused(f"{type(called).__name__} is called, which is no name")
+        self.room -= sum(
+            len(one) for one in args if isinstance(one, str | bytes | tuple | list | dict | set | frozenset)
+        )
+        if self.room < 0:
+            raise Refused("its calls take more than it holds")
         self.push(self.calls[str(called)](called, *args))
 
     def build(self) -> None:
@@ -238,7 +264,8 @@ def _storage(called: Name, content: Any) -> Tensor:
         claimed.append((STORAGES[storage.name], count))
 
     def part(reference: Callable[[Any], Any] | None = None) -> Any:
-        return _Reader({f"torch.{name}": Object for name in STORAGES}, reference).read(stream)
+        calls = {f"torch.{name}": Object for name in STORAGES}
+        return _Reader(calls, len(content), _STORAGE_OPCODES, reference).read(stream)
 
     head = part(), part(), part()  # the magic number, the protocol, and facts of the machine that wrote it
     if head[:2] != (_MAGIC, _PROTOCOL) or not isinstance(head[2], dict) or head[2].get("little_endian") is not True:
@@ -248,7 +275,7 @@ def _storage(called: Name, content: Any) -> Tensor:
     if len(claimed) != 1:
         raise Refused(f"a storage holds {len(claimed)} storages")
     dtype, count = claimed[0]
-    written, rest = stream.read(8), stream.read()
+    written, rest = stream.read(8), memoryview(content)[stream.tell() :]
     if int.from_bytes(written, "little") != count or len(rest) != count * dtype.itemsize:
         raise Refused(f"a storage claims {count} numbers of {dtype.itemsize} bytes and has {len(rest)} bytes")
     return torch.frombuffer(bytearray(rest), dtype=dtype) if count else torch.empty(0, dtype=dtype)
@@ -256,8 +283,9 @@ def _storage(called: Name, content: Any) -> Tensor:
 
 def _tensor(called: Name, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     """Stand for torch._utils._rebuild_tensor_v2."""
-    whole = [offset, *size, *stride]
-    if not isinstance(storage, Tensor) or any(type(n) is not int or n < 0 for n in whole) or len(size) != len(stride):
+    if not isinstance(storage, Tensor) or len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
+        raise Refused("a tensor is not in torch's format")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
         raise Refused("a tensor is not in torch's format")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > len(storage) or (0 not in size and last >= len(storage)):
@@ -274,7 +302,7 @@ def _parameter(called: Name, data: Any, *_: Any) -> Tensor:
 
 def _mapping(called: Name, items: Any = ()) -> dict[Any, Any]:
     """Stand for the classes of mappings."""
-    return _pairs([part for pair in items for part in pair])
+    return {_key(key): value for key, value in items}
 
 
 def _set(called: Name, items: Any = ()) -> set[Any]:
