@@ -27,7 +27,7 @@ from trainers.data.pixels import (
 )
 from trainers.io.atomic import atomic_file
 
-AT_ONCE = 256  # the pictures between two steps of the progress bar, and between two polls for Ctrl-C
+SCANNED_AT_ONCE = 256  # the pictures between two steps of the progress bar, and between two polls for Ctrl-C
 SHOWN_FROM = 2_000  # the number of pictures from which the progress is shown
 LARGE = 2**24  # pixels; pictures of more are decoded one at a time, for the sake of memory
 RULES = f"1: {MAX_PIXELS} pixels, {MAX_FILE_BYTES} bytes"  # what the result depends on beside the pictures
@@ -93,16 +93,16 @@ def _scan(pictures: Pictures, name: str, console: Console) -> Scan:
     """Decode every picture, in threads: Pillow's decoders run beside each other."""
     damaged: dict[int, str] = {}
     converted = False
-    shown = console.is_terminal and pictures.count >= AT_ONCE
+    shown = console.is_terminal and pictures.count >= SCANNED_AT_ONCE
     if not shown and pictures.count >= SHOWN_FROM:
         console.print(f"data: '{name}': {pictures.count:,} pictures are decoded once, to find damaged ones")
     with quiet_pillow(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
 
         def parts() -> Iterator[range]:
-            for first in range(0, pictures.count, AT_ONCE):
-                yield range(first, min(first + AT_ONCE, pictures.count))
+            for first in range(0, pictures.count, SCANNED_AT_ONCE):
+                yield range(first, min(first + SCANNED_AT_ONCE, pictures.count))
 
-        steps = -(-pictures.count // AT_ONCE)
+        steps = -(-pictures.count // SCANNED_AT_ONCE)
         for part in track(
             parts(), f"looking for damaged pictures in '{name}'", steps, console=console, disable=not shown
         ):
