@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError, one_line, require
+from distill.quiet import quiet_libraries
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -81,6 +82,7 @@ def weight_variant(place: Path, stem: str = "diffusion_pytorch_model") -> str | 
     raise UserError(f"cannot read '{place}': it holds no .safetensors file; download the whole model again")
 
 
+@quiet_libraries()
 def meta_model(place: Path, kind: str) -> Any:
     """Build the diffusers model of class `kind` from the config.json in `place`, on the meta device.
 
@@ -99,6 +101,7 @@ def meta_model(place: Path, kind: str) -> Any:
         raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
 
 
+@quiet_libraries()
 def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> Any:
     """Load a diffusers model, in float32 and in eval mode.
 
@@ -129,6 +132,7 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     return model.eval()
 
 
+@quiet_libraries()
 def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
     """Load the pipeline in `folder` as diffusers does, in eval mode, or raise UserError when diffusers cannot."""
     from diffusers import DiffusionPipeline

@@ -35,6 +35,7 @@ FLOORS = {
         "annotations": 0,
         "public_text": 0,
         "saved_files": 0,
+        "quiet": 0,
         "user_code": 1,
         "random": 0,
         "conditions": 1,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.pipeline_folder import INDEX, file_hash, load_stock_pipeline, read_json
+from distill.quiet import quiet_libraries
 
 
 class PromptEncoding(Protocol):
@@ -48,11 +49,13 @@ class PipelineTextEncoder:
         return file_hash([self.folder / INDEX, *(file for place in parts for file in sorted(place.rglob("*")))])
 
     @torch.no_grad()
+    @quiet_libraries()
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """Return the conditions [N, ...] of N prompts, on the CPU."""
         return {name: value.cpu() for name, value in self.family.encode(self._load(), prompts).items()}
 
     @torch.no_grad()
+    @quiet_libraries()
     def encode_null(self) -> dict[str, Tensor]:
         """Return the condition [1, ...] that the pipeline's own guidance uses for no prompt, on the CPU."""
         return {name: value.cpu() for name, value in self.family.encode_null(self._load()).items()}

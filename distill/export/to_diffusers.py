@@ -4,8 +4,7 @@ It is a stock pipeline if one computes the generator exactly. Otherwise our own 
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from inspect import signature
@@ -23,6 +22,7 @@ from distill.export.snippets import call_pipeline
 from distill.export.to_family_pipeline import family_pipeline
 from distill.generator import Generator
 from distill.paths import EDM
+from distill.quiet import quiet_libraries
 from distill.saved_files import save_tensors
 from distill.teachers.edm import PublishedNetwork
 from distill.teachers.unet import UNet
@@ -92,6 +92,7 @@ def _unet(generator: Generator) -> Any:
     return cast(UNet, generator.denoiser.network).unet
 
 
+@quiet_libraries()
 def _write_stock(generator: Generator, folder: Path) -> None:
     """Write the stock pipeline, without any code."""
     from diffusers import ConsistencyModelPipeline
@@ -134,6 +135,7 @@ def _write_custom(generator: Generator, write_part: Callable[[Generator, Path], 
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+@quiet_libraries()
 def _write_unet(generator: Generator, folder: Path) -> list[str]:
     """Write a UNet2DModel, and return its entry in model_index.json."""
     _unet(generator).save_pretrained(folder)
@@ -203,11 +205,12 @@ def _read(folder: Path, trust: bool) -> Reader:
     """
     from diffusers import DiffusionPipeline
 
-    with _without_progress_bars():
+    with quiet_libraries():
         pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     latents = pipe.config.get("makes_latents", False)
 
+    @quiet_libraries()
     def sample(given: Inputs) -> Tensor:
         labels = given.cond.labels
         drawn = pipe(
@@ -220,20 +223,6 @@ def _read(folder: Path, trust: bool) -> Reader:
         return cast(Tensor, drawn if latents else 2 * drawn - 1)
 
     return sample
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of diffusers, a setting of the whole process, and show them again afterwards."""
-    from diffusers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 WRITERS: dict[str, Callable[[Generator, Condition, Path | None], Format]] = {

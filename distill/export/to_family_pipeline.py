@@ -30,6 +30,7 @@ from distill.export.snippets import call_pipeline
 from distill.generator import Generator
 from distill.paths import DiscreteVP, Flow
 from distill.pipeline_folder import INDEX, class_name, load_stock_pipeline, read_json
+from distill.quiet import quiet_libraries
 from distill.teachers.families import LatentFamily
 
 PROMPTS = ["a photograph of a red cat", ""]
@@ -93,6 +94,7 @@ def is_stock(generator: Generator) -> bool:
     return stock_scheduler(generator) is not None
 
 
+@quiet_libraries()
 def write_family(generator: Generator, source: Path, folder: Path) -> None:
     """Write `generator` in float32, with the other components of the pipeline in `source`."""
     network = cast(LatentFamily, generator.denoiser.network)
@@ -215,6 +217,7 @@ def sampled(network: LatentFamily, pipe: Any) -> Reader:
     if getattr(pipe, "watermark", None) is not None:
         pipe.watermark = None
 
+    @quiet_libraries()
     def sample(given: Inputs) -> Tensor:
         labels, prompts = given.cond.labels, PROMPTS[: len(given.noise)]
         asked: dict[str, Any] = {"prompt": prompts} if labels is None else {"class_labels": labels.tolist()}

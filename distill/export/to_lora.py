@@ -14,6 +14,7 @@ from distill.export.format import Format, Reader, Source
 from distill.export.to_family_pipeline import call_for_two, family_pipeline, is_stock, sampled, stock_scheduler
 from distill.generator import Generator
 from distill.pipeline_folder import load_stock_pipeline
+from distill.quiet import quiet_libraries
 
 
 def lora_format(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
@@ -56,6 +57,7 @@ def lora_format(generator: Generator, cond: Condition, teacher: Path | None) -> 
     return replace(form, cond=whole.cond, read=read, limits=whole.limits, batches=whole.batches, shown=whole.shown)
 
 
+@quiet_libraries()
 def _write(generator: Generator, stock: bool, folder: Path) -> None:
     """Write the adapters with diffusers' own writer.
 
@@ -78,6 +80,7 @@ def _write(generator: Generator, stock: bool, folder: Path) -> None:
         stock_scheduler(generator).save_pretrained(folder / "scheduler")
 
 
+@quiet_libraries()
 def _read(generator: Generator, folder: Path) -> Reader:
     """Return a reader that runs the teacher's network with the adapters that diffusers loads into it."""
     loaded = lora.share_parameters(generator)
@@ -88,6 +91,7 @@ def _read(generator: Generator, folder: Path) -> Reader:
     return lambda given: loaded(given.noise, given.cond)
 
 
+@quiet_libraries()
 def _read_pipeline(generator: Generator, teacher: Path, folder: Path) -> Reader:
     """Return a reader that runs the teacher's pipeline with the adapters, as the card's Python lines do."""
     network: Any = generator.denoiser.network

@@ -15,6 +15,7 @@ from distill.errors import UserError, one_line
 from distill.export.format import BATCH, Format, Reader, Source, constants
 from distill.export.snippets import call, conditions, finish, noise
 from distill.generator import Generator
+from distill.quiet import quiet_libraries
 from distill.teachers import denoiser_files, load_denoiser, save_denoiser
 from distill.teachers.edm import PublishedNetwork
 from distill.teachers.families import LatentFamily
@@ -76,6 +77,7 @@ def load_generator(folder: str | Path) -> Generator:
         raise UserError(f"'{file}' is damaged: {type(error).__name__}: {one_line(error)}") from error
 
 
+@quiet_libraries()
 def _save_family(network: LatentFamily, teacher: Path | None, folder: Path) -> None:
     """Write the network and the configs that load_pipeline reads, without text encoders and the autoencoder."""
     if teacher is None:

@@ -13,6 +13,7 @@ from distill.paths import DiscreteVP, Flow
 from distill.paths import Path as NoisePath
 from distill.pipeline_folder import read_json
 from distill.prediction import Kind
+from distill.quiet import quiet_libraries
 
 PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 FLOW_PREDICTION = "flow_prediction"
@@ -62,6 +63,7 @@ SAMPLER_KEYS = frozenset(_TIMES.split() + _STEPS.split())
 """The keys that choose the times that a sampler visits, and its steps between them."""
 
 
+@quiet_libraries()
 def read_scheduler(file: Path, name: Any) -> tuple[NoisePath, Kind]:
     """Return the path and the prediction kind that a scheduler's config describes.
 

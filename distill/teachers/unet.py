@@ -12,6 +12,7 @@ from distill.conditions import Condition
 from distill.errors import UserError, one_line
 from distill.networks.network import Network, null_label
 from distill.pipeline_folder import load_model, meta_model
+from distill.quiet import quiet_libraries
 from distill.saved_files import set_permissions
 from distill.teachers.trial import try_shapes
 
@@ -50,6 +51,7 @@ class UNet(Network):
     def description(self) -> None:
         """Return None, because a description without the entry `network` stands for a UNet2DModel."""
 
+    @quiet_libraries()
     def save(self, folder: FilePath) -> None:
         self.unet.save_pretrained(folder / "unet")
         set_permissions(folder / "unet")

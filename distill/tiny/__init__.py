@@ -4,11 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from distill.quiet import quiet_libraries
 from distill.saved_files import set_permissions
 
 PIPELINES = ("sd15", "sd21", "sdxl", "sd3", "pixart_alpha")
 
 
+@quiet_libraries()
 def write_network(name: str, folder: Path) -> None:
     """Write a network of distill.tiny.networks as `distill import` does. EDM2's comes with an autoencoder."""
     from distill.teachers.folder import save_denoiser
@@ -22,6 +24,7 @@ def write_network(name: str, folder: Path) -> None:
         set_permissions(folder / "vae")
 
 
+@quiet_libraries()
 def write_pipeline(name: str, folder: Path) -> None:
     """Write a pipeline of distill.tiny.pipelines as diffusers saves it."""
     from distill.tiny.pipelines import build
@@ -30,6 +33,7 @@ def write_pipeline(name: str, folder: Path) -> None:
     set_permissions(folder)
 
 
+@quiet_libraries()
 def write_aesthetic(folder: Path) -> None:
     """Write a CLIP with head.safetensors, as distill.rewards.AestheticReward reads them."""
     from distill.tiny.parts import save_aesthetic
