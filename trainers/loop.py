@@ -1,6 +1,7 @@
 """The training loop of a run: resume, step, call hooks, save."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from distill.errors import UserError, one_line
 from trainers.checkpoints import checkpoint, posthoc_ema
+from trainers.checkpoints.content import content_flaw
 from trainers.checkpoints.saver import Saver
 from trainers.data.digest import accepted_data
 from trainers.engine.collectives import is_lost_process, on_main_process
@@ -70,7 +72,7 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
             resume_session(session, folder, console, allow)
         # One rank writes, and an error of the disk ends all ranks.
         on_main_process(accelerator, partial(write_recipe, session, folder))
-        start_trackers(run, folder, accelerator, console)
+        start_trackers(run, folder, accelerator, console, opened.fresh)
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
         hooks = [log, *hooks_of(session, folder, saver, opened.objects.hooks)]
         log.start(session)
@@ -101,10 +103,24 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """
     lock = FileLock(folder / LOCK, blocking=False)
     try:
+        on_main_process(accelerator, partial(check_places, folder))
         on_main_process(accelerator, partial(take_lock, lock))  # one lock for all ranks, and its error on all of them
         yield
     finally:
         lock.release()
+
+
+def check_places(folder: Path) -> None:
+    """Raise UserError when something of another kind is in the place of a file or a folder of a run.
+
+    Reading a pipe, for example, would wait forever.
+    """
+    files = (LOCK, RUN_FILE, STOPPED, "log.jsonl", "metrics.jsonl", "wandb.json")
+    folders = ("checkpoints", "samples", "power_ema", "best", "teacher", "tensorboard", "wandb")
+    for kind, names, is_kind in (("regular file", files, Path.is_file), ("folder", folders, Path.is_dir)):
+        for place in (folder / name for name in names):
+            if os.path.lexists(place) and not is_kind(place):
+                raise UserError(f"'{place}' is no {kind}, and a run writes there; move it away")
 
 
 def hooks_of(session: Session, folder: Path, saver: Saver, more: Sequence[Hook]) -> list[Hook]:
@@ -144,8 +160,9 @@ def closing_at_end(log: Log, saver: Saver, accelerator: Accelerator) -> Iterator
         if not lost:  # these calls wait for the other ranks, and would wait forever for a lost one
             saver.close()
             # Not `accelerator.end_training`, which ends the process group too: the program may go on to evaluate.
-            for tracker in accelerator.trackers:
-                tracker.finish()
+            with tolerate_disk_errors("the last numbers of the trackers are", "log.jsonl has them"):
+                for tracker in accelerator.trackers:
+                    tracker.finish()
 
 
 @contextmanager
@@ -167,7 +184,8 @@ def saving_at_ends(session: Session, saver: Saver, folder: Path, fresh: bool) ->
         images = saver.good_images()
         if images is None or images == session.state.images:
             raise
-        raise NotFinite(f"{error}; the newest checkpoint before these updates is at {images:,} images") from None
+        text = f"{error}; the newest checkpoint before these updates is at {images:,} images"
+        raise NotFinite(text, error.already_printed) from None
     except Stopped as stopped:
         check_weights(session)
         saver.save_now(session)
@@ -197,7 +215,7 @@ def resume_session(session: Session, folder: Path, console: Console, allow: Sequ
     run = cast("Run | TeacherRun", session.run)
 
     def find_checkpoint() -> tuple[Path, list[str]]:
-        found, lines = checkpoint.newest(folder / "checkpoints")
+        found, lines = checkpoint.newest(folder / "checkpoints", content_flaw=partial(content_flaw, session))
         saved = checkpoint.read_state(found)
         lines += accepted_changes(saved, run, allow)
         return found, lines + accepted_data(saved.get("data"), session.source, run.name, allow)

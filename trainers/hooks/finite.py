@@ -13,7 +13,16 @@ ADVICE = "Lower its lr, set max_grad_norm, or try precision: float32"
 
 
 class NotFinite(UserError):
-    """Too many updates in a row were not finite, or weights are not."""
+    """Too many updates in a row were not finite, or weights are not.
+
+    Args:
+        message: The line for the user.
+        already_printed: True on ranks that must not print the line, because rank 0 does.
+    """
+
+    def __init__(self, message: str, already_printed: bool = False) -> None:
+        super().__init__(message)
+        self.already_printed = already_printed
 
 
 class FiniteCheck(Hook):
@@ -49,7 +58,8 @@ class FiniteCheck(Hook):
             if not failed and (longest >= run.max_skipped or ended):
                 failed = f"{name}: {streak if ended else longest} updates in a row had a non-finite loss or gradient"
         if failed:
-            raise NotFinite(f"{failed} at {images:,} images; they were skipped and the state saved. {ADVICE}")
+            text = f"{failed} at {images:,} images; they were skipped and the state saved. {ADVICE}"
+            raise NotFinite(text, not session.accelerator.is_main_process)
 
     def _all_updates(self, player: Player, images: int) -> float:
         """Return the number of updates of a player since the run began, by its pace since this session began."""
@@ -59,7 +69,6 @@ class FiniteCheck(Hook):
 def check_weights(session: Session) -> None:
     """Raise NotFinite when weights that train, or their averages, are not finite. Collective."""
     if found := weights_not_finite(session.state, session.accelerator):
-        raise NotFinite(
-            f"{', '.join(found)}: the weights are not finite at {session.state.images:,} images, and are not saved."
-            f" {ADVICE}"
-        )
+        at = f"at {session.state.images:,} images, and are not saved"
+        text = f"{', '.join(found)}: the weights are not finite {at}. {ADVICE}"
+        raise NotFinite(text, not session.accelerator.is_main_process)

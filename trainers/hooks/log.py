@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainers.engine.session import Session
 from trainers.hooks.hook import Hook
+from trainers.hooks.trackers import log_numbers
 from trainers.io.console import tolerate_disk_errors
 from trainers.io.jsonl import append
 
@@ -53,7 +54,7 @@ class Log(Hook):
             timing = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1), "at": round(time.time(), 3)}
             with tolerate_disk_errors(f"{self.file}: the line at {images:,} images is"):
                 append(self.file, {"images": images, **means, **skipped, "time": timing})
-            session.accelerator.log({**means, **skipped, "images_per_second": speed}, step=images)
+            log_numbers(session.accelerator, {**means, **skipped, "images_per_second": speed}, images)
             self._show(session, means, speed)
 
     def _show(self, session: Session, means: dict[str, float], speed: float) -> None:

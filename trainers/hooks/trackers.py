@@ -5,7 +5,10 @@ log.jsonl holds all that they show.
 
 import importlib.util
 import json
+import re
 import uuid
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from rich.console import Console
 
 from distill.errors import UserError
 from distill.public_text import without_names
+from trainers.engine.collectives import on_main_process
+from trainers.io.atomic import atomic_file
+from trainers.io.console import tolerate_disk_errors
 from trainers.recipe.public import public_recipe
 from trainers.recipe.run import Experiment
 
@@ -41,8 +47,10 @@ def check_trackers(run: Experiment) -> None:
             raise UserError(f"tracking: {tracker} is not installed; `pip install 'distill-onestep[{tracker}]'`")
 
 
-def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, console: Console) -> None:
-    """Start the trackers of a run on the main process.
+def start_trackers(
+    run: Experiment, folder: Path, accelerator: Accelerator, console: Console, fresh: bool = False
+) -> None:
+    """Start the trackers of a run on the main process. Collective.
 
     A resumed run continues its wandb run. Without a login, and without a connection, wandb records offline.
 
@@ -51,13 +59,32 @@ def start_trackers(run: Experiment, folder: Path, accelerator: Accelerator, cons
         folder: The run folder, which keeps the id of the wandb run.
         accelerator: Starts the trackers.
         console: Where it is said that wandb records offline.
+        fresh: Whether the run begins, with curves of its own.
+
+    Raises:
+        OSError: A file of a tracker cannot be written.
     """
-    if not run.tracking or not accelerator.is_main_process:
-        return
+    if run.tracking:  # an error of the disk ends all ranks
+        on_main_process(accelerator, partial(_start, run, folder, accelerator, console, fresh))
+
+
+def log_numbers(accelerator: Accelerator, numbers: dict[str, Any], images: int) -> None:
+    """Log numbers by name to the trackers of a run. A full disk ends neither the run nor later attempts."""
+    with tolerate_disk_errors(f"the trackers' numbers at {images:,} images are"):
+        accelerator.log(numbers, step=images)
+
+
+def _start(run: Experiment, folder: Path, accelerator: Accelerator, console: Console, fresh: bool) -> None:
+    """Start the trackers, as `start_trackers` does."""
     settings: dict[str, Any] = {}
     if "wandb" in run.tracking:
         name = without_names(run.name)
-        settings["wandb"] = {"id": _wandb_id(folder), "resume": "allow", "name": name, "dir": str(folder)}
+        settings["wandb"] = {
+            "id": _wandb_id(folder, console, fresh),
+            "resume": "allow",
+            "name": name,
+            "dir": str(folder),
+        }
         settings["wandb"]["settings"] = WANDB_PRIVATE
         if not _wandb_login():
             settings["wandb"]["mode"] = "offline"
@@ -80,12 +107,26 @@ def _wandb_login() -> bool:
     return wandb.setup().settings.mode != "online" or bool(wandb.api.api_key)
 
 
-def _wandb_id(folder: Path) -> str:
-    """Return the id of the wandb run of a run folder. It is made once, so that a resume continues the same curves."""
-    file = folder / "wandb.json"
-    if not file.is_file():
-        file.write_text(json.dumps({"id": uuid.uuid4().hex[:8]}) + "\n")
-    return str(json.loads(file.read_text())["id"])
+def _wandb_id(folder: Path, console: Console, fresh: bool) -> str:
+    """Return the id of the wandb run of a run folder. It is made once, so that a resume continues the same curves.
+
+    A copy of a run folder gets an id of its own, since two runs would otherwise mix their curves. The inode of the
+    folder tells them apart: it stays when the folder is renamed, and a copy has another.
+    """
+    file, inode = folder / "wandb.json", folder.stat().st_ino
+    known: Any = None
+    if file.is_file():
+        with suppress(ValueError, RecursionError):  # an empty or damaged file
+            known = json.loads(file.read_bytes())
+    identity = known.get("id") if isinstance(known, dict) and not fresh else None
+    if not isinstance(identity, str) or not re.fullmatch(r"[\w-]{1,64}", identity):
+        identity = uuid.uuid4().hex[:8]
+    elif known.get("inode", inode) != inode:  # older versions wrote no inode
+        console.print(f"wandb: '{folder}' is a copy of the run folder of wandb's {identity}; it gets a run of its own")
+        identity = uuid.uuid4().hex[:8]
+    with atomic_file(file) as staging:
+        staging.write_text(json.dumps({"id": identity, "inode": inode}) + "\n")
+    return identity
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

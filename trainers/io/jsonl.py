@@ -48,7 +48,7 @@ def rewind(file: Path, images: int) -> None:
         with atomic_file(file) as staging, staging.open("w") as stream:
             stream.writelines(json.dumps(record) + "\n" for record in _records(file) if record["images"] <= images)
     elif os.path.lexists(file):
-        raise UserError(f"'{file}' is no regular file, and a run writes its lines there; move it away")
+        raise UserError(f"'{file}' is no regular file, and a run writes there; move it away")
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:

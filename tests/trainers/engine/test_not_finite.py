@@ -31,6 +31,8 @@ from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump, to_yaml
 from trainers.runs.open import Objects, open_run
 
+pytestmark = pytest.mark.usefixtures("trusted_code")
+
 CLASS = "tests.trainers.poison:Poisoned"
 
 
