@@ -113,7 +113,8 @@ def check_parts(folder: Path, family: type[Family], text: bool = False) -> None:
 def refuse_adapters(*places: Path) -> None:
     """Raise UserError when a folder holds a LoRA or an embedding of a word, which would be left out without a word."""
     for file in (file for place in places for file in sorted(place.iterdir()) if file.is_file()):
-        if is_adapter(file):
+        # The network's own weights, which are large, are opened by whoever loads them, and by nobody else.
+        if not file.name.startswith(("diffusion_pytorch_model", "network")) and is_adapter(file):
             raise UserError(
                 f"{file.name} is an adapter, which a teacher does not load; merge it into the network"
                 " (pipe.load_lora_weights, pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) or remove it"
