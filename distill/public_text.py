@@ -54,7 +54,7 @@ def public_text(text: str) -> str:
 
 def without_names(text: str) -> str:
     """Return a text without the names of the user and of this machine, where they stand as words."""
-    for name in _private_names():
+    for name in sorted(_private_names(), key=len, reverse=True):  # the user's name may be a part of the machine's
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", REMOVED, text)
     return text
 

@@ -103,6 +103,13 @@ def test_values_are_made_public_at_any_depth(tmp_path: Path, monkeypatch: pytest
     }
 
 
+def test_the_longest_name_is_removed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order of the names, nothing is left of a machine that is named after its user."""
+    monkeypatch.setattr("socket.gethostname", lambda: "zaphod-desk.zaphod.org")
+    for text in ("[zaphod-desk]:1234", "zaphod-desk.zaphod.org", "zaphod"):
+        assert public_value(text).replace("(removed)", "").strip("[]:1234") == ""
+
+
 def test_words_of_a_config_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the user is called like an activation."""
     monkeypatch.setattr("getpass.getuser", lambda: "silu")

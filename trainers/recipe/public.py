@@ -53,7 +53,7 @@ def _public_class(name: str) -> str:
 def _public_names(plain: Any) -> Any:
     """Return plain values in which every string is a path, as they may be published."""
     if isinstance(plain, str):
-        return public_name(plain)
+        return public_value(plain) if "/" in plain else public_name(plain)  # with a slash it may be an id of the hub
     if isinstance(plain, dict):
         return {public_value(key): _public_names(one) for key, one in plain.items()}
     return [_public_names(one) for one in plain] if isinstance(plain, list) else plain
