@@ -6,15 +6,15 @@ the counters and the recipe, and `manifest.json` the size and SHA-256 of each fi
 but the hash that identifies it is. Loading runs no code. trainers.checkpoints.saver writes checkpoints.
 """
 
-import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from trainers.checkpoints.formats import Manifest, State, read_record
 from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write_tensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
@@ -70,14 +70,16 @@ def folders(root: Path) -> list[Path]:
 
 
 def flaw(folder: Path, need: Container[str] | None = None) -> str | None:
-    """Return what is wrong with a checkpoint, in words, or None if its files have the sizes and hashes of the manifest.
+    """Return what is wrong with a checkpoint, in words, or None if its files are those of the manifest.
+
+    Every file must have its size and its hash. The files of all players and of the average must be there.
 
     Args:
         folder: The checkpoint.
         need: The stems of the tensor files to check, beside state.json. None for all files.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_record(folder / MANIFEST, Manifest)
         for name, expected in manifest.items():
             if need is not None and name != STATE and stem_of(name) not in need:
                 continue
@@ -88,16 +90,26 @@ def flaw(folder: Path, need: Container[str] | None = None) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
             if sha256(file) != expected["sha256"]:
                 return f"{name} is not what was written (SHA-256 differs)"
+        if not manifest:
+            return f"{MANIFEST} lists no file"
+        if STATE not in manifest:
+            return f"{MANIFEST} lists no {STATE}"
+        players = read_state(folder)["counters"]
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        return f"{MANIFEST} is damaged ({type(error).__name__})"
-    if not manifest:
-        return f"{MANIFEST} lists no file"
-    return None if STATE in manifest else f"{MANIFEST} lists no {STATE}"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
+    except UserError as error:
+        return str(error)
+    listed = {stem_of(name) for name in manifest}
+    wanted = (stem for player in players for stem in (player, f"{player}.optimizer"))
+    missing = [stem for stem in (*wanted, AVERAGE_STEM) if stem not in listed]
+    return f"{MANIFEST} lists no {missing[0]}{SUFFIX}" if missing else None
 
 
-def newest(root: Path, need: Container[str] | None = None) -> tuple[Path, list[str]]:
+def newest(
+    root: Path, need: Container[str] | None = None, content_flaw: Callable[[Path], str | None] | None = None
+) -> tuple[Path, list[str]]:
     """Return the newest valid checkpoint under `root`, and a line for each newer one that was skipped.
 
     A run that trains at the same time may remove the checkpoints that were listed. Then they are listed again.
@@ -105,19 +117,20 @@ def newest(root: Path, need: Container[str] | None = None) -> tuple[Path, list[s
     Args:
         root: The folder of checkpoints.
         need: The stems of the tensor files to check, as in `flaw`.
+        content_flaw: What is wrong with the content of a checkpoint without a flaw, in words, or None.
 
     Raises:
         UserError: There is no valid checkpoint. A run never starts from zero silently.
     """
     listed, skipped = folders(root), list[str]()
     for folder in listed:
-        found = flaw(folder, need)
+        found = flaw(folder, need) or (None if content_flaw is None else content_flaw(folder))
         if found is None:
             return folder, skipped
         if folder.exists():
             skipped.append(f"skipped checkpoint '{folder}': {found}")
     if not all(folder.exists() for folder in listed):
-        return newest(root, need)
+        return newest(root, need, content_flaw)
     raise UserError("; ".join([f"no valid checkpoint in '{root}'", *skipped]))
 
 
@@ -127,7 +140,7 @@ def newest_state(root: Path) -> dict[str, Any] | None:
     A launcher reads the number of processes in it before it starts them. The run itself verifies every file.
     """
     for folder in folders(root):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, UserError):
             return read_state(folder)
     return None
 
@@ -167,12 +180,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Read state.json of a checkpoint.
 
     Raises:
-        UserError: The checkpoint has another format than this version.
+        UserError: A field is wrong, or the checkpoint has another format than this version.
     """
-    description: dict[str, Any] = json.loads((folder / STATE).read_text())
-    if description["format"] != FORMAT:
-        raise UserError(f"'{folder}' has checkpoint format {description['format']}; this version reads {FORMAT}")
-    return description
+    form: dict[str, Any] = read_record(folder / STATE, dict[str, Any])
+    if form.get("format") != FORMAT:
+        raise UserError(f"'{folder}' has checkpoint format {form.get('format')!r:.20}; this version reads {FORMAT}")
+    return cast(dict[str, Any], read_record(folder / STATE, State))
 
 
 def load_average(folder: Path, module: nn.Module, frozen_names: Container[str] = ()) -> None:

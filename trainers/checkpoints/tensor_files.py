@@ -7,6 +7,7 @@ runs no code.
 """
 
 import json
+import operator
 import re
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
@@ -143,10 +144,12 @@ class ShardedTensors:
                 opened: Any = safe_open(file, "pt")  # Any, since its methods lack annotations
             except (OSError, SafetensorError) as error:
                 raise UserError(f"cannot read '{file}': {one_line(error)}") from error
-            rows = json.loads((opened.metadata() or {}).get("rows", "{}"))
+            rows = _rows(opened, file)
             for name in opened.keys():  # noqa: SIM118 (it is no mapping)
                 shape = opened.get_slice(name).get_shape()
                 first, total = rows.get(name, (0, shape[0] if shape else 1))
+                if not 0 <= first <= first + (shape[0] if shape else 1) <= max(total, 1):
+                    raise UserError(f"cannot read '{file}': {name} has rows from {first} of {total}")
                 self._pieces.setdefault(name, []).append((opened, first, total))
 
     def __iter__(self) -> Iterator[str]:
@@ -213,8 +216,27 @@ class ShardedTensors:
             if local.tensor.numel():
                 local.tensor.copy_(self.rows(name, local.first, len(local.tensor) if target.ndim else 1))
 
+    def facts(self, name: str) -> tuple[list[int], torch.dtype]:
+        """Return the shape of the complete tensor, and its dtype. Raise UserError if its pieces do not fit together."""
+        pieces = [opened.get_slice(name) for opened, *_ in self._pieces[name]]
+        shapes, dtypes = {tuple(piece.get_shape()[1:]) for piece in pieces}, {piece.get_dtype() for piece in pieces}
+        if len({total for *_, total in self._pieces[name]}) > 1 or len(shapes) > 1 or len(dtypes) > 1:
+            raise UserError(f"'{self.file}': the pieces of {name} do not fit together")
+        opened, piece = self._pieces[name][0][0], pieces[0]
+        some = piece[:0] if piece.get_shape() else opened.get_tensor(name)
+        return self._shape(name), some.dtype
+
     def _shape(self, name: str) -> list[int]:
         """Return the shape of the complete tensor."""
         opened, _, total = self._pieces[name][0]
         shape = opened.get_slice(name).get_shape()
         return [total, *shape[1:]] if shape else []
+
+
+def _rows(opened: Any, file: Path) -> dict[str, tuple[int, int]]:
+    """Return (first row, total rows) of the tensors of which a file holds some rows, by name."""
+    try:
+        rows = json.loads((opened.metadata() or {}).get("rows", "{}"))
+        return {name: (operator.index(first), operator.index(total)) for name, (first, total) in rows.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"cannot read '{file}': its rows are damaged: {one_line(error)}") from error

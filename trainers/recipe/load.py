@@ -91,7 +91,7 @@ def resolve(
 
 
 def resolve_paths(run: _T) -> _T:
-    """Return an experiment, or a part of it, in which every LocalPath that exists, or is a glob of files, is absolute."""
+    """Return an experiment, or a part of it, whose LocalPaths are absolute where they exist or are globs of files."""
     if not dataclasses.is_dataclass(run) or isinstance(run, type):
         return run
     hints, changes = get_type_hints(type(run), include_extras=True), {}

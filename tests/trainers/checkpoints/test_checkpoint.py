@@ -91,13 +91,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "manifest.json lists no state.json",
     ),
     "an empty manifest": (lambda f: edit(f / "manifest.json", lambda m: {}), "manifest.json lists no file"),
-    "a list": (lambda f: edit(f / "manifest.json", list), "manifest.json is damaged (AttributeError)"),
-    "no sizes": (lambda f: edit(f / "manifest.json", dict.fromkeys), "manifest.json is damaged (TypeError)"),
+    "a list": (lambda f: edit(f / "manifest.json", list), "manifest.json is damaged: "),
+    "no sizes": (lambda f: edit(f / "manifest.json", dict.fromkeys), "manifest.json is damaged: "),
     "no hashes": (
         lambda f: edit(f / "manifest.json", lambda m: {k: {"bytes": v["bytes"]} for k, v in m.items()}),
-        "manifest.json is damaged (KeyError)",
+        "manifest.json is damaged: ",
     ),
-    "not text": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\x00"), "manifest.json is damaged (Unicode"),
+    "not text": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\x00"), "manifest.json is damaged: "),
 }
 
 

@@ -1,0 +1,208 @@
+"""Checkpoints whose hashes are right and whose content is wrong: they are skipped, and the older one is taken."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import trainers
+from distill.errors import UserError
+from tests.tiny import fit_run, once, recipe
+from trainers.checkpoints import checkpoint
+from trainers.io.atomic import sha256
+
+OLD, NEW = f"{8:012d}", f"{16:012d}"
+
+
+@pytest.fixture(scope="session")
+def trained(shared: Path, teachers: Path) -> Path:
+    """A run with checkpoints at 0, 8 and 16 images."""
+    settings = recipe(teachers / "edm", images=16, checkpoint_every=8, samples_every=16)
+    return once(shared, "content", lambda folder: fit_run(settings, folder))
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest anew, as whoever changed the files would."""
+    files = [file for file in folder.iterdir() if file.name != "manifest.json"]
+    facts = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
+    (folder / "manifest.json").write_text(json.dumps(facts))
+
+
+def resume(run: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """Train on, and return what was said before training began."""
+    capfd.readouterr()
+    assert trainers.resume(run, images=24).images == 24
+    return " ".join(capfd.readouterr().err.split())
+
+
+def first_moment(name: str = "exp_avg") -> Callable[[dict[str, Tensor]], str]:
+    return lambda tensors: next(key for key in tensors if key.endswith(f"|{name}") and tensors[key].ndim > 1)
+
+
+TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], str], Callable[[Tensor], Tensor], str]] = {
+    "moments of one element": (
+        "generator.optimizer",
+        first_moment(),
+        lambda _: torch.zeros(1),
+        "{name} is [1], the run's is {shape}",
+    ),
+    "moments that are not finite": (
+        "fake.optimizer",
+        first_moment("exp_avg_sq"),
+        lambda value: torch.full_like(value, float("nan")),
+        "{name} is not finite",
+    ),
+    "weights that are not finite": (
+        "generator",
+        lambda tensors: max(tensors),
+        lambda value: torch.full_like(value, float("inf")),
+        "{name} is not finite",
+    ),
+    "an average that is not finite": (
+        "ema",
+        lambda tensors: min(tensors),
+        lambda value: value * float("nan"),
+        "{name} is not finite",
+    ),
+    "whole numbers for weights": (
+        "fake",
+        lambda tensors: max(tensors),
+        lambda value: torch.zeros(value.shape, dtype=torch.int8),
+        "{name} is of torch.int8, the run's is of torch.float32",
+    ),
+    "a weight of another shape": (
+        "generator",
+        lambda tensors: max(tensors, key=lambda name: tensors[name].ndim),
+        lambda value: value[:1].contiguous(),
+        "{name} is [1, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", TENSORS)
+def test_tensors_that_do_not_fit_are_skipped(how: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stem, choose, change, problem = TENSORS[how]
+    file = run / "checkpoints" / NEW / f"{stem}.safetensors"
+    tensors = load_file(file)
+    name = choose(tensors)
+    shape = list(tensors[name].shape)
+    save_file({**tensors, name: change(tensors[name])}, file)
+    seal(file.parent)
+    said = resume(run, capfd)
+    assert f"skipped checkpoint '{file.parent}': '{file}': {problem.format(name=name, shape=shape)}" in said
+    assert f"resumed '{run}' at 8 images" in said
+
+
+def test_entries_of_no_parameter_are_skipped(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = run / "checkpoints" / NEW / "generator.optimizer.safetensors"
+    save_file({**load_file(file), "nobody": torch.zeros(1)}, file)
+    seal(file.parent)
+    assert f"'{file}': nobody is the state of no parameter" in resume(run, capfd)
+
+
+def test_sums_of_another_number_of_ranks_are_skipped(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = run / "checkpoints" / NEW / "meter.safetensors"
+    save_file({"loss": torch.zeros(3, 1, 2, dtype=torch.float64)}, file)
+    seal(file.parent)
+    assert f"'{file}': loss is [3, 1, 2], torch.float64, no sums of the log" in resume(run, capfd)
+
+
+@pytest.mark.parametrize("rows", ["[", "[]", '{"a": 1}', '{"a": ["x", 2]}', "[" * 100_000])
+def test_damaged_rows_are_skipped(rows: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = run / "checkpoints" / NEW / "generator.safetensors"
+    save_file(load_file(file), file, {"rows": rows})
+    seal(file.parent)
+    said = resume(run, capfd)
+    assert ("its rows are damaged" in said and "resumed" in said) or rows == "[]"
+
+
+STATES: dict[str, tuple[Any, str]] = {
+    "a list": ([], "state.json is damaged: Input should be an object"),
+    "null": (None, "state.json is damaged: Input should be an object"),
+    "no format": (lambda state: state.pop("format"), "has checkpoint format None; this version reads 3"),
+    "another format": (lambda state: state.update(format=2), "has checkpoint format 2; this version reads 3"),
+    "images in words": (lambda state: state.update(images="16"), "key 'images': Input should be a valid integer"),
+    "half an image": (lambda state: state.update(images=16.5), "key 'images': Input should be a valid integer"),
+    "images below 0": (lambda state: state.update(images=-1_000), "key 'images': Input should be greater than or"),
+    "processes in words": (lambda state: state.update(processes="two"), "key 'processes': Input should be a valid"),
+    "no processes": (lambda state: state.update(processes=0), "key 'processes': Input should be greater than or"),
+    "counters of words": (
+        lambda state: state["counters"]["fake"].update(skipped="0"),
+        "key 'counters.fake.skipped': Input should be a valid integer",
+    ),
+    "another counter": (lambda state: state["counters"]["fake"].update(more=1), "state.json counts "),
+    "no recipe": (lambda state: state.update(recipe=None), "key 'recipe': Input should be an object"),
+}
+
+
+@pytest.mark.parametrize("how", STATES)
+def test_a_state_that_is_damaged_is_skipped(how: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    change, problem = STATES[how]
+    file = run / "checkpoints" / NEW / "state.json"
+    content = json.loads(file.read_text())
+    if callable(change):
+        change(content)
+    else:
+        content = change
+    file.write_text(json.dumps(content))
+    seal(file.parent)
+    said = resume(run, capfd)
+    assert f"skipped checkpoint '{file.parent}': " in said and problem in said
+    assert f"resumed '{run}' at 8 images" in said
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "", '{"format": 3', "\0" * 10, '{"format": 1e999}'])
+def test_a_state_that_is_no_json_is_skipped(text: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = run / "checkpoints" / NEW / "state.json"
+    file.write_text(text)
+    seal(file.parent)
+    assert f"skipped checkpoint '{file.parent}': " in resume(run, capfd)
+
+
+MANIFESTS: dict[str, tuple[Any, str]] = {
+    "the state alone": (lambda facts: {"state.json": facts["state.json"]}, "manifest.json lists no "),
+    "no average": (
+        lambda facts: {name: one for name, one in facts.items() if not name.startswith("ema")},
+        "manifest.json lists no ema.safetensors",
+    ),
+    "a file elsewhere": (
+        lambda facts: {**facts, "../../run.yaml": facts["state.json"]},
+        "manifest.json is damaged: key '../../run.yaml.[key]'",
+    ),
+    "a size in words": (
+        lambda facts: {**facts, "state.json": {**facts["state.json"], "bytes": "9"}},
+        "manifest.json is damaged: key 'state.json.bytes'",
+    ),
+    "nothing": (lambda facts: {}, "manifest.json lists no file"),
+    "a list": (lambda facts: [], "manifest.json is damaged: Input should be"),
+}
+
+
+@pytest.mark.parametrize("how", MANIFESTS)
+def test_a_manifest_that_is_damaged_is_skipped(how: str, run: Path) -> None:
+    change, problem = MANIFESTS[how]
+    folder = run / "checkpoints" / NEW
+    facts = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(change(facts)))
+    found, skipped = checkpoint.newest(run / "checkpoints")
+    assert found.name == OLD and len(skipped) == 1 and problem in skipped[0]
+
+
+def test_where_all_are_damaged_nothing_is_trained(run: Path) -> None:
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "state.json").write_text("[]")
+        seal(folder)
+    with pytest.raises(UserError, match=r"^no valid checkpoint in ") as refused:
+        trainers.resume(run, images=24)
+    assert "\n" not in str(refused.value) and str(refused.value).count("skipped checkpoint") == 3

@@ -1,0 +1,98 @@
+"""Whether the content of a checkpoint can be that of a run, checked before any of it is used.
+
+A hash says that a file is what was written. It does not say that what was written fits: torch's fused optimizers, for
+one, write beyond the end of moments that are too small.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError, require
+from trainers.checkpoints.checkpoint import STATE, read_state, unfrozen_state
+from trainers.checkpoints.tensor_files import ShardedTensors
+from trainers.engine.player import Player
+from trainers.engine.session import Session
+
+AT_ONCE = 2**24  # elements of a tensor that are in memory at one time while they are checked
+
+
+def content_flaw(session: Session, folder: Path) -> str | None:
+    """Return what in a checkpoint cannot be of this run, in words, or None.
+
+    Names, shapes and dtypes of all tensors are compared with those of the session. The numbers of weights, averages,
+    moments and memory must be finite.
+
+    Args:
+        session: The run, built as for its start.
+        folder: A checkpoint whose files have the hashes of its manifest.
+    """
+    try:
+        _check(session, folder)
+    except (UserError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+def _check(session: Session, folder: Path) -> None:
+    """Raise UserError or RuntimeError for the first thing in a checkpoint that cannot be of this run."""
+    description, state = read_state(folder), session.state
+    counters = {name: sorted(player.counters()) for name, player in state.players.items()}
+    saved = {name: sorted(values) for name, values in description["counters"].items()}
+    require(saved == counters, f"{STATE} counts {saved}, the run {counters}")
+    for name, player in state.players.items():
+        _check_tensors(ShardedTensors(folder, name), unfrozen_state(player.bare, player.frozen_names))
+        _check_optimizer(player, ShardedTensors(folder, f"{name}.optimizer"))
+    averages = {"ema": state.ema, **{f"power_ema_{std}": average for std, average in state.power_ema.items()}}
+    for stem, average in averages.items():
+        _check_tensors(ShardedTensors(folder, stem), unfrozen_state(average.module, average.frozen_names))
+    _check_tensors(ShardedTensors(folder, "memory"), state.memory)
+    meter = ShardedTensors(folder, "meter")
+    for name in meter:
+        shape, dtype = meter.facts(name)
+        right = len(shape) == 3 and shape[0] == description["processes"] and shape[1] in (1, 6) and shape[2] == 2
+        require(right and dtype == torch.float64, f"'{meter.file}': {name} is {shape}, {dtype}, no sums of the log")
+
+
+def _check_tensors(found: ShardedTensors, expected: Mapping[str, Tensor]) -> None:
+    """Check the names, shapes, kinds of dtype and numbers of tensors. Raise RuntimeError or UserError for the first."""
+    found.check(expected)
+    for name, tensor in expected.items():
+        _check_tensor(found, name, list(tensor.shape), tensor.dtype)
+
+
+def _check_optimizer(player: Player, found: ShardedTensors) -> None:
+    """Check the state of a player's optimizer. An optimizer of the caller's own may keep tensors of any shape."""
+    parameters: dict[str, Any] = dict(player.bare.named_parameters())
+    for entry in found:
+        name, bar, key = entry.partition("|")
+        require(bool(bar) and name in parameters, f"'{found.file}': {entry} is the state of no parameter")
+        parameter = parameters[name]
+        made = player.optimizer.state.get(parameter, {}).get(key)
+        shape, dtype = list(parameter.shape), parameter.dtype
+        if isinstance(made, Tensor):
+            shape, dtype = list(made.shape), made.dtype
+        elif key == "step":
+            shape, dtype = [], torch.float32
+        elif player.own_optimizer:
+            shape, dtype = found.facts(entry)
+        _check_tensor(found, entry, shape, dtype)
+
+
+def _check_tensor(found: ShardedTensors, name: str, shape: list[int], dtype: torch.dtype) -> None:
+    """Check the shape, the kind of dtype and the numbers of one tensor. Raise UserError where one is wrong."""
+    saved, kind = found.facts(name)
+    require(saved == shape, f"'{found.file}': {name} is {saved}, the run's is {shape}")
+    right = kind == dtype or (kind.is_floating_point and dtype.is_floating_point)
+    require(right, f"'{found.file}': {name} is of {kind}, the run's is of {dtype}")
+    if not kind.is_floating_point or math.prod(shape) == 0:
+        return
+    rows = shape[0] if shape else 1
+    step = max(1, AT_ONCE * rows // math.prod(shape))
+    for first in range(0, rows, step):
+        part = found.rows(name, first, min(step, rows - first))
+        require(bool(part.isfinite().all()), f"'{found.file}': {name} is not finite")
