@@ -9,6 +9,7 @@ from typing import Any
 
 from distill.errors import UserError, one_line, require
 from distill.quiet import quiet_libraries
+from distill.saved_files import check_folder, read_json_text
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -17,9 +18,7 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 def read_json(file: Path) -> dict[str, Any]:
     """Read the JSON object in `file`, or raise UserError when it holds none."""
     try:
-        # a pipe or a device would block, or never end
-        require(file.is_file() or not file.exists(), f"teacher: cannot read '{file}': it is no regular file")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_json_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
     if not isinstance(content, dict):
@@ -121,6 +120,7 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     require(kind in allowed, f"{name} must be {' or '.join(allowed)}, got {kind!r}")
     options = {"local_files_only": True, "use_safetensors": True, "variant": weight_variant(place)}
     try:
+        check_folder(place)
         model, info = getattr(diffusers, kind).from_pretrained(
             place, output_loading_info=True, dtype=torch.float32, **options
         )
@@ -139,6 +139,8 @@ def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
 
     options = {"local_files_only": True, "use_safetensors": True, "variant": _pipeline_variant(folder, arguments)}
     try:
+        for place in (folder, *(part for part in folder.iterdir() if part.is_dir())):
+            check_folder(place)
         pipe = DiffusionPipeline.from_pretrained(folder, **options, **arguments)
     except Exception as error:  # diffusers and transformers raise their own kinds
         raise UserError(f"teacher: diffusers cannot load '{folder}': {one_line(error)}") from error

@@ -1,13 +1,21 @@
-"""Files that other libraries write, with the permissions that the umask gives to new files.
+"""Files that other libraries write and read: their permissions, and the sizes within which they are read.
 
-safetensors writes each file under a private temporary name, and so leaves it readable by its owner alone.
+safetensors writes each file under a private temporary name, and so leaves it readable by its owner alone. It parses a
+header of up to 100 MB, which takes gigabytes and minutes, and diffusers parses an index of any size.
 """
 
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+MAX_BYTES = 2**24  # of a JSON file, and of the header of a safetensors file: 300,000 tensors
+
+
+class TooLarge(OSError, ValueError):
+    """A file claims more than it may, or more than it has. It is an error of the disk and of the content."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -25,6 +33,61 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
 
     save_file(dict(tensors), file, metadata)
     set_permissions(file)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name, mapped into memory.
+
+    Raises:
+        OSError: The file cannot be read, or its header is too large.
+        SafetensorError: The file is damaged.
+    """
+    from safetensors.torch import load_file
+
+    check_header(file)
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
+
+
+def check_header(file: Path) -> None:
+    """Raise an OSError, before anything is parsed, if a safetensors file has too large a header, or is no file."""
+    if file.exists() and not file.is_file():  # reading a FIFO would wait, and a device may never end
+        raise TooLarge("it is no regular file")
+    with file.open("rb") as stream:
+        start, size = stream.read(8), file.stat().st_size
+    claimed = struct.unpack("<Q", start)[0] if len(start) == 8 else 0  # safetensors refuses a shorter file itself
+    if claimed > size - len(start):
+        raise TooLarge(f"its header claims {claimed:,} bytes, the file has {size:,}")
+    if claimed > MAX_BYTES:
+        raise TooLarge(f"its header has {claimed:,} bytes, more than {MAX_BYTES:,}")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise an OSError if a file in the folder of a model has too large a header, or is too large an index or config.
+
+    The vocabulary of a tokenizer may be larger, and is not looked at.
+    """
+    for file in folder.glob("*.safetensors"):
+        check_header(file)
+    for file in (*folder.glob("*.index.json"), *folder.glob("*config.json"), *folder.glob("model_index.json")):
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:
+            raise TooLarge(f"{file.name} is no regular file of at most {MAX_BYTES:,} bytes")
+
+
+def read_json_text(file: Path) -> str:
+    """Return the text of a JSON file.
+
+    Raises:
+        OSError: The file cannot be read, is no regular file, or has more than MAX_BYTES.
+        ValueError: The file is no UTF-8 text.
+    """
+    if file.exists() and not file.is_file():
+        raise TooLarge("it is no regular file")
+    with file.open("rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise TooLarge(f"it has more than {MAX_BYTES:,} bytes")
+    return content.decode()
 
 
 def set_permissions(place: Path) -> None:

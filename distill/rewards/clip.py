@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -15,6 +16,7 @@ from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
 from distill.rewards.reward import Reward
+from distill.saved_files import load_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -159,10 +161,9 @@ def _load(source: str) -> tuple[CLIPModel, Any, ClipImages]:
 
 def _head(file: str, width: int) -> nn.Sequential:
     """Load the linear layers in `file`, which turn `width` features into one score."""
-    from safetensors.torch import load_file
 
     try:
-        tensors = load_file(file)
+        tensors = load_tensors(Path(file))
         names = sorted(
             (name.removesuffix(".weight") for name in tensors if name.endswith(".weight")),
             key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)],

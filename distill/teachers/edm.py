@@ -201,12 +201,17 @@ def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str,
         if name not in examples:
             raise UserError(f"{name}: is no setting of {body.__name__}, whose are {', '.join(examples)}")
         if not _is_like(value, examples[name]):
-            raise UserError(f"{name}: must be something like {examples[name]}, got {reprlib.repr(value)}")
+            raise UserError(f"{name}: must be something like {examples[name]}, got {_shown(value)!r}")
     levels, resolution = len(settings.get("channel_mult", examples["channel_mult"])), settings["img_resolution"]
     if not levels or not resolution or resolution % 2 ** (levels - 1):
         raise UserError(f"img_resolution: {resolution} cannot be halved {levels - 1} times, as channel_mult says")
     if settings.get("num_blocks", 1) > 64:
         raise UserError(f"num_blocks: must be at most 64, got {settings['num_blocks']}")
+
+
+def _shown(value: object) -> str:
+    """Return the beginning of a value as text, also if it is a list of lists that would be long without end."""
+    return (str(value) if isinstance(value, str | int | float) else reprlib.repr(value))[:80]
 
 
 def _is_like(value: object, example: object) -> bool:

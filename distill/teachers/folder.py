@@ -29,6 +29,7 @@ from distill.networks.network import Network
 from distill.paths import PATHS, Path
 from distill.pipeline_folder import INDEX
 from distill.prediction import KINDS
+from distill.saved_files import read_json_text
 from distill.teachers.edm import PUBLISHED
 from distill.teachers.own import OwnNet, try_out
 from distill.teachers.pipeline import folder_in_errors, load_pipeline, refuse_adapters, refuse_file
@@ -146,7 +147,7 @@ def _kind(settings: Mapping[str, Any] | None, folder: FilePath) -> type[Network]
 def _read_description(file: FilePath) -> tuple[dict[str, Any], Path, dict[str, Any]]:
     """Return the description, the path in it, and the further arguments of Denoiser."""
     try:
-        description = json.loads(file.read_text())
+        description = json.loads(read_json_text(file))
         fields, prediction = dict(description["path"]), description["prediction"]
         name, latents = fields.pop("name"), _normalisation(description.get("latents", False))
         for what, given, allowed in (("path", name, tuple(PATHS)), ("prediction", prediction, KINDS)):

@@ -28,6 +28,7 @@ from distill.pipeline_folder import (
     read_json,
     weight_variant,
 )
+from distill.saved_files import check_header
 from distill.teachers.families import FAMILIES, Family
 from distill.teachers.schedulers import read_scheduler
 from distill.teachers.trial import try_shapes
@@ -128,6 +129,7 @@ def is_adapter(file: Path) -> bool:
     if file.suffix != ".safetensors":
         return False
     try:
+        check_header(file)
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
         return any(part in name for name in names for part in ADAPTER_NAMES)

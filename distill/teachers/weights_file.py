@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import UserError, one_line
-from distill.saved_files import save_tensors
+from distill.saved_files import load_tensors, save_tensors
 
 WEIGHTS = "network.safetensors"
 
@@ -29,7 +28,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     file = folder / WEIGHTS
     try:
-        return load_file(file)
+        return load_tensors(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
 

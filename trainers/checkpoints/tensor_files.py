@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from distill.errors import UserError, one_line
-from distill.saved_files import save_tensors
+from distill.saved_files import check_header, save_tensors
 from trainers.engine.sharding import shard_like
 
 SUFFIX = ".safetensors"
@@ -141,6 +141,7 @@ class ShardedTensors:
         self._pieces: dict[str, list[tuple[Any, int, int]]] = {}  # name -> (opened file, first row, total rows)
         for file in files or [self.file]:
             try:
+                check_header(file)
                 opened: Any = safe_open(file, "pt")  # Any, since its methods lack annotations
             except (OSError, SafetensorError) as error:
                 raise UserError(f"cannot read '{file}': {one_line(error)}") from error

@@ -16,10 +16,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.saved_files import save_tensors
+from distill.saved_files import load_tensors, save_tensors
 from trainers.data.shards import Table
 from trainers.io.atomic import atomic_file, sha256
 
@@ -66,7 +65,7 @@ class Cache:
             for rest in track(_fill(missing, make), what, len(missing), console=self.console, disable=no_bar):
                 if no_bar:
                     self.console.print(f"{what}: {count - rest:,} of {count:,}")
-        return Table(count, tuple(load_file(file) for file in files))
+        return Table(count, tuple(load_tensors(file) for file in files))
 
 
 def _fill(missing: Mapping[Path, tuple[int, int]], make: Make) -> Iterator[int]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.conditions import Condition
 from distill.errors import UserError
+from distill.saved_files import load_tensors, read_json_text
 from trainers.data.shards import Table
 
 DESCRIPTION = "pairs.json"
@@ -59,7 +59,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         UserError: It is missing or damaged.
     """
     try:
-        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+        description: dict[str, Any] = json.loads(read_json_text(folder / DESCRIPTION))
         assert {"teacher", "shape", "classes", "count", "shards"} <= description.keys()
         return description
     except FileNotFoundError:
@@ -97,6 +97,6 @@ def _shard(file: Path, size: int) -> dict[str, Tensor]:
     try:
         if file.stat().st_size != size:
             raise UserError(f"pairs: '{file}' has {file.stat().st_size} bytes, not {size}; `distill pairs` repairs it")
-        return load_file(file)
+        return load_tensors(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"pairs: cannot read '{file}' ({type(error).__name__}); `distill pairs` repairs it") from error
