@@ -168,6 +168,8 @@ def find_code(name: str, places: Sequence[Path]) -> Code:
                 return _code(file, file.resolve().parent)
         raise UserError(f"cannot import {name!r}: there is no such file in '{places[0]}'")
     top, *rest = source.split(".")
+    if top == "__main__":  # another program's is another module
+        raise UserError(f"cannot import {name!r}: only the program that defines this class can, by itself")
     if top in sys.stdlib_module_names:
         raise UserError(f"cannot import {name!r}: the standard library has no class of this kind")
     starts: list[tuple[importlib.machinery.ModuleSpec | None, Path | None]] = []
