@@ -14,6 +14,8 @@ from torch import Tensor
 from tests.tiny import DISTILLATIONS, distillation, launch, once, recipe, teacher_recipe
 from tests.trainers.engine.worker import train
 
+pytestmark = pytest.mark.usefixtures("trusted_code")
+
 Report = dict[str, Tensor]
 
 

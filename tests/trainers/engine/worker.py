@@ -17,6 +17,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor
 
 from distill.objectives import Batch
+from distill.user_code import trusting
 from tests.tiny import build_session
 from trainers.checkpoints import checkpoint, saver
 from trainers.engine.player import Player
@@ -159,7 +160,8 @@ def main() -> None:
     """Run the cases {name: arguments of train} of a JSON file; rank 0 writes FOLDER/name.safetensors."""
     cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     for name, arguments in cases.items():
-        report = train(**arguments)
+        with trusting(True):  # the objective of a case may be a class of the tests
+            report = train(**arguments)
         if not dist.is_initialized() or dist.get_rank() == 0:
             save_file({key: value.contiguous() for key, value in report.items()}, folder / f"{name}.safetensors")
     if dist.is_initialized():
