@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from distill.export import load_generator
     from distill.generator import Generator
     from distill.networks.network import Network
-    from distill.paths import EDM, VP, DiscreteVP, Draw, Flow, Path
+    from distill.paths import EDM, VP, ContinuousVP, DiscreteVP, Draw, Flow, Path
     from distill.random import Random
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "EDM",
     "VP",
     "Condition",
+    "ContinuousVP",
     "Denoiser",
     "DiscreteVP",
     "Draw",
@@ -38,7 +39,7 @@ _NAMES = {  # the public names of each module
     "export": ("load_generator",),
     "generator": ("Generator",),
     "networks.network": ("Network",),
-    "paths": ("EDM", "VP", "DiscreteVP", "Draw", "Flow", "Path"),
+    "paths": ("EDM", "VP", "ContinuousVP", "DiscreteVP", "Draw", "Flow", "Path"),
     "random": ("Random",),
 }
 

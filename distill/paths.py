@@ -228,6 +228,31 @@ class DiscreteVP(Path):
 
 
 @dataclass(frozen=True)
+class ContinuousVP(Path):
+    """The variance-preserving path in EDM's coordinate: sigma / alpha = t, as diffusers' `timestep_type: continuous`.
+
+    Stable Video Diffusion (arXiv:2311.15127, appendix D.1) predicts v on it.
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 + t**2).rsqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (1 + t**-2).rsqrt()  # t alpha, in a form that gives 1 at t = infinity
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alpha(t)
+        return -t * alpha**3, alpha**3
+
+    def time(self, nsr: Tensor) -> Tensor:
+        return nsr
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return ln(t) / 4, which is c_noise of EDM."""
+        return t.log() / 4
+
+
+@dataclass(frozen=True)
 class Flow(Path):
     """The path of rectified flow: alpha = 1 - t, sigma = t, velocity u = noise - x0 (Liu et al., arXiv:2209.03003)."""
 
@@ -248,7 +273,13 @@ class Flow(Path):
         return 1000 * t
 
 
-PATHS: dict[str, type[Path]] = {"edm": EDM, "vp": VP, "discrete_vp": DiscreteVP, "flow": Flow}
+PATHS: dict[str, type[Path]] = {
+    "edm": EDM,
+    "vp": VP,
+    "discrete_vp": DiscreteVP,
+    "continuous_vp": ContinuousVP,
+    "flow": Flow,
+}
 """The paths by their names in recipes and in the description of a teacher."""
 
 

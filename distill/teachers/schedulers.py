@@ -8,8 +8,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError, one_line, require
-from distill.paths import DiscreteVP, Flow
+from distill.errors import UserError, one_line, options, require
+from distill.paths import ContinuousVP, DiscreteVP, Flow
 from distill.paths import Path as NoisePath
 from distill.pipeline_folder import read_json
 from distill.prediction import Kind
@@ -39,13 +39,15 @@ GRID_SCHEDULERS = (
 )
 """The schedulers with a grid of betas. Some walk along a flow too, where `use_flow_sigmas` says so."""
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+CONTINUOUS = "continuous"
+"""The `timestep_type` of a network of continuous noise levels, which EulerDiscreteScheduler alone reads, and for v."""
 FLOW_STEPS = 1000  # the network of a Flow is told 1000 t
 
-NEUTRAL = {"timestep_type": "discrete", "invert_sigmas": False, "snr_shift_scale": 1.0, "timestep_values": None}
+NEUTRAL = {"invert_sigmas": False, "snr_shift_scale": 1.0, "timestep_values": None}
 """Keys that change the path or the network's time, each with its one value that does not."""
 _GRID = """
     beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr prediction_type num_train_timesteps
-    use_flow_sigmas
+    use_flow_sigmas timestep_type
 """
 _TIMES = """
     timestep_spacing steps_offset set_alpha_to_one skip_prk_steps interpolation_type sigma_min sigma_max
@@ -86,7 +88,7 @@ def _read(config: dict[str, Any], name: Any) -> tuple[NoisePath, Kind]:
     """Return the path and the prediction kind of a scheduler of the class `name`."""
     known = (*GRID_SCHEDULERS, *FLOW_SCHEDULERS)
     if name not in known:
-        raise UserError(f"scheduler must be one of {', '.join(known)}, got {name!r}")
+        raise UserError(f"scheduler must be one of {options(known, name)}, got {name!r:.200}")
     for key, value in config.items():
         if key in NEUTRAL:
             require(value == NEUTRAL[key], f"{key}: must be {NEUTRAL[key]!r}, got {value!r:.80} of {name}")
@@ -108,10 +110,22 @@ def _read(config: dict[str, Any], name: Any) -> tuple[NoisePath, Kind]:
         allowed = ", ".join([*PREDICTIONS, FLOW_PREDICTION])
         flow = "; a flow states use_flow_sigmas: true" if predicted == FLOW_PREDICTION else ""
         raise UserError(f"prediction_type must be one of {allowed} under betas, got {predicted!r:.80} of {name}{flow}")
+    if _is_continuous(config, name, predicted):
+        return ContinuousVP(), "v"
     path = _grid(settings, config, name)
     if predicted == "epsilon" and not path.alphas_cumprod[-1] > 0:
         raise UserError("noise cannot be predicted where no signal is left (zero terminal SNR)")
     return path, PREDICTIONS[predicted]
+
+
+def _is_continuous(config: dict[str, Any], name: str, predicted: str) -> bool:
+    """Return whether the network is told ln(sigma) / 4 in place of the index of a step."""
+    kind = config.get("timestep_type", "discrete")
+    read = name == "EulerDiscreteScheduler" and predicted == "v_prediction"
+    if kind == "discrete" or (kind == CONTINUOUS and read):
+        return bool(kind == CONTINUOUS)
+    also = f" or {CONTINUOUS!r}" if read else ""
+    raise UserError(f"timestep_type: must be 'discrete'{also}, got {kind!r:.80} of {name} with {predicted!r}")
 
 
 def _defaults(config: dict[str, Any], name: str) -> dict[str, Any]:

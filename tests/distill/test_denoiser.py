@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import EDM, VP, Denoiser, DiscreteVP, Path, Random, UserError
+from distill import EDM, VP, ContinuousVP, Denoiser, DiscreteVP, Path, Random, UserError
 from distill.conditions import Condition, ConditionLike
 from distill.discriminator import Want
 from distill.networks.network import Network
@@ -30,8 +30,9 @@ class Wrapped(Network):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         path = self.teacher.path
+        logarithmic = {EDM: 250, ContinuousVP: 0.25}.get(type(path))
         one = path.network_time(torch.ones(1, dtype=torch.float64))
-        t = (time / 250).exp() if path == EDM() else time / one
+        t = time / one if logarithmic is None else (time / logarithmic).exp()
         scale = coefficients(self.kind, path, t, x).input_scale
         x_t = x if scale is None else x / scale
         return from_x0(self.kind, path, self.teacher(x_t, t, cond), x_t, t)

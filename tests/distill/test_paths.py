@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from distill import EDM, VP, DiscreteVP, Flow, Path, Random, UserError
+from distill import EDM, VP, ContinuousVP, DiscreteVP, Flow, Path, Random, UserError
 from distill.paths import PATHS, ramp
 from distill.times import LogNormal
 from tests.toys import ALL_PATHS
@@ -20,6 +20,7 @@ TIMES = {
     "edm": (0.002, 0.5, 80.0),
     "vp": (1e-4, 0.5, 1.0),
     "discrete_vp": (0.0, 500.0, 999.0),
+    "continuous_vp": (0.002, 0.5, 700.0),
     "flow": (1e-4, 0.5, 0.999),
 }
 
@@ -50,7 +51,7 @@ def test_dtype_and_device_of_times_are_kept(path: Path, dtype: torch.dtype) -> N
     assert all(value.dtype == dtype and value.shape == (1,) for value in values)
 
 
-@pytest.mark.parametrize("path", [EDM(), VP(), VP(0.2, 11.0), Flow()], ids=str)
+@pytest.mark.parametrize("path", [EDM(), VP(), VP(0.2, 11.0), ContinuousVP(), Flow()], ids=str)
 def test_derivatives_by_finite_differences(path: Path) -> None:
     t, h = double(0.05, 0.3, 0.9), 1e-6
     for exact, schedule in zip(path.derivatives(t), (path.alpha, path.sigma), strict=True):
@@ -149,6 +150,14 @@ def test_network_times() -> None:
     assert VP().network_time(double(1.0)).item() == 999
     assert Flow().network_time(double(0.25)).item() == 250
     assert DiscreteVP().network_time(double(625)).item() == 625
+    assert ContinuousVP().network_time(double(700.0)).item() == pytest.approx(1.637770, abs=1e-6)
+
+
+def test_ends_of_continuous_vp() -> None:
+    """Variance is preserved from the clean sample to pure noise."""
+    path, t = ContinuousVP(), double(0.0, 1.0, math.inf)
+    assert path.alpha(t).tolist() == pytest.approx([1.0, 0.5**0.5, 0.0])
+    assert path.sigma(t).tolist() == pytest.approx([0.0, 0.5**0.5, 1.0])
 
 
 @every_path

@@ -23,7 +23,7 @@ from distill.encoders.latents import Normalisation
 from distill.errors import UserError
 from distill.export import export_generator, to_diffusers
 from distill.generator import Generator
-from distill.paths import EDM, VP, DiscreteVP, Flow
+from distill.paths import EDM, VP, ContinuousVP, DiscreteVP, Flow
 from distill.teachers import build_unet
 from tests.exports import (
     ADM,
@@ -54,6 +54,7 @@ CASES: dict[str, Callable[[], Generator]] = {
     "flow t=1": lambda: make(Flow(), "velocity", 1.0),
     "vp eps": lambda: make(VP(), "eps", 0.25, classes=10, channels=1),
     "discrete vp v": lambda: make(DiscreteVP(), "v", 625.0),
+    "continuous vp v": lambda: make(ContinuousVP(), "v", 2.5),
     "unet of latents": lambda: make(EDM(), "edm", 2.5, latents=True),
     "ddpm++": lambda: make_edm(DDPMPP),
     "ncsn++": lambda: make_edm(NCSNPP, t=80.0),

@@ -9,8 +9,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from torch import Tensor
 
-from distill import DiscreteVP, UserError
+from distill import ContinuousVP, Denoiser, DiscreteVP, UserError
+from distill.networks.network import PlainNetwork
 from distill.paths import Flow
 from distill.teachers.schedulers import FLOW_SCHEDULERS, GRID_SCHEDULERS, read_scheduler
 
@@ -66,13 +68,47 @@ def test_published_configs_with_keys_of_other_samplers(tmp_path: Path) -> None:
 
 
 CONTINUOUS = {"timestep_type": "continuous", "prediction_type": "v_prediction", "sigma_min": 0.002, "sigma_max": 700.0}
+
+
+@pytest.mark.parametrize("karras", [True, False])
+def test_continuous_levels_are_those_of_diffusers(karras: bool, tmp_path: Path) -> None:
+    """The network is told the same time, and its output is read to the same x0, as in diffusers' own step."""
+    config = CONTINUOUS | {"use_karras_sigmas": karras}
+    path, kind = read(tmp_path, "EulerDiscreteScheduler", **config)
+    assert (path, kind) == (ContinuousVP(), "v")
+    x0, noise = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    asked: list[Tensor] = []
+
+    def network(x: Tensor, time: Tensor, cond: Any) -> Tensor:
+        asked.extend([x, time])
+        return (x + time).sin()
+
+    denoiser = Denoiser(PlainNetwork(network), path, kind)
+    scheduler = diffusers.EulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(5)
+    for step, time in enumerate(scheduler.timesteps):
+        sigma = scheduler.sigmas[step].double()
+        sample = x0 + sigma.float() * noise
+        x_in = scheduler.scale_model_input(sample, time)
+        theirs = scheduler.step(network(x_in, time, None), time, sample).pred_original_sample
+        t = path.time(sigma[None])
+        ours = denoiser(path.diffuse(x0, t, noise), t)
+        assert torch.allclose(asked[-2], x_in, atol=1e-6) and float(asked[-1]) == pytest.approx(float(time), abs=1e-6)
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "continuous noise levels": (
+    "continuous levels of noise": (
         "EulerDiscreteScheduler",
-        CONTINUOUS,
-        "timestep_type: must be 'discrete', got 'continuous' of EulerDiscreteScheduler",
+        CONTINUOUS | {"prediction_type": "epsilon"},
+        "timestep_type: must be 'discrete', got 'continuous' of EulerDiscreteScheduler with 'epsilon'",
     ),
-    "the same under another sampler": ("DDIMScheduler", CONTINUOUS, "timestep_type: must be 'discrete'"),
+    "the same under another sampler": ("DDIMScheduler", CONTINUOUS, "timestep_type: must be 'discrete', got"),
+    "other levels": (
+        "EulerDiscreteScheduler",
+        CONTINUOUS | {"timestep_type": ["continuous"]},
+        "timestep_type: must be 'discrete' or 'continuous', got ['continuous']",
+    ),
     "EDM": ("EDMEulerScheduler", {}, "got 'EDMEulerScheduler'"),
     "another variance": ("CogVideoXDDIMScheduler", {}, "got 'CogVideoXDDIMScheduler'"),
     "a shifted variance": ("DDIMScheduler", {"snr_shift_scale": 3.0}, "snr_shift_scale: must be 1.0"),
