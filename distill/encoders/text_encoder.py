@@ -1,5 +1,7 @@
 """The text encoder of a diffusers pipeline."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +12,10 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.pipeline_folder import INDEX, file_hash, load_stock_pipeline, read_json
 from distill.quiet import quiet_libraries
+
+PARTS = ("text_encoder", "tokenizer")  # the beginnings of the names of the parts that encode prompts
+SETTINGS = ("_class_name", "force_zeros_for_empty_prompt")
+"""The keys of model_index.json beside the parts that change what `encode_prompt` of a pipeline returns."""
 
 
 class PromptEncoding(Protocol):
@@ -44,9 +50,12 @@ class PipelineTextEncoder:
 
     @property
     def identity(self) -> str:
-        """The SHA-256 of the files of the text encoders and tokenizers."""
-        parts = [p for p in sorted(self.folder.iterdir()) if p.name.startswith(("text_encoder", "tokenizer"))]
-        return file_hash([self.folder / INDEX, *(file for place in parts for file in sorted(place.rglob("*")))])
+        """A SHA-256 of the files of the text encoders and tokenizers, and of what the index says about them."""
+        index = read_json(self.folder / INDEX)
+        said = {key: value for key, value in index.items() if key.startswith(PARTS) or key in SETTINGS}
+        parts = [place for place in sorted(self.folder.iterdir()) if place.name.startswith(PARTS)]
+        files = file_hash([file for place in parts for file in sorted(place.rglob("*"))])
+        return hashlib.sha256(f"{json.dumps(said, sort_keys=True)} {files}".encode()).hexdigest()
 
     @torch.no_grad()
     @quiet_libraries()
@@ -68,6 +77,6 @@ class PipelineTextEncoder:
         """Return the pipeline with its tokenizers and text encoders alone."""
         if self._pipe is None:
             parts = [name for name, entry in read_json(self.folder / INDEX).items() if isinstance(entry, list)]
-            unused = {name: None for name in parts if not name.startswith(("text_encoder", "tokenizer", "scheduler"))}
+            unused = {name: None for name in parts if not name.startswith((*PARTS, "scheduler"))}
             self._pipe = load_stock_pipeline(self.folder, **unused, dtype=torch.float32).to(self.device)
         return self._pipe

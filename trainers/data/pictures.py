@@ -85,8 +85,8 @@ class Tree:
         return read_file(self.root / name)
 
     def stamp(self, names: Sequence[str]) -> str:
-        """Return a hash of the names, sizes and times of files."""
-        digest = sha256()
+        """Return a hash of the names, sizes and times of files, and of the place where they lie."""
+        digest = sha256(f"{self.root.resolve()}\n".encode("utf-8", "surrogateescape"))
         for name in names:
             try:
                 status = (self.root / name).stat()
@@ -121,4 +121,5 @@ class ZipTree(Tree):
 
     def stamp(self, names: Sequence[str]) -> str:
         status = self.root.stat()
-        return sha256(f"{status.st_size} {status.st_mtime_ns} {list(names)!r}".encode()).hexdigest()
+        found = f"{self.root.resolve()} {status.st_size} {status.st_mtime_ns} {list(names)!r}"
+        return sha256(found.encode("utf-8", "surrogateescape")).hexdigest()

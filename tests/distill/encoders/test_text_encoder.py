@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from distill import UserError
 from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.teachers import load_denoiser
+from distill.teachers.families.sdxl import SDXL
 from distill.teachers.pipeline import family_of
 
 Folder = Callable[[str], Path]
@@ -26,6 +29,30 @@ def test_identities_tell_encoders_apart(pipelines: Folder) -> None:
     assert len({network.autoencoder.identity for network in networks if network.autoencoder}) >= 2
     with pytest.raises(UserError, match=r": a DDPM takes no prompts$"):
         text_encoder(pipelines("ddpm"))
+
+
+def test_identity_is_of_what_encodes(pipelines: Folder, tmp_path: Path) -> None:
+    """A safety checker or a version in the index leaves the embeddings in the cache good. Other parts do not."""
+    folder = shutil.copytree(pipelines("sdxl"), tmp_path / "sdxl")
+    index, before = folder / "model_index.json", text_encoder(folder).identity
+    content = json.loads(index.read_text())
+    same = {"_diffusers_version": "9", "safety_checker": [None, None], "vae": ["diffusers", "AutoencoderTiny"], "x": 1}
+    index.write_text(json.dumps(dict(reversed((content | same).items())), indent=4))
+    assert text_encoder(folder).identity == before
+    changes = {
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "GPT2Tokenizer"],
+        "force_zeros_for_empty_prompt": False,
+        "_class_name": "StableDiffusionPipeline",
+    }
+    found = {before}
+    for key, value in changes.items():
+        assert content[key] != value
+        index.write_text(json.dumps(content | {key: value}))
+        found.add(PipelineTextEncoder(folder, SDXL).identity)
+    index.write_text(json.dumps(content))
+    (folder / "tokenizer" / "vocab.json").write_text("{}")
+    assert len(found | {text_encoder(folder).identity}) == 6
 
 
 def test_sdxls_null_is_zeros_where_the_checkpoint_says_so(pipelines: Folder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,26 @@ def test_a_scan_is_kept_until_a_file_changes(monkeypatch: pytest.MonkeyPatch) ->
     folder(b_png=b"no picture")
     assert "set/b.png is no picture" in refused(path)
     assert len(looked) == 6
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_scan_is_of_one_place(zipped: bool) -> None:
+    """Another folder or archive is looked at, although its names, sizes and times are the same."""
+    for place, content in (("one", 0), ("two", 255)):
+        data = io.BytesIO()
+        Image.fromarray(np.full((8, 8), content, dtype=np.uint8)).save(data, "bmp")
+        good = data.getvalue()
+        Path(place).mkdir()
+        file = Path(place, "a.bmp")
+        file.write_bytes(good if place == "one" else b"?" * len(good))
+        os.utime(file, (1e9, 1e9))
+        if zipped:
+            with zipfile.ZipFile(f"{place}.zip", "w") as archive:
+                archive.write(file, "a.bmp")
+            os.utime(f"{place}.zip", (1e9, 1e9))
+    end = ".zip" if zipped else ""
+    assert load(f"one{end}").shape == (1, 3, 8, 8)
+    assert "is no picture that Pillow reads" in refused(f"two{end}")
 
 
 def test_damage_after_the_scan_is_named() -> None:
