@@ -9,19 +9,18 @@ importing anything, and the file that would be run is checked before it is run. 
 """
 
 import ast
-import hashlib
+import importlib
 import importlib.machinery
-import importlib.util
 import sys
-import types
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError, one_line
+from distill.checked_import import allow_folder, check_file, find_module, run_file
+from distill.errors import UserError, one_line, require
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,15 @@ class Code:
 
     Attributes:
         file: The file, resolved.
-        sha256: The SHA-256 of its content.
-        root: The folder that has to be on the Python path, or None if the file is found without.
+        root: The folder in which Python would have to look, or None if it finds the file without.
     """
 
     file: Path
-    sha256: str
     root: Path | None
 
 
 _NONE = Consent()
 _CONSENT: ContextVar[Consent] = ContextVar("consent", default=_NONE)
-RAN: set[Code] = set()
-"""The code that has run by `trust_code`."""
 
 
 @contextmanager
@@ -119,21 +114,19 @@ def load_class(name: str, base: type, own: bool = False, places: Sequence[Path] 
     consent = _CONSENT.get()
     own = own or name in consent.names
     code = find_code(name, (*consent.roots, *(place.resolve() for place in places), Path.cwd()))
-    if not own and not consent.everything and code.sha256 not in consent.hashes:
-        raise UserError(
-            f"{name!r} is code in '{code.file}' (SHA-256 {code.sha256}), which runs only with --trust-code, in Python"
-            " trust_code=True; read it first"
-        )
-    if not own:
-        RAN.add(code)
-    _check_defined(code, name, attribute)
-    if code.root is not None and str(code.root) not in sys.path:
+    hashes = None if own or consent.everything else consent.hashes
+    _check_defined(code.file, check_file(code.file, hashes, name), name, attribute)
+    if code.root is not None and not own:
+        allow_folder(code.root, hashes)
+    elif code.root is not None and str(code.root) not in sys.path:
         sys.path.append(str(code.root))  # at the end, so that nothing installed is replaced
     # A module that is one file in a folder of the caller is run and named by its path, so that later commands find it.
     one_file = source.endswith(".py") or (code.root is not None and "." not in source)
     try:
-        module = run_file(code.file) if one_file else importlib.import_module(source)
+        module = run_file(code.file, hashes) if one_file else importlib.import_module(source)
         found = getattr(module, attribute)
+    except UserError:
+        raise
     except Exception as error:  # code of a user's may raise anything
         raise UserError(f"cannot import {name!r}: {type(error).__name__}: {one_line(error)}") from error
     if Path(module.__file__ or "").resolve() != code.file:
@@ -165,16 +158,15 @@ def find_code(name: str, places: Sequence[Path]) -> Code:
     if source.endswith(".py"):
         for place in places:
             if (file := place / source).is_file():
-                return _code(file, file.resolve().parent)
+                return Code(file.resolve(), file.resolve().parent)
         raise UserError(f"cannot import {name!r}: there is no such file in '{places[0]}'")
     top, *rest = source.split(".")
+    require(all(map(str.isidentifier, (top, *rest))), f"cannot import {name!r}: {source!r} is no name of a module")
     if top == "__main__":  # another program's is another module
         raise UserError(f"cannot import {name!r}: only the program that defines this class can, by itself")
     if top in sys.stdlib_module_names:
         raise UserError(f"cannot import {name!r}: the standard library has no class of this kind")
-    starts: list[tuple[importlib.machinery.ModuleSpec | None, Path | None]] = []
-    with suppress(ValueError, ImportError):  # a module without a spec, such as __main__
-        starts = [(importlib.util.find_spec(top), None)] if top else []
+    starts: list[tuple[importlib.machinery.ModuleSpec | None, Path | None]] = [(find_module(top), None)]
     starts += [(importlib.machinery.PathFinder.find_spec(top, [str(place)]), place) for place in places]
     for spec, root in starts:
         for part in rest:
@@ -182,26 +174,8 @@ def find_code(name: str, places: Sequence[Path]) -> Code:
             # The last part of the name alone: with all of it, Python would look for the package in sys.modules.
             spec = None if inside is None else importlib.machinery.PathFinder.find_spec(part, list(inside))
         if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-            return _code(Path(spec.origin), root)
+            return Code(Path(spec.origin).resolve(), root)
     raise UserError(f"cannot import {name!r}: there is no such module on the Python path or in '{places[0]}'")
-
-
-def run_file(file: Path) -> types.ModuleType:
-    """Run a file once, and return it as a module. The name of the module is the full path of the file."""
-    name = str(file)
-    if name not in sys.modules:
-        module = sys.modules[name] = types.ModuleType(name)  # before it runs, since its dataclasses look the module up
-        module.__file__ = name
-        try:
-            importlib.machinery.SourceFileLoader(name, name).exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
-
-
-def _code(file: Path, root: Path | None) -> Code:
-    return Code(file.resolve(), hashlib.sha256(file.read_bytes()).hexdigest(), root)
 
 
 def _names(words: Any) -> Iterator[str]:
@@ -213,12 +187,12 @@ def _names(words: Any) -> Iterator[str]:
             yield from _names(one)
 
 
-def _check_defined(code: Code, name: str, attribute: str) -> None:
+def _check_defined(file: Path, content: bytes, name: str, attribute: str) -> None:
     """Raise UserError when the source of a file shows that it cannot define a name, before it is run."""
-    if code.file.suffix != ".py":
+    if file.suffix != ".py":
         return
     try:
-        tree = ast.parse(code.file.read_bytes())
+        tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"cannot import {name!r}: {type(error).__name__}: {one_line(error)}") from error
     bound: set[str] = set()
@@ -230,4 +204,4 @@ def _check_defined(code: Code, name: str, attribute: str) -> None:
         elif isinstance(node, ast.Name):
             bound.add(node.id)
     if not bound & {attribute, "*", "__getattr__", "globals"}:
-        raise UserError(f"cannot import {name!r}: '{code.file}' defines no {attribute}")
+        raise UserError(f"cannot import {name!r}: '{file}' defines no {attribute}")

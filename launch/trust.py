@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.user_code import RAN
+from distill.checked_import import RAN
 
 FLAG, VARIABLE = "--trust-code", "DISTILL_TRUST_CODE"
 HELP = (
@@ -51,7 +51,7 @@ def remember_code() -> None:
     if RAN:
         file = _file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        known = remembered() | {code.sha256: str(code.file) for code in RAN}
+        known = remembered() | {sha256: str(file) for sha256, file in RAN.items()}
         file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 

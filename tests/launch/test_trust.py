@@ -1,7 +1,9 @@
 """The code that a file names runs only where the caller has agreed in that call."""
 
 import hashlib
+import importlib.util
 import os
+import py_compile
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ READERS = (
 def no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the test have an empty list of remembered files, and leave no module behind."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr("distill.user_code.RAN", ran := set())
+    monkeypatch.setattr("distill.checked_import.RAN", ran := {})
     monkeypatch.setattr("launch.trust.RAN", ran)
     before = set(sys.modules)
     yield
@@ -108,6 +110,46 @@ def test_the_ways_to_agree(distill: Command, downloaded: Path, tmp_path: Path, m
     with pytest.raises(UserError, match="runs only with --trust-code, in Python trust_code=True"):
         trainers.load("dl_run")
     assert trainers.load("dl_run", trust_code=True).images == 16
+
+
+def test_a_hash_agrees_to_one_file_and_to_no_other_that_it_imports(
+    distill: Command, downloaded: Path, tmp_path: Path
+) -> None:
+    """Python would run packages around the file, files beside it, and compiled copies of other code."""
+    sample, ran = ("sample", "dl_run", "--count", "1"), tmp_path / "ran"
+    package, beside = Path("strange_package"), Path("strange_beside.py")
+    package.mkdir()
+    files = {package / "__init__.py": "", package / "o.py": OBJECTIVE.format(ran=str(ran)), beside: ""}
+    files[package / "o.py"] = "import strange_beside\n" + files[package / "o.py"]
+    for file, text in files.items():
+        file.write_text(text)
+    touch = f"open({str(tmp_path / 'compiled')!r}, 'w')"
+    exec_source = tmp_path / "compiled.py"
+    exec_source.write_text(touch)
+    for file in files:  # compiled copies that Python takes without a look at the source
+        py_compile.compile(
+            str(exec_source),
+            cfile=importlib.util.cache_from_source(str(file)),
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
+    name_objective(downloaded, "strange_package.o:Obj")
+    agreed: list[str] = []
+    for file in (package / "o.py", package / "__init__.py", beside):
+        sha = hashlib.sha256(file.read_bytes()).hexdigest()
+        result = distill(*sample, *([f"--trust-code={','.join(agreed)}"] if agreed else []))
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert f"is code in '{file.resolve()}' (SHA-256 {sha}), which runs only with --trust-code" in result.err
+        assert not ran.exists()
+        agreed.append(sha)
+        if file.name == "__init__.py":
+            file.write_text("# other content than the other empty file\n")
+            agreed[-1] = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert distill(*sample, f"--trust-code={','.join(agreed)}").code == 0 and ran.exists()
+    for module in [name for name in sys.modules if name.startswith("strange_")]:
+        del sys.modules[module]
+    assert distill(*sample, "--trust-code=remember").code == 0
+    assert set(agreed) <= set(yaml.safe_load((tmp_path / "config/distill/trusted_code.json").read_text()))
+    assert not (tmp_path / "compiled").exists()
 
 
 @pytest.mark.parametrize("module", ["antigravity", "this", "subprocess", "os.path"])
