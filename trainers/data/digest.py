@@ -1,12 +1,13 @@
 """The comparison of a data set with the digest in a checkpoint, by which a resume notices that the data are others."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from distill.errors import UserError
 from trainers.data.dataset import Dataset
+from trainers.data.labels import in_order
 
 TOLERANCE = 0.02  # between two means; the pixels lie in [-1, 1]
 COMPARED = ("count", "shape", "classes", "labels", "prompts", "samples")  # other names of classes train the same
@@ -16,7 +17,8 @@ def accepted_data(before: Any, dataset: Dataset, name: str, allow: Iterable[str]
     """Return a line if the data differ from those of the checkpoint.
 
     Args:
-        before: The digest in the checkpoint. None in checkpoints of earlier versions, which are compared with nothing.
+        before: The digest in the checkpoint. None in checkpoints of earlier versions, of which the order of the classes
+            alone is known.
         dataset: The data as they were opened.
         name: The name of the run.
         allow: The keys whose change the user accepts. `data`, or a key in it, accepts other data.
@@ -24,17 +26,26 @@ def accepted_data(before: Any, dataset: Dataset, name: str, allow: Iterable[str]
     Raises:
         UserError: The data differ, and the user has not accepted it.
     """
-    if not isinstance(before, Mapping):
-        return []
-    now = dataset.digest
-    compared = [key for key in COMPARED if key in before and key in now]
-    differing = [_difference(key, before[key], now[key]) for key in compared if not _equal(before, now, key)]
+    if isinstance(before, Mapping):
+        now = dataset.digest
+        compared = [key for key in COMPARED if key in before and key in now]
+        differing = [_difference(key, before[key], now[key]) for key in compared if not _equal(before, now, key)]
+    else:
+        differing = _order_since(dataset.class_names or ())
     if not differing:
         return []
     found = f"data: '{dataset.name}' is not what '{name}' was trained on: {', '.join(differing)}"
     if not any(key.partition(".")[0] == "data" for key in allow):
         raise UserError(f"{found}; this would change what is trained; --allow data accepts it")
     return [f"changed since the checkpoint: {found}"]
+
+
+def _order_since(names: Sequence[str]) -> list[str]:
+    """Return words if classes are numbered by value, which earlier versions numbered by letter: 1, 10, 2."""
+    by_letter = sorted(names)
+    if list(names) == by_letter or list(names) != in_order(names):
+        return []
+    return [f"classes in the order {', '.join(names[:3])}, not {', '.join(by_letter[:3])}"]
 
 
 def _equal(before: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 import trainers
 from distill.errors import UserError
 from tests.tiny import teacher_recipe
-from trainers.data import Dataset
+from trainers.data import Dataset, Images
 from trainers.data.digest import accepted_data
 
 
@@ -58,6 +58,34 @@ def test_the_same_data_are_accepted() -> None:
         assert accepted_data(older, dataset(), "run") == []
     with pytest.raises(UserError, match="other pixels"):
         accepted_data({**before, "samples": "x"}, dataset(), "run")
+
+
+def test_the_order_of_earlier_versions_is_noticed() -> None:
+    """They had no digest, and numbered the folders 1, 2, 10 by letter. Names that the data state are as they were."""
+    numbered = dataset(class_names=("1", "2", "10"))
+    with pytest.raises(UserError, match=r"trained on: classes in the order 1, 2, 10, not 1, 10, 2; .* --allow data"):
+        accepted_data(None, numbered, "run")
+    assert len(accepted_data(None, numbered, "run", ["data"])) == 1
+    assert accepted_data(numbered.digest, numbered, "run") == []
+    for names in (("01", "02", "10"), ("zebra", "ape"), ("10", "2")):
+        assert accepted_data(None, dataset(class_names=names), "run") == []
+
+
+def test_a_resume_notices_another_order_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for number, name in enumerate(("1", "2", "10")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 80 * number).save(tmp_path / "set" / name / "0.png")
+    data = Images(str(tmp_path / "set"), resolution=8, mode="L")
+    now = data.load()
+    assert now.class_names == ("1", "2", "10") and now.labels is not None and now.labels.tolist() == [0, 2, 1]
+    with monkeypatch.context() as earlier:
+        earlier.setattr("trainers.data.labels.in_order", sorted)
+        earlier.setattr("trainers.data.folders.in_order", sorted)
+        before = data.load()
+    assert before.class_names == ("1", "10", "2")
+    with pytest.raises(UserError, match="trained on: other labels; "):
+        accepted_data(before.digest, now, "run")
 
 
 def test_other_prompts_are_noticed() -> None:
