@@ -7,9 +7,11 @@ import importlib.util
 import json
 import re
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from accelerate import Accelerator
@@ -89,14 +91,33 @@ def _start(run: Experiment, folder: Path, accelerator: Accelerator, console: Con
         if not _wandb_login():
             settings["wandb"]["mode"] = "offline"
             console.print("wandb: no login found, recording offline; `wandb sync` uploads it later", style="yellow")
+    start = partial(accelerator.init_trackers, PROJECT, _flat(public_recipe(run)), settings)
     try:
-        accelerator.init_trackers(PROJECT, _flat(public_recipe(run)), settings)
+        with _nameless_tensorboard():
+            start()
     except Exception as error:  # wandb raises kinds of its own, which cannot be named where it is not installed
         if settings.get("wandb", {}).get("mode") == "offline" or "wandb" not in run.tracking:
             raise
         console.print(f"wandb: recording offline, since it cannot be reached: {' '.join(str(error).split())}")
         settings["wandb"]["mode"] = "offline"
-        accelerator.init_trackers(PROJECT, _flat(public_recipe(run)), settings)
+        with _nameless_tensorboard():
+            start()
+
+
+@contextmanager
+def _nameless_tensorboard() -> Iterator[None]:
+    """Keep the name of the machine out of the names of TensorBoard's files, which it takes no setting for."""
+    try:
+        from tensorboard.summary.writer import event_file_writer
+    except ImportError:  # not installed
+        yield
+        return
+    theirs = event_file_writer.socket
+    event_file_writer.socket = SimpleNamespace(gethostname=lambda: "run")
+    try:
+        yield
+    finally:
+        event_file_writer.socket = theirs
 
 
 def _wandb_login() -> bool:
@@ -110,10 +131,10 @@ def _wandb_login() -> bool:
 def _wandb_id(folder: Path, console: Console, fresh: bool) -> str:
     """Return the id of the wandb run of a run folder. It is made once, so that a resume continues the same curves.
 
-    A copy of a run folder gets an id of its own, since two runs would otherwise mix their curves. The inode of the
-    folder tells them apart: it stays when the folder is renamed, and a copy has another.
+    A copy of a run folder gets an id of its own, since two runs would otherwise mix their curves. A folder is a copy if
+    the folder that wrote the id is still there. Otherwise it was moved, perhaps to another disk.
     """
-    file, inode = folder / "wandb.json", folder.stat().st_ino
+    file = folder / "wandb.json"
     known: Any = None
     if file.is_file():
         with suppress(ValueError, RecursionError):  # an empty or damaged file
@@ -121,12 +142,26 @@ def _wandb_id(folder: Path, console: Console, fresh: bool) -> str:
     identity = known.get("id") if isinstance(known, dict) and not fresh else None
     if not isinstance(identity, str) or not re.fullmatch(r"[\w-]{1,64}", identity):
         identity = uuid.uuid4().hex[:8]
-    elif known.get("inode", inode) != inode:  # older versions wrote no inode
+    elif _is_copy(folder, known.get("folder"), known.get("inode")):
         console.print(f"wandb: '{folder}' is a copy of the run folder of wandb's {identity}; it gets a run of its own")
         identity = uuid.uuid4().hex[:8]
     with atomic_file(file) as staging:
-        staging.write_text(json.dumps({"id": identity, "inode": inode}) + "\n")
+        staging.write_text(json.dumps({"id": identity, **_place(folder)}) + "\n")
     return identity
+
+
+def _place(folder: Path) -> dict[str, Any]:
+    """Return where a folder is. The inode tells it from another folder that later has its path."""
+    return {"folder": str(folder.resolve()), "inode": folder.stat().st_ino}
+
+
+def _is_copy(folder: Path, origin: Any, inode: Any) -> bool:
+    """Return whether the folder `origin` of this inode is there still, and is not `folder`."""
+    try:
+        there = Path(origin).stat()
+        return bool(there.st_ino == inode) and not Path(origin).samefile(folder)
+    except (OSError, TypeError, ValueError):  # it is gone, or nothing was written
+        return False
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
