@@ -35,6 +35,17 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
     set_permissions(file)
 
 
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a safetensors file, for a file that the caller writes.
+
+    `save_tensors` writes beside its file under a random name, which a kill leaves behind for good.
+    """
+    from safetensors.torch import save
+
+    content: bytes = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    return content
+
+
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, mapped into memory.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,9 @@ from distill.errors import UserError
 if TYPE_CHECKING:
     from trainers.recipe.run import Run, TeacherRun
 
-Recipe = Annotated[str, typer.Argument(help="A shipped recipe (see `distill recipes`) or a YAML file.")]
+Recipe = Annotated[
+    str, typer.Argument(help="A shipped recipe (see `distill recipes`), a YAML file, or - for the changes alone.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, such as images=10000 or objective.alpha=1.0.")
 ]
@@ -40,7 +42,7 @@ def resolve_recipe(recipe: str, overrides: list[str] | None = None, tiny: Path |
     """Return the distillation that a recipe describes. DISTILL_CACHE replaces the default folder of the cache.
 
     Args:
-        recipe: The name of a shipped recipe, or a YAML file.
+        recipe: The name of a shipped recipe, a YAML file, or `-` for an empty recipe.
         overrides: Changes as text: key=value.
         tiny: The run folder of the recipe's tiny form. None for the recipe as it is.
 
@@ -50,7 +52,7 @@ def resolve_recipe(recipe: str, overrides: list[str] | None = None, tiny: Path |
     from trainers.recipe.load import resolve
     from trainers.recipe.run import Run
 
-    run = resolve(recipe, overrides or [], tiny=tiny)
+    run = resolve(_named(recipe), overrides or [], tiny=tiny)
     if not isinstance(run, Run):
         raise UserError(f"{recipe}: this recipe is for `distill teacher`")
     return dataclasses.replace(run, cache=cache_folder(run.cache))
@@ -60,7 +62,7 @@ def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> T
     """Return the training of a teacher that a recipe describes.
 
     Args:
-        recipe: The name of a shipped recipe, or a YAML file.
+        recipe: The name of a shipped recipe, a YAML file, or `-` for an empty recipe.
         overrides: Changes as text: key=value.
 
     Raises:
@@ -69,10 +71,15 @@ def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> T
     from trainers.recipe.load import resolve
     from trainers.recipe.run import TeacherRun
 
-    run = resolve(recipe, overrides or [])
+    run = resolve(_named(recipe), overrides or [])
     if not isinstance(run, TeacherRun):
         raise UserError(f"{recipe}: this recipe is for `distill train`")
     return run
+
+
+def _named(recipe: str) -> str | dict[str, Any]:
+    """Return the recipe to begin with, which is empty for `-`."""
+    return {} if recipe == "-" else recipe
 
 
 def cache_folder(given: str | None = None) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import Accelerator, PartialState
@@ -24,11 +23,11 @@ from trainers.engine.player import OptimizerFactory
 from trainers.engine.stopping import STOP
 from trainers.engine.world import start_accelerator
 from trainers.hooks.hook import Hook
-from trainers.loop import fit
+from trainers.loop import fit, refuse_used
 from trainers.recipe.changes import accepted_changes
 from trainers.recipe.load import load_run, resolve
 from trainers.recipe.run import Run, TeacherRun
-from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.recipe.strict_yaml import dump
 from trainers.runs.load import Trained, find_trained, load_trained
 from trainers.runs.open import Objects, open_run
 
@@ -223,18 +222,6 @@ def with_objects(run: Run | TeacherRun, objects: Objects) -> Run | TeacherRun:
     return replace(run, objects=tuple(names)) if names else run
 
 
-def refuse_used(folder: Path) -> None:
-    """Raise UserError when `folder` holds a run that has trained. A run without an update is no hindrance."""
-    lines = [
-        file for name in ("log.jsonl", "metrics.jsonl") if (file := folder / name).is_file() and file.stat().st_size
-    ]
-    saved = [one for one in checkpoint.folders(folder / "checkpoints") if int(one.name)]
-    if lines or saved or (folder / "best").exists():
-        raise UserError(
-            f"'{folder}' holds a run already: `distill resume {folder}` continues it, --folder or name= starts another"
-        )
-
-
 def start_processes(
     command: str,
     run: Run | TeacherRun,
@@ -265,24 +252,22 @@ def start_processes(
             f"processes: {processes} processes cannot share the objects {', '.join(given)}; start your program with"
             f" `accelerate launch --num_processes {processes}` and leave processes out"
         )
-    with TemporaryDirectory(prefix="distill-") as temporary:
-        if command == "resume":
-            before = dump(load_run(folder))
-            changed = [f"{key}={json.dumps(value)}" for key, value in dump(run).items() if value != before.get(key)]
-            arguments = [str(folder), *changed, *(option for key in allow for option in ("--allow", key))]
-        else:
-            file = Path(temporary) / f"{run.name}.yaml"
-            file.write_text(to_yaml(dump(run)), encoding="utf-8")
-            arguments = [str(file), "--folder", str(folder)]
-        if trust := trusted():
-            arguments.append("--trust-code" if trust is True else f"--trust-code={','.join(sorted(trust))}")
-        # The command, and with it its processes, ends when this program is killed (launch/processes.py).
-        program = [sys.executable, "-P", "-m", "launch.main", command, *arguments, *options]
-        program = ["env", f"DISTILL_LAUNCHER={os.getpid()}", *program]
-        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
-            last = ""
-            for line in started.stdout or ():
-                print(line, end="", flush=True)  # a notebook shows the output of this process alone
-                last = line.strip() or last
+    # A recipe travels as changes to an empty one, and not in a file, which a kill of this program would leave behind.
+    before = dump(load_run(folder)) if command == "resume" else {}
+    changes = [f"{key}={json.dumps(value)}" for key, value in dump(run).items() if value != before.get(key)]
+    if command == "resume":
+        arguments = [str(folder), *changes, *(option for key in allow for option in ("--allow", key))]
+    else:
+        arguments = ["-", *changes, "--folder", str(folder)]
+    if trust := trusted():
+        arguments.append("--trust-code" if trust is True else f"--trust-code={','.join(sorted(trust))}")
+    # The command, and with it its processes, ends when this program is killed (launch/processes.py).
+    program = [sys.executable, "-P", "-m", "launch.main", command, *arguments, *options]
+    program = ["env", f"DISTILL_LAUNCHER={os.getpid()}", *program]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
+        last = ""
+        for line in started.stdout or ():
+            print(line, end="", flush=True)  # a notebook shows the output of this process alone
+            last = line.strip() or last
     if started.returncode:
         raise UserError(last.removeprefix("distill: ") or f"{command}: ended with exit code {started.returncode}")

@@ -59,12 +59,14 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
 
     Raises:
         Stopped: The process was told to stop. The state is saved.
-        UserError: Another process trains in `folder`, or the checkpoint does not fit the run.
+        UserError: Another process trains in `folder`, a fresh run finds another there, or the checkpoint does not fit.
     """
     with locked(folder, accelerator):
         session = build_session(opened, accelerator)
         run, state, console = session.run, session.state, plain(stderr=True, quiet=not accelerator.is_main_process)
         if opened.fresh:
+            # Another start in this folder may have ended since the first look, which came before the data were opened.
+            on_main_process(accelerator, partial(refuse_used, folder))
             probe_teacher(session)
             # An earlier start may have left something, though no update.
             on_main_process(accelerator, partial(rewind_folder, folder, 0, ()))
@@ -108,6 +110,18 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise UserError when `folder` holds a run that has trained. A run without an update is no hindrance."""
+    lines = [
+        file for name in ("log.jsonl", "metrics.jsonl") if (file := folder / name).is_file() and file.stat().st_size
+    ]
+    saved = [one for one in checkpoint.folders(folder / "checkpoints") if int(one.name)]
+    if lines or saved or (folder / "best").exists():
+        raise UserError(
+            f"'{folder}' holds a run already: `distill resume {folder}` continues it, --folder or name= starts another"
+        )
 
 
 def check_places(folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError, one_line, require
 from distill.metrics.images import Shape
+from distill.saved_files import tensor_bytes
 
 CLASSIFIER_FILE, CLASSIFIER_WEIGHTS = "classifier.json", "classifier.safetensors"
 _CHUNK = 500  # images in one pass, which bounds the memory
@@ -65,13 +66,9 @@ class Classifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write `classifier.safetensors` and `classifier.json` to `folder`."""
-        from safetensors.torch import save
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        # Not `save_file`, which leaves a file that its owner alone may read, whatever the umask.
-        (folder / CLASSIFIER_WEIGHTS).write_bytes(save(state))
+        (folder / CLASSIFIER_WEIGHTS).write_bytes(tensor_bytes(self.state_dict()))
         fields = {name: getattr(self, name) for name in ("shape", "classes", "width", "data", "accuracy")}
         (folder / CLASSIFIER_FILE).write_text(json.dumps(fields, indent=2) + "\n")
 

@@ -96,7 +96,7 @@ def prepare(
     count = processes or world_size()
     if starts_workers(count):
         check_count(count, oversubscribe)
-        from trainers.api import refuse_used
+        from trainers.loop import refuse_used
         from trainers.runs.open import open_run
 
         open_run(run, count, weights=False)  # all mistakes that can be known are told before a worker starts

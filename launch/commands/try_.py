@@ -28,7 +28,7 @@ def try_(
     folder: Annotated[Path | None, typer.Option(help="The run folder to keep. Default: a temporary one.")] = None,
 ) -> None:
     """Run a recipe in its tiny form, from the teacher to the use of the export, and print the seconds of each step."""
-    from trainers.api import refuse_used
+    from trainers.loop import refuse_used
 
     if folder is not None:
         refuse_used(folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from distill.teachers import save_denoiser
 from tests.launch.conftest import Command
@@ -87,6 +88,14 @@ def test_mistakes(distill: Command, teachers: Path, tmp_path: Path) -> None:
     assert not Path("p").exists()
 
 
+def test_two_at_once_are_one_and_a_refusal(distill: Command, teachers: Path) -> None:
+    arguments = ("pairs", teachers / "edm", "p", *SHORT, "--data", "digits")
+    assert distill(*arguments).code == 0
+    with FileLock("p/.pairs.lock"):
+        assert mistake(distill(*arguments)) == "pairs: 'p' is in use by another process; end it, or name another folder"
+    assert distill(*arguments).code == 0
+
+
 def test_kill_9(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["pairs", str(teachers / "edm"), str(tmp_path / "cut"), "--count", "20", "--evaluations", "3"]
     command = ["-c", SLOW, *arguments, "--data", "digits"]
@@ -99,5 +108,5 @@ def test_kill_9(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     settings, whole = make_pairs.PairSettings(evaluations=3), tmp_path / "whole"
     list(make_pairs.make_pairs(str(teachers / "edm"), Digits().load(), whole, 20, settings, 250, torch.device("cpu")))
     names = sorted(file.name for file in whole.iterdir())
-    assert len(names) == 6 and names == sorted(file.name for file in (tmp_path / "cut").iterdir())
+    assert len(names) == 7 and names == sorted(file.name for file in (tmp_path / "cut").iterdir())
     assert all((tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes() for name in names)

@@ -18,12 +18,17 @@ import trainers
 from distill.errors import UserError
 from distill.objectives.sid import SiD
 from distill.teachers import load_denoiser
+from launch.options import resolve_recipe, resolve_teacher_recipe
 from tests.launch.conftest import Command, distill
 from tests.tiny import launch, recipe, teacher_recipe
+from trainers import api
 from trainers.checkpoints import checkpoint
 from trainers.data import Digits
 from trainers.engine.session import Session
-from trainers.recipe.run import TeacherRun
+from trainers.engine.stopping import Stopped
+from trainers.recipe.load import resolve
+from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.shipped import shipped_recipes
 
 __all__ = ["distill"]
 
@@ -263,6 +268,25 @@ trained = trainers.train(sys.argv[1], sys.argv[2])
 assert trained.images == 16
 trained.evaluate(20)  # all ranks together
 """
+
+
+def test_a_recipe_reaches_other_processes_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file would be left behind by a kill. Every shipped recipe arrives as it was."""
+    commands: list[list[str]] = []
+
+    def note(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        raise Stopped
+
+    monkeypatch.setattr(api.subprocess, "Popen", note)
+    for name in (name for name in shipped_recipes() if not name.endswith("_classifier")):
+        run = resolve(name)
+        with pytest.raises(Stopped):
+            trainers.train(run, tmp_path / "run", processes=2)
+        arguments = commands[-1][commands[-1].index("launch.main") + 1 :]
+        resolved = resolve_recipe if isinstance(run, Run) else resolve_teacher_recipe
+        assert resolved("-", arguments[2 : arguments.index("--folder")]) == run
+    assert commands and not (tmp_path / "run").exists()
 
 
 def test_several_processes(objects: Callable[[], dict[str, Any]], settings: dict[str, Any], tmp_path: Path) -> None:

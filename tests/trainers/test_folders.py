@@ -18,13 +18,13 @@ import trainers
 from distill.errors import UserError
 from tests.tiny import fit_run, recipe
 from trainers import loop
-from trainers.api import refuse_used
 from trainers.checkpoints import checkpoint
 from trainers.engine.session import Session
 from trainers.hooks import trackers
 from trainers.hooks.evaluate import smallest_distance
 from trainers.io import jsonl
 from trainers.io.atomic import sha256
+from trainers.loop import refuse_used
 from trainers.runs.load import load_trained
 
 
@@ -61,6 +61,16 @@ def test_a_run_that_trained_is_not_overwritten(name: str, tmp_path: Path) -> Non
     (tmp_path / name).write_text("anything")
     with pytest.raises(UserError, match="holds a run already"):
         refuse_used(tmp_path)
+
+
+def test_a_start_that_comes_too_late_harms_nothing(teachers: Path, tmp_path: Path) -> None:
+    """Two start in one folder at once. The other one has trained and ended before this one takes the lock."""
+    settings = recipe(teachers / "edm", images=16)
+    fit_run(settings, tmp_path / "run")
+    before = (tmp_path / "run/log.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds a run already"):
+        fit_run(settings, tmp_path / "run")
+    assert before and (tmp_path / "run/log.jsonl").read_bytes() == before
 
 
 PLACES = ["log.jsonl", "metrics.jsonl", "run.yaml", ".lock", "stopped.json", "wandb.json"]

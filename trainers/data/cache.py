@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from distill.saved_files import load_tensors, save_tensors
+from distill.saved_files import load_tensors, tensor_bytes
 from trainers.data.shards import Table
 from trainers.io.atomic import atomic_file, sha256
 
@@ -59,13 +59,21 @@ class Cache:
         files = {folder / f"{first // length:06d}.safetensors": (first, min(first + length, count)) for first in starts}
         if missing := {file: span for file, span in files.items() if not is_intact(file)}:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "origin.lock"), atomic_file(folder / "origin.json") as staging:
-                staging.write_text(json.dumps(description, indent=2) + "\n")
+            _write_origin(folder, json.dumps(description, indent=2) + "\n")
             no_bar = not self.console.is_terminal
             for rest in track(_fill(missing, make), what, len(missing), console=self.console, disable=no_bar):
                 if no_bar:
                     self.console.print(f"{what}: {count - rest:,} of {count:,}")
         return Table(count, tuple(load_tensors(file) for file in files))
+
+
+def _write_origin(folder: Path, text: str) -> None:
+    """Write origin.json unless it is there: a process that came later and was killed would leave a half-written one."""
+    file = folder / "origin.json"
+    with FileLock(file.with_suffix(".lock")):
+        if not file.is_file() or file.read_bytes() != text.encode():
+            with atomic_file(file) as staging:
+                staging.write_text(text)
 
 
 def _fill(missing: Mapping[Path, tuple[int, int]], make: Make) -> Iterator[int]:
@@ -94,7 +102,7 @@ def _fill(missing: Mapping[Path, tuple[int, int]], make: Make) -> Iterator[int]:
 def _write(file: Path, columns: Mapping[str, Tensor]) -> None:
     """Write a shard, then its receipt, so that a shard without a receipt is one that a kill cut short."""
     with atomic_file(file) as staging:
-        save_tensors({name: value.detach().cpu().contiguous() for name, value in columns.items()}, staging)
+        staging.write_bytes(tensor_bytes(columns))
     stat = file.stat()
     receipt = {"bytes": stat.st_size, "time": stat.st_mtime_ns, "sha256": sha256(file)}
     with atomic_file(receipt_of(file)) as staging:

@@ -6,11 +6,13 @@ A kill loses the shard in progress. The next call continues to the same bits.
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from distill.denoiser import Denoiser
@@ -18,7 +20,7 @@ from distill.errors import UserError
 from distill.guidance import classifier_free
 from distill.random import Random
 from distill.sampling import heun_steps, sample
-from distill.saved_files import save_tensors
+from distill.saved_files import tensor_bytes
 from distill.teachers import DESCRIPTION as TEACHER
 from distill.teachers import load_denoiser
 from trainers.data import Data, DataFree, Dataset
@@ -26,7 +28,7 @@ from trainers.data.batches import inputs
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.data.encode import DatasetEncoder
 from trainers.data.pairs import DESCRIPTION, columns_of, read_description
-from trainers.io.atomic import atomic_file, sha256
+from trainers.io.atomic import atomic_file, remove_staging_files, sha256
 from trainers.recipe.load import RUN_FILE, load_run
 from trainers.recipe.strict_yaml import build, override
 from trainers.runs.open import check_fit
@@ -78,7 +80,8 @@ def make_pairs(
         cache: The folder of the cache of embeddings.
 
     Raises:
-        UserError: The teacher does not fit the data or the settings, or the folder holds other pairs or something else.
+        UserError: The teacher does not fit the data or the settings, or the folder holds other pairs or something else,
+            or another process writes to it.
     """
     denoiser = load_denoiser(teacher).to(device).requires_grad_(False)
     check_fit(denoiser, teacher, dataset)
@@ -89,20 +92,40 @@ def make_pairs(
     if dataset.prompts is not None:
         facts["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()
     description = {"teacher": _hash_in(folder, teacher), **facts, **asdict(settings)}
-    shards = _intact_shards(folder, description, count)
-    for first in range(0, count, PAIRS_A_SHARD):
-        file, rows = folder / f"pairs-{first // PAIRS_A_SHARD:05d}.safetensors", min(PAIRS_A_SHARD, count - first)
-        if shards.get(file.name, {}).get("pairs") != rows:
-            parts = torch.arange(first, first + rows, device=device).split(batch)
-            pairs = [_solve(denoiser, settings, dataset, index) for index in parts]
-            with atomic_file(file) as staging:
-                save_tensors({name: torch.cat([pair[name] for pair in pairs]).cpu() for name in pairs[0]}, staging)
-            shards[file.name] = {"pairs": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
-            # Listed after it is in place: a shard that is not listed is computed again.
-            ordered = dict(sorted(shards.items()))
-            with atomic_file(folder / DESCRIPTION) as staging:
-                staging.write_text(json.dumps({**description, "count": count, "shards": ordered}, indent=2) + "\n")
-        yield first + rows
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / DESCRIPTION).is_file() and any("pairs" not in path.name for path in folder.iterdir()):
+        raise UserError(f"pairs: '{folder}' holds something else; name another folder")
+    with _locked(folder):
+        shards = _intact_shards(folder, description, count)
+        remove_staging_files(folder)
+        for first in range(0, count, PAIRS_A_SHARD):
+            file, rows = folder / f"pairs-{first // PAIRS_A_SHARD:05d}.safetensors", min(PAIRS_A_SHARD, count - first)
+            if shards.get(file.name, {}).get("pairs") != rows:
+                parts = torch.arange(first, first + rows, device=device).split(batch)
+                pairs = [_solve(denoiser, settings, dataset, index) for index in parts]
+                columns = {name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}
+                with atomic_file(file) as staging:
+                    staging.write_bytes(tensor_bytes(columns))
+                shards[file.name] = {"pairs": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
+                # Listed after it is in place: a shard that is not listed is computed again.
+                ordered = dict(sorted(shards.items()))
+                with atomic_file(folder / DESCRIPTION) as staging:
+                    staging.write_text(json.dumps({**description, "count": count, "shards": ordered}, indent=2) + "\n")
+            yield first + rows
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder of pairs. The system releases it when this process ends, even by SIGKILL.
+
+    Raises:
+        UserError: Another process has the lock.
+    """
+    try:
+        with FileLock(folder / ".pairs.lock", blocking=False):
+            yield
+    except Timeout:
+        raise UserError(f"pairs: '{folder}' is in use by another process; end it, or name another folder") from None
 
 
 def _hash_in(folder: Path, teacher: str) -> str:
@@ -115,10 +138,7 @@ def _hash_in(folder: Path, teacher: str) -> str:
 
 def _intact_shards(folder: Path, description: dict[str, Any], count: int) -> dict[str, Any]:
     """Return the entries of the shards that are intact, by file name. Raise UserError if the folder holds others."""
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / DESCRIPTION).is_file():
-        if any("pairs" not in path.name for path in folder.iterdir()):
-            raise UserError(f"pairs: '{folder}' holds something else; name another folder")
         return {}
     there = read_description(folder)
     for key, value in {**description, "count": count}.items():

@@ -108,6 +108,16 @@ def test_a_damaged_shard_alone_is_computed_again(how: str, tmp_path: Path) -> No
     assert calls == [(4, 8)]
 
 
+def test_an_origin_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    """A process that came later and was killed would leave a half-written one, since nothing is missing then."""
+    table(tmp_path, [])
+    before = (folder(tmp_path) / "origin.json").stat()
+    shards(tmp_path)[0].unlink()
+    table(tmp_path, [])
+    after = (folder(tmp_path) / "origin.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_a_copied_cache_is_as_good(tmp_path: Path) -> None:
     """Times are those of the copy: hashes decide."""
     table(tmp_path, [])
