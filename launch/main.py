@@ -57,6 +57,9 @@ def main() -> None:
 
     A mistake of the user is printed to stderr in one line. With --debug a traceback comes first.
     """
+    # onnxruntime, which diffusers imports where it is installed, otherwise reports file names and hashes to its maker,
+    # and writes the id of this machine into the home.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     # `python -m`, which some launchers use, puts the working directory on the path. A folder in it that has the name of

@@ -156,6 +156,7 @@ def _read_model(folder: Path) -> Reader:
     import onnx
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # it reports the names and hashes of models to its maker
     onnx.checker.check_model(folder / MODEL)
     session = onnxruntime.InferenceSession(folder / MODEL, providers=["CPUExecutionProvider"])
 

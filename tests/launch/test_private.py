@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import yaml
 from launch import checks
 from tests.launch.conftest import Command
 from tests.tiny import distill as distill_process
-from tests.tiny import fit_run, recipe
+from tests.tiny import environment, fit_run, recipe
 
 MARK = "zaphod"
 SECRETS = {
@@ -128,3 +130,22 @@ def test_the_doctor_tells_no_mark(
             assert MARK not in result.out + result.err
             assert "RuntimeError: connection of [(removed)]:1234 refused, see 'x'" in " ".join(result.out.split())
             assert ("the netrc file" if mode == "online" else "WANDB_MODE: must be one of online") in result.out
+
+
+COMMAND = """
+import sys
+from launch.main import main
+sys.argv = ["distill", "recipes"]
+try:
+    main()
+finally:
+    import onnxruntime
+"""
+
+
+def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:
+    """Otherwise its import writes the id of this machine into the home, except in processes of CI."""
+    variables = {name: value for name, value in environment(HOME=str(tmp_path)).items() if name != "CI"}
+    variables = {name: value for name, value in variables.items() if not name.startswith(("XDG_", "ORT_", "GITHUB_"))}
+    subprocess.run([sys.executable, "-c", COMMAND], check=True, env=variables, capture_output=True)
+    assert list(tmp_path.iterdir()) == []
