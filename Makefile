@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-only test-fast lint house test-slow test-recipes test-support support test-faults \
+.PHONY: help quickstart test test-only test-fast lint house test-slow test-recipes test-support support test-faults test-hostile \
         bench-step bench-save bench-objectives plan-flux clean
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test-recipes the whole path of every paper's recipe at a tiny size"
 	@echo "make test-support every teacher, objective and export against docs/support.md; make support writes it"
 	@echo "make test-faults  kill -9 at random moments, full disks and worse; writes docs/results/faults.md"
+	@echo "make test-hostile damaged and hostile inputs for every reader; writes docs/results/hostile.md"
 	@echo "make bench-save   what a checkpoint costs training"
 	@echo "make bench-step   time of a training step"
 	@echo "make bench-objectives   every objective on the digits, hours"
@@ -60,6 +61,9 @@ support: .venv/.installed-dev
 
 test-faults: .venv/.installed-dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults
+
+test-hostile: .venv/.installed-dev
+	$(BIN)/python -m tests.hostile --out docs/results/hostile.md
 
 bench-save: .venv/.installed
 	$(BIN)/python -m benchmarks.save

@@ -1,0 +1,1 @@
+"""Hostile and damaged inputs for every reader, made from seeds."""
