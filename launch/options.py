@@ -20,6 +20,10 @@ Recipe = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, such as images=10000 or objective.alpha=1.0.")
 ]
+Moved = Annotated[
+    list[str] | None,
+    typer.Argument(help="Where the teacher and the data are now, such as teacher=FOLDER or data.path=FOLDER."),
+]
 Processes = Annotated[
     int | None,
     typer.Option(help="The processes to start, with one GPU each, or on the CPU without GPUs.", min=1),

@@ -152,9 +152,10 @@ def load(
     folder: str | Path,
     which: str = "last",
     *,
-    teacher: Denoiser | None = None,
-    data: Dataset | None = None,
+    teacher: Denoiser | str | Path | None = None,
+    data: Dataset | Mapping[str, Any] | None = None,
     trust_code: bool | Collection[str] = False,
+    **overrides: Any,
 ) -> Trained:
     """Load the trained model of a run.
 
@@ -162,9 +163,10 @@ def load(
         folder: The run folder.
         which: The weights: "last" for the newest valid checkpoint, "best" for the smallest Frechet distance, or
             "posthoc/NAME" for an average that `distill ema` has made.
-        teacher: The teacher of a run whose teacher was given as an object.
-        data: The data of a run whose data were given as an object.
+        teacher: The teacher of a run whose teacher was given as an object, or the folder in which the teacher is now.
+        data: The data of a run whose data were given as an object, or {"path": the place where the data are now}.
         trust_code: Whether the code that run.yaml and the teacher's folder name may run, as for `train`.
+        **overrides: Further changes to the recipe that change no weight: `evaluation`, and paths.
 
     Returns:
         An object with `.sample`, `.evaluate`, `.export`, `.generator` and `.teacher`.
@@ -172,8 +174,11 @@ def load(
     Raises:
         UserError: There is no such run, or it has no such weights.
     """
+    places = {"teacher": str(teacher) if isinstance(teacher, Path) else teacher, "data": data}
+    objects = Objects(*(one if isinstance(one, Denoiser | Dataset) else None for one in places.values()))
+    overrides |= {key: one for key, one in places.items() if isinstance(one, str | Mapping)}
     with trusting(trust_code):
-        return load_trained(folder, which, objects=Objects(teacher, data))
+        return load_trained(folder, which, objects=objects, changes=overrides)
 
 
 def finish(run: Run | TeacherRun, runs: Path, console: Console) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import Which
+from launch.options import Moved, Which
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    moved: Moved = None,
     which: Which = "last",
     samples: Annotated[
         int | None, typer.Option(help="The number of samples of each model. Default: the recipe's.", min=2)
@@ -26,9 +27,11 @@ def evaluate(
     """Print the Frechet distances of student and teacher to the real images, and write them to evaluation.json."""
     from rich.console import Console
 
-    import trainers
+    from trainers.recipe.strict_yaml import override
+    from trainers.runs.load import load_trained
 
-    Console().print(table(trainers.load(folder, which).evaluate(samples, classifier)))
+    trained = load_trained(folder, which, changes=override({}, moved or []))
+    Console().print(table(trained.evaluate(samples, classifier)))
 
 
 def table(report: dict[str, Any]) -> Table:

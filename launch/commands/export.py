@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from distill.errors import UserError
-from launch.options import Which
+from launch.options import Moved, Which
 
 
 def export(
@@ -14,6 +14,7 @@ def export(
     out: Annotated[
         Path | None, typer.Argument(help="The export's folder. Default: FOLDER/export, or FOLDER/export-FORMAT.")
     ] = None,
+    moved: Moved = None,
     format: Annotated[str, typer.Option(help="diffusers, safetensors, lora, onnx or torch-export.")] = "diffusers",
     which: Which = "last",
     push_to_hub: Annotated[
@@ -24,6 +25,8 @@ def export(
     """Write the averaged generator in a format that other software loads, and compare its samples with ours."""
     from distill.export import check_format, check_push, push
     from trainers.io.console import plain
+    from trainers.recipe.changes import PLACES
+    from trainers.recipe.strict_yaml import override
     from trainers.runs.export import export_folder
     from trainers.runs.load import load_trained
 
@@ -32,8 +35,10 @@ def export(
         check_push(push_to_hub)
     elif private:
         raise UserError("--private: is about a model on the hub; give --push-to-hub REPO_ID too")
+    if out is not None and str(out).partition("=")[0] in PLACES:  # the export's folder was left out
+        moved, out = [str(out), *(moved or [])], None
     out = out or export_folder(folder, format)
-    trained = load_trained(folder, which, merged=format != "lora")
+    trained = load_trained(folder, which, merged=format != "lora", changes=override({}, moved or []))
     difference = trained.export(out, format, push_to_hub)
     plain().print(
         f"exported to {out} after {trained.images:,} images; largest difference from our samples: {difference:.1e}"

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from distill.errors import UserError
-from launch.options import Which
+from launch.options import Moved, Which
 
 
 def sample(
     folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    moved: Moved = None,
     out: Annotated[Path | None, typer.Option(help="The PNG to write. Default: FOLDER/sample.png.")] = None,
     count: Annotated[
         int | None, typer.Option(help="The number of samples. Default: 60, or one a prompt.", min=1)
@@ -34,8 +35,10 @@ def sample(
     import trainers
     from trainers.io.console import plain
     from trainers.io.images import LATENTS, has_no_decoder
+    from trainers.recipe.strict_yaml import override
+    from trainers.runs.load import load_trained
 
-    trained = trainers.load(folder, which)
+    trained = load_trained(folder, which, changes=override({}, moved or []))
     count = count or len(prompt or range(60))
     images = trained.sample(count, label, prompt or [], seed, teacher)
     out = out or folder / ("sample" if separate else "sample.png")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import trainers
 from distill.teachers import save_denoiser
 from tests.launch.conftest import Command, Result
 from tests.pipelines import pipelines
@@ -73,6 +74,37 @@ def test_a_distillation_of_images(
     works(distill("sample", run, "--count", 2, "--teacher"))
     if classes:
         works(distill("sample", run, "--count", 2, "--label", 3))
+
+
+def test_a_teacher_and_data_that_have_moved(distill: Command, tmp_path: Path) -> None:
+    """Each command takes their places, and nothing else that training had."""
+    save_denoiser(tiny_denoiser(), tmp_path / "teacher")
+    run = tmp_path / "run"
+    fit_run(recipe(tmp_path / "teacher", data=write_images(tmp_path / "pictures"), **SHORT), run)
+    before = (run / "run.yaml").read_bytes()
+    (tmp_path / "teacher").rename(tmp_path / "cwd" / "moved")
+    (tmp_path / "pictures").rename(tmp_path / "cwd" / "set")
+    lost = f"distill: teacher: no folder '{tmp_path}/teacher'; if it has moved, add teacher=FOLDER\n"
+    for command in (["ema", run, "--std", 0.15], ["sample", run], ["export", run], ["evaluate", run]):
+        result = distill(*command)
+        assert (result.code, result.err) == (2, lost)
+        works(distill(*command, "teacher=moved", "data.path=set", "evaluation={components: 4}"))
+    works(distill("export", run, "elsewhere", "teacher=moved"))
+    assert Path("elsewhere/model_index.json").is_file() and not Path("teacher=moved").exists()
+    loaded = trainers.load(run, teacher="moved", data={"path": "set"})
+    assert loaded.sample(2).isfinite().all() and loaded.dataset.count == 20
+    assert (run / "run.yaml").read_bytes() == before
+
+
+def test_what_a_trained_run_does_not_take(student: Path, teachers: Path, distill: Command) -> None:
+    for change, key in (("objective.alpha=0.5", "objective.alpha: 1.2 -> 0.5"), ("entry.nsr=3", "entry.nsr: ")):
+        result = distill("sample", student, change)
+        assert result.code == 2 and f"'{student}': {key}" in result.err, result.err
+        allowed = "a trained run takes other values of cache, data.path, evaluation, pairs.folder, start, teacher alone"
+        assert result.err.endswith(f": {allowed}\n") and result.err.count("\n") == 1
+    result = distill("sample", student, f"teacher={teachers}/null")
+    assert result.code == 2 and "was trained from another teacher than is now in" in result.err
+    assert distill("sample", student, "which=best").err.startswith("distill: tiny: unknown key 'which'")
 
 
 def test_a_teacher(distill: Command, tmp_path: Path, forgotten: Callable[..., Path]) -> None:

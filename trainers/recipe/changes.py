@@ -1,16 +1,39 @@
 """The changes of a recipe that a resume accepts."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from trainers.recipe.load import build_experiment
+from trainers.recipe.load import build_experiment, load_run, resolve, resolve_paths
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import diff, dump
 
-FREE_KEYS = {"name", "images", "keep", "tracking", "evaluation", "max_skipped", "objects"}
-FREE_KEYS |= {"teacher", "start", "cache", "pairs.folder", "data.path"}  # paths, whose content is compared by its hash
+PLACES = {"teacher", "start", "cache", "pairs.folder", "data.path"}
+"""The keys that are paths, whose content is compared by its hash."""
+FREE_KEYS = PLACES | {"name", "images", "keep", "tracking", "evaluation", "max_skipped", "objects"}
 """The keys whose change leaves the training as it was."""
+
+
+def load_moved_run(folder: Path, changes: Mapping[str, Any]) -> Run | TeacherRun:
+    """Return the experiment of a run folder whose teacher or data lie elsewhere than at its training.
+
+    Args:
+        folder: The run folder.
+        changes: The new values of PLACES and of `evaluation`, by key or dotted key.
+
+    Raises:
+        UserError: Another key is changed, or the run is wrong.
+    """
+    run = load_run(folder)
+    if not changes:
+        return run
+    run = resolve_paths(run)
+    moved, allowed = resolve(run, changes=changes), sorted(PLACES | {"evaluation"})
+    for line in diff(dump(run), dump(moved)):
+        if not line.startswith(tuple(f"{key}{end}" for key in allowed for end in ".:")):
+            raise UserError(f"'{folder}': {line}: a trained run takes other values of {', '.join(allowed)} alone")
+    return moved
 
 
 def accepted_changes(state: Mapping[str, Any], run: Run | TeacherRun, allow: Iterable[str] = ()) -> list[str]:

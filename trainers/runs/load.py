@@ -2,10 +2,11 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from trainers.engine.networks import set_precision
 from trainers.engine.player import frozen_names
 from trainers.engine.world import default_device
 from trainers.io.console import plain
-from trainers.recipe.load import load_run
+from trainers.recipe.changes import load_moved_run
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.compare import compare
 from trainers.runs.distillation import attach_adapters, teacher_identity
@@ -99,7 +100,13 @@ class Trained(TrainedModel):
         return export_trained(self, folder, format, hub)
 
 
-def load_trained(folder: str | Path, which: str = "last", merged: bool = True, objects: Objects = Objects()) -> Trained:
+def load_trained(
+    folder: str | Path,
+    which: str = "last",
+    merged: bool = True,
+    objects: Objects = Objects(),
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> Trained:
     """Load the trained model of a run, for which neither data nor cache are needed.
 
     Args:
@@ -108,22 +115,29 @@ def load_trained(folder: str | Path, which: str = "last", merged: bool = True, o
             or "posthoc/0.1" for an average that `distill ema` has made.
         merged: Whether adapters are merged into the weights.
         objects: The objects that replace names in the recipe.
+        changes: Where the teacher and the data lie now (`trainers.recipe.changes.load_moved_run`).
 
     Raises:
         UserError: There is no such average, or it was trained from another teacher.
     """
-    trained = find_trained(folder, which, merged, objects)
+    trained = find_trained(folder, which, merged, objects, changes)
     _ = trained.weights  # read now, so that errors are raised here
     return trained
 
 
-def find_trained(folder: str | Path, which: str = "last", merged: bool = True, objects: Objects = Objects()) -> Trained:
+def find_trained(
+    folder: str | Path,
+    which: str = "last",
+    merged: bool = True,
+    objects: Objects = Objects(),
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> Trained:
     """Return the trained model of a run as `load_trained` does, but read its networks when they are first used.
 
     A process that has just trained still holds the networks in training, and may not need any others.
     """
     folder = Path(folder)
-    run, device = load_run(folder), default_device()
+    run, device = load_moved_run(folder, changes), default_device()
     # The networks are read later, with the consent that the caller has given now (distill.user_code).
     read, context = partial(_read_weights, folder, run, which, objects, device), copy_context()
     return Trained(folder, run, device, objects, lambda merged: context.run(read, merged), merged)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distill.denoiser import Denoiser
+from distill.errors import UserError
 from distill.teachers import DESCRIPTION, denoiser_files
 from trainers.io.atomic import sha256
 
@@ -28,7 +29,12 @@ def teacher_hash(folder: str) -> str:
 
     Configs of diffusers count by their values, without the entries in IRRELEVANT: a folder that a newer diffusers has
     saved again, or without its safety checker, is the same teacher.
+
+    Raises:
+        UserError: There is no such folder.
     """
+    if not Path(folder).is_dir():
+        raise UserError(f"teacher: no folder '{folder}'; if it has moved, add teacher=FOLDER")
     return _hash(folder, _content_hash)
 
 
