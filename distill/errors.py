@@ -1,4 +1,11 @@
-"""The exception for mistakes of the user."""
+"""The exception for mistakes of the user, and the names in its messages."""
+
+import difflib
+from collections.abc import Iterable
+from itertools import islice
+
+FEW, NEAREST = 8, 3  # so many names an error lists in full, and so many of a longer list
+_LONGEST, _COMPARED = 200, 10_000  # characters of a name, and names of a list, since a file may hold any
 
 
 class UserError(Exception):
@@ -21,3 +28,24 @@ def one_line(error: BaseException) -> str:
             lines.append(line)
         cause = cause.__cause__
     return ": ".join(lines)[:400] or type(error).__name__
+
+
+def nearest(given: object, names: Iterable[object], count: int = NEAREST) -> list[str]:
+    """Return the names that are spelled most like `given`, the most alike first. There may be none."""
+    spelled = {name[:_LONGEST].lower(): name for name in islice(names, _COMPARED) if isinstance(name, str)}
+    return [spelled[name] for name in difflib.get_close_matches(str(given)[:_LONGEST].lower(), spelled, count)]
+
+
+def options(names: Iterable[object], given: object = "", listed: str = "") -> str:
+    """Return names for an error: all of them if they are few, and otherwise some of them with their number.
+
+    Args:
+        names: The names.
+        given: The name in whose place one of them should stand. The names nearest to it are shown.
+        listed: The document or the command that lists them, such as "`distill recipes`".
+    """
+    every = [str(name)[:_LONGEST] for name in dict.fromkeys(names)]
+    if len(every) <= FEW:
+        return ", ".join(every) or "none"
+    shown = nearest(given, every) or every[:NEAREST]
+    return f"{', '.join(shown)}, ... ({len(every)} in all{f', which {listed} lists' if listed else ''})"
