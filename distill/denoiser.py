@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.conditions import Condition, ConditionLike
-from distill.errors import UserError, require
+from distill.errors import UserError, options, require
 from distill.networks.network import Network, PlainNetwork
 from distill.paths import Path
 from distill.prediction import KINDS, Kind, coefficients
@@ -153,8 +153,8 @@ class Denoiser(nn.Module):
         try:
             return self.network.get_submodule(taps.get(tap, tap))
         except AttributeError:
-            name = self.network.display_name
-            raise UserError(f"tap: {name} has no submodule '{tap}'; short names: {list(taps)}") from None
+            near = options([*taps, *(name for name, _ in self.network.named_modules() if name)], tap)
+            raise UserError(f"tap: {self.network.display_name} has no submodule '{tap}'; it has {near}") from None
 
     @contextmanager
     def _watching(self, tap: str, seen: list[Tensor], stop: bool = False) -> Iterator[None]:

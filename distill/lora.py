@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from distill.errors import UserError, require
+from distill.errors import UserError, options, require
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -80,7 +80,7 @@ def targets(network: nn.Module, lora: Lora) -> list[str]:
     for target, names in found.items():
         if not names:
             ends = {name.rpartition(".")[2] for name in layers}
-            have = ", ".join(sorted(end for end in ends if not end.isdigit()))
+            have = options(sorted(end for end in ends if not end.isdigit()), target)
             raise UserError(f"lora.targets: no convolution or linear layer is called {target!r}; it has {have}")
     return [name for name in layers if any(name in names for names in found.values())]
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from distill.denoiser import Denoiser
 from distill.encoders.text_encoder import PipelineTextEncoder
-from distill.errors import UserError, one_line, require
+from distill.errors import UserError, one_line, options, require
 from distill.pipeline_folder import (
     INDEX,
     PICKLES,
@@ -250,7 +250,8 @@ def family_of(folder: Path) -> type[Family]:
     """
     name = read_json(folder / INDEX).get("_class_name")
     if not isinstance(name, str) or name not in FAMILIES:  # a pipeline with code of its own names [module, class]
-        raise UserError(f"teacher: '{folder}': pipeline must be one of {', '.join(FAMILIES)}, got {name!r:.200}")
+        known = options(FAMILIES, name, "docs/teachers.md")
+        raise UserError(f"teacher: '{folder}': pipeline must be one of {known}, got {name!r:.200}")
     return FAMILIES[name]
 
 

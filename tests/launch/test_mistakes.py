@@ -22,6 +22,7 @@ from tests.launch.conftest import Command
 from tests.tiny import distill as distill_process
 from tests.tiny import tiny_denoiser
 from trainers.checkpoints import checkpoint
+from trainers.recipe.shipped import shipped_recipes
 
 Write = Callable[..., Path]
 
@@ -40,14 +41,18 @@ def untouched(folder: Path) -> bool:
 
 
 KEYS: list[tuple[list[str], str]] = [
-    (["batchsize=8"], "unknown key 'batchsize' (did you mean 'batch_size'?); allowed: name, data, images, batch_size,"),
-    (["objective.alfa=1"], "unknown key 'objective.alfa' (did you mean 'alpha'?); allowed: fake_times, fake_weight,"),
+    (["batchsize=8"], "unknown key 'batchsize' (did you mean 'batch_size'?)"),
+    (["lr=1e-4"], "unknown key 'lr' (did you mean 'generator.lr' or 'fake.lr'?)"),
+    (["generator.rank=4"], "unknown key 'generator.rank' (did you mean 'generator.lora.rank' or 'fake.lora.rank'?)"),
+    (["colour=red"], "unknown key 'colour'; docs/recipes.md lists the keys"),
+    (["objective.alfa=1"], "unknown key 'objective.alfa' (did you mean 'objective.alpha'?); allowed: fake_times,"),
     (["batch_size=many"], "key 'batch_size' must be an integer, got 'many'"),
     (["reuse_samples=1"], "key 'reuse_samples' must be true or false, got 1"),
     (["generator.lr=fast"], "key 'generator.lr' must be a number, got 'fast'"),
     (
         ["objective=sit"],
-        f"key 'objective' must be one of {', '.join(OBJECTIVES)} or your own 'module:Class', alone or as",
+        f"key 'objective' must be one of sim, sid, ... ({len(OBJECTIVES)} in all, which docs/objectives/README.md"
+        " lists) or your own 'module:Class', alone or as",
     ),
     (
         ["objective=no.such:Thing"],
@@ -57,7 +62,6 @@ KEYS: list[tuple[list[str], str]] = [
         ["data=digit"],
         "key 'data' must be one of digits, images, prompts, data_free, object or your own 'module:Class'",
     ),
-    (["micro_batches=3"], "micro_batches: 3 must divide batch_size 8"),
     (["teacher=null"], "key 'teacher' must be a string, got None"),
 ]
 
@@ -66,8 +70,17 @@ KEYS: list[tuple[list[str], str]] = [
 def test_a_key(overrides: list[str], message: str, distill: Command, recipe_file: Write, tmp_path: Path) -> None:
     file = recipe_file()
     line = mistake(distill("train", file, *overrides, "--folder", tmp_path / "run"))
-    assert line.startswith(f"{file}: {message}")
+    assert line.startswith(f"command line: {message}") and len(line) < 300
     assert untouched(tmp_path / "run")
+
+
+def test_a_key_of_the_file(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    """The line names the file, also where another key is on the command line, or where two keys do not agree."""
+    file = recipe_file(lr=1)
+    line = mistake(distill("train", file, "seed=1"))
+    assert line == f"{file}: unknown key 'lr' (did you mean 'generator.lr' or 'fake.lr'?)"
+    line = mistake(distill("train", recipe_file(), "micro_batches=3", "--folder", tmp_path / "run"))
+    assert line == f"{file}: micro_batches: 3 must divide batch_size 8" and untouched(tmp_path / "run")
 
 
 def test_an_objective_gets_its_nearest_name(distill: Command, recipe_file: Write) -> None:
@@ -105,7 +118,10 @@ def test_a_recipe_file(text: str, message: str, distill: Command, tmp_path: Path
 
 def test_an_unknown_recipe(distill: Command) -> None:
     line = mistake(distill("train", "digit_sid"))
-    assert line.startswith("recipe: no file and no shipped recipe 'digit_sid' (did you mean 'digits_sid'?); shipped: ")
+    shipped = (
+        f"digits_sid, digits_sida, digits_sid2a, ... ({len(shipped_recipes())} in all, which `distill recipes` lists)"
+    )
+    assert line == f"recipe: no file and no shipped recipe 'digit_sid'; shipped: {shipped}"
     assert mistake(distill("recipes", "digit_sid")) == line
     assert mistake(distill("train", "nowhere/file.yaml")).startswith("recipe: no file and no shipped recipe 'nowhere/")
 

@@ -117,9 +117,9 @@ def test_a_recipe_is_a_name_a_file_or_a_mapping(settings: dict[str, Any], tmp_pa
     trainers.train(settings, tmp_path / "instance", objective=SiD(alpha=1.0))
     assert (tmp_path / "mapping/run.yaml").read_text() == (tmp_path / "instance/run.yaml").read_text()
     assert weights(tmp_path / "mapping", 16) == weights(tmp_path / "instance", 16)
-    with pytest.raises(UserError, match=r"^recipe: no file and no shipped recipe 'digit_sid' \(did you mean"):
+    with pytest.raises(UserError, match=r"^recipe: no file and no shipped recipe 'digit_sid'; shipped: digits_sid, "):
         trainers.train("digit_sid", tmp_path / "other")
-    with pytest.raises(UserError, match=r"^recipe: unknown key 'imges' \(did you mean 'images'\?\)"):
+    with pytest.raises(UserError, match=r"^arguments: unknown key 'imges' \(did you mean 'images'\?\)"):
         trainers.train(settings, tmp_path / "other", imges=8)
     assert not (tmp_path / "other").exists()
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, options
 from distill.power_ema import posthoc
 from trainers.checkpoints.checkpoint import folders, load_module, save_tensors
 from trainers.io.atomic import atomic_folder, sync
@@ -99,7 +99,7 @@ def synthesis_of(found: list[Snapshot], std: float, images: int) -> Synthesis:
     used = [snapshot for snapshot in found if snapshot.images <= images]
     coefficients, missing = posthoc([one.images for one in used], [one.std for one in used], images, std)
     if missing > MOST_MISSING:
-        widths = ", ".join(map(str, sorted({one.std for one in used})))
+        widths = options(sorted({one.std for one in used}))
         raise UserError(
             f"std: {std} cannot be made of {len(used)} snapshots of widths {widths}: {missing:.1%} of its profile would"
             f" be missing, at most {MOST_MISSING:.0%} may; snapshots more often, or a nearer width in power_ema.stds,"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError, one_line, require
+from distill.errors import UserError, one_line, options, require
 from trainers.data.labels import in_order
 from trainers.data.pictures import Pictures, Tree, ZipTree
 from trainers.data.pixels import Damaged, picture_endings
@@ -189,7 +189,9 @@ def _read_metadata(
     for file in files:
         rows = open_metadata(tree.root / file)
         if "file_name" not in rows.column_names:
-            raise UserError(f"data: '{tree.root / file}' has no column 'file_name'; it has {rows.column_names}")
+            raise UserError(
+                f"data: '{tree.root / file}' has no column 'file_name'; it has {options(rows.column_names)}"
+            )
         further = {name: list(rows[name][:]) for name in rows.column_names if name != "file_name"}
         if columns and set(columns) != set(further):
             raise UserError(f"data: '{tree.root / file}' has other columns than '{tree.root / files[0]}'")

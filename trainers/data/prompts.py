@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.annotations import LocalPath
-from distill.errors import UserError
+from distill.errors import UserError, options
 from trainers.data.dataset import UNKNOWN, Dataset
 from trainers.data.source import Data
 from trainers.data.tables import open_rows, text_column
@@ -53,5 +53,5 @@ def _only_text_column(rows: Any, path: str) -> str:
     kinds = ("string", "large_string")
     texts: list[str] = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in kinds]
     if len(texts) != 1:
-        raise UserError(f"data.column: name the column of prompts in {path}; it has {rows.column_names}")
+        raise UserError(f"data.column: name the column of prompts in {path}; it has {options(rows.column_names)}")
     return texts[0]

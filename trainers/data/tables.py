@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError, one_line
+from distill.errors import UserError, one_line, options
 from trainers.data.folders import SPLITS, count_endings, is_hidden
 from trainers.io.console import plain
 
@@ -53,7 +53,7 @@ def open_rows(path: str, split: str, config: str | None) -> Any:
         if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
             saved = load_from_disk(str(local))
             if isinstance(saved, dict) and split not in saved:
-                raise UserError(f"data.split: '{path}' has the splits {', '.join(saved)}, got {split!r}")
+                raise UserError(f"data.split: '{path}' has the splits {options(saved, split)}, got {split!r}")
             return saved[split] if isinstance(saved, dict) else saved
         if local.is_dir():
             if config is not None or _states_its_files(local):
@@ -119,7 +119,7 @@ def check_column(rows: Any, column: str, path: str, key: str, hint: str = "") ->
         hint: The end of the message.
     """
     if column not in rows.column_names:
-        raise UserError(f"{key}: no column {column!r} in {path}; it has {rows.column_names}{hint}")
+        raise UserError(f"{key}: no column {column!r} in {path}; it has {options(rows.column_names, column)}{hint}")
 
 
 def text_column(rows: Any, column: str, path: str, key: str) -> Sequence[str]:
@@ -206,7 +206,7 @@ def _files_of_splits(folder: Path, path: str, split: str) -> dict[str, list[Path
         groups = {"train": found}
     chosen = {name: files for name, files in groups.items() if re.search(rf"\b{name}\b", split)}
     if not chosen:
-        raise UserError(f"data.split: '{path}' has the splits {', '.join(sorted(groups))}, got {split!r}")
+        raise UserError(f"data.split: '{path}' has the splits {options(sorted(groups), split)}, got {split!r}")
     read = {file for files in chosen.values() for file in files}
     if others := [file.relative_to(folder).as_posix() for file in every if file not in read]:
         plain(stderr=True).print(f"data: left out of '{path}': {', '.join(count_endings(others))}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from glob import iglob
 from os.path import exists  # false for what can be no path, such as a name that is too long
 from pathlib import Path
@@ -12,7 +13,7 @@ from distill.errors import UserError
 from distill.user_code import naming
 from trainers.recipe.run import EXPERIMENTS, Run, TeacherRun
 from trainers.recipe.shipped import find_recipe
-from trainers.recipe.strict_yaml import assign, build, dump, load_yaml, override
+from trainers.recipe.strict_yaml import Where, assign, build, dump, load_yaml, override
 from trainers.recipe.tiny import shrink
 
 RUN_FILE = "run.yaml"
@@ -32,7 +33,7 @@ def load_run(folder: Path) -> Run | TeacherRun:
         return build_experiment(load_yaml(file), str(file))
 
 
-def build_experiment(data: Mapping[str, Any], where: str) -> Run | TeacherRun:
+def build_experiment(data: Mapping[str, Any], where: Where) -> Run | TeacherRun:
     """Return the experiment of a mapping.
 
     Args:
@@ -45,7 +46,8 @@ def build_experiment(data: Mapping[str, Any], where: str) -> Run | TeacherRun:
     """
     kind = data.get("trains", "generator" if {"objective", "teacher"} & set(data) else "teacher")
     if kind not in EXPERIMENTS:
-        raise UserError(f"{where}: key 'trains' must be one of {', '.join(EXPERIMENTS)}, got {kind!r}")
+        place = where if isinstance(where, str) else where("trains")
+        raise UserError(f"{place}: key 'trains' must be one of {', '.join(EXPERIMENTS)}, got {kind!r}")
     return build(EXPERIMENTS[kind], {**data, "trains": kind}, where)
 
 
@@ -83,11 +85,13 @@ def resolve(
     if tiny is not None:
         settings = shrink(settings, shrunk, tiny, where)
     settings = override(settings, overrides)
+    places = {one.partition("=")[0].strip(): "command line" for one in overrides}
     for key, value in (changes or {}).items():
         for dotted, one in _flat(key, value):
             assign(settings, dotted, one, f"{key}=")
+            places[dotted] = "arguments"
     with naming(words, folder):
-        return resolve_paths(build_experiment(settings, where))
+        return resolve_paths(build_experiment(settings, partial(_place, places, where)))
 
 
 def resolve_paths(run: _T) -> _T:
@@ -104,6 +108,14 @@ def resolve_paths(run: _T) -> _T:
         changes[one.name] = str(place.resolve()) if local else resolve_paths(value)
     changed = {name: value for name, value in changes.items() if value is not getattr(run, name)}
     return cast(_T, dataclasses.replace(run, **changed)) if changed else run
+
+
+def _place(places: Mapping[str, str], otherwise: str, key: str) -> str:
+    """Return the place of a key: that of the change that set it or its group, or `otherwise`."""
+    set_by = (
+        place for dotted, place in places.items() if f"{key}.".startswith(f"{dotted}.") or dotted == f"{key}.name"
+    )
+    return next(set_by, otherwise)
 
 
 def _flat(key: str, value: Any) -> list[tuple[str, Any]]:

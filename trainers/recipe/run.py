@@ -29,7 +29,7 @@ from trainers.data import DATA, Data, Digits
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.recipe.strict_yaml import register_choices
 
-register_choices(Objective, OBJECTIVES)
+register_choices(Objective, OBJECTIVES, "docs/objectives/README.md")
 register_choices(Distance, DISTANCES)
 register_choices(Path, PATHS)
 register_choices(Perceptual, PERCEPTUALS)

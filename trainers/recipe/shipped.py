@@ -1,10 +1,9 @@
 """The shipped recipes, by name."""
 
-import difflib
 from importlib.resources import files
 from pathlib import Path
 
-from distill.errors import UserError
+from distill.errors import UserError, options
 
 RECIPES = Path(str(files("configs")))
 
@@ -24,7 +23,6 @@ def find_recipe(recipe: str) -> Path:
         return Path(recipe)
     names = shipped_recipes()
     if recipe not in names:
-        near = difflib.get_close_matches(recipe, names, 1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise UserError(f"recipe: no file and no shipped recipe '{recipe}'{hint}; shipped: {', '.join(names)}")
+        shipped = options(names, recipe, "`distill recipes`")
+        raise UserError(f"recipe: no file and no shipped recipe '{recipe}'; shipped: {shipped}")
     return names[recipe]

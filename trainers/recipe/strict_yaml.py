@@ -6,42 +6,62 @@ class.
 """
 
 import dataclasses
-import difflib
 import math
 import re
 import reprlib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BeforeValidator, Strict, TypeAdapter, ValidationError
 
-from distill.errors import UserError
+from distill.errors import FEW, NEAREST, UserError, nearest, options
 from distill.user_code import load_class, loaded_class
 from trainers.recipe.yaml_text import MAX_DEPTH, Dumper, parse, read_text
 
+ABSENT = "(absent)"
+"""The value of a key that a mapping lacks, among the differences of two mappings."""
+
 _T = TypeVar("_T")
+Where = str | Callable[[str], str]
+"""The place of a recipe's keys: a file, or a function (key) -> place where the keys come from several."""
 _SHOWN, _LINE = 200, 2_000  # characters of an override in an error message, and of the message
 _UNIONS = (Union, types.UnionType)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 _CHOICES: dict[Any, Mapping[str, type]] = {}  # base class -> its choices by name
+_LISTED: dict[Any, str] = {}  # base class -> the document that lists its choices
 _NAMES: dict[type, str] = {}  # class -> the name by which a recipe chooses it
 
 
-def register_choices(base: type, registry: Mapping[str, type]) -> None:
+class _UnknownKey(Exception):
+    """A key that its group has not.
+
+    Args:
+        key: The dotted key.
+        fields: The keys of the group.
+    """
+
+    def __init__(self, key: str, fields: Sequence[str]) -> None:
+        super().__init__(key)
+        self.key, self.fields = key, fields
+
+
+def register_choices(base: type, registry: Mapping[str, type], listed: str = "") -> None:
     """Let recipes choose the class of fields that are annotated with `base`.
 
     Args:
         base: The base class.
         registry: The choices by name. Besides these a recipe may name a class of the user's own, as 'module:Class'.
+        listed: The document that lists the choices, where they are many.
     """
-    _CHOICES[base] = registry
+    _CHOICES[base], _LISTED[base] = registry, listed
     _NAMES.update({cls: name for name, cls in registry.items()})
 
 
-def build(cls: type[_T], data: Mapping[str, Any], where: str = "") -> _T:
+def build(cls: type[_T], data: Mapping[str, Any], where: Where = "") -> _T:
     """Build a dataclass.
 
     Args:
@@ -52,7 +72,30 @@ def build(cls: type[_T], data: Mapping[str, Any], where: str = "") -> _T:
     Raises:
         UserError: A key or a value is wrong.
     """
-    return cast(_T, _value(cls, data, where, ""))
+    try:
+        return cast(_T, _value(cls, data, where, ""))
+    except _UnknownKey as unknown:
+        raise _error(where, unknown.key, _hint(unknown.key, cls, data, unknown.fields), "unknown key") from None
+
+
+def known_keys(cls: type, data: Mapping[str, Any] = MappingProxyType({}), group: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a dataclass, inside the classes that `data` chooses or that are the defaults.
+
+    Args:
+        cls: The dataclass.
+        data: Its fields by name, as plain types.
+        group: The dotted key of the dataclass.
+    """
+    hints = get_type_hints(cls)
+    for name, field in _fields(cls).items():
+        yield (key := f"{group}.{name}" if group else name)
+        inner, value = _without_none(hints[name]), data.get(name, field.default)
+        settings = value if isinstance(value, Mapping) else {"name": value}
+        if inner in _CHOICES:
+            chosen = settings.get("name")
+            inner = _CHOICES[inner].get(chosen, type(value)) if isinstance(chosen, str | None) else type(value)
+        if dataclasses.is_dataclass(inner):
+            yield from known_keys(cast(type, inner), settings, key)
 
 
 def dump(instance: Any) -> dict[str, Any]:
@@ -121,31 +164,44 @@ def assign(data: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     group[keys[-1]] = value
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return a line for each key that differs between two mappings, such as 'objective.alpha: 1.2 -> 1.0'."""
-    lines = []
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the values (before, after) of each dotted key that differs between two mappings.
+
+    ABSENT stands for the value of a key that one of them lacks.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys([*old, *new]):
-        was, now = [(repr(side[key]) if key in side else "(absent)") for side in (old, new)]
-        if isinstance(old.get(key), Mapping) and isinstance(new.get(key), Mapping):
-            lines += diff(old[key], new[key], f"{prefix}{key}.")
-        elif key not in old or key not in new or old[key] != new[key]:
-            lines.append(f"{prefix}{key}: {was} -> {now}")
-    return lines
+        was, now = (side.get(key, ABSENT) for side in (old, new))
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found |= differences(was, now, f"{prefix}{key}.")
+        elif was != now:
+            found[f"{prefix}{key}"] = was, now
+    return found
 
 
-def _error(where: str, key: str, text: str, subject: str = "key") -> UserError:
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return a line for each key that differs between two mappings, such as 'objective.alpha: 1.2 -> 1.0'."""
+
+    def shown(value: Any) -> str:
+        return ABSENT if value is ABSENT else repr(value)
+
+    return [f"{key}: {shown(was)} -> {shown(now)}" for key, (was, now) in differences(old, new).items()]
+
+
+def _error(where: Where, key: str, text: str, subject: str = "key") -> UserError:
     """Return an error of one line about a key."""
     text = f"{subject} {key!r}{text}" if key else text.removeprefix(": ")  # the key is empty for the whole mapping
-    return UserError(" ".join(f"{where}: {text}".removeprefix(": ").split())[:_LINE])
+    place = where if isinstance(where, str) else where(key)
+    return UserError(" ".join(f"{place}: {text}".removeprefix(": ").split())[:_LINE])
 
 
-def _type_error(hint: Any, value: Any, where: str, key: str) -> UserError:
+def _type_error(hint: Any, value: Any, where: Where, key: str) -> UserError:
     """Return an error that says what a key must be, with the nearest choice."""
-    nearest = _nearest(value, _CHOICES.get(_without_none(hint), get_args(_without_none(hint))))
-    return _error(where, key, f" must be {_expected(hint)}, got {reprlib.repr(value)}{nearest}")
+    near = nearest(value, _CHOICES.get(_without_none(hint), get_args(_without_none(hint))), 1)
+    return _error(where, key, f" must be {_expected(hint, value)}, got {reprlib.repr(value)}{_did_you_mean(near)}")
 
 
-def _value(hint: Any, value: Any, where: str, key: str) -> Any:
+def _value(hint: Any, value: Any, where: Where, key: str) -> Any:
     """Return the value of a key, built and checked by its annotation."""
     inner = _without_none(hint)
     given = dataclasses.is_dataclass(inner) and isinstance(value, cast(type, inner))  # a Python caller gave the object
@@ -161,15 +217,14 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         raise _type_error(hint, value, where, key) from error
 
 
-def _group(cls: type, value: Any, where: str, key: str) -> Any:
+def _group(cls: type, value: Any, where: Where, key: str) -> Any:
     """Return a dataclass, built from a mapping of its fields."""
     if not isinstance(value, Mapping):
         raise _type_error(cls, value, where, key)
     hints, fields, dot = get_type_hints(cls), _fields(cls), f"{key}." if key else ""
     for name in value:
         if name not in fields:
-            text = f"{_nearest(name, fields)}; allowed: {', '.join(fields) or 'none'}"
-            raise _error(where, f"{dot}{name}", text, "unknown key")
+            raise _UnknownKey(f"{dot}{name}", tuple(fields))
     for name, field in fields.items():
         if name not in value and field.default is field.default_factory is dataclasses.MISSING:
             raise _error(where, f"{dot}{name}", f": it must be {_expected(hints[name])}", "missing key")
@@ -180,7 +235,7 @@ def _group(cls: type, value: Any, where: str, key: str) -> Any:
         raise _error(where, key, f": {error}") from error
 
 
-def _choice(base: type, value: Any, where: str, key: str) -> Any:
+def _choice(base: type, value: Any, where: Where, key: str) -> Any:
     """Return a dataclass of a chosen class, built from its name or from a mapping with its name."""
     settings, registry = dict(value) if isinstance(value, Mapping) else {"name": value}, _CHOICES[base]
     name = settings.pop("name", value)
@@ -244,13 +299,14 @@ def _without_none(hint: Any) -> Any:
     return rest[0] if get_origin(hint) in _UNIONS and len(rest) == 1 else hint
 
 
-def _expected(hint: Any) -> str:
-    """Return an annotation in words."""
+def _expected(hint: Any, value: object = "") -> str:
+    """Return an annotation in words. Of many choices it names those that are nearest to `value`."""
     origin, args = get_origin(hint), get_args(hint)
     if hint in _CHOICES:
-        return f"one of {', '.join(_CHOICES[hint])} or your own 'module:Class', alone or as the key 'name'"
+        choices = options(_CHOICES[hint], value, _LISTED[hint])
+        return f"one of {choices} or your own 'module:Class', alone or as the key 'name'"
     if origin is Literal:
-        return f"one of {', '.join(map(repr, args))}"
+        return f"one of {options(map(repr, args), value)}"
     if origin in _UNIONS:
         return " or ".join(map(_expected, args))
     if origin in (tuple, list):
@@ -258,8 +314,27 @@ def _expected(hint: Any) -> str:
     return "a mapping" if origin is dict or dataclasses.is_dataclass(hint) else _WORDS.get(hint, str(hint))
 
 
-def _nearest(value: object, choices: Iterable[object]) -> str:
-    """Return a hint at the choice that is spelled most like the value, or nothing if none is close."""
-    spelled = {choice.lower(): choice for choice in choices if isinstance(choice, str)}
-    close = difflib.get_close_matches(str(value)[:_SHOWN].lower(), spelled, n=1)
-    return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
+def _hint(key: str, cls: type, data: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """Return the end of an error about an unknown key: the keys that it may stand for, or where all are listed.
+
+    Args:
+        key: The unknown key.
+        cls: The dataclass of the whole recipe.
+        data: The recipe.
+        fields: The keys that are known in the key's own group.
+    """
+    group, dot, tail = key.rpartition(".")
+    known = list(dict.fromkeys(known_keys(cls, data)))
+    same = [one for one in known if one.endswith(f".{tail}") or one == tail]
+    same.sort(key=lambda one: not one.startswith(f"{group}{dot}"))  # those in the key's own group come first
+    near = [f"{group}{dot}{name}" for name in nearest(tail, fields, 1)]
+    found = list(dict.fromkeys([*same, *near]))[:NEAREST]
+    if len(fields) <= FEW:
+        return f"{_did_you_mean(found)}; allowed: {options(fields)}"
+    return _did_you_mean(found) or "; docs/recipes.md lists the keys"
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
+    """Return a hint at names that may have been meant, or nothing without any."""
+    *others, last = map(repr, near or [""])
+    return f" (did you mean {', '.join(others)}{' or ' if others else ''}{last}?)" if near else ""

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from distill.errors import UserError
+from distill.errors import UserError, options
 from distill.tiny import TEACHERS, write_aesthetic
 from trainers.io.atomic import atomic_folder
 from trainers.recipe.strict_yaml import assign
@@ -62,7 +62,8 @@ def materialise(value: Any, folder: Path) -> Any:
         return value
     name, _, inside = value.removeprefix(PREFIX).partition("/")
     if name not in MAKERS:
-        raise UserError(f"--tiny: {value!r} is none of {', '.join(PREFIX + name for name in MAKERS)}")
+        known = options((PREFIX + name for name in MAKERS), value)
+        raise UserError(f"--tiny: {value!r} is none of {known}")
     made = folder / name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{name}.lock"):  # one of several processes makes it, and the others wait

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.conditions import Condition
 from distill.encoders.autoencoder import DiffusersAutoencoder
-from distill.errors import UserError
+from distill.errors import UserError, options
 from distill.networks.network import Network
 from distill.pipeline_folder import pixels_per_latent
 
@@ -157,7 +157,8 @@ class LatentFamily(Family):
             UserError: The names in the condition are not those that the network takes.
         """
         if cond.keys() != self.conditions.keys():
-            raise UserError(f"condition: {type(self).__name__} takes {sorted(self.conditions)}, got {sorted(cond)}")
+            taken, given = options(sorted(self.conditions)), options(sorted(cond))
+            raise UserError(f"condition: {type(self).__name__} takes {taken}, got {given}")
         return cond.to(x.device, x.dtype)
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
