@@ -24,7 +24,7 @@ def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> 
     """Return the pictures of a folder or a zip archive.
 
     Labels are those of EDM's dataset.json, or of a metadata file, or the folders in which the pictures lie. Folders are
-    splits only if each folder at the top has the name of a split. Names of files never are.
+    splits only if each folder at the top has the name of a split, in any case. Names of files never are.
 
     Args:
         path: The folder, or the archive.
@@ -44,7 +44,9 @@ def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> 
     columns: dict[str, Callable[[], Sequence[Any]] | None] = {"image": None}
     class_names: dict[str, Sequence[str]] = {}
     used = {*pictures, *metadata}
-    if metadata and not isinstance(tree, ZipTree):
+    if metadata and isinstance(tree, ZipTree):
+        raise UserError(f"data: cannot load '{path}': {shown(metadata[0])} is not read from an archive; unpack it")
+    if metadata:
         lines, words = _read_metadata(tree, metadata, open_metadata)
         if without := len(set(pictures) - set(lines)):
             first = next(name for name in pictures if name not in set(lines))
@@ -56,6 +58,7 @@ def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> 
     if not pictures:
         archives = [name for name in names if ending(name) == ".zip"]
         hint = f"; name the archive, as in {path}/{archives[0]}" if archives else ""
+        hint = hint or f", but {shown(count_endings(names)[0])}" if names else ""
         raise UserError(f"data: cannot load '{path}': {_kind(tree)} holds no pictures{hint}")
     edm = [name for name in names if posixpath.basename(name) == EDM_LABELS]
     numbers = _edm_labels(tree, edm[0]) if len(edm) == 1 else None
@@ -115,7 +118,7 @@ def list_folder(root: Path) -> Tree:
         visible = [name for name in files if not is_hidden(name)]
         hidden += len(files) - len(visible)
         names += [prefix + name for name in visible]
-        if prefix and not files and not keep:
+        if prefix and not visible and not keep:
             empty.append(inside)
     if hidden:
         left_out.append(f"{hidden:,} hidden files and folders")
@@ -130,15 +133,17 @@ def list_zip(file: Path) -> Tree:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            entries = archive.infolist()
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise UserError(f"data: cannot load '{file}': {error}") from error
     if any(entry.flag_bits & 1 for entry in entries):
         raise UserError(f"data: cannot load '{file}': it is encrypted")
-    names = [entry.filename for entry in entries]
-    kept = [name for name in names if not any(is_hidden(part) for part in name.split("/"))]
-    hidden = len(names) - len(kept)
-    return ZipTree(file, sorted(set(kept)), [f"{hidden:,} hidden files and folders"] if hidden else [])
+    names = [entry.filename for entry in entries if not entry.is_dir()]
+    kept = {name for name in names if not any(is_hidden(part) for part in name.split("/"))}
+    hidden = [f"{count:,} hidden files and folders"] if (count := len(set(names) - kept)) else []
+    folders = {entry.filename.rstrip("/") for entry in entries if entry.is_dir()}
+    empty = folders - {posixpath.dirname(name) for name in kept | folders}
+    return ZipTree(file, sorted(kept), hidden, sorted(name for name in empty if not is_hidden(class_of(f"{name}/"))))
 
 
 def is_hidden(name: str) -> bool:
@@ -170,14 +175,15 @@ def _of_split(tree: Tree, path: str, split: str) -> tuple[str, Sequence[str], li
     """Return the folder of a split, with a slash, the names of its files, and words about the other splits."""
     pictures = [name for name in tree.names if ending(name) in picture_endings()]
     tops = Counter(name.split("/")[0] if "/" in name else "" for name in pictures)
-    if not tops or not set(tops) <= SPLITS:
+    if not tops or not {top.lower() for top in tops} <= SPLITS:
         if split != "train":
             raise UserError(f"data.split: '{path}' has no folders of splits: 'train' is all of it, got {split!r}")
         return "", tree.names, []
-    if split not in tops:
+    chosen = split if split in tops else next((top for top in sorted(tops) if top.lower() == split), None)
+    if chosen is None:
         raise UserError(f"data.split: '{path}' has the splits {', '.join(sorted(tops))}, got {split!r}")
-    others = [f"{count:,} pictures of the split {name}" for name, count in sorted(tops.items()) if name != split]
-    return f"{split}/", [name for name in tree.names if name.startswith(f"{split}/")], others
+    others = [f"{count:,} pictures of the split {name}" for name, count in sorted(tops.items()) if name != chosen]
+    return f"{chosen}/", [name for name in tree.names if name.startswith(f"{chosen}/")], others
 
 
 def _read_metadata(

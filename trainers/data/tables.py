@@ -61,7 +61,7 @@ def open_rows(path: str, split: str, config: str | None) -> Any:
             return open_files(path, _files_of_splits(local, path, split), split)
         if local.exists() and not local.is_file():  # a pipe would never end
             raise UserError(f"data: cannot load '{path}': it is no regular file")
-        if local.is_file() or local.suffix in FORMATS:
+        if local.is_file() or local.suffix in FORMATS or any(glob.iglob(str(local))):
             files = [local] if local.is_file() else sorted(map(Path, glob.glob(str(local))))
             return open_files(path, {split.partition("[")[0]: files}, split)
         _check_hub_id(path)

@@ -96,6 +96,16 @@ def test_folders_that_are_all_splits_are_splits(capsys: pytest.CaptureFixture[st
     assert refused("flat", split="train[x").startswith("data.split: 'train[x' is no split: ")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("Train", "Test"), ("TRAIN", "VAL"), ("train", "Test"), ("Train", "dev")]
+)
+def test_splits_are_known_in_any_case(first: str, second: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(f"set/{first}/ape/0.png", f"set/{first}/bee/1.png", f"set/{second}/ape/2.png")
+    assert greys(load("set")) == [0, 1]
+    assert f"left out of 'set': 1 pictures of the split {second}" in capsys.readouterr().err
+    assert greys(load("set", split=second)) == greys(load("set", split=second.lower())) == [2]
+
+
 def test_numbered_class_folders_are_in_order() -> None:
     write(*(f"set/{number}/a.png" for number in range(12)))
     data = load("set")
@@ -119,6 +129,22 @@ def test_an_empty_class_folder_is_refused() -> None:
         "data.label_column: the class folder cat of 'zoo' is empty; fill or remove it (null trains without labels)"
     )
     assert load("zoo", label_column=None).count == 2
+    Path("zoo/cat/.DS_Store").write_bytes(b"")  # a file that nobody sees
+    with zipfile.ZipFile("zoo.zip", "w") as packed:
+        packed.write("zoo/ape/0.png", "ape/0.png")
+        packed.mkdir("cat")
+    for path in ("zoo", "zoo.zip"):
+        assert f"the class folder cat of '{path}' is empty" in refused(path)
+    with zipfile.ZipFile("zoo.zip", "a") as packed:
+        packed.writestr("cat/2.png", picture())
+        packed.mkdir("__MACOSX")
+    assert load("zoo.zip").class_names == ("ape", "cat")
+
+
+def test_what_is_no_picture_is_told() -> None:
+    write("set/a.heic", "set/b.heic", "flat/0.png")
+    assert refused("set") == "data: cannot load 'set': the folder holds no pictures, but 2 files of .heic"
+    assert refused("flat/*.png").startswith("data.path: 'flat/*.png' must end in one of .txt, .csv, ")
 
 
 def test_linked_folders_are_read_once() -> None:
@@ -204,6 +230,10 @@ def test_metadata_names_the_pictures(capsys: pytest.CaptureFixture[str]) -> None
     for name in ("../a.png", "/etc/passwd", "file:///etc/passwd"):
         Path("set/metadata.csv").write_text(f"file_name,text\n{name},x\n")
         assert "row 0: file_name must be a path inside the folder" in refused("set", prompt_column="text")
+    with zipfile.ZipFile("set.zip", "w") as packed:
+        packed.write("set/b.png", "b.png")
+        packed.write("set/metadata.csv", "metadata.csv")
+    assert refused("set.zip") == "data: cannot load 'set.zip': metadata.csv is not read from an archive; unpack it"
     Path("set/metadata.csv").write_text("name,text\nb.png,x\n")
     assert "has no column 'file_name'; it has ['name', 'text']" in refused("set", prompt_column="text")
 
