@@ -86,7 +86,7 @@ def test_folders_that_are_all_splits_are_splits(capsys: pytest.CaptureFixture[st
     assert greys(load("set", split="test")) == [2]
     write("halves/train/0.png", "halves/val/1.png")  # splits without classes
     assert greys(load("halves", label_column=None)) == [0]
-    assert refused("halves").startswith("data.label_column: no column 'label' in halves; it has ['image']")
+    assert refused("halves").startswith("data.label_column: no column 'label' in halves; it has image")
     assert refused("set", split="val") == "data.split: 'set' has the splits test, train, got 'val'"
     write("flat/0.png", "flat/1.png", "flat/2.png")
     assert greys(load("flat", split="train[1:]", label_column=None)) == [1, 2]
@@ -193,7 +193,7 @@ def test_a_dataset_json_without_all_labels_is_refused() -> None:
         "data.label_column: 'set/dataset.json' has no label for 2 of 6 pictures, such as 00002/img00000004.png"
     )
     edm(None)
-    assert refused("set").startswith("data.label_column: no column 'label' in set; it has ['image']")
+    assert refused("set").startswith("data.label_column: no column 'label' in set; it has image")
     edm([[name, [0.5, 0.5]] for name, _ in LISTED])
     assert "row 0 holds [0.5, 0.5]" in refused("set")
     for wrong in ({"a": 1}, 3, [[1, 2]], ["x"]):
@@ -235,7 +235,7 @@ def test_metadata_names_the_pictures(capsys: pytest.CaptureFixture[str]) -> None
         packed.write("set/metadata.csv", "metadata.csv")
     assert refused("set.zip") == "data: cannot load 'set.zip': metadata.csv is not read from an archive; unpack it"
     Path("set/metadata.csv").write_text("name,text\nb.png,x\n")
-    assert "has no column 'file_name'; it has ['name', 'text']" in refused("set", prompt_column="text")
+    assert "has no column 'file_name'; it has name, text" in refused("set", prompt_column="text")
 
 
 def table(**columns: Any) -> str:
