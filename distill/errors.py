@@ -1,8 +1,10 @@
 """The exception for mistakes of the user, and the names in its messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 
 FEW, NEAREST = 8, 3  # so many names an error lists in full, and so many of a longer list
 _LONGEST, _COMPARED = 200, 10_000  # characters of a name, and names of a list, since a file may hold any
@@ -28,6 +30,37 @@ def one_line(error: BaseException) -> str:
             lines.append(line)
         cause = cause.__cause__
     return ": ".join(lines)[:400] or type(error).__name__
+
+
+@contextmanager
+def naming_final(final: Path, *staging: Path) -> Iterator[None]:
+    """Let the errors of the block name the place where something will be, and not where it is written before.
+
+    Args:
+        final: The final place.
+        staging: The places before, which the user does not know. An inner one comes before an outer one.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            cause.args = tuple(_with_final(one, final, staging) for one in cause.args)
+            for name in ("filename", "filename2"):  # an OSError shows these in place of its arguments
+                if (file := getattr(cause, name, None)) is not None:
+                    setattr(cause, name, _with_final(file, final, staging))
+            cause = cause.__cause__
+        raise
+
+
+def _with_final(value: object, final: Path, staging: tuple[Path, ...]) -> object:
+    """Return a text or a path with the final place in place of the places before, and any other value as it is."""
+    if not isinstance(value, str | Path):
+        return value
+    text = str(value)
+    for place in staging:
+        text = text.replace(str(place), str(final)).replace(place.name, final.name)
+    return text
 
 
 def nearest(given: object, names: Iterable[object], count: int = NEAREST) -> list[str]:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from distill.errors import UserError, one_line
+from distill.errors import UserError, naming_final, one_line
 from trainers.checkpoints.checkpoint import MANIFEST, STATE, folders, read_state, state_description, state_tensors
 from trainers.checkpoints.tensor_files import Rows, file_name, tensors_of_rank, write_tensors
 from trainers.engine.collectives import LOST_PROCESS, is_lost_process
@@ -210,12 +210,13 @@ class Saver:
         final = self._folder(images)
         staging, files = self.root / f".staging-{final.name}", FileFacts()
         try:
-            failed = _attempt(lambda: self._write(tensors, staging, files))
+            naming = naming_final(final, staging)
+            failed = _attempt(naming(lambda: self._write(tensors, staging, files)))
             reports = self._gathered((failed, files))
             failed = next((failure for failure, _ in reports if failure is not None), None)
             if failed is None and self.rank == 0:
                 all_files = {name: facts for _, part in reports for name, facts in part.items()}
-                failed = _attempt(lambda: self._finish(description, all_files, staging, final))
+                failed = _attempt(naming(lambda: self._finish(description, all_files, staging, final)))
             if failed is not None and self.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
             self._failed = next((failure for failure in self._gathered(failed) if failure is not None), None)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distill.errors import naming_final
+
 
 def sha256(file: Path) -> str:
     """Return the SHA-256 of a file."""
@@ -36,16 +38,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     recover(folder)
     staging, old = _beside(folder)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    # No system call replaces a folder that is not empty. A kill between the two renames is what `recover` is for.
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(staging, folder)
+    with naming_final(folder, staging, old):
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        # No system call replaces a folder that is not empty. A kill between the two renames is what `recover` is for.
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(staging, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -73,13 +76,14 @@ def atomic_file(file: Path) -> Iterator[Path]:
     An exception removes the staging file and leaves `file` as it was.
     """
     staging = file.with_name(f".{file.name}.staging")
-    try:
-        yield staging
-        sync(staging)  # before the rename, so that a power cut cannot leave an empty file under the final name
-        os.replace(staging, file)
-    except BaseException:
-        staging.unlink(missing_ok=True)
-        raise
+    with naming_final(file, staging):
+        try:
+            yield staging
+            sync(staging)  # before the rename, so that a power cut cannot leave an empty file under the final name
+            os.replace(staging, file)
+        except BaseException:
+            staging.unlink(missing_ok=True)
+            raise
     sync(file.parent)  # the rename itself is on the disk only after the folder is
 
 

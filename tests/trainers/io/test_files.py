@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
+from distill.errors import UserError, one_line
 from trainers.io.atomic import atomic_file, atomic_folder, sha256
 
 
@@ -48,3 +52,30 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     with atomic_file(file) as staging:
         staging.write_text("new")
     assert file.read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("atomic", [atomic_folder, atomic_file])
+def test_an_error_names_the_final_place(atomic: Any, tmp_path: Path) -> None:
+    """The operating system's error has a file, those of libraries a text, and a cause is told too."""
+    place = tmp_path / "run.json"
+    with pytest.raises(OSError) as full, atomic(place) as staging:
+        raise OSError(errno.ENOSPC, "No space left on device", str(staging / "a"))
+    assert str(full.value) == f"[Errno 28] No space left on device: '{place}/a'"
+    with pytest.raises(UserError) as told, atomic(place) as staging:
+        try:
+            raise SafetensorError(f"I/O error: {staging.name}/b")
+        except SafetensorError as error:
+            raise UserError(f"cannot write {staging}") from error
+    assert one_line(told.value) == f"cannot write {place}: I/O error: run.json/b"
+
+
+def test_a_place_that_cannot_be_made_is_named_as_it_will_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OSError, match=rf"^\[Errno 20\] Not a directory: '{tmp_path}/file/x'$"),
+        atomic_folder(tmp_path / "file/x"),
+    ):
+        pass
+    with pytest.raises(OSError) as missing, atomic_file(tmp_path / "none/x") as staging:
+        staging.write_text("")
+    assert str(missing.value) == f"[Errno 2] No such file or directory: '{tmp_path}/none/x'"
