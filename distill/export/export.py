@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from distill.conditions import Condition, ConditionLike
-from distill.errors import UserError, one_line, require
+from distill.errors import UserError, naming_final, one_line, require
 from distill.export.card import CardFacts, render
 from distill.export.format import BATCH, Format, Source, float32, inputs
 from distill.export.to_diffusers import diffusers_format
@@ -167,11 +167,12 @@ def _staging_folder(folder: Path) -> Iterator[Path]:
     if (work / OLD).exists() and not folder.exists():
         os.rename(work / OLD, folder)
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with naming_final(folder, work / folder.name, work):
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _replace(folder: Path, staged: Path, old: Path) -> None:

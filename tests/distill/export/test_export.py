@@ -264,8 +264,9 @@ def test_a_folder_that_diffusers_cannot_read_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_diffusers, "_write_custom", lambda generator, write_part, folder: folder.mkdir())
-    with pytest.raises(UserError, match=r"^export: diffusers: OSError: .*model_index.json"):
+    with pytest.raises(UserError, match=r"^export: diffusers: OSError: .*model_index.json") as refused:
         export_generator(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
+    assert f"{tmp_path}/export" in str(refused.value) and "staging" not in str(refused.value)
     monkeypatch.setattr(to_diffusers, "_read", lambda folder, trust: two_lines)
     with pytest.raises(UserError, match=r"^export: diffusers: OSError: two lines$"):
         export_generator(make(Flow(), "velocity", 1.0), tmp_path / "export", FACTS)
