@@ -12,6 +12,7 @@ import typer
 
 import trainers
 from distill.errors import UserError
+from distill.user_code import naming
 from launch.options import (
     Folder,
     Overrides,
@@ -125,7 +126,8 @@ def resume(
     limit_time(time_limit)
     run = load_run(folder)
     if overrides:
-        run = resolve_paths(build_experiment(override(dump(run), overrides), str(folder)))
+        with naming(override({}, overrides), Path.cwd()):
+            run = resolve_paths(build_experiment(override(dump(run), overrides), str(folder)))
     count = world_size()
     if os.environ.get("RANK", "0") == "0":  # one of several processes reads the checkpoint and prints the note
         state = checkpoint.newest_state(folder / "checkpoints")

@@ -2,19 +2,24 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import py_compile
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 import trainers
 from distill.errors import UserError
 from tests.launch.conftest import Command
+from tests.trainers.checkpoints.test_content import seal
 from trainers.recipe.load import load_run
 
 OBJECTIVE = """
@@ -79,6 +84,93 @@ def test_a_run_folder_runs_no_code_of_its_own(
         f" (SHA-256 {sha}), which runs only with --trust-code, in Python trust_code=True; read it first\n"
     )
     assert not (tmp_path / "ran").exists()
+
+
+NAMES: dict[str, dict[str, Any]] = {
+    "objective.times": {"objective": {"name": "sid", "times": {"name": "dl_run/o.py:Obj"}}},
+    "objective.fake_times": {"objective": {"name": "sid", "fake_times": "dl_run/o.py:Obj"}},
+    "objective.objective": {"objective": {"name": "decoupled", "objective": "dl_run/o.py:Obj"}},
+    "objective.reward": {
+        "objective": {
+            "name": "rewarded",
+            "objective": "sid",
+            "reward": {"name": "dl_run/o.py:Obj"},
+            "reward_scale": 1,
+        }
+    },
+    "data": {"data": {"name": "dl_run/o.py:Obj"}},
+}
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_every_key_that_names_code_needs_consent(key: str, distill: Command, downloaded: Path, tmp_path: Path) -> None:
+    """In run.yaml, in a recipe beside it, and under a link to that recipe from outside."""
+    settings = yaml.safe_load((downloaded / "run.yaml").read_text()) | NAMES[key]
+    (downloaded / "run.yaml").write_text(yaml.safe_dump(settings))
+    (downloaded / "deep").mkdir()
+    (downloaded / "deep" / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    Path("link.yaml").symlink_to(downloaded / "deep" / "recipe.yaml")
+    train = ("--folder", "other")
+    for command in (
+        ("sample", "dl_run"),
+        ("resume", "dl_run", "images=24"),
+        ("plan", "dl_run/run.yaml"),
+        ("cache", "dl_run/deep/recipe.yaml"),
+        ("train", "dl_run/deep/recipe.yaml", *train),
+        ("train", "link.yaml", *train),
+    ):
+        result = distill(*command)
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert f": key '{key}': 'dl_run/o.py:Obj' is code in '{downloaded / 'o.py'}' (SHA-256 " in result.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_recipe_in_a_checkpoint_needs_consent(distill: Command, downloaded: Path, tmp_path: Path) -> None:
+    """A resume compares it with run.yaml, which may name no code at all."""
+    name_objective(downloaded, "sid")
+    for folder in (downloaded / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text())
+        state["recipe"]["objective"]["name"] = "dl_run/o.py:Obj"
+        (folder / "state.json").write_text(json.dumps(state))
+        seal(folder)
+    for more in ((), ("--allow", "objective")):
+        result = distill("resume", "dl_run", "images=24", *more)
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert "key 'objective': 'dl_run/o.py:Obj' is code in '" in result.err
+    assert distill("sample", "dl_run", "--count", "1").code == 0
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_override_is_the_callers_own_word(distill: Command, student: Path, tmp_path: Path) -> None:
+    (tmp_path / "cwd" / "mine.py").write_text(OBJECTIVE.format(ran=str(tmp_path / "ran")))
+    result = distill("resume", student, "images=24", "objective.name=mine.py:Obj", "--allow", "objective")
+    assert result.code == 0, result.err
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["teachers.cifar10.evil:Net", "evil:Net", "teachers/cifar10/evil.py:Net", "my_training:Net"]
+)
+def test_a_teachers_folder_runs_no_code_of_its_own(
+    name: str, distill: Command, teachers: Path, recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """`teachers` is a namespace package of the working directory, and my_training a script of the user's in it."""
+    folder, file = Path("teachers/cifar10"), Path("teachers/cifar10/evil.py").resolve()
+    shutil.copytree(teachers / "edm", folder)
+    if name == "my_training:Net":
+        file = Path("my_training.py").resolve()
+    file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Net: pass\n")
+    description = json.loads((folder / "denoiser.json").read_text())
+    (folder / "denoiser.json").write_text(json.dumps({**description, "network": {"name": name}}))
+    save_file({}, folder / "network.safetensors")
+    recipe = recipe_file(teacher="teachers/cifar10")
+    for command in (("pairs", folder, "out", "--count", "4"), ("plan", recipe), ("train", recipe)):
+        for trust in ((), (f"--trust-code={'0' * 64}",)):
+            result = distill(*command, *trust)
+            assert result.code == 2 and result.err.count("\n") == 1, result.err
+            assert f"network: '{name}' is code in '{file}' (SHA-256 " in result.err
+            assert "which runs only with --trust-code, in Python trust_code=True; read it first" in result.err
+    assert not (tmp_path / "ran").exists() and not Path("runs").exists() and "evil" not in sys.modules
 
 
 def test_the_ways_to_agree(distill: Command, downloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
