@@ -17,6 +17,9 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.random import Random, expand
 
+MAX_STEPS = 100_000
+"""The steps of the longest grid that is read."""
+
 
 class TimeLaw(Protocol):
     """The method of a law of times (distill.times) that `Path.draw` calls."""
@@ -125,10 +128,20 @@ class VP(Path):
     """The variance-preserving path in continuous time (Song et al., arXiv:2011.13456, eq. 32-33).
 
     t runs over [0, 1], and beta is linear in t.
+
+    Raises:
+        UserError: The betas are not 0 <= beta_min <= beta_max <= 1000, or both are 0.
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta_min <= self.beta_max <= 1000 or not self.beta_max:
+            raise UserError(
+                "beta_min and beta_max: must be 0 <= beta_min <= beta_max <= 1000 and not 0, got"
+                f" {self.beta_min} and {self.beta_max}"
+            )
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -171,7 +184,7 @@ class DiscreteVP(Path):
         alphas_cumprod: alpha^2 at each step, float64 [steps].
 
     Raises:
-        UserError: The schedule is unknown, or a beta lies outside (0, 1].
+        UserError: The schedule is unknown, a beta lies outside (0, 1], or the steps are none or more than MAX_STEPS.
     """
 
     beta_start: float = 0.00085
@@ -184,6 +197,11 @@ class DiscreteVP(Path):
     def __post_init__(self) -> None:
         # A frozen dataclass sets its own fields by object.__setattr__. JSON and YAML have lists in place of tuples.
         object.__setattr__(self, "betas", tuple(self.betas))
+        if not 1 <= (steps := len(self.betas) or self.steps) <= MAX_STEPS:
+            raise UserError(f"steps: must be from 1 to {MAX_STEPS:,}, got {steps:,}")
+        ends = self.betas or (self.beta_start, self.beta_end)
+        if not all(0 < beta <= 1 for beta in ends):
+            raise UserError(f"betas: must lie in (0, 1], go from {min(ends):g} to {max(ends):g}")
         if self.betas:
             betas: Tensor = torch.tensor(self.betas, dtype=torch.float64)
         elif self.schedule == "scaled_linear":
@@ -192,9 +210,10 @@ class DiscreteVP(Path):
             betas = torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
         else:
             raise UserError(f"schedule: must be 'scaled_linear' or 'linear', got {self.schedule!r}")
-        if not bool(((betas > 0) & (betas <= 1)).all()):
-            raise UserError(f"betas: must lie in (0, 1], go from {float(betas.min()):g} to {float(betas.max()):g}")
-        object.__setattr__(self, "alphas_cumprod", torch.cumprod(1 - betas, 0))
+        alphas_cumprod = torch.cumprod(1 - betas, 0)
+        if not bool((alphas_cumprod[:-1] > 0).all()):
+            raise UserError("betas: leave no signal before the last step")
+        object.__setattr__(self, "alphas_cumprod", alphas_cumprod)
 
     def _table(self, device: torch.device) -> Tensor:
         """Return alpha^2 of every step, [steps], on `device`."""

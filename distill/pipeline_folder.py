@@ -1,29 +1,40 @@
 """The folder of a diffusers pipeline, as `save_pretrained` writes it: its index, its parts, and their models."""
 
 import hashlib
-import json
 import re
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError, one_line, require
+from distill.errors import UserError, one_line, options, require
 from distill.quiet import quiet_libraries
-from distill.saved_files import check_folder, read_json_text
+from distill.records import read_record
+from distill.saved_files import check_folder
 
 INDEX = "model_index.json"
+MAX_LAYERS = 1000  # in any number of layers or blocks of a config, since a network is built before its weights are read
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read the JSON object in `file`, or raise UserError when it holds none."""
+    """Read the JSON object in a file of diffusers, which may hold infinity, or raise UserError when it holds none."""
     try:
-        content = json.loads(read_json_text(file))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"teacher: cannot read '{file}': it is no JSON object")
+        content: dict[str, Any] = read_record(file, shown=f"teacher: '{file}'", finite=False)
+    except FileNotFoundError:
+        raise UserError(f"teacher: '{file}' is missing") from None
     return content
+
+
+def check_layers(config: Any, key: str = "") -> None:
+    """Raise UserError if a number of layers or blocks in the config of a model is larger than that of any network."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            check_layers(value, name)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            check_layers(value, key)
+    elif isinstance(config, int) and config > MAX_LAYERS and re.search(r"(layers|blocks)(_|$)", key):
+        raise UserError(f"{key}: must be at most {MAX_LAYERS:,}, got {config!s:.20}")
 
 
 def part_folder(folder: Path, name: str) -> Path:
@@ -68,7 +79,7 @@ def weight_variant(place: Path, stem: str = "diffusion_pytorch_model") -> str | 
     if len(found) == 1:
         return found.pop()
     if found:
-        names = ", ".join(f"{stem}.{variant}.safetensors" for variant in sorted(map(str, found)))
+        names = options(f"{stem}.{variant}.safetensors" for variant in sorted(map(str, found)))
         raise UserError(f"cannot read '{place}': it holds {names}; keep the one that you want")
     if files:
         raise UserError(f"cannot read '{place}': it holds {files[0]}, and no {stem}.safetensors")
@@ -92,8 +103,10 @@ def meta_model(place: Path, kind: str) -> Any:
     import torch
 
     try:
+        config = read_json(place / "config.json")
+        check_layers(config)
         with torch.device("meta"):
-            return getattr(diffusers, kind).from_config(read_json(place / "config.json")).eval()
+            return getattr(diffusers, kind).from_config(config).eval()
     except UserError:
         raise
     except Exception as error:  # a config with values of other types fails anywhere in diffusers or torch
@@ -121,6 +134,7 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     options = {"local_files_only": True, "use_safetensors": True, "variant": weight_variant(place)}
     try:
         check_folder(place)
+        _check_size(place, kind)
         model, info = getattr(diffusers, kind).from_pretrained(
             place, output_loading_info=True, dtype=torch.float32, **options
         )
@@ -132,6 +146,13 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     return model.eval()
 
 
+def _check_size(place: Path, kind: str) -> None:
+    """Raise UserError if a model has more weights than its files have bytes, before memory is taken for them."""
+    weights = sum(weight.numel() for weight in meta_model(place, kind).parameters())
+    held = sum(file.stat().st_size for file in place.glob("*.safetensors"))
+    require(weights <= held, f"config.json describes {weights:,} weights, the files have {held:,} bytes")
+
+
 @quiet_libraries()
 def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
     """Load the pipeline in `folder` as diffusers does, in eval mode, or raise UserError when diffusers cannot."""
@@ -141,6 +162,8 @@ def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
     try:
         for place in (folder, *(part for part in folder.iterdir() if part.is_dir())):
             check_folder(place)
+            if (place / "config.json").is_file():
+                check_layers(read_json(place / "config.json"))
         pipe = DiffusionPipeline.from_pretrained(folder, **options, **arguments)
     except Exception as error:  # diffusers and transformers raise their own kinds
         raise UserError(f"teacher: diffusers cannot load '{folder}': {one_line(error)}") from error

@@ -5,8 +5,10 @@ header of up to 100 MB, which takes gigabytes and minutes, and diffusers parses 
 """
 
 import os
+import stat
 import struct
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 
 from torch import Tensor
@@ -62,10 +64,8 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 def check_header(file: Path) -> None:
     """Raise an OSError, before anything is parsed, if a safetensors file has too large a header, or is no file."""
-    if file.exists() and not file.is_file():  # reading a FIFO would wait, and a device may never end
-        raise TooLarge("it is no regular file")
-    with file.open("rb") as stream:
-        start, size = stream.read(8), file.stat().st_size
+    with open_regular(file) as stream:
+        start, size = stream.read(8), os.fstat(stream.fileno()).st_size
     claimed = struct.unpack("<Q", start)[0] if len(start) == 8 else 0  # safetensors refuses a shorter file itself
     if claimed > size - len(start):
         raise TooLarge(f"its header claims {claimed:,} bytes, the file has {size:,}")
@@ -85,20 +85,29 @@ def check_folder(folder: Path) -> None:
             raise TooLarge(f"{file.name} is no regular file of at most {MAX_BYTES:,} bytes")
 
 
-def read_json_text(file: Path) -> str:
-    """Return the text of a JSON file.
+def read_bounded(file: Path, limit: int = MAX_BYTES) -> bytes:
+    """Return the content of a file.
 
     Raises:
-        OSError: The file cannot be read, is no regular file, or has more than MAX_BYTES.
-        ValueError: The file is no UTF-8 text.
+        OSError: The file cannot be read, is no regular file, or has more than `limit` bytes.
     """
-    if file.exists() and not file.is_file():
+    with open_regular(file) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise TooLarge(f"it has more than {limit:,} bytes")
+    return content
+
+
+def open_regular(file: Path) -> BufferedReader:
+    """Open a file for reading, or raise an OSError at once if it is no regular file.
+
+    A FIFO would wait for a writer, and a device may never end.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise TooLarge("it is no regular file")
-    with file.open("rb") as stream:
-        content = stream.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise TooLarge(f"it has more than {MAX_BYTES:,} bytes")
-    return content.decode()
+    return os.fdopen(descriptor, "rb")
 
 
 def set_permissions(place: Path) -> None:

@@ -23,6 +23,7 @@ from distill.export.to_lora import lora_format
 from distill.export.to_safetensors import safetensors_format
 from distill.generator import Generator
 from distill.public_text import public_text, public_value
+from distill.records import read_record
 from distill.saved_files import set_permissions
 
 CHECK = "export_check.json"
@@ -138,7 +139,7 @@ def _make_public(folder: Path) -> None:
     for file in folder.rglob("*.json"):
         if file.name in VOCABULARIES or file.name.endswith(".index.json"):
             continue
-        config = json.loads(file.read_text("utf-8"))
+        config = read_record(file, Any, finite=False)
         if (cleaned := public_value(_without_origin(config), names=False)) != config:
             file.write_text(json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

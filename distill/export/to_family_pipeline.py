@@ -193,7 +193,7 @@ def _write_pipeline(
 def _edit_index(folder: Path, **changes: Any) -> None:
     """Change entries of model_index.json."""
     file = folder / "model_index.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}, indent=2) + "\n")
+    file.write_text(json.dumps({**read_json(file), **changes}, indent=2) + "\n")
 
 
 def call_for_two(network: LatentFamily) -> str:

@@ -10,18 +10,30 @@ import shutil
 from pathlib import Path
 from typing import cast
 
+from pydantic import with_config
+from typing_extensions import TypedDict
+
 from distill.conditions import Condition
-from distill.errors import UserError, one_line
+from distill.errors import UserError
 from distill.export.format import BATCH, Format, Reader, Source, constants
 from distill.export.snippets import call, conditions, finish, noise
 from distill.generator import Generator
 from distill.quiet import quiet_libraries
+from distill.records import STRICT, Positive, read_record
 from distill.teachers import denoiser_files, load_denoiser, save_denoiser
 from distill.teachers.edm import PublishedNetwork
 from distill.teachers.families import LatentFamily
 from distill.teachers.own import OwnNet
 
 GENERATOR_FILE = "generator.json"
+
+
+@with_config(STRICT)
+class GeneratorRecord(TypedDict):
+    """The content of generator.json: the time and the input scale."""
+
+    t: float
+    scale: Positive
 
 
 def safetensors_format(generator: Generator, cond: Condition, teacher: Path | None) -> Format:
@@ -66,15 +78,12 @@ def load_generator(folder: str | Path) -> Generator:
     Raises:
         UserError: The folder is missing or damaged, or it holds no generator.
     """
-    file = Path(folder) / GENERATOR_FILE
     denoiser = load_denoiser(folder)
     try:
-        settings = json.loads(file.read_text())
-        return Generator(denoiser, float(settings["t"]), float(settings["scale"])).eval()
+        settings = read_record(Path(folder) / GENERATOR_FILE, GeneratorRecord)
     except FileNotFoundError as error:
         raise UserError(f"'{folder}' is no generator's: it has no {GENERATOR_FILE}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"'{file}' is damaged: {type(error).__name__}: {one_line(error)}") from error
+    return Generator(denoiser, settings["t"], settings["scale"]).eval()
 
 
 @quiet_libraries()

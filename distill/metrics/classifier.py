@@ -6,17 +6,33 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from pydantic import Field, with_config
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from distill.errors import UserError, one_line, require
 from distill.metrics.images import Shape
-from distill.saved_files import tensor_bytes
+from distill.records import STRICT, read_record
+from distill.saved_files import load_tensors, tensor_bytes
+from distill.weights import fill
 
 CLASSIFIER_FILE, CLASSIFIER_WEIGHTS = "classifier.json", "classifier.safetensors"
 _CHUNK = 500  # images in one pass, which bounds the memory
+
+
+@with_config(STRICT)
+class ClassifierRecord(TypedDict):
+    """The content of classifier.json."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=3, max_length=3)]
+    classes: Annotated[int, Field(ge=1, le=2**20)]
+    width: Annotated[int, Field(ge=1, le=2**16)]
+    data: str
+    accuracy: Annotated[float, Field(allow_inf_nan=True)]  # NaN where nobody has measured it
 
 
 class Classifier(nn.Module):
@@ -79,16 +95,20 @@ class Classifier(nn.Module):
         Raises:
             UserError: The folder is missing, or it does not hold a classifier of this class.
         """
-        from safetensors.torch import load_file
-
         folder = Path(folder)
         require(folder.is_dir(), f"classifier: no folder '{folder}'; `distill classifier RECIPE` trains one")
+        file, weights = folder / CLASSIFIER_FILE, folder / CLASSIFIER_WEIGHTS
         try:
-            fields = json.loads((folder / CLASSIFIER_FILE).read_text())
+            fields = read_record(file, ClassifierRecord, f"classifier: '{file}'", finite=False)
+            state = load_tensors(weights)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"classifier: cannot read '{folder}': {one_line(error)}") from error
+        with torch.device("meta"):
             classifier = cls(**{**fields, "shape": tuple(fields["shape"])})
-            classifier.load_state_dict(load_file(folder / CLASSIFIER_WEIGHTS))
-        except Exception as error:  # json, safetensors and torch each raise their own kinds for a damaged folder
-            raise UserError(f"classifier: cannot read '{folder}': {type(error).__name__}: {one_line(error)}") from error
+        try:
+            fill(classifier, state)
+        except UserError as error:
+            raise UserError(f"classifier: '{weights}': {error}") from error
         return classifier.requires_grad_(False).eval()
 
 

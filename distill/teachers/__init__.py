@@ -1,8 +1,9 @@
 """Pretrained models as denoisers: our own folders, diffusers pipelines, published checkpoints, and exact mixtures."""
 
 from distill.teachers.analytic import GaussianMixture
+from distill.teachers.description import DESCRIPTION
 from distill.teachers.edm import EDM2Net, EDMNet
-from distill.teachers.folder import DESCRIPTION, load_denoiser, save_denoiser
+from distill.teachers.folder import load_denoiser, save_denoiser
 from distill.teachers.own import OwnNet
 from distill.teachers.pipeline import (
     check_pipeline,

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.conditions import Condition
-from distill.errors import UserError
+from distill.errors import UserError, one_line, options
 from distill.networks.edm2_unet import EDM2UNet, MPBlock, MPConv, MPFourier
 from distill.networks.edm_unet import Block, DhariwalUNet, SongUNet
 from distill.networks.network import Network, null_label
 from distill.networks.recompute import recompute
-from distill.teachers.weights_file import fill, read_weights, save_weights
+from distill.teachers.weights_file import read_weights, save_weights
+from distill.weights import fill
 
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 VARIANTS = {  # the values that published checkpoints have
@@ -83,8 +84,13 @@ class PublishedNetwork(Network):
         Raises:
             UserError: The settings make no network, or the weights do not fit it.
         """
-        with torch.device("meta"):
-            network = cls(**settings)
+        try:
+            with torch.device("meta"):
+                network = cls(**settings)
+        except UserError:
+            raise
+        except Exception as error:  # numbers that do not go together fail anywhere in torch
+            raise UserError(f"network: its settings make no network: {one_line(error)}") from error
         if state is not None:
             fill(network, state)
         return network.eval()
@@ -199,7 +205,7 @@ def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str,
         raise UserError(f"{missing[0]}: is missing")
     for name, value in settings.items():
         if name not in examples:
-            raise UserError(f"{name}: is no setting of {body.__name__}, whose are {', '.join(examples)}")
+            raise UserError(f"{name}: is no setting of {body.__name__}, whose are {options(examples, name)}")
         if not _is_like(value, examples[name]):
             raise UserError(f"{name}: must be something like {examples[name]}, got {_shown(value)!r}")
     levels, resolution = len(settings.get("channel_mult", examples["channel_mult"])), settings["img_resolution"]

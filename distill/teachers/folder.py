@@ -15,29 +15,24 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path as FilePath
 from typing import Any
-
-import torch
 
 from distill.denoiser import Denoiser
 from distill.encoders.autoencoder import DiffusersAutoencoder
 from distill.encoders.latents import Normalisation
 from distill.errors import UserError, one_line
 from distill.networks.network import Network
-from distill.paths import PATHS, Path
+from distill.paths import PATHS
 from distill.pipeline_folder import INDEX
-from distill.prediction import KINDS
-from distill.saved_files import read_json_text
+from distill.teachers.description import DESCRIPTION, NetworkRecord, read_description
 from distill.teachers.edm import PUBLISHED
 from distill.teachers.own import OwnNet, try_out
 from distill.teachers.pipeline import folder_in_errors, load_pipeline, refuse_adapters, refuse_file
 from distill.teachers.trial import try_shapes
 from distill.teachers.unet import UNet
 from distill.user_code import trusting
-
-DESCRIPTION = "denoiser.json"
 
 
 def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
@@ -105,16 +100,13 @@ def _load(folder: FilePath, weights: bool) -> Denoiser:
     file = folder / DESCRIPTION
     if not file.exists() and (folder / INDEX).is_file():
         return load_pipeline(folder, weights)
-    description, path, arguments = _read_description(file)
+    description, path, arguments = read_description(folder)
     null, kind = description.get("null"), _kind(description.get("network"), folder)
-    wrong_null = UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
-    if not isinstance(null, int | None):
-        raise wrong_null
     with folder_in_errors(folder):
         refuse_adapters(*(place for place in (folder, folder / "unet") if place.is_dir()))
         network = kind.load(folder, description, weights)
     if null is not None and not null == network.classes > 0:
-        raise wrong_null
+        raise UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")
     if network.own_class is None:  # a class of the user's own is called below, with values
         with folder_in_errors(folder):
             try_shapes(network)
@@ -129,12 +121,12 @@ def _load(folder: FilePath, weights: bool) -> Denoiser:
     return denoiser
 
 
-def _kind(settings: Mapping[str, Any] | None, folder: FilePath) -> type[Network]:
+def _kind(settings: NetworkRecord | None, folder: FilePath) -> type[Network]:
     """Return the kind of network that the entry `network` of a description names."""
     if settings is None:
         return UNet
-    name = settings.get("name")
-    if ":" in str(name):
+    name = settings["name"]
+    if ":" in name:
         return OwnNet
     if name not in PUBLISHED:
         names = ", ".join(PUBLISHED)
@@ -142,36 +134,3 @@ def _kind(settings: Mapping[str, Any] | None, folder: FilePath) -> type[Network]
             f"teacher: '{folder}': network: name must be one of {names} or your own 'module:Class', got {name!r}"
         )
     return PUBLISHED[name]
-
-
-def _read_description(file: FilePath) -> tuple[dict[str, Any], Path, dict[str, Any]]:
-    """Return the description, the path in it, and the further arguments of Denoiser."""
-    try:
-        description = json.loads(read_json_text(file))
-        fields, prediction = dict(description["path"]), description["prediction"]
-        name, latents = fields.pop("name"), _normalisation(description.get("latents", False))
-        for what, given, allowed in (("path", name, tuple(PATHS)), ("prediction", prediction, KINDS)):
-            if given not in allowed:
-                raise UserError(f"{what}: must be one of {', '.join(allowed)}, got {given!r}")
-        path = PATHS[name](**fields)
-        path.time(torch.ones(1))  # a field of a wrong type fails here, inside this try
-        if "network" in description:
-            description["network"] = dict(description["network"])
-        arguments = {"prediction": prediction, "sigma_data": float(description["sigma_data"]), "latents": latents}
-        return description, path, arguments
-    except FileNotFoundError as error:
-        raise UserError(f"teacher: '{file}' is missing; it states path and prediction kind of the network") from error
-    except UserError as error:
-        raise UserError(f"teacher: '{file}': {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"teacher: '{file}' is damaged: {type(error).__name__}: {one_line(error)}") from error
-
-
-def _normalisation(latents: Any) -> bool | Normalisation:
-    """Return the entry `latents` of a description, as Denoiser takes it."""
-    if isinstance(latents, bool):
-        return latents
-    pair: dict[str, Any] = latents if isinstance(latents, dict) and latents.keys() == {"mean", "std"} else {"": None}
-    if not all(isinstance(each, list) and all(type(n) in (int, float) for n in each) for each in pair.values()):
-        raise UserError(f"latents: must be true, false or {{mean: [...], std: [...]}}, got {json.dumps(latents):.120}")
-    return Normalisation(*(tuple(map(float, pair[name])) for name in ("mean", "std")))

@@ -11,8 +11,9 @@ from distill.conditions import Condition
 from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
 from distill.networks.network import Network, null_label
-from distill.teachers.weights_file import check_weights, read_weights, save_weights
+from distill.teachers.weights_file import read_weights, save_weights
 from distill.user_code import load_class
+from distill.weights import check_finite, check_weights
 
 
 class OwnNet(Network):
@@ -79,6 +80,7 @@ class OwnNet(Network):
         network = cls(*arguments)  # not on the meta device, as it may hold tensors outside its state dict
         check_weights(network.module, state)
         network.module.load_state_dict(state)
+        check_finite(network.module.state_dict())  # in float32, in which numbers of float64 may overflow
         return network
 
 

@@ -1,9 +1,7 @@
 """The weights of a network that diffusers lacks, in one safetensors file under the network's own names."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -31,30 +29,3 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return load_tensors(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"teacher: cannot read '{file}': {one_line(error)}") from error
-
-
-def check_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise UserError if the names or the shapes in `state` differ from those of the network."""
-    wanted = {key: value.shape for key, value in network.state_dict().items()}
-    for key in sorted(wanted.keys() ^ state.keys()):
-        raise UserError(f"weights: '{key}' is {'missing' if key in wanted else 'no weight of this network'}")
-    for key, shape in wanted.items():
-        if state[key].shape != shape:
-            raise UserError(f"weights: '{key}' has shape {tuple(state[key].shape)}, the network {tuple(shape)}")
-
-
-def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a network on the meta device its weights, in float32.
-
-    Names and shapes are compared before any memory is allocated.
-
-    Args:
-        network: The network, which is changed in place.
-        state: Its state dict.
-
-    Raises:
-        UserError: The weights do not fit the network.
-    """
-    check_weights(network, state)
-    copies = {key: value.to(torch.float32, copy=True) for key, value in state.items()}  # `state` may be a map of a file
-    network.load_state_dict(copies, assign=True)

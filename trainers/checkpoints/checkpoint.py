@@ -14,7 +14,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from trainers.checkpoints.formats import Manifest, State, read_record
+from distill.records import read_record
+from trainers.checkpoints.formats import Manifest, State
 from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write_tensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
@@ -79,7 +80,7 @@ def flaw(folder: Path, need: Container[str] | None = None) -> str | None:
         need: The stems of the tensor files to check, beside state.json. None for all files.
     """
     try:
-        manifest = read_record(folder / MANIFEST, Manifest)
+        manifest = read_record(folder / MANIFEST, Manifest, MANIFEST)
         for name, expected in manifest.items():
             if need is not None and name != STATE and stem_of(name) not in need:
                 continue
@@ -182,10 +183,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: A field is wrong, or the checkpoint has another format than this version.
     """
-    form: dict[str, Any] = read_record(folder / STATE, dict[str, Any])
+    form: dict[str, Any] = read_record(folder / STATE, shown=STATE)
     if form.get("format") != FORMAT:
         raise UserError(f"'{folder}' has checkpoint format {form.get('format')!r:.20}; this version reads {FORMAT}")
-    return cast(dict[str, Any], read_record(folder / STATE, State))
+    return cast(dict[str, Any], read_record(folder / STATE, State, STATE))
 
 
 def load_average(folder: Path, module: nn.Module, frozen_names: Container[str] = ()) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError, require
+from distill.weights import fits, is_finite
 from trainers.checkpoints.checkpoint import STATE, read_state, unfrozen_state
 from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.engine.player import Player
@@ -87,12 +88,11 @@ def _check_tensor(found: ShardedTensors, name: str, shape: list[int], dtype: tor
     """Check the shape, the kind of dtype and the numbers of one tensor. Raise UserError where one is wrong."""
     saved, kind = found.facts(name)
     require(saved == shape, f"'{found.file}': {name} is {saved}, the run's is {shape}")
-    right = kind == dtype or (kind.is_floating_point and dtype.is_floating_point)
-    require(right, f"'{found.file}': {name} is of {kind}, the run's is of {dtype}")
+    require(fits(kind, dtype), f"'{found.file}': {name} is of {kind}, the run's is of {dtype}")
     if not kind.is_floating_point or math.prod(shape) == 0:
         return
     rows = shape[0] if shape else 1
     step = max(1, AT_ONCE * rows // math.prod(shape))
     for first in range(0, rows, step):
         part = found.rows(name, first, min(step, rows - first))
-        require(bool(part.isfinite().all()), f"'{found.file}': {name} is not finite")
+        require(is_finite(part), f"'{found.file}': {name} is not finite")

@@ -1,19 +1,17 @@
-"""The JSON files of a checkpoint as types, and the reader that checks every field of them."""
+"""The JSON files of a checkpoint and of other averaged weights, as types that distill.records reads."""
 
-import stat
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from distill.errors import UserError
+from distill.records import EXTENSIBLE, STRICT, Count, read_record
 
-LARGEST = 2**26  # bytes of the largest file that is read; a state.json holds one recipe
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+SHA256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-@with_config(ConfigDict(strict=True, extra="allow"))
+@with_config(EXTENSIBLE)
 class State(TypedDict):
     """The content of state.json, as `trainers.checkpoints.checkpoint.state_description` makes it."""
 
@@ -29,36 +27,53 @@ class State(TypedDict):
     data: NotRequired[dict[str, Any] | None]
 
 
-@with_config(ConfigDict(strict=True, extra="allow"))
+@with_config(EXTENSIBLE)
 class ListedFile(TypedDict):
     """The size in bytes and the SHA-256 of a file, in manifest.json."""
 
     bytes: Count
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: SHA256
 
 
 Manifest = dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], ListedFile]
 """The content of manifest.json: the files of a checkpoint by name, none of which leads out of the folder."""
 
 
-def read_record(file: Path, kind: Any) -> Any:
-    """Return the content of a JSON file, of which every field has been checked.
+@with_config(EXTENSIBLE)
+class Best(TypedDict):
+    """The content of best/metrics.json: a line of metrics.jsonl and the hash of the teacher."""
 
-    Args:
-        file: The file.
-        kind: The type of its content, for pydantic.
+    images: Count
+    frechet: float
+    teacher: str | None
+
+
+@with_config(STRICT)
+class PosthocPart(TypedDict):
+    """A snapshot in an average that was made from several."""
+
+    images: Count
+    std: float
+    coefficient: float
+
+
+@with_config(STRICT)
+class Posthoc(TypedDict):
+    """The content of posthoc.json: an average that `distill ema` has made."""
+
+    images: Count
+    std: Annotated[float, Field(gt=0)]
+    left: Annotated[float, Field(ge=0)]
+    teacher: str | None
+    snapshots: list[PosthocPart]
+
+
+def read_best(folder: Path) -> dict[str, Any]:
+    """Return the content of metrics.json in best/.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UserError: It is no regular file or a very large one, it is no JSON, or a field has another type or range.
+        FileNotFoundError: There is none.
+        UserError: It is damaged.
     """
-    facts = file.stat()
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST:  # a pipe or a device would block, or never end
-        raise UserError(f"{file.name} is no regular file of at most {LARGEST:,} bytes")
-    try:
-        return TypeAdapter(kind).validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        where = f": key '{key:.80}'" if key else ""
-        raise UserError(f"{file.name} is damaged{where}: {first['msg']:.120}") from error
+    # Of measures other than the distance, some may be no number.
+    return cast(dict[str, Any], read_record(folder / "metrics.json", Best, finite=False))

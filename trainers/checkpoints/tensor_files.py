@@ -7,7 +7,6 @@ runs no code.
 """
 
 import json
-import operator
 import re
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
@@ -19,8 +18,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from distill.errors import UserError, one_line
+from distill.errors import UserError, one_line, options
+from distill.records import Count, parse_record
 from distill.saved_files import check_header, save_tensors
+from distill.weights import fits, is_finite
 from trainers.engine.sharding import shard_like
 
 SUFFIX = ".safetensors"
@@ -191,7 +192,7 @@ class ShardedTensors:
         return shard_like(self.rows(name, local.first, len(local.tensor)), other)
 
     def check(self, into: Mapping[str, Tensor], frozen_names: Container[str] = ()) -> None:
-        """Check that names and shapes are those of other tensors.
+        """Check that names, shapes and kinds of dtype are those of other tensors.
 
         Args:
             into: The tensors, by name.
@@ -199,23 +200,34 @@ class ShardedTensors:
 
         Raises:
             RuntimeError: A name or a shape differs.
+            UserError: A dtype is of another kind, such as whole numbers for weights.
         """
         unknown = [name for name in self if name not in into and name not in frozen_names]
         if missing := [name for name in into if name not in self._pieces]:
-            raise RuntimeError(f"'{self.file}' lacks {', '.join(missing[:3])}")
+            raise RuntimeError(f"'{self.file}' lacks {options(missing)}")
         if unknown:
-            raise RuntimeError(f"'{self.file}' has {', '.join(unknown[:3])}, which the network has not")
+            raise RuntimeError(f"'{self.file}' has {options(unknown)}, which the network has not")
         for name, target in into.items():
             if (shape := self._shape(name)) != list(target.shape):
                 raise RuntimeError(f"'{self.file}': {name} is {shape}, the network's is {list(target.shape)}")
+            if not fits(kind := self.facts(name)[1], target.dtype):
+                raise UserError(f"'{self.file}': {name} is of {kind}, the network's is of {target.dtype}")
 
     def load(self, into: Mapping[str, Tensor], frozen_names: Container[str] = ()) -> None:
-        """Copy every tensor into the tensor of its name, in place. Raise RuntimeError as `check` does."""
+        """Copy every tensor into the tensor of its name, in place.
+
+        Raises:
+            RuntimeError: As for `check`.
+            UserError: As for `check`. Or a number is not finite in the dtype of its place.
+        """
         self.check(into, frozen_names)
         for name, target in into.items():
             local = local_rows(target.detach())  # the target's own memory, so that the copy fills the target in place
             if local.tensor.numel():
-                local.tensor.copy_(self.rows(name, local.first, len(local.tensor) if target.ndim else 1))
+                rows = self.rows(name, local.first, len(local.tensor) if target.ndim else 1).to(target.dtype)
+                if not is_finite(rows):
+                    raise UserError(f"'{self.file}': {name} is not finite")
+                local.tensor.copy_(rows)
 
     def facts(self, name: str) -> tuple[list[int], torch.dtype]:
         """Return the shape of the complete tensor, and its dtype. Raise UserError if its pieces do not fit together."""
@@ -237,7 +249,7 @@ class ShardedTensors:
 def _rows(opened: Any, file: Path) -> dict[str, tuple[int, int]]:
     """Return (first row, total rows) of the tensors of which a file holds some rows, by name."""
     try:
-        rows = json.loads((opened.metadata() or {}).get("rows", "{}"))
-        return {name: (operator.index(first), operator.index(total)) for name, (first, total) in rows.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        rows = parse_record((opened.metadata() or {}).get("rows", "{}"), dict[str, tuple[Count, Count]])
+        return cast(dict[str, tuple[int, int]], rows)
+    except ValueError as error:
         raise UserError(f"cannot read '{file}': its rows are damaged: {one_line(error)}") from error

@@ -5,21 +5,48 @@
 of a prompt's embedding. Shards are mapped into memory, not read.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, cast
 
+from pydantic import Field, with_config
 from safetensors import SafetensorError
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from distill.conditions import Condition
 from distill.errors import UserError
-from distill.saved_files import load_tensors, read_json_text
+from distill.records import STRICT, Count, read_record
+from distill.saved_files import load_tensors
 from trainers.data.shards import Table
 
 DESCRIPTION = "pairs.json"
+
+
+@with_config(STRICT)
+class ShardRecord(TypedDict):
+    """A shard in pairs.json."""
+
+    pairs: Annotated[int, Field(ge=1, lt=2**63)]
+    bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@with_config(STRICT)
+class PairsRecord(TypedDict):
+    """The content of pairs.json."""
+
+    teacher: str
+    data: str
+    shape: list[Annotated[int, Field(ge=1)]]
+    classes: Count
+    prompts: NotRequired[str]
+    evaluations: Count
+    teacher_cfg: float
+    seed: int
+    count: Annotated[int, Field(ge=1, lt=2**63)]
+    shards: dict[Annotated[str, Field(pattern=r"^pairs-\d+\.safetensors$")], ShardRecord]
 
 
 @dataclass(frozen=True)
@@ -58,14 +85,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing or damaged.
     """
+    file = folder / DESCRIPTION
     try:
-        description: dict[str, Any] = json.loads(read_json_text(folder / DESCRIPTION))
-        assert {"teacher", "shape", "classes", "count", "shards"} <= description.keys()
-        return description
+        return cast(dict[str, Any], read_record(file, PairsRecord, f"pairs: '{file}'"))
     except FileNotFoundError:
         raise UserError(f"pairs: '{folder}' has no {DESCRIPTION}; `distill pairs TEACHER {folder}` makes it") from None
-    except (OSError, ValueError, AttributeError, AssertionError) as error:
-        raise UserError(f"pairs: '{folder / DESCRIPTION}' is damaged ({type(error).__name__})") from error
 
 
 def open_pairs(folder: Path, shape: tuple[int, ...], classes: int) -> PairSet:

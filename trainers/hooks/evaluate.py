@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.metrics import Protocol
 from trainers.checkpoints.checkpoint import AVERAGE, save_tensors, unfrozen_state
+from trainers.checkpoints.formats import read_best
 from trainers.engine.sampler import make_image_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import gather_to_main
@@ -69,7 +70,6 @@ class Evaluate(Hook):
 
 def smallest_distance(file: Path) -> float:
     """Return the Frechet distance in best/metrics.json, or infinity if there is none, as in a damaged file."""
-    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-        if file.is_file() and math.isfinite(distance := json.loads(file.read_bytes())["frechet"]):
-            return float(distance)
+    with suppress(OSError, UserError):
+        return float(read_best(file.parent)["frechet"])
     return math.inf

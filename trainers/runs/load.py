@@ -1,7 +1,6 @@
 """The loading of a trained model: the averaged network of a checkpoint, with its teacher."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -14,10 +13,12 @@ from torch import Tensor
 
 from distill import lora
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import UserError, options
 from distill.generator import Generator
+from distill.records import read_record
 from distill.teachers import load_denoiser
 from trainers.checkpoints import checkpoint
+from trainers.checkpoints.formats import Posthoc, read_best
 from trainers.engine.finite import not_finite
 from trainers.engine.networks import set_precision
 from trainers.engine.player import frozen_names
@@ -211,15 +212,16 @@ def _load_average(
 def _find_weights(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the averaged weights, and their description."""
     if which == "best":
-        metrics = folder / "best" / "metrics.json"
-        if not metrics.is_file():
-            raise UserError(f"'{folder}' has no best/ yet: set evaluation.every in the recipe")
-        return folder / "best", json.loads(metrics.read_text())
+        try:
+            return folder / "best", read_best(folder / "best")
+        except FileNotFoundError:
+            raise UserError(f"'{folder}' has no best/ yet: set evaluation.every in the recipe") from None
     if which != "last":
         made = {f"posthoc/{file.parent.name}": file for file in sorted(folder.glob(f"posthoc/[0-9]*/{POSTHOC}"))}
         if which not in made:
-            raise UserError(f"which: '{folder}' has no '{which}'; allowed: {', '.join(['last', 'best', *made])}")
-        return made[which].parent, json.loads(made[which].read_text())
+            allowed = options(["last", "best", *made], which)
+            raise UserError(f"which: '{folder}' has no '{which}'; allowed: {allowed}")
+        return made[which].parent, read_record(made[which], Posthoc)
     found, skipped = checkpoint.newest(folder / "checkpoints", need=(checkpoint.AVERAGE_STEM,))
     for line in skipped:
         plain(stderr=True).print(line, style="yellow")

@@ -1,12 +1,13 @@
 """The run whose generator another run starts as (`start` of a recipe)."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from distill.errors import UserError
 from distill.generator import Generator
 from distill.lora import Lora
 from trainers.checkpoints import checkpoint
+from trainers.checkpoints.formats import read_best
 from trainers.engine.player import frozen_names
 from trainers.recipe.load import RUN_FILE
 from trainers.recipe.run import GeneratorInput, Run
@@ -48,7 +49,7 @@ def load_start(start: str, run: Run, generator: Generator, teacher_hash: str) ->
     source = _find_generator(start, run)
     if run.generator.lora is not None:  # adapters are changes to the weights of one teacher, and useless on another
         best = source.name == "best"
-        description = json.loads((source / ("metrics.json" if best else "state.json")).read_text())
+        description = _description(source, best)
         if not is_hash_of(description["teacher"], run.teacher, teacher_hash):
             root = source.parent if best else source.parent.parent
             raise UserError(f"start: the adapters of '{root}' are of another teacher than '{run.teacher}'")
@@ -56,6 +57,14 @@ def load_start(start: str, run: Run, generator: Generator, teacher_hash: str) ->
         checkpoint.load_average(source, generator, frozen_names(generator))
     except RuntimeError as error:
         raise UserError(f"start: the generator in '{source}' is not of the teacher's architecture") from error
+
+
+def _description(source: Path, best: bool) -> dict[str, Any]:
+    """Return the description of averaged weights, in best/ or in a checkpoint."""
+    try:
+        return read_best(source) if best else checkpoint.read_state(source)
+    except FileNotFoundError as error:
+        raise UserError(f"start: '{source}' has no {Path(error.filename).name}") from error
 
 
 def _find_generator(start: str, run: Run) -> Path:

@@ -185,10 +185,18 @@ def test_what_is_refused(folder: Path, pipelines: Folder) -> None:
     for unsaid in (True, False):
         line = "teacher: 'T/denoiser.json': latents: must state mean and std by channel, as there is a vae/"
         assert refusal(folder, latents=unsaid) == line
-    for wrong in ("yes", {"mean": [0, 0, 0, 0]}, {"mean": [0], "std": ["1"]}, {"mean": 0, "std": 1}, [1]):
-        line = "teacher: 'T/denoiser.json': latents: must be true, false or {mean: [...], std: [...]}, got "
-        assert refusal(folder, latents=wrong) == line + json.dumps(wrong)
-    for mean, std in (([0.0], [1.0, 1.0]), ([0.0], [0.0]), ([0.0], [float("inf")]), ([], [])):
+    for wrong in (
+        "yes",
+        {"mean": [0, 0, 0, 0]},
+        {"mean": [0], "std": ["1"]},
+        {"mean": 0, "std": 1},
+        [1],
+        {"mean": [], "std": []},
+    ):
+        assert refusal(folder, latents=wrong).startswith("teacher: 'T/denoiser.json' is damaged: key 'latents.")
+    line = "teacher: 'T/denoiser.json' is damaged: key 'latents.Statistics.std.0': must be a finite number, got inf"
+    assert refusal(folder, latents={"mean": [0.0], "std": [float("inf")]}) == line
+    for mean, std in (([0.0], [1.0, 1.0]), ([0.0], [0.0])):
         assert refusal(folder, latents={"mean": mean, "std": std}).endswith(
             f"latents: must have as many finite means as positive stds, got {mean} and {std}"
         )
@@ -201,4 +209,4 @@ def test_what_is_refused(folder: Path, pipelines: Folder) -> None:
     (folder / "vae" / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
     assert refusal(folder) == "teacher: 'T': vae must be AutoencoderKL or AutoencoderDC, got 'AutoencoderTiny'"
     (folder / "vae" / "config.json").unlink()
-    assert refusal(folder).startswith("teacher: cannot read 'T/vae/config.json': ")
+    assert refusal(folder).startswith("teacher: 'T/vae/config.json' is missing")

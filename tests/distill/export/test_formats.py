@@ -168,8 +168,10 @@ def test_a_folder_that_holds_no_generator(exports: Exports, tmp_path: Path) -> N
     folder = tmp_path / "export"
     export_generator(CASES["ddpm++"](), folder, FACTS, "safetensors")
     for text, message in (
-        ("{", r"^'.*generator.json' is damaged: JSONDecodeError: "),
-        ('{"t": 2.5}', r"^'.*generator.json' is damaged: KeyError: 'scale'$"),
+        ("{", r"^'.*generator.json' is damaged: it is no JSON: "),
+        ('{"t": 2.5}', r"^'.*generator.json' is damaged: key 'scale': is missing$"),
+        ('{"t": NaN, "scale": 1}', r"^'.*generator.json' is damaged: key 't': must be a finite number, got nan$"),
+        ('{"t": 2.5, "scale": 0}', r"^'.*generator.json' is damaged: key 'scale': must be greater than "),
         ('{"t": -1, "scale": 1}', r"^generator: t = -1 is not a noisy time"),
     ):
         (folder / "generator.json").write_text(text)

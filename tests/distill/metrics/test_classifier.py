@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -84,18 +85,42 @@ def change(**fields: Any) -> Callable[[Path], None]:
     return apply
 
 
+def weights(of: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        file = folder / "classifier.safetensors"
+        save_file({name: of(value) if name == "head.bias" else value for name, value in load_file(file).items()}, file)
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda f: (f / "classifier.json").unlink(), "FileNotFoundError"),
-        (lambda f: (f / "classifier.safetensors").unlink(), "FileNotFoundError"),
-        (lambda f: (f / "classifier.json").write_text("{"), "JSONDecodeError"),
-        (lambda f: (f / "classifier.safetensors").write_bytes(b"1234"), "SafetensorError"),
-        (change(width=13), "RuntimeError: Error(s) in loading state_dict"),
-        (change(classes=4), "RuntimeError: Error(s) in loading state_dict"),
-        (change(shape=...), "KeyError: 'shape'"),
-        (change(shape=[2, 9]), "UserError: classifier: takes images (C, H, W), got [2, 9]"),
-        (change(depth=3), "TypeError"),
+        (lambda f: (f / "classifier.json").unlink(), "cannot read '{}': [Errno 2] No such file"),
+        (lambda f: (f / "classifier.safetensors").unlink(), "cannot read '{}': [Errno 2] No such file"),
+        (lambda f: (f / "classifier.json").write_text("{"), "'{}/classifier.json' is damaged: it is no JSON: EOF"),
+        (lambda f: (f / "classifier.safetensors").write_bytes(b"1234"), "cannot read '{}': Error while deserializing"),
+        (change(width=13), "'{}/classifier.safetensors': weights: 'neck.1.weight' has shape (12, "),
+        (
+            change(classes=4),
+            "'{}/classifier.safetensors': weights: 'head.weight' has shape (5, 12), ",
+        ),
+        (change(shape=...), "'{}/classifier.json' is damaged: key 'shape': is missing"),
+        (change(shape=[2, 9]), "'{}/classifier.json' is damaged: key 'shape': List should have at least 3 items"),
+        (
+            change(shape=[2, 9, 0]),
+            "'{}/classifier.json' is damaged: key 'shape.2': must be greater than or equal to 1",
+        ),
+        (change(depth=3), "'{}/classifier.json' is damaged: key 'depth': is no key of this file"),
+        (change(data=[]), "'{}/classifier.json' is damaged: key 'data': must be a valid string, got []"),
+        (
+            weights(lambda w: w * float("nan")),
+            "'{}/classifier.safetensors': weights: 'head.bias' holds numbers ",
+        ),
+        (
+            weights(Tensor.bool),
+            "'{}/classifier.safetensors': weights: 'head.bias' is of torch.bool, ",
+        ),
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_line(
@@ -106,7 +131,7 @@ def test_a_damaged_folder_is_refused_in_one_line(
     damage(folder)
     with pytest.raises(UserError) as caught:
         Classifier.load(folder)
-    assert str(caught.value).startswith(f"classifier: cannot read '{folder}': {reason}")
+    assert str(caught.value).startswith(f"classifier: {reason.format(folder)}")
     assert "\n" not in str(caught.value)
 
 

@@ -66,7 +66,6 @@ SETTINGS: dict[str, tuple[Change, str]] = {
         lambda n: n.update(name="edm3"),
         "network: name must be one of edm, edm2 or your own 'module:Class', got 'edm3'",
     ),
-    "no name": (lambda n: n.pop("name"), "network: name must be one of edm, edm2 or your own 'module:Class', got None"),
     "missing": (lambda n: n.pop("img_channels"), "img_channels: is missing"),
     "unknown": (
         lambda n: n.update(filter=[1]),

@@ -135,7 +135,7 @@ FORMS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "blocks that are no list": (lambda sd: edit(sd / "vae/config.json", block_out_channels=8), "lists no blocks"),
     "an index that is nested deep": (
         lambda sd: (sd / "model_index.json").write_text("[" * 200_000),
-        "cannot read",
+        "model_index.json' is damaged: it is no JSON: recursion limit exceeded",
     ),
 }
 

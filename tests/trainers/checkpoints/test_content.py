@@ -79,7 +79,7 @@ TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], str], Callable[[Tens
         "fake",
         lambda tensors: max(tensors),
         lambda value: torch.zeros(value.shape, dtype=torch.int8),
-        "{name} is of torch.int8, the run's is of torch.float32",
+        "{name} is of torch.int8, the network's is of torch.float32",
     ),
     "a weight of another shape": (
         "generator",
@@ -128,21 +128,21 @@ def test_damaged_rows_are_skipped(rows: str, run: Path, capfd: pytest.CaptureFix
 
 
 STATES: dict[str, tuple[Any, str]] = {
-    "a list": ([], "state.json is damaged: Input should be an object"),
-    "null": (None, "state.json is damaged: Input should be an object"),
+    "a list": ([], "state.json is damaged: must be an object, got "),
+    "null": (None, "state.json is damaged: must be an object, got "),
     "no format": (lambda state: state.pop("format"), "has checkpoint format None; this version reads 3"),
     "another format": (lambda state: state.update(format=2), "has checkpoint format 2; this version reads 3"),
-    "images in words": (lambda state: state.update(images="16"), "key 'images': Input should be a valid integer"),
-    "half an image": (lambda state: state.update(images=16.5), "key 'images': Input should be a valid integer"),
-    "images below 0": (lambda state: state.update(images=-1_000), "key 'images': Input should be greater than or"),
-    "processes in words": (lambda state: state.update(processes="two"), "key 'processes': Input should be a valid"),
-    "no processes": (lambda state: state.update(processes=0), "key 'processes': Input should be greater than or"),
+    "images in words": (lambda state: state.update(images="16"), "key 'images': must be a valid integer"),
+    "half an image": (lambda state: state.update(images=16.5), "key 'images': must be a valid integer"),
+    "images below 0": (lambda state: state.update(images=-1_000), "key 'images': must be greater than or"),
+    "processes in words": (lambda state: state.update(processes="two"), "key 'processes': must be a valid"),
+    "no processes": (lambda state: state.update(processes=0), "key 'processes': must be greater than or"),
     "counters of words": (
         lambda state: state["counters"]["fake"].update(skipped="0"),
-        "key 'counters.fake.skipped': Input should be a valid integer",
+        "key 'counters.fake.skipped': must be a valid integer",
     ),
     "another counter": (lambda state: state["counters"]["fake"].update(more=1), "state.json counts "),
-    "no recipe": (lambda state: state.update(recipe=None), "key 'recipe': Input should be an object"),
+    "no recipe": (lambda state: state.update(recipe=None), "key 'recipe': must be an object"),
 }
 
 
@@ -185,7 +185,7 @@ MANIFESTS: dict[str, tuple[Any, str]] = {
         "manifest.json is damaged: key 'state.json.bytes'",
     ),
     "nothing": (lambda facts: {}, "manifest.json lists no file"),
-    "a list": (lambda facts: [], "manifest.json is damaged: Input should be"),
+    "a list": (lambda facts: [], "manifest.json is damaged: must be"),
 }
 
 

@@ -1,0 +1,100 @@
+"""JSON that may come from elsewhere, or may be damaged: one reader, which checks all of it before any of it is used.
+
+A format is a type, such as a TypedDict with the settings STRICT, whose fields state their types and ranges.
+"""
+
+import json
+import math
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from distill.errors import UserError, one_line
+from distill.saved_files import read_bounded
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""The settings of a format of which every key is known."""
+EXTENSIBLE = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+"""The settings of a format that later versions may add keys to."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=1e-12, lt=1e12)]
+"""A number that is positive and within reason."""
+
+
+def read_record(file: Path, kind: Any = dict[str, Any], shown: str | None = None, finite: bool = True) -> Any:
+    """Return the content of a JSON file, of which every field has been checked.
+
+    Args:
+        file: The file.
+        kind: The type of its content, for pydantic.
+        shown: The beginning of an error's message, which names the file. None for its path.
+        finite: Whether NaN and infinity are refused everywhere. Other libraries write them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The file cannot be read, is no regular file or too large, or its content is not of this type.
+    """
+    shown = f"'{file}'" if shown is None else shown
+    try:
+        return parse_record(read_bounded(file), kind, finite)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{shown} cannot be read: {error.strerror or one_line(error)}") from error
+    except ValueError as error:  # a path with a NUL character, too
+        raise UserError(f"{shown} is damaged: {one_line(error)}") from error
+
+
+def parse_record(text: bytes | str, kind: Any = dict[str, Any], finite: bool = True) -> Any:
+    """Return the value of a JSON text, of which every field has been checked. The arguments are those of `read_record`.
+
+    Raises:
+        ValueError: The text is no JSON or nested deeply, has a key twice or too long a number, or is not of this type.
+    """
+    try:
+        value = _adapter(kind).validate_json(text)
+        # pydantic takes the last of several equal keys, and where a field may hold anything, NaN.
+        json.loads(text, object_pairs_hook=partial(_check_pairs, finite))
+        return value
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValidationError as error:
+        raise ValueError(_problem(error)) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _check_pairs(finite: bool, pairs: list[tuple[str, Any]]) -> None:
+    """Raise ValueError when a key stands twice in an object, or has a value that is not finite but must be."""
+    keys = set[str]()
+    for key, value in pairs:
+        if key in keys:
+            raise ValueError(f"key {key!r:.80} stands twice")
+        if finite and not _is_finite(value):
+            raise ValueError(f"key {key!r:.80}: must be finite, got {value!r:.60}")
+        keys.add(key)
+
+
+def _is_finite(value: Any) -> bool:
+    return all(map(_is_finite, value)) if isinstance(value, list) else type(value) is not float or math.isfinite(value)
+
+
+def _problem(error: ValidationError) -> str:
+    """Return the problem of the innermost field that pydantic has found, in the words of our own errors."""
+    first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))
+    kind, context, got = first["type"], first.get("ctx", {}), f", got {first['input']!r:.60}"
+    key = ".".join(map(str, first["loc"]))
+    problem = {
+        "json_invalid": f"it is no JSON: {context.get('error')}",
+        "missing": "is missing",
+        "extra_forbidden": "is no key of this file",
+        "union_tag_not_found": "has no name",
+        "union_tag_invalid": f"name must be one of {context.get('expected_tags')}{got}",
+    }.get(kind, f"{first['msg'].replace('Input should', 'must'):.120}{got}")
+    return f"key '{key:.80}': {problem}" if key else problem

@@ -1,0 +1,62 @@
+"""Weights as files hold them: their names, shapes, dtypes and numbers are checked before a network takes them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError, require
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise UserError if the names, the shapes or the kinds of dtype in `state` differ from those of the network."""
+    wanted = network.state_dict()
+    for key in sorted(wanted.keys() ^ state.keys()):
+        raise UserError(f"weights: '{key}' is {'missing' if key in wanted else 'no weight of this network'}")
+    for key, value in wanted.items():
+        if state[key].shape != value.shape:
+            raise UserError(f"weights: '{key}' has shape {tuple(state[key].shape)}, the network {tuple(value.shape)}")
+        require(
+            fits(state[key].dtype, value.dtype),
+            f"weights: '{key}' is of {state[key].dtype}, the network's is of {value.dtype}",
+        )
+
+
+def fits(found: torch.dtype, wanted: torch.dtype) -> bool:
+    """Return whether numbers of the dtype `found` are of the kind of the dtype `wanted`, in whatever precision."""
+    return found in FLOATS if wanted.is_floating_point else found == wanted
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise UserError if a number in the weights `state` is not finite."""
+    for key, value in state.items():
+        require(is_finite(value), f"weights: '{key}' holds numbers that are not finite")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Return whether a tensor has finite numbers alone. Whole numbers are, and so are weights on the meta device."""
+    if not value.is_floating_point() or value.is_meta or not value.numel():
+        return True
+    # The smallest and the largest number are NaN where one is. Unlike `isfinite`, `aminmax` takes no memory.
+    return bool(torch.stack(value.detach().aminmax()).isfinite().all())
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the weights of a file, in float32. They may be a map of the file.
+
+    Names, shapes and dtypes are compared before any memory is allocated.
+
+    Args:
+        network: The network, which is changed in place. It may be on the meta device.
+        state: Its state dict.
+
+    Raises:
+        UserError: The weights do not fit the network, or they are not finite.
+    """
+    check_weights(network, state)
+    floats = {key: value.to(torch.float32, copy=True) for key, value in state.items() if value.is_floating_point()}
+    check_finite(floats)  # after the conversion, in which numbers of float64 may overflow
+    others = {key: value.clone() for key, value in state.items() if key not in floats}
+    network.load_state_dict({**floats, **others}, assign=True)
