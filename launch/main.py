@@ -6,7 +6,6 @@ Commands import what they need when they are called, so that `distill --help` do
 import os
 import sys
 import traceback
-from pathlib import Path
 
 import typer
 
@@ -62,10 +61,6 @@ def main() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    # `python -m`, which some launchers use, puts the working directory on the path. A folder in it that has the name of
-    # an optional library would be imported in its place.
-    if sys.path[0] in ("", os.getcwd()) and os.getcwd() != str(Path(__file__).parents[1]):
-        del sys.path[0]
     try:
         consent, remember, arguments = take_consent(arguments)
         with STOP.listening(), trusting(consent):

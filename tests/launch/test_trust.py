@@ -288,8 +288,8 @@ def test_a_recipe_is_its_callers_unless_it_lies_in_a_run_folder(
 
 
 def test_the_working_directory_is_not_on_the_path(tmp_path: Path) -> None:
-    """A folder with the name of an optional library is not imported in its place."""
-    for name in ("triton", "flash_attn", "torchvision", "sentencepiece", "wandb"):
+    """A folder with the name of a library is not imported in its place, nor where the library is missing."""
+    for name in ("triton", "flash_attn", "torchvision", "sentencepiece", "wandb", "typer", "yaml", "torch"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
