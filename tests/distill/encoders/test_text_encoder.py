@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def test_identity_is_of_what_encodes(pipelines: Folder, tmp_path: Path) -> None:
     index.write_text(json.dumps(content))
     (folder / "tokenizer" / "vocab.json").write_text("{}")
     assert len(found | {text_encoder(folder).identity}) == 6
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "text_encoder_2", "scheduler"])
+def test_a_part_of_a_strange_library_is_not_imported(
+    part: str, pipelines: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a module on the Python path, nor one of the standard library, nor a file in the part's own folder."""
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    folder = shutil.copytree(pipelines("sdxl"), tmp_path / "sdxl")
+    for file in (tmp_path / "site" / "strange_part.py", folder / part / "inside.py"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Part: pass\n")
+    content = json.loads((folder / "model_index.json").read_text())
+    for library in ("strange_part", "this", "inside"):
+        (folder / "model_index.json").write_text(json.dumps(content | {part: [library, "Part"]}))
+        with pytest.raises(UserError) as refused:
+            PipelineTextEncoder(folder, SDXL).encode(["a cat"])
+        assert "\n" not in str(refused.value) and library in str(refused.value)
+        assert library not in sys.modules and not (tmp_path / "ran").exists()
 
 
 def test_sdxls_null_is_zeros_where_the_checkpoint_says_so(pipelines: Folder) -> None:
