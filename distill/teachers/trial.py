@@ -27,22 +27,22 @@ def try_shapes(network: Network) -> None:
     # On the CPU, also where the caller builds a network on the meta device.
     with torch.no_grad(), torch.device("cpu"), FakeTensorMode(allow_non_fake_inputs=True), _without_log():
         # functional_call leaves the network as it is, weights and buffers included.
+        named = network.own_class or network.display_name
         tensors = {name: _shape_of(value) for name, value in network.named_parameters()}
         tensors |= {name: _shape_of(value) for name, value in network.named_buffers()}
-        x, time = torch.zeros(COUNT, *network.shape), torch.ones(COUNT)
         try:
+            x, time = torch.zeros(COUNT, *network.shape), torch.ones(COUNT)
             output = functional_call(network, tensors, (x, time, network.example(COUNT)))
         except UserError:
             raise
         except Exception as error:  # diffusers and torch raise their own kinds
-            inputs = f"x of {list(x.shape)}, times and {_inputs(network)}"
+            inputs = f"x of {[COUNT, *network.shape]}, times and {_inputs(network)}"
             raise UserError(
-                f"network: {network.display_name} fails when it is called with {inputs}: {type(error).__name__}:"
-                f" {one_line(error)}"
+                f"network: {named} fails when it is called with {inputs}: {type(error).__name__}: {one_line(error)}"
             ) from error
     if not isinstance(output, Tensor) or output.shape != x.shape:
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"network: {network.display_name} gives {found} for x of {list(x.shape)}")
+        raise UserError(f"network: {named} gives {found} for x of {list(x.shape)}")
 
 
 @contextmanager

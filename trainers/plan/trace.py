@@ -4,7 +4,7 @@ The plan comes from a trace of the trainer's own code: its players, its averages
 FSDP2. They run on fake tensors, which have shapes and no values, in one process that stands for any number of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +25,10 @@ from distill.encoders import autoencoder
 from distill.errors import UserError
 from distill.objectives import Batch, Pairs
 from distill.pipeline_folder import meta_model
+from distill.quiet import quiet_libraries
 from distill.random import Random
 from distill.teachers import load_denoiser
+from distill.teachers.trial import try_shapes
 from trainers.data import Dataset
 from trainers.data.batches import Batches, BatchSizes
 from trainers.engine.networks import set_precision
@@ -39,6 +41,10 @@ from trainers.recipe.run import Run
 from trainers.runs.distillation import assemble
 
 CPU = torch.device("cpu")
+ON_SHAPES = (
+    "a plan calls a class of your own on tensors without values, so it may not read values (item, numpy, branches), and"
+    " its tensors must be parameters or buffers"
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,12 @@ class Plan:
         return [range(first, self.processes, share) for first in range(share)]
 
 
-def plan(run: Run, processes: int) -> Plan:
+def silence(step: str) -> None:
+    """Say nothing about a step."""
+
+
+@quiet_libraries()
+def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan:
     """Trace one update of a run, and return its plan.
 
     The update is the last one of the run, and it leads to a log point. Every term of the objective has its weight then.
@@ -89,14 +100,16 @@ def plan(run: Run, processes: int) -> Plan:
     Args:
         run: The recipe. The teacher's folder needs its configs and no weights.
         processes: The number of GPUs, with one process each.
+        say: A function that is told each step.
 
     Raises:
         UserError: The run cannot be built or traced, or this process is one of several.
     """
     run.check_world(processes)
+    say("the teacher's configs")
     run = replace(run, log_every=run.batch_size, start=None)
-    teacher = set_precision(load_denoiser(run.teacher, weights=False), run)
-    further = {name: load_denoiser(folder, weights=False) for name, folder in run.objective.further_teachers().items()}
+    teacher = set_precision(_open(run.teacher), run)
+    further = {name: _open(folder) for name, folder in run.objective.further_teachers().items()}
     with _fake_world(ledger := Ledger(), processes) as mode:
         for denoiser in (teacher, *further.values()):
             _apply_fake(mode, denoiser.network, lambda value: value)
@@ -105,6 +118,7 @@ def plan(run: Run, processes: int) -> Plan:
         sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
         real = "real" in run.objective.needs
         batches = ShapeBatches(dataset, sizes, run.seed, run.dtype, real, 0, processes, CPU)
+        batches.say = say
         with mode:
             batches.example = example(teacher, run)
         run.objective.check(teacher)
@@ -123,6 +137,18 @@ def plan(run: Run, processes: int) -> Plan:
         replicas = 1 if run.sharding is None else run.sharding.replicas
         traffic = dict(ledger.traffic) if processes > 1 else {}
         return Plan(processes, dict(ledger.peaks), rest, traffic, replicas, ledger.host_peak)
+
+
+def _open(folder: str) -> Denoiser:
+    """Load a teacher without weights. All networks but a class of the user's own are tried as they are loaded."""
+    denoiser = load_denoiser(folder, weights=False)
+    if denoiser.network.own_class is not None:
+        try:
+            try_shapes(denoiser.network)
+        except UserError as error:
+            hint = f" ({ON_SHAPES})" if error.__cause__ else ""
+            raise UserError(f"teacher: '{folder}': {error}{hint}") from error
+    return denoiser
 
 
 def _make_optimizer_state(player: Player) -> None:
@@ -159,12 +185,15 @@ class ShapeBatches(Batches):
 
     Attributes:
         example: A condition [1, ...] with the shapes and dtypes that the teacher takes.
+        say: A function that is told each micro-batch.
     """
 
     example: Condition
+    say: Callable[[str], None]
 
     def micro(self, stream: str, first: int, micro: int) -> Batch:
         """Return a micro-batch of zeros."""
+        self.say(f"update of the {stream}: micro-batch {micro + 1} of {self.sizes.micro_batches}")
         noise, cond = self._zeros(self.size)
         real = torch.zeros_like(noise) if self.real else None
         pairs = None

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from distill.errors import UserError
-from tests.tiny import build_session, distillation, experiment
+from distill import EDM, Denoiser, UserError
+from distill.teachers import OwnNet, save_denoiser
+from tests.tiny import build_session, distillation, experiment, recipe
 from trainers.data import Digits
 from trainers.engine import adam8bit
 from trainers.engine.step import advance
@@ -186,3 +187,64 @@ def test_a_plan_leaves_nothing_behind(teachers: Path) -> None:
     assert not torch.distributed.is_initialized()
     with pytest.raises(UserError, match="batch_size: 8 is not divisible by processes x micro_batches = 3 x 1"):
         plan(run_of(teachers, "sid"), 3)
+
+
+class Own(nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Any:
+        return self.layer(x)
+
+
+class Smaller(Own):
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Any:
+        return self.layer(x)[..., :4]
+
+
+class Unlabelled(Own):
+    def forward(self, x: Tensor, time: Tensor) -> Any:  # type: ignore[override]
+        return self.layer(x)
+
+
+class Branches(Own):
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Any:
+        return self.layer(x) if time.mean() > 0 else x
+
+
+class NoBuffer(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = torch.arange(8.0)
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Any:
+        return self.layer(x) * self.scales
+
+
+@pytest.mark.usefixtures("trusted_code")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Smaller, "gives [2, 1, 8, 4] for x of [2, 1, 8, 8]"),
+        (
+            Unlabelled,
+            "fails when it is called with x of [2, 1, 8, 8], times and labels: TypeError: Unlabelled",
+        ),
+        (Branches, "a plan calls a class of your own on tensors without values, so it may not read values"),
+        (NoBuffer, "its tensors must be parameters or buffers"),
+    ],
+)
+def test_a_class_of_ones_own_is_tried(kind: type[Own], message: str, tmp_path: Path) -> None:
+    def planned(kind: type[Own]) -> int:
+        save_denoiser(Denoiser(OwnNet(f"{__name__}:{kind.__name__}", {}, (1, 8, 8), 10), EDM(), "edm"), tmp_path)
+        return plan(cast(Run, experiment(recipe(tmp_path))), 2).peak.bytes
+
+    assert planned(Own) > 0
+    with pytest.raises(UserError) as caught:
+        planned(kind)
+    text = str(caught.value)
+    assert text.startswith(f"teacher: '{tmp_path}': network: {__name__}:{kind.__name__} ")
+    assert message in text and "\n" not in text
