@@ -6,10 +6,13 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from distill.errors import UserError, one_line, options, require
 from distill.quiet import quiet_libraries
 from distill.records import read_record
 from distill.saved_files import check_folder
+from distill.weights import check_loaded
 
 INDEX = "model_index.json"
 MAX_LAYERS = 1000  # in any number of layers or blocks of a config, since a network is built before its weights are read
@@ -72,8 +75,7 @@ def weight_variant(place: Path, stem: str = "diffusion_pytorch_model") -> str | 
         UserError: There are no weights, or weights of several variants and none without one.
     """
     files = sorted(file.name for file in place.glob("*.safetensors"))
-    named = re.compile(rf"{stem}(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
-    found = {match[1] for name in files if (match := named.fullmatch(name))}
+    found = set(_variants(place, stem).values())
     if None in found:
         return None
     if len(found) == 1:
@@ -90,6 +92,13 @@ def weight_variant(place: Path, stem: str = "diffusion_pytorch_model") -> str | 
             " where you trust it, write it anew: diffusers.DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW)"
         )
     raise UserError(f"cannot read '{place}': it holds no .safetensors file; download the whole model again")
+
+
+def _variants(place: Path, stem: str) -> dict[Path, str | None]:
+    """Return the safetensors files of weights in a folder, with their variants."""
+    named = re.compile(rf"{stem}(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+    found = {file: named.fullmatch(file.name) for file in place.glob("*.safetensors")}
+    return {file: match[1] for file, match in found.items() if match}
 
 
 @quiet_libraries()
@@ -131,18 +140,22 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     import torch
 
     require(kind in allowed, f"{name} must be {' or '.join(allowed)}, got {kind!r}")
-    options = {"local_files_only": True, "use_safetensors": True, "variant": weight_variant(place)}
+    variant = weight_variant(place)
+    options = {"local_files_only": True, "use_safetensors": True, "variant": variant}
     try:
         check_folder(place)
         _check_size(place, kind)
         model, info = getattr(diffusers, kind).from_pretrained(
             place, output_loading_info=True, dtype=torch.float32, **options
         )
+    except UserError:
+        raise
     except Exception as error:  # diffusers, safetensors and torch each raise their own kinds for a damaged folder
         raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in '{place}' do not fit their config, first at {wrong[0]}")
+    check_loaded(model, (file for file, its in _variants(place, "diffusion_pytorch_model").items() if its == variant))
     return model.eval()
 
 
@@ -150,7 +163,8 @@ def _check_size(place: Path, kind: str) -> None:
     """Raise UserError if a model has more weights than its files have bytes, before memory is taken for them."""
     weights = sum(weight.numel() for weight in meta_model(place, kind).parameters())
     held = sum(file.stat().st_size for file in place.glob("*.safetensors"))
-    require(weights <= held, f"config.json describes {weights:,} weights, the files have {held:,} bytes")
+    problem = f"its config describes {weights:,} weights, its files have {held:,} bytes"
+    require(weights <= held, f"cannot read '{place}' ({kind}): {problem}")
 
 
 @quiet_libraries()
@@ -167,6 +181,12 @@ def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
         pipe = DiffusionPipeline.from_pretrained(folder, **options, **arguments)
     except Exception as error:  # diffusers and transformers raise their own kinds
         raise UserError(f"teacher: diffusers cannot load '{folder}': {one_line(error)}") from error
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and name not in arguments:
+            try:
+                check_loaded(part, (folder / name).glob("*.safetensors"))
+            except UserError as error:
+                raise UserError(f"teacher: '{folder / name}': {error}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

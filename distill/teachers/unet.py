@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.conditions import Condition
 from distill.errors import UserError, one_line
 from distill.networks.network import Network, null_label
-from distill.pipeline_folder import load_model, meta_model
+from distill.pipeline_folder import check_layers, load_model, meta_model
 from distill.quiet import quiet_libraries
 from distill.saved_files import set_permissions
 from distill.teachers.trial import try_shapes
@@ -79,9 +79,11 @@ def build_unet(config: Mapping[str, Any], null: int | None = None) -> UNet:
     from diffusers import UNet2DModel
 
     try:
-        return UNet(UNet2DModel(**config), null)
-    except (TypeError, ValueError, NotImplementedError) as error:
+        check_layers(config)
+        unet = UNet2DModel(**config)
+    except Exception as error:  # a config with values of other types fails anywhere in diffusers or torch
         raise UserError(f"unet: diffusers refuses this UNet2DModel config: {one_line(error)}") from error
+    return UNet(unet, null)
 
 
 def fresh_unet(settings: Mapping[str, Any], shape: tuple[int, ...], classes: int, null: bool) -> UNet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import shutil
@@ -79,6 +80,7 @@ def prepare(work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     trial.warm()
+    gc.freeze()
     from tests.hostile import valid
 
     if os.waitpid(fork(lambda: valid.write_valid(work / "valid"), work / "valid.txt"), 0)[1]:

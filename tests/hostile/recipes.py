@@ -130,7 +130,7 @@ def recipes(draw: Random, place: Place) -> Call:
     file = place.given / "recipe.yaml"
     file.write_bytes(content)
     command = {"teacher": ["teacher"], "classifier": ["classifier"]}.get(
-        name, [draw.choice(["train", "train", "plan", "cache"])]
+        name, [draw.choice(["train"] * 4 + ["cache", "cache", "plan"])]
     )
     more = {"train": [*folder, *limit], "teacher": [*folder, *limit], "classifier": folder}.get(command[0], [])
     return Call([*command, str(file), *more], [], f"{name}: {what}")
