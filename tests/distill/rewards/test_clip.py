@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,23 @@ def test_the_aesthetic_head(clip: Path, tmp_path: Path) -> None:
     for name in ("layers.0", "layers.2", "layers.10"):
         features = features @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
     assert torch.allclose(reward(x, torch.tensor([0, 1])), features[:, 0], rtol=1e-4)
+
+
+def test_code_beside_a_tokenizer_is_neither_run_nor_asked_about(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks in the terminal where nobody has said whether a tokenizer's own code may run."""
+    folder = Path(shutil.copytree(clip, tmp_path / "clip"))
+    (folder / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Net: pass\n")
+    file, asked = folder / "tokenizer_config.json", []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    settings = json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": ["strange.Net", None]}}
+    for kind in ("CLIPTokenizer", "StrangeTokenizer"):
+        file.write_text(json.dumps(settings | {"tokenizer_class": kind}))
+        with contextlib.suppress(UserError):  # refused where transformers has no class of this name
+            ClipReward(clip=str(folder), prompts=PROMPTS).load()
+    assert not asked and not (tmp_path / "ran").exists()
 
 
 def test_what_cannot_be_judged_or_read(clip: Path, tmp_path: Path) -> None:
