@@ -130,9 +130,7 @@ def resume(
     objects, changes = take_objects(overrides, hooks, optimizer)
     with trusting(trust_code):
         run = resolve(recipe or load_run(folder), changes=changes)
-        state = checkpoint.newest_state(folder / "checkpoints")
-        if state is not None:
-            accepted_changes(state, run, allow)  # early: `fit` asks again about the checkpoint that is valid
+        state = first_look(folder, run, allow)
         options = ["--oversubscribe"] if oversubscribe else []
         if processes is not None:
             options += ["--processes", str(processes)]
@@ -146,6 +144,27 @@ def resume(
             opened = open_run(run, accelerator.num_processes, fresh=False, objects=objects)
             fit(opened, folder, accelerator, allow)
         return find_trained(folder, objects=objects)
+
+
+def first_look(folder: Path, run: Run | TeacherRun, allow: Iterable[str] = ()) -> dict[str, Any] | None:
+    """Return the content of state.json of the newest checkpoint, before anything expensive, or None without one.
+
+    Its hashes are verified only where the run is shorter than it. `fit` looks again, at the checkpoint that is valid.
+
+    Args:
+        folder: The run folder.
+        run: The experiment that resumes.
+        allow: The keys whose change the user accepts.
+
+    Raises:
+        UserError: A change is not accepted, or `images` is below the images that are done.
+    """
+    state = checkpoint.newest_state(folder / "checkpoints")
+    if state is not None and run.images < state["images"]:
+        state = checkpoint.read_state(checkpoint.newest(folder / "checkpoints")[0])
+    if state is not None:
+        accepted_changes(state, run, allow)
+    return state
 
 
 def load(

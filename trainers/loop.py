@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from accelerate import Accelerator
 from filelock import FileLock
@@ -16,7 +16,7 @@ from distill.errors import UserError, one_line
 from trainers.checkpoints import checkpoint, posthoc_ema
 from trainers.checkpoints.content import content_flaw
 from trainers.checkpoints.saver import Saver
-from trainers.data.digest import accepted_data
+from trainers.data.digest import accepted_data, data_changes
 from trainers.engine.collectives import is_lost_process, on_main_process
 from trainers.engine.session import Session
 from trainers.engine.step import advance
@@ -28,7 +28,7 @@ from trainers.io import jsonl
 from trainers.io.atomic import atomic_file, recover, remove_staging_files
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.lock import LOCK, take_lock
-from trainers.recipe.changes import accepted_changes
+from trainers.recipe.changes import accepted_changes, recipe_changes
 from trainers.recipe.load import RUN_FILE
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import dump, to_yaml
@@ -61,9 +61,16 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         Stopped: The process was told to stop. The state is saved.
         UserError: Another process trains in `folder`, a fresh run finds another there, or the checkpoint does not fit.
     """
-    with locked(folder, accelerator):
+    console = plain(stderr=True, quiet=not accelerator.is_main_process)
+    session = None
+    if not opened.fresh and on_main_process(accelerator, partial(looks_finished, folder, opened.run)):
         session = build_session(opened, accelerator)
-        run, state, console = session.run, session.state, plain(stderr=True, quiet=not accelerator.is_main_process)
+        if load_finished(session, folder, allow):  # without the lock, whose file would change
+            console.print(finished_line(folder, session.state.images))
+            return session
+    with locked(folder, accelerator):
+        session = session or build_session(opened, accelerator)
+        run, state = session.run, session.state
         if opened.fresh:
             # Another start in this folder may have ended since the first look, which came before the data were opened.
             on_main_process(accelerator, partial(refuse_used, folder))
@@ -74,7 +81,7 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
             resume_session(session, folder, console, allow)
         # One rank writes, and an error of the disk ends all ranks.
         on_main_process(accelerator, partial(write_recipe, session, folder))
-        start_trackers(run, folder, accelerator, console, opened.fresh)
+        start_trackers(run, folder, accelerator, console, opened.fresh, state.changes)
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
         hooks = [log, *hooks_of(session, folder, saver, opened.objects.hooks)]
         log.start(session)
@@ -157,7 +164,7 @@ def hooks_of(session: Session, folder: Path, saver: Saver, more: Sequence[Hook])
         *more,
         Checkpoints(saver, max(1, run.images // PARTS), SECONDS) if every is None else Checkpoints(saver, every),
     ]
-    return [FiniteCheck(run, session.state.images, hooks), *hooks]
+    return [FiniteCheck(run, hooks), *hooks]
 
 
 @contextmanager
@@ -226,30 +233,93 @@ def resume_session(session: Session, folder: Path, console: Console, allow: Sequ
     Raises:
         UserError: There is no valid checkpoint, or it does not fit the run.
     """
-    run = cast("Run | TeacherRun", session.run)
-
-    def find_checkpoint() -> tuple[Path, list[str]]:
-        found, lines = checkpoint.newest(folder / "checkpoints", content_flaw=partial(content_flaw, session))
-        saved = checkpoint.read_state(found)
-        lines += accepted_changes(saved, run, allow)
-        return found, lines + accepted_data(saved.get("data"), session.source, run.name, allow)
-
-    # Verifying reads every file: one process does it, and all others wait for its choice.
-    found, lines = on_main_process(session.accelerator, find_checkpoint)
+    found, lines, changed = find_checkpoint(session, folder, allow)
     for line in lines:
         console.print(line, style="yellow" if line.startswith("skipped") else "")
-    try:
-        checkpoint.restore(session, found)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"'{found}' does not fit the recipe: {one_line(error)}") from error
-    state = session.state
+    load_checkpoint(session, found)
+    if changed:
+        session.state.changes.append({"images": session.state.images, "changed": changed})
+    run, state = session.run, session.state
     if any(int(player.streak) >= run.max_skipped for player in state.players.values()):
         for player in state.players.values():  # the run ended for it, and the user has changed something since
             player.streak.zero_()
             player.longest.zero_()
-    console.print(f"resumed '{folder}' at {state.images:,} images")
+    done = state.images >= run.images and not state.unfinished
+    console.print(finished_line(folder, state.images) if done else f"resumed '{folder}' at {state.images:,} images")
     # One rank rewinds, and no rank trains on, and writes, before it is done.
     on_main_process(session.accelerator, partial(rewind_folder, folder, state.images, state.unfinished))
+
+
+def load_finished(session: Session, folder: Path, allow: Sequence[str] = ()) -> bool:
+    """Load the checkpoint at the end of a run, and return whether there is a valid one. Nothing on the disk changes.
+
+    Args:
+        session: The run, built as for its start.
+        folder: The run folder.
+        allow: The keys whose change since the checkpoint the user accepts.
+    """
+    found = find_checkpoint(session, folder, allow)[0]
+    if int(found.name) < session.run.images:  # a later one is damaged
+        return False
+    load_checkpoint(session, found)
+    return True
+
+
+def looks_finished(folder: Path, run: Run | TeacherRun) -> bool:
+    """Return whether a run folder has a checkpoint at the end, and nothing that is left to write, remove or call."""
+    saved = checkpoint.folders(folder / "checkpoints")
+    state = checkpoint.newest_state(folder / "checkpoints")
+    if state is None or state["images"] < run.images or state["unfinished"] or len(saved) > run.keep:
+        return False
+    if any(counters["streak"] for counters in state["counters"].values()):
+        return False
+    places = (place for name in (".", "checkpoints", "power_ema") if (place := folder / name).is_dir())
+    left = [file for place in places for file in place.iterdir() if file.name.startswith(".") and file.name != LOCK]
+    written = isinstance(run, Run) or (folder / "teacher").is_dir()
+    return written and not left and not (folder / STOPPED).exists()
+
+
+def finished_line(folder: Path, images: int) -> str:
+    """Return the line about a finished run."""
+    return f"'{folder}' is finished at {images:,} images; `distill resume {folder} images=N` trains on until N images"
+
+
+def find_checkpoint(
+    session: Session, folder: Path, allow: Sequence[str] = ()
+) -> tuple[Path, list[str], dict[str, Any]]:
+    """Return the newest valid checkpoint, the lines about it, and the changes since it in the form of a `Change`.
+
+    Verifying reads every file: one process does it, and all others wait for its choice. Collective.
+
+    Args:
+        session: The run, built as for its start.
+        folder: The run folder.
+        allow: The keys whose change since the checkpoint the user accepts.
+
+    Raises:
+        UserError: There is no valid checkpoint, or a change is not accepted.
+    """
+    run, processes = cast("Run | TeacherRun", session.run), session.accelerator.num_processes
+
+    def find() -> tuple[Path, list[str], dict[str, Any]]:
+        found, lines = checkpoint.newest(folder / "checkpoints", content_flaw=partial(content_flaw, session))
+        saved = checkpoint.read_state(found)
+        lines += accepted_changes(saved, run, allow)
+        lines += accepted_data(saved.get("data"), session.source, run.name, allow)
+        changes = recipe_changes(saved, run) | data_changes(saved.get("data"), session.source)
+        if saved["processes"] != processes:
+            changes["processes"] = saved["processes"], processes
+        return found, lines, {key: {"old": old, "new": new} for key, (old, new) in changes.items()}
+
+    return on_main_process(session.accelerator, find)
+
+
+def load_checkpoint(session: Session, found: Path) -> None:
+    """Load a valid checkpoint. Raise UserError if it does not fit the run. Collective."""
+    try:
+        checkpoint.restore(session, found)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"'{found}' does not fit the recipe: {one_line(error)}") from error
 
 
 def rewind_folder(folder: Path, images: int, unfinished: Sequence[str]) -> None:

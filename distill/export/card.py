@@ -1,6 +1,7 @@
 """The README.md of an exported generator, which is the model card that Hugging Face shows."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ class CardFacts:
         metrics: The results of an evaluation, with its protocol under "protocol". None if nothing was measured.
         versions: The versions of the libraries, by name.
         recipe: The recipe of the run, as YAML.
+        changes: The settings that changed during the training, as plain values: those of one moment in each entry.
+        class_names: The names of the classes, by number. None where they have none.
     """
 
     name: str
@@ -36,6 +39,8 @@ class CardFacts:
     metrics: Mapping[str, Any] | None
     versions: Mapping[str, str]
     recipe: str
+    changes: Sequence[Mapping[str, Any]] = ()
+    class_names: Sequence[str] | None = None
 
 
 def render(facts: CardFacts, source: Source, generator: Generator, form: Format) -> str:
@@ -70,6 +75,7 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
             f"Trained on {facts.images:,} generated images (samples of the global batch) with the objective\n",
             f"```yaml\n{_yaml(dict(facts.objective))}```\n",
             f"The weights are an average over the training: {facts.average}.\n",
+            *_changes(facts.changes),
             f"## Metrics\n\n{_metrics(facts.metrics)}",
             "\n## Limits\n",
             *(f"- {limit}" for limit in limits),
@@ -93,6 +99,18 @@ def _summary(generator: Generator, cond: Condition) -> str:
         "A one-step image generator, distilled from a multi-step diffusion or flow model: one evaluation of its"
         f" network turns noise into {made} of {shape} ({dimensions}), {kind}."
     )
+
+
+def _changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the paragraph on the settings that changed during the training, or nothing without any.
+
+    JSON keeps all text of others on one line of ASCII, in which no Markdown and no HTML works.
+    """
+    if not changes:
+        return []
+    lines = "\n".join(json.dumps(change) for change in changes)
+    told = "Settings changed after these numbers of images. The recipe below has their last values."
+    return [f"{told}\n\n```json\n{lines}\n```\n"]
 
 
 def _metrics(metrics: Mapping[str, Any] | None) -> str:

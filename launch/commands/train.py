@@ -116,9 +116,9 @@ def resume(
     time_limit: TimeLimit = None,
 ) -> None:
     """Continue a run from its newest valid checkpoint, on as many processes as before."""
-    from trainers.checkpoints import checkpoint
+    from trainers.api import first_look
+    from trainers.checkpoints.checkpoint import newest_state
     from trainers.io.console import plain
-    from trainers.recipe.changes import accepted_changes
     from trainers.recipe.load import build_experiment, load_run, resolve_paths
     from trainers.recipe.strict_yaml import dump, override
     from trainers.runs.open import open_run
@@ -130,13 +130,12 @@ def resume(
             run = resolve_paths(build_experiment(override(dump(run), overrides), str(folder)))
     count = world_size()
     if os.environ.get("RANK", "0") == "0":  # one of several processes reads the checkpoint and prints the note
-        state = checkpoint.newest_state(folder / "checkpoints")
+        # Of several processes that others started all look, in `trainers.resume`: they would wait for one that ends.
+        state = newest_state(folder / "checkpoints") if in_world() else first_look(folder, run, allow or [])
         before = count if state is None else state["processes"]
         count = processes or (count if in_world() else before)
         if starts_workers(count):
             check_count(count, oversubscribe, run if processes is None else None)
-            if state is not None:
-                accepted_changes(state, run, allow or [])
             open_run(run, count, weights=False, fresh=False)
             options = [option for key in allow or [] for option in ("--allow", key)]
             options += process_options(count, time_limit)

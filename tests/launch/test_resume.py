@@ -31,7 +31,15 @@ def test_more_images_need_no_leave(distill: Command, student: Path) -> None:
     assert [record["images"] for record in read(student / "log.jsonl")] == [16, 32]
     assert [path.name for path in sorted((student / "checkpoints").iterdir())] == [f"{32:012d}"]
     again = distill("resume", student)
-    assert again.err == f"resumed '{student}' at 32 images\n"
+    hint = f"`distill resume {student} images=N` trains on until N images"
+    assert (again.code, again.err) == (0, f"'{student}' is finished at 32 images; {hint}\n")
+
+
+def test_fewer_images_than_are_done_are_one_line(distill: Command, student: Path) -> None:
+    for more in ((), ("--processes", "2", "--oversubscribe")):
+        refused = distill("resume", student, "images=8", *more)
+        wrong = "distill: images: 8 is below the 16 that 'tiny' has trained on; give 16 or more\n"
+        assert (refused.code, refused.err) == (2, wrong)
 
 
 def test_what_changes_training_needs_leave_for_each_key(distill: Command, student: Path) -> None:

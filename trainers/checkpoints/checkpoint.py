@@ -54,12 +54,14 @@ def state_description(session: Session) -> dict[str, Any]:
         "images": state.images,
         "processes": session.accelerator.num_processes,
         "counters": {name: player.counters() for name, player in state.players.items()},
+        "updates": {name: player.updates for name, player in state.players.items()},
         "unfinished": state.unfinished,
         "teacher": session.teacher_hash,
         "recipe": dump(session.run),
         "shape": session.dataset.shape,
         "classes": session.dataset.classes,
         "data": session.source.digest,
+        "changes": state.changes,
     }
 
 
@@ -168,6 +170,10 @@ def restore(session: Session, folder: Path) -> None:
         _load_optimizer(player, ShardedTensors(folder, f"{name}.optimizer"))
         for counter, value in description["counters"][name].items():
             getattr(player, counter).fill_(value)
+        # Earlier versions did not save this number, which is the same unless the batch or the objective changed.
+        rounds = description["images"] // session.run.batch_size
+        each = getattr(session.run, "fake_updates", 1) if name == "fake" else 1
+        player.updates = description.get("updates", {}).get(name, rounds * each)
     load_average(folder, state.ema.module, state.ema.frozen_names)
     for std, average in state.power_ema.items():
         load_module(average.module, folder / f"power_ema_{std}{SUFFIX}", average.frozen_names)
@@ -175,6 +181,7 @@ def restore(session: Session, folder: Path) -> None:
     state.meter.load({name: meter[name] for name in meter}, rank, world, accelerator.device)
     ShardedTensors(folder, "memory").load(state.memory)
     state.images, state.unfinished = description["images"], description["unfinished"]
+    state.changes = description.get("changes", [])
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,32 @@ from distill.records import EXTENSIBLE, STRICT, Count, read_record
 SHA256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+@with_config(STRICT)
+class OldNew(TypedDict):
+    """The values of a key before and after a change."""
+
+    old: Any
+    new: Any
+
+
+@with_config(STRICT)
+class Change(TypedDict):
+    """The changes of one resume: the images at which they took effect, and the changed keys of the recipe.
+
+    Beside the dotted keys of the recipe there are `processes`, and `data` where the content of the data is another one.
+    """
+
+    images: Count
+    changed: dict[str, OldNew]
+
+
+@with_config(EXTENSIBLE)
+class Digest(TypedDict):
+    """The digest of the data, of which `trainers.data.digest` reads the rest."""
+
+    class_names: NotRequired[list[str]]
+
+
 @with_config(EXTENSIBLE)
 class State(TypedDict):
     """The content of state.json, as `trainers.checkpoints.checkpoint.state_description` makes it."""
@@ -24,7 +50,9 @@ class State(TypedDict):
     recipe: dict[str, Any]
     shape: NotRequired[list[Annotated[int, Field(ge=1)]]]  # older checkpoints lack these
     classes: NotRequired[Count]
-    data: NotRequired[dict[str, Any] | None]
+    data: NotRequired[Digest | None]
+    updates: NotRequired[dict[str, Count]]
+    changes: NotRequired[list[Change]]
 
 
 @with_config(EXTENSIBLE)
@@ -46,6 +74,7 @@ class Best(TypedDict):
     images: Count
     frechet: float
     teacher: str | None
+    changes: NotRequired[list[Change]]
 
 
 @with_config(STRICT)

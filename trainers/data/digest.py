@@ -1,5 +1,7 @@
 """The comparison of a data set with the digest in a checkpoint, by which a resume notices that the data are others."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from trainers.data.labels import in_order
 
 TOLERANCE = 0.02  # between two means; the pixels lie in [-1, 1]
 COMPARED = ("count", "shape", "classes", "labels", "prompts", "samples")  # other names of classes train the same
+SHOWN = ("count", "shape", "classes")  # the values of the others say nothing to people
 
 
 def accepted_data(before: Any, dataset: Dataset, name: str, allow: Iterable[str] = ()) -> list[str]:
@@ -27,9 +30,7 @@ def accepted_data(before: Any, dataset: Dataset, name: str, allow: Iterable[str]
         UserError: The data differ, and the user has not accepted it.
     """
     if isinstance(before, Mapping):
-        now = dataset.digest
-        compared = [key for key in COMPARED if key in before and key in now]
-        differing = [_difference(key, before[key], now[key]) for key in compared if not _equal(before, now, key)]
+        differing = [_difference(key, before[key], dataset.digest[key]) for key in _differing(before, dataset)]
     else:
         differing = _order_since(dataset.class_names or ())
     if not differing:
@@ -38,6 +39,33 @@ def accepted_data(before: Any, dataset: Dataset, name: str, allow: Iterable[str]
     if not any(key.partition(".")[0] == "data" for key in allow):
         raise UserError(f"{found}; this would change what is trained; --allow data accepts it")
     return [f"changed since the checkpoint: {found}"]
+
+
+def data_changes(before: Any, dataset: Dataset) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two data sets as one pair (before, after) of facts, under "data", or nothing.
+
+    Labels, prompts and samples are shown by the beginning of a hash.
+
+    Args:
+        before: The digest in the checkpoint.
+        dataset: The data as they were opened.
+    """
+    if not isinstance(before, Mapping):
+        return {"data": ("classes by letter", "classes by number")} if _order_since(dataset.class_names or ()) else {}
+    differing = _differing(before, dataset)
+    old, new = ({key: _fact(key, digest[key]) for key in differing} for digest in (before, dataset.digest))
+    return {"data": (old, new)} if differing else {}
+
+
+def _differing(before: Mapping[str, Any], dataset: Dataset) -> list[str]:
+    """Return the keys in which the data differ from a digest."""
+    now = dataset.digest
+    return [key for key in COMPARED if key in before and key in now and not _equal(before, now, key)]
+
+
+def _fact(key: str, value: Any) -> Any:
+    """Return the value of a digest's key as it is kept in the history of a run."""
+    return value if key in SHOWN else hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def _order_since(names: Sequence[str]) -> list[str]:
@@ -63,6 +91,6 @@ def _equal(before: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
 
 def _difference(key: str, before: Any, now: Any) -> str:
     """Return in words how two digests differ in a key."""
-    if key in ("count", "shape", "classes"):
+    if key in SHOWN:
         return f"{key} {now}, not {before}"
     return "other pixels" if key == "samples" else f"other {key}"

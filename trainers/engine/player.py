@@ -51,7 +51,7 @@ class Player:
             them.
         optimizer: The optimizer of the parameters that train.
         own_optimizer: Whether the caller made the optimizer.
-        updates: The number of updates, skipped ones included, since the player was made.
+        updates: The number of updates of the run, skipped ones included.
         skipped: The number of non-finite updates of the run, int64 on the device as the next two.
         streak: The number of non-finite updates in a row until now.
         longest: The longest such row since the last check.
@@ -193,6 +193,7 @@ class TrainState:
         meter: The running means since the last log point.
         memory: The tensors that the objective keeps from update to update, by name.
         unfinished: The names of the hooks of this image count that were not called, since the run was stopped.
+        changes: The changes that resumes have made, in the form of `trainers.checkpoints.formats.Change`.
     """
 
     players: dict[str, Player]
@@ -202,6 +203,7 @@ class TrainState:
     meter: Meter = field(default_factory=Meter)
     memory: dict[str, Tensor] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     def average(self, batch_size: int) -> None:
         """Move every average after an update of `batch_size` images, and count these images."""

@@ -65,7 +65,9 @@ class Evaluate(Hook):
         if record["frechet"] < smallest_distance(best):
             with atomic_folder(best.parent) as staging:
                 save_tensors(weights, staging / AVERAGE)
-                (staging / best.name).write_text(json.dumps({**record, "teacher": session.teacher_hash}) + "\n")
+                changes = {"changes": session.state.changes} if session.state.changes else {}
+                facts = {**record, "teacher": session.teacher_hash, **changes}
+                (staging / best.name).write_text(json.dumps(facts) + "\n")
 
 
 def smallest_distance(file: Path) -> float:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from distill.errors import UserError
 from trainers.engine.finite import weights_not_finite
-from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.hooks.hook import Hook
 from trainers.recipe.run import Experiment
@@ -37,13 +36,12 @@ class FiniteCheck(Hook):
 
     Args:
         run: The recipe.
-        began: The number of images at which this session began.
         others: The hooks before which the hook is called.
     """
 
-    def __init__(self, run: Experiment, began: int, others: Sequence[Hook]) -> None:
+    def __init__(self, run: Experiment, others: Sequence[Hook]) -> None:
         self.every = min(run.log_every, run.max_skipped * run.batch_size)
-        self.began, self.others = began, others
+        self.others = others
 
     def due(self, before: int, now: int, total: int) -> bool:
         return super().due(before, now, total) or any(hook.due(before, now, total) for hook in self.others)
@@ -54,16 +52,12 @@ class FiniteCheck(Hook):
         for name, player in session.state.players.items():
             longest, streak = int(player.longest), int(player.streak)
             player.longest.copy_(player.streak)  # a row that is still going on counts into the next check
-            ended = images >= run.images and streak > self._all_updates(player, images) / 2
+            ended = images >= run.images and streak > player.updates / 2
             if not failed and (longest >= run.max_skipped or ended):
                 failed = f"{name}: {streak if ended else longest} updates in a row had a non-finite loss or gradient"
         if failed:
             text = f"{failed} at {images:,} images; they were skipped and the state saved. {ADVICE}"
             raise NotFinite(text, not session.accelerator.is_main_process)
-
-    def _all_updates(self, player: Player, images: int) -> float:
-        """Return the number of updates of a player since the run began, by its pace since this session began."""
-        return player.updates * images / (images - self.began) if player.updates else float("inf")
 
 
 def check_weights(session: Session) -> None:

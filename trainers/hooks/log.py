@@ -7,17 +7,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trainers.engine.memory import peak_memory
 from trainers.engine.session import Session
 from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import log_numbers
 from trainers.io.console import tolerate_disk_errors
-from trainers.io.jsonl import append
+from trainers.io.jsonl import append, read
 
 
 class Log(Hook):
     """A hook that logs the means over all ranks since the last log point.
 
-    Between log points the host reads nothing from the device. All but the key `time` of a line of log.jsonl is
+    It also logs the learning rate and the updates of each player, and the changes that a resume has made since the last
+    line. Between log points the host reads nothing from the device. All but the key `time` of a line of log.jsonl is
     determined by the recipe.
 
     Args:
@@ -29,6 +31,7 @@ class Log(Hook):
     def __init__(self, folder: Path, every: int, console: Console) -> None:
         self.file, self.every, self.console = folder / "log.jsonl", every, console
         self.clock: tuple[float, int] | None = None
+        self.last = 0  # images of the last line
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
         # Rich draws a bar in a notebook through ipywidgets, and prints a warning where it is not installed.
         bar = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
@@ -39,6 +42,7 @@ class Log(Hook):
         """Start the clock and the progress bar."""
         self.clock = (time.perf_counter(), session.state.images)
         if session.accelerator.is_main_process:
+            self.last = max((record["images"] for record in read(self.file)), default=0)
             self.progress.update(self.task, total=session.run.images, completed=session.state.images)
             self.progress.start()
 
@@ -48,13 +52,18 @@ class Log(Hook):
         assert self.clock is not None
         seconds, done = time.perf_counter() - self.clock[0], images - self.clock[1]
         self.clock = (time.perf_counter(), images)
-        skipped = {f"{name}/skipped": int(player.skipped) for name, player in session.state.players.items()}
+        counts = player_numbers(session)
         if session.accelerator.is_main_process:
-            speed = done / seconds
+            speed, memory = done / seconds, peak_memory(session.accelerator.device)
             timing = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1), "at": round(time.time(), 3)}
+            timing["peak_memory_gib"] = round(memory, 4)
+            changes = [change for change in session.state.changes if self.last <= change["images"] < images]
+            told = {"changes": changes} if changes else {}
+            self.last = images
             with tolerate_disk_errors(f"{self.file}: the line at {images:,} images is"):
-                append(self.file, {"images": images, **means, **skipped, "time": timing})
-            log_numbers(session.accelerator, {**means, **skipped, "images_per_second": speed}, images)
+                append(self.file, {"images": images, **told, **means, **counts, "time": timing})
+            machine = {"images_per_second": speed, "peak_memory_gib": memory}
+            log_numbers(session.accelerator, {**means, **counts, **machine}, images)
             self._show(session, means, speed)
 
     def _show(self, session: Session, means: dict[str, float], speed: float) -> None:
@@ -73,6 +82,18 @@ class Log(Hook):
     def stop(self) -> None:
         """Remove the progress bar."""
         self.progress.stop()
+
+
+def player_numbers(session: Session) -> dict[str, float]:
+    """Return the learning rate of the last update of each player, and the numbers of its updates and skipped updates.
+
+    The host waits for the device here.
+    """
+    run, images, found = session.run, session.state.images, dict[str, float]()
+    for name, player in session.state.players.items():
+        found[f"{name}/lr"] = player.learning_rate(max(0, images - run.batch_size), run.images)
+        found |= {f"{name}/updates": player.updates, f"{name}/skipped": int(player.skipped)}
+    return found
 
 
 def with_ratios(means: dict[str, float]) -> dict[str, float]:

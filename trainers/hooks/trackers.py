@@ -7,7 +7,7 @@ import importlib.util
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from distill.public_text import without_names
 from trainers.engine.collectives import on_main_process
 from trainers.io.atomic import atomic_file
 from trainers.io.console import tolerate_disk_errors
-from trainers.recipe.public import public_recipe
+from trainers.recipe.public import public_changes, public_recipe
 from trainers.recipe.run import Experiment
 
 PROJECT = "distill-onestep"
@@ -50,7 +50,12 @@ def check_trackers(run: Experiment) -> None:
 
 
 def start_trackers(
-    run: Experiment, folder: Path, accelerator: Accelerator, console: Console, fresh: bool = False
+    run: Experiment,
+    folder: Path,
+    accelerator: Accelerator,
+    console: Console,
+    fresh: bool = False,
+    changes: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Start the trackers of a run on the main process. Collective.
 
@@ -62,12 +67,15 @@ def start_trackers(
         accelerator: Starts the trackers.
         console: Where it is said that wandb records offline.
         fresh: Whether the run begins, with curves of its own.
+        changes: The changes that resumes have made, which the trackers get beside the recipe.
 
     Raises:
         OSError: A file of a tracker cannot be written.
     """
+    # One text, and always there, so that a resume from an older checkpoint replaces what an earlier one has sent.
+    config = _flat(public_recipe(run)) | {"changes": json.dumps(public_changes(changes))}
     if run.tracking:  # an error of the disk ends all ranks
-        on_main_process(accelerator, partial(_start, run, folder, accelerator, console, fresh))
+        on_main_process(accelerator, partial(_start, run, folder, accelerator, console, fresh, config))
 
 
 def log_numbers(accelerator: Accelerator, numbers: dict[str, Any], images: int) -> None:
@@ -76,8 +84,10 @@ def log_numbers(accelerator: Accelerator, numbers: dict[str, Any], images: int) 
         accelerator.log(numbers, step=images)
 
 
-def _start(run: Experiment, folder: Path, accelerator: Accelerator, console: Console, fresh: bool) -> None:
-    """Start the trackers, as `start_trackers` does."""
+def _start(
+    run: Experiment, folder: Path, accelerator: Accelerator, console: Console, fresh: bool, config: dict[str, Any]
+) -> None:
+    """Start the trackers, as `start_trackers` does, with their `config`."""
     settings: dict[str, Any] = {}
     if "wandb" in run.tracking:
         name = without_names(run.name)
@@ -91,7 +101,7 @@ def _start(run: Experiment, folder: Path, accelerator: Accelerator, console: Con
         if not _wandb_login():
             settings["wandb"]["mode"] = "offline"
             console.print("wandb: no login found, recording offline; `wandb sync` uploads it later", style="yellow")
-    start = partial(accelerator.init_trackers, PROJECT, _flat(public_recipe(run)), settings)
+    start = partial(accelerator.init_trackers, PROJECT, config, settings)
     try:
         with _nameless_tensorboard():
             start()

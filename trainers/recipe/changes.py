@@ -7,7 +7,7 @@ from typing import Any
 from distill.errors import UserError
 from trainers.recipe.load import build_experiment, load_run, resolve, resolve_paths
 from trainers.recipe.run import Run, TeacherRun
-from trainers.recipe.strict_yaml import diff, dump
+from trainers.recipe.strict_yaml import diff, difference_lines, differences, dump
 
 PLACES = {"teacher", "start", "cache", "pairs.folder", "data.path"}
 """The keys that are paths, whose content is compared by its hash."""
@@ -36,6 +36,12 @@ def load_moved_run(folder: Path, changes: Mapping[str, Any]) -> Run | TeacherRun
     return moved
 
 
+def recipe_changes(state: Mapping[str, Any], run: Run | TeacherRun) -> dict[str, tuple[Any, Any]]:
+    """Return the values (before, after) of each dotted key that changed since the checkpoint with this `state`."""
+    # Built and dumped, so that keys that are newer than the checkpoint get their defaults.
+    return differences(dump(build_experiment(state["recipe"], "checkpoint")), dump(run))
+
+
 def accepted_changes(state: Mapping[str, Any], run: Run | TeacherRun, allow: Iterable[str] = ()) -> list[str]:
     """Return a line for each key that changed since the checkpoint with this `state`.
 
@@ -45,14 +51,19 @@ def accepted_changes(state: Mapping[str, Any], run: Run | TeacherRun, allow: Ite
         allow: Further keys whose change the user accepts. Keys inside them are accepted too.
 
     Raises:
-        UserError: A key changed that may change the training, and the user has not accepted it.
+        UserError: A key changed that may change the training, and the user has not accepted it. Or `images` was
+            lowered below the images that are done.
     """
-    # Built and dumped, so that keys that are newer than the checkpoint get their defaults.
-    before = dump(build_experiment(state["recipe"], "checkpoint"))
-    changes = {line.partition(":")[0]: line for line in diff(before, dump(run))}
+    changes, done = recipe_changes(state, run), state["images"]
+    if "images" in changes and run.images < done:  # a run may end a part of a batch beyond its last image
+        raise UserError(
+            f"images: {run.images:,} is below the {done:,} that '{run.name}' has trained on; give {done:,} or more"
+        )
     free = tuple(f"{key}." for key in FREE_KEYS.union(allow))  # the dot, so that a key is no beginning of another one
-    refused = {k: line for k, line in changes.items() if not k.endswith("_every") and not f"{k}.".startswith(free)}
-    if refused:
+    kept = {key for key in changes if key.endswith("_every") or f"{key}.".startswith(free)}
+    if refused := {key: pair for key, pair in changes.items() if key not in kept}:
         options = " ".join(f"--allow {key}" for key in refused)
-        raise UserError(f"{', '.join(refused.values())}: this would change what is trained; {options} accepts it")
-    return [f"changed since the checkpoint: {line}" for line in changes.values()]
+        raise UserError(
+            f"{', '.join(difference_lines(refused))}: this would change what is trained; {options} accepts it"
+        )
+    return [f"changed since the checkpoint: {line}" for line in difference_lines(changes)]

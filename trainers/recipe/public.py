@@ -1,6 +1,7 @@
 """A recipe as it may be published: in the card of an export, and to trackers."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from distill.annotations import LocalPath
@@ -22,6 +23,28 @@ def public_recipe(run: Any) -> dict[str, Any]:
         if value is not None and value != field.default:
             plain[field.name] = _public(field.name, value, plain[field.name], hints[field.name])
     return plain
+
+
+def public_changes(changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the changes that resumes have made as they may be published. A change of a path alone is left out.
+
+    Args:
+        changes: The changes, in the form of `trainers.checkpoints.formats.Change`.
+    """
+    found = []
+    for change in changes:
+        pairs = {key: _public_pair(key, pair) for key, pair in change["changed"].items()}
+        if changed := {
+            key: pair for key, pair in pairs.items() if pair["old"] != pair["new"] or REMOVED in pair.values()
+        }:
+            found.append({"images": change["images"], "changed": changed})
+    return found
+
+
+def _public_pair(key: str, pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a dotted key before and after a change, as they may be published."""
+    name = key.rpartition(".")[2]  # which says whether the value is a secret
+    return {side: public_value({name: value})[name] for side, value in pair.items()}
 
 
 def _public(name: str, value: Any, plain: Any, hint: Any) -> Any:

@@ -181,11 +181,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return a line for each key that differs between two mappings, such as 'objective.alpha: 1.2 -> 1.0'."""
+    return difference_lines(differences(old, new))
 
-    def shown(value: Any) -> str:
-        return ABSENT if value is ABSENT else repr(value)
 
-    return [f"{key}: {shown(was)} -> {shown(now)}" for key, (was, now) in differences(old, new).items()]
+def difference_lines(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return a line for each of the `differences` of two mappings."""
+    shown = {key: [value if value is ABSENT else repr(value) for value in pair] for key, pair in found.items()}
+    return [f"{key}: {was} -> {now}" for key, (was, now) in shown.items()]
 
 
 def _error(where: Where, key: str, text: str, subject: str = "key") -> UserError:

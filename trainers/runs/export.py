@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import UserError
 from distill.public_text import public_value
-from trainers.recipe.public import public_recipe
+from trainers.recipe.public import public_changes, public_recipe
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import to_yaml
 from trainers.runs.distillation import teacher_identity
@@ -59,6 +59,7 @@ def card_facts(trained: TrainedModel, run: Run) -> CardFacts:
         metrics=public_value(metrics_of(trained)),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         recipe=to_yaml(recipe),
+        changes=public_changes(trained.weights.changes),
     )
 
 

@@ -18,7 +18,7 @@ from distill.generator import Generator
 from distill.records import read_record
 from distill.teachers import load_denoiser
 from trainers.checkpoints import checkpoint
-from trainers.checkpoints.formats import Posthoc, read_best
+from trainers.checkpoints.formats import Change, Posthoc, read_best
 from trainers.engine.finite import not_finite
 from trainers.engine.networks import set_precision
 from trainers.engine.player import frozen_names
@@ -174,7 +174,25 @@ def _read_weights(
             module.to(device).requires_grad_(False).eval()
     std = description.get("std")
     average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
-    return Weights(model, teacher, description["images"], average, frozen)
+    changes, names = _history(folder, which, description)
+    return Weights(model, teacher, description["images"], average, frozen, changes, names)
+
+
+def _history(
+    folder: Path, which: str, description: Mapping[str, Any]
+) -> tuple[Sequence[Change], tuple[str, ...] | None]:
+    """Return the changes that resumes made before averaged weights were there, and the names of the classes.
+
+    Args:
+        folder: The run folder.
+        which: The average, as in `load_trained`.
+        description: The description of the weights. That of best/ has changes of its own, since it may be of images
+            that a resume has dropped.
+    """
+    state = checkpoint.newest_state(folder / "checkpoints") or {}
+    changes = (state if which.startswith("posthoc") else description).get("changes", [])
+    names = (state.get("data") or {}).get("class_names")
+    return [one for one in changes if one["images"] < description["images"]], tuple(names) if names else None
 
 
 def _load_average(

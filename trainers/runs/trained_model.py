@@ -1,6 +1,6 @@
 """The trained model of a run, with its teacher and its data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.generator import Generator
+from trainers.checkpoints.formats import Change
 from trainers.data import Dataset
 from trainers.data.encode import DatasetEncoder
 from trainers.engine.sampler import Sampler, make_sampler
@@ -27,6 +28,8 @@ class Weights(NamedTuple):
         images: The number of images that the model was trained on.
         average: The kind of average, in words.
         frozen_names: The parameters of the model that did not train. Checkpoints lack them.
+        changes: The changes that resumes made before these images.
+        class_names: The names of the classes, by number. None where they have none.
     """
 
     model: Generator | Denoiser
@@ -34,6 +37,8 @@ class Weights(NamedTuple):
     images: int
     average: str
     frozen_names: frozenset[str]
+    changes: Sequence[Change] = ()
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(eq=False)
