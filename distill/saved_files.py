@@ -4,14 +4,18 @@ safetensors writes each file under a private temporary name, and so leaves it re
 header of up to 100 MB, which takes gigabytes and minutes, and diffusers parses an index of any size.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 import struct
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_BYTES = 2**24  # of a JSON file, and of the header of a safetensors file: 300,000 tensors
 

@@ -1,13 +1,17 @@
 """Weights as files hold them: their names, shapes, dtypes and numbers are checked before a network takes them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from distill.errors import UserError, require
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS_IN_FILES = ("F16", "BF16", "F32", "F64")
+"""The names of these dtypes in safetensors files."""
 
 
 def check_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -33,6 +37,26 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
     """Raise UserError if a number in the weights `state` is not finite."""
     for key, value in state.items():
         require(is_finite(value), f"weights: '{key}' holds numbers that are not finite")
+
+
+def check_loaded(model: nn.Module, files: Iterable[Path]) -> None:
+    """Check the weights that a library has loaded and cast.
+
+    Args:
+        model: The model with its weights.
+        files: The safetensors files that it was loaded from, which may hold further tensors.
+
+    Raises:
+        UserError: A file holds other than floating-point numbers for a weight, or a weight is not finite.
+    """
+    state = model.state_dict()
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for key in state.keys() & set(opened.keys()):
+                kind = opened.get_slice(key).get_dtype()
+                right = not state[key].is_floating_point() or kind in FLOATS_IN_FILES
+                require(right, f"weights: '{key}' is of {kind} in {file.name}, the network's is of {state[key].dtype}")
+    check_finite(state)
 
 
 def is_finite(value: Tensor) -> bool:

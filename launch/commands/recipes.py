@@ -16,13 +16,14 @@ def recipes(
     """List the shipped recipes, or print one."""
     from trainers.io.console import plain
     from trainers.recipe.shipped import find_recipe, shipped_recipes
+    from trainers.recipe.yaml_text import read_text
 
     console = plain()
     if table:
         console.print(markdown())
         return
     if name is not None:
-        console.print(find_recipe(name).read_text(), end="")
+        console.print(read_text(find_recipe(name)), end="")
         return
     for title, file in shipped_recipes().items():
         first = file.read_text().splitlines()[0].lstrip("# ")

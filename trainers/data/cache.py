@@ -14,15 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import with_config
 from rich.console import Console
 from rich.progress import track
+from safetensors import SafetensorError
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from distill.errors import UserError
+from distill.records import STRICT, Count, read_record
 from distill.saved_files import load_tensors, tensor_bytes
 from trainers.data.shards import Table
 from trainers.io.atomic import atomic_file, sha256
 
 DEFAULT_CACHE = "~/.cache/distill"
+
+
+@with_config(STRICT)
+class Receipt(TypedDict):
+    """The receipt of a shard: its size in bytes, its time of change in nanoseconds, and its hash."""
+
+    bytes: Count
+    time: int
+    sha256: str
+
 
 Make = Callable[[int, int], Mapping[str, Tensor]]
 """(first, last) -> {column: its rows first ... last-1, [N, ...]}."""
@@ -57,14 +72,14 @@ class Cache:
         folder = self.root / what / hashlib.sha256(text.encode()).hexdigest()[:32]
         starts = range(0, count, length)
         files = {folder / f"{first // length:06d}.safetensors": (first, min(first + length, count)) for first in starts}
-        if missing := {file: span for file, span in files.items() if not is_intact(file)}:
+        if missing := {file: span for file, span in files.items() if not is_intact(file, span[1] - span[0])}:
             folder.mkdir(parents=True, exist_ok=True)
             _write_origin(folder, json.dumps(description, indent=2) + "\n")
             no_bar = not self.console.is_terminal
             for rest in track(_fill(missing, make), what, len(missing), console=self.console, disable=no_bar):
                 if no_bar:
                     self.console.print(f"{what}: {count - rest:,} of {count:,}")
-        return Table(count, tuple(load_tensors(file) for file in files))
+        return Table(count, tuple(load_tensors(file) for file in files), folder)
 
 
 def _write_origin(folder: Path, text: str) -> None:
@@ -91,7 +106,7 @@ def _fill(missing: Mapping[Path, tuple[int, int]], make: Make) -> Iterator[int]:
         for file, (first, last) in list(open_shards.items()):
             try:
                 with FileLock(file.with_suffix(".lock"), blocking=wait):
-                    if not is_intact(file):  # another process may have written it since
+                    if not is_intact(file, last - first):  # another process may have written it since
                         _write(file, make(first, last))
             except Timeout:
                 continue
@@ -114,13 +129,20 @@ def receipt_of(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def is_intact(file: Path) -> bool:
-    """Return whether a shard matches its receipt, by size and time, or by size and hash if the time differs."""
+def is_intact(file: Path, rows: int | None = None) -> bool:
+    """Return whether a shard matches its receipt, by size and time, or by size and hash if the time differs.
+
+    Args:
+        file: The shard.
+        rows: The number of its rows. None for any.
+    """
     try:
-        receipt, stat = json.loads(receipt_of(file).read_text()), file.stat()
-        if stat.st_size != receipt["bytes"]:
-            return False
+        receipt, stat = read_record(receipt_of(file), Receipt), file.stat()
         # The time spares the hash: a shard that was copied to another disk is read once.
-        return bool(stat.st_mtime_ns == receipt["time"]) or sha256(file) == receipt["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if stat.st_size != receipt["bytes"] or (
+            stat.st_mtime_ns != receipt["time"] and sha256(file) != receipt["sha256"]
+        ):
+            return False
+        return rows is None or all(value.shape[:1] == (rows,) for value in load_tensors(file).values())
+    except (OSError, UserError, SafetensorError):
         return False

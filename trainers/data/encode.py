@@ -78,7 +78,12 @@ class DatasetEncoder:
         try:
             table = self._tables("text", encoder)
             null = table(_hash(["null", negative]), 1, 1, encode_null).rows(FIRST)
+            cut = getattr(encoder, "cut", 0)  # an encoder of the user's own need not count
             embeddings = table(_hash(distinct), len(distinct), _shard_length(null), encode)
+            if cut := getattr(encoder, "cut", 0) - cut:
+                longer = f"text: {cut:,} of {len(distinct):,} prompts are longer than the {encoder.longest} tokens"  # type: ignore[attr-defined]
+                plain(stderr=True, quiet=self.quiet).print(f"{longer} that the teacher reads; their ends are left out")
+            embeddings.check_like(null)
         finally:
             encoder.free()
         teacher.network.null = Condition(null).map(lambda value: value[0].to(self.device))
@@ -104,6 +109,7 @@ class DatasetEncoder:
                     f" the teacher's samples are {list(shape)}"
                 )
             latents = table(content, dataset.count, _shard_length(row), encode)
+            latents.check_like(row)
         finally:
             encoder.free()
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, cast
 
+import torch
 from pydantic import Field, with_config
 from safetensors import SafetensorError
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from distill.conditions import Condition
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.records import STRICT, Count, read_record
 from distill.saved_files import load_tensors
+from distill.weights import FLOATS, is_finite
 from trainers.data.shards import Table
 
 DESCRIPTION = "pairs.json"
@@ -54,11 +56,9 @@ class PairSet(Table):
     """ODE pairs in a folder: a table of `noise` and `target` [N, C, *spatial], with the columns of the condition.
 
     Attributes:
-        folder: The folder.
         teacher: The hash of the teacher that made the samples.
     """
 
-    folder: Path
     teacher: str
 
     def check_teacher(self, teacher: str) -> None:
@@ -113,7 +113,31 @@ def open_pairs(folder: Path, shape: tuple[int, ...], classes: int) -> PairSet:
     if done != count:
         raise UserError(f"pairs: '{folder}' holds {done:,} of {count:,} pairs; `distill pairs` goes on from there")
     opened = tuple(_shard(folder / name, shard["bytes"]) for name, shard in shards.items())
+    for name, columns in zip(shards, opened, strict=True):
+        try:
+            _check_columns(columns, shape, classes)
+        except UserError as error:
+            raise UserError(f"pairs: '{folder / name}': {error}") from error
     return PairSet(count, opened, folder, description["teacher"])
+
+
+def _check_columns(columns: Mapping[str, Tensor], shape: tuple[int, ...], classes: int) -> None:
+    """Raise UserError if the columns of a shard are not pairs of this shape and number of classes, or not finite."""
+    for name in ("noise", "target"):
+        form = tuple(columns[name].shape[1:]) if name in columns and columns[name].ndim else None
+        require(form == shape, f"'{name}' is of shape {form}, the teacher's samples {shape}")
+        require(columns[name].dtype in FLOATS, f"'{name}' is of {columns[name].dtype}")
+    labels = columns.get("label")
+    require((labels is not None) == (classes > 0), f"it has {'no' if classes else 'a'} column 'label'")
+    if labels is not None:
+        require(labels.dtype == torch.int64 and labels.ndim == 1 and labels.numel() > 0, "'label' is no list of labels")
+        low, high = labels.aminmax()
+        require(
+            0 <= int(low) <= int(high) < classes, f"'label' must be from 0 to {classes - 1}, goes from {low} to {high}"
+        )
+    for name, value in columns.items():
+        require(name in ("noise", "target", "label") or name.startswith("cond."), f"'{name}' is no column of pairs")
+        require(is_finite(value), f"'{name}' is not finite")
 
 
 def _shard(file: Path, size: int) -> dict[str, Tensor]:

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import with_config
 from rich.console import Console
 from rich.progress import track
+from typing_extensions import TypedDict
 
+from distill.errors import UserError
+from distill.records import STRICT, Count, read_record
 from trainers.data.pictures import Pictures
 from trainers.data.pixels import (
     MAX_FILE_BYTES,
@@ -33,6 +37,14 @@ LARGE = 2**24  # pixels; pictures of more are decoded one at a time, for the sak
 RULES = f"1: {MAX_PIXELS} pixels, {MAX_FILE_BYTES} bytes"  # what the result depends on beside the pictures
 
 _large = threading.Lock()
+
+
+@with_config(STRICT)
+class ScanRecord(TypedDict):
+    """The content of the file of a scan."""
+
+    damaged: list[tuple[Count, str]]
+    converted: bool
 
 
 @dataclass(frozen=True)
@@ -80,13 +92,11 @@ def _key(pictures: Pictures) -> str:
 
 def _read(file: Path, count: int) -> Scan | None:
     """Return the result in a file. None if there is none, or if it is damaged."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with suppress(OSError, UserError):
+        content = read_record(file, ScanRecord)
         damaged = dict(content["damaged"])
-        good = all(isinstance(n, int) and 0 <= n < count and isinstance(why, str) for n, why in damaged.items())
-        return Scan(damaged, bool(content["converted"])) if good else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
+        return Scan(damaged, content["converted"]) if max(damaged, default=-1) < count else None
+    return None
 
 
 def _scan(pictures: Pictures, name: str, console: Console) -> Scan:

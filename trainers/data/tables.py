@@ -4,7 +4,8 @@ import codecs
 import csv
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,22 @@ def local_path(path: str) -> Path:
     return Path(path).expanduser()
 
 
+@contextmanager
+def bars_on_a_terminal() -> Iterator[None]:
+    """Hide the progress bars of `datasets` where stderr is no terminal, and show them afterwards."""
+    import datasets
+
+    hide = not datasets.are_progress_bars_disabled() and not plain(stderr=True).is_terminal
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets.enable_progress_bars()
+
+
+@bars_on_a_terminal()
 def open_rows(path: str, split: str, config: str | None) -> Any:
     """Open a table by the `datasets` library, and return its datasets.Dataset.
 
@@ -74,6 +91,7 @@ def open_rows(path: str, split: str, config: str | None) -> Any:
         raise UserError(f"data: cannot load '{path}': {tried}{one_line(error)}") from error
 
 
+@bars_on_a_terminal()
 def open_files(path: str, files: Mapping[str, Sequence[Path]], split: str) -> Any:
     """Open files of one format as one table, in this order, and return its datasets.Dataset.
 
@@ -152,13 +170,15 @@ def _check_hub_id(path: str) -> None:
 
 
 def _check_encoding(file: Path) -> None:
-    """Raise UserError when a file of text is not in UTF-8."""
+    """Raise UserError when a file of text is not in UTF-8, or holds a zero byte, as no text does."""
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
     with file.open("rb") as stream:
         while True:
             part = stream.read(2**20)
             if position == 0 and (wide := ENCODINGS.get(part[:2])):
                 raise UserError(f"data: '{file}' is in {wide}; save it in UTF-8")
+            if (zero := part.find(b"\0")) >= 0:
+                raise UserError(f"data: '{file}' is no text: its byte number {position + zero:,} is zero")
             try:
                 decoder.decode(part, final=not part)
             except UnicodeDecodeError as error:
@@ -175,9 +195,15 @@ def _states_its_files(folder: Path) -> bool:
     """Return whether the README.md of a folder states the files of its splits, as clones from the hub do."""
     readme = folder / "README.md"
     try:
-        return readme.is_file() and re.match(r"---\n(.*\n)*?configs:", readme.read_text("utf-8")[:20_000]) is not None
+        return readme.is_file() and re.match(r"---\n(.*\n)*?configs:", _beginning(readme)) is not None
     except (OSError, ValueError):
         return False
+
+
+def _beginning(file: Path) -> str:
+    """Return the beginning of a text file."""
+    with file.open(encoding="utf-8") as stream:
+        return stream.read(20_000)
 
 
 def _files_of_splits(folder: Path, path: str, split: str) -> dict[str, list[Path]]:

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distill.errors import naming_final
+from distill.saved_files import open_regular
 
 
 def sha256(file: Path) -> str:
     """Return the SHA-256 of a file."""
-    with file.open("rb", buffering=0) as stream:
-        # Unbuffered, since `file_digest` has a buffer of its own and reads the file in blocks.
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

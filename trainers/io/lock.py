@@ -2,11 +2,13 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from distill.errors import UserError
+from distill.saved_files import read_bounded
 
 LOCK = ".lock"
 
@@ -22,7 +24,10 @@ def take_lock(lock: FileLock) -> None:
     try:
         lock.acquire()
     except Timeout:
-        owner = file.read_text().strip() or "another process"
+        owner = ""
+        with suppress(OSError, ValueError):
+            owner = " ".join(read_bounded(file, 1_000).decode().split())[:200]
+        owner = owner or "another process"
         raise UserError(f"'{file.parent}' is in use by {owner}; end that run, or take another folder") from None
     # For the message above in another process. Which process has the lock, the system knows.
     file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")

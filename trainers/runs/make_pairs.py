@@ -23,6 +23,7 @@ from distill.sampling import heun_steps, sample
 from distill.saved_files import tensor_bytes
 from distill.teachers import DESCRIPTION as TEACHER
 from distill.teachers import load_denoiser
+from distill.weights import is_finite
 from trainers.data import Data, DataFree, Dataset
 from trainers.data.batches import inputs
 from trainers.data.cache import DEFAULT_CACHE
@@ -104,6 +105,10 @@ def make_pairs(
                 parts = torch.arange(first, first + rows, device=device).split(batch)
                 pairs = [_solve(denoiser, settings, dataset, index) for index in parts]
                 columns = {name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}
+                if not is_finite(columns["target"]):
+                    raise UserError(
+                        f"teacher: '{teacher}' gives samples that are not finite; nothing of them was written"
+                    )
                 with atomic_file(file) as staging:
                     staging.write_bytes(tensor_bytes(columns))
                 shards[file.name] = {"pairs": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}

@@ -10,6 +10,7 @@ import torch
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
+from distill.saved_files import read_bounded
 from distill.teachers import DESCRIPTION, denoiser_files
 from trainers.io.atomic import sha256
 
@@ -74,8 +75,8 @@ def _content_hash(file: Path) -> str:
     if file.suffix != ".json" or file.name == DESCRIPTION:
         return of_bytes
     try:
-        content: Any = json.loads(file.read_bytes())
+        content: Any = json.loads(read_bounded(file))
         kept = {key: value for key, value in content.items() if key not in IRRELEVANT}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-    except (ValueError, AttributeError, RecursionError):  # no JSON object
+    except (OSError, ValueError, AttributeError, RecursionError):  # no JSON object, or a large one
         return of_bytes

@@ -16,6 +16,8 @@ from filelock import FileLock
 from rich.console import Console
 from torch import Tensor
 
+from distill.errors import UserError
+from distill.saved_files import load_tensors, tensor_bytes
 from tests.texts import embedding, write_text_teacher
 from tests.tiny import launch
 from trainers.data.cache import Cache, Table, receipt_of
@@ -73,7 +75,14 @@ def test_another_origin_is_another_table(tmp_path: Path) -> None:
 
 def test_it_needs_no_right_to_write_once_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table(tmp_path, [])
-    for name in ("replace", "mkdir", "open"):
+    read = os.open
+
+    def open_for_reading(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        assert not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT), "it writes"
+        return read(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", open_for_reading)
+    for name in ("replace", "mkdir"):
         monkeypatch.setattr(os, name, lambda *a, **k: pytest.fail("it writes"))
     table(tmp_path, [])
 
@@ -92,7 +101,52 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "no receipt": lambda file: receipt_of(file).unlink(),
     "empty receipt": lambda file: receipt_of(file).write_text(""),
     "wrong receipt": lambda file: receipt_of(file).write_text("[1]"),
+    "deep receipt": lambda file: receipt_of(file).write_text("[" * 200_000),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "a receipt that is a pipe": lambda file: (receipt_of(file).unlink(), os.mkfifo(receipt_of(file))),
+    "fewer rows": lambda file: replace(file, {name: value[:-1].clone() for name, value in load_tensors(file).items()}),
+    "no tensors but a right receipt": lambda file: forge(file, b"\0" * 100),
 }
+
+
+def forge(file: Path, content: bytes) -> None:
+    """Write a shard with a receipt that matches it."""
+    file.write_bytes(content)
+    stat = file.stat()
+    receipt = {"bytes": stat.st_size, "time": stat.st_mtime_ns, "sha256": atomic.sha256(file)}
+    receipt_of(file).write_text(json.dumps(receipt))
+
+
+def replace(file: Path, columns: dict[str, Tensor]) -> None:
+    forge(file, tensor_bytes(columns))
+
+
+FORGED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "another shape": (lambda value: value[..., None].clone(), "column '.*' of shard 1 has another form$"),
+    "another dtype": (lambda value: value.to(torch.int8), "column '.*' of shard 1 has another form$"),
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_shards_that_do_not_fit_together_are_refused(how: str, tmp_path: Path) -> None:
+    table(tmp_path, [])
+    change, message = FORGED[how]
+    file = sorted(tmp_path.rglob("*.safetensors"))[1]
+    replace(file, {name: change(value) for name, value in load_tensors(file).items()})
+    with pytest.raises(UserError, match=f"^'{file.parent}': {message}"):
+        table(tmp_path, [])
+
+
+def test_rows_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    shards = ({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([float("nan")])})
+    made = Table(3, shards, folder)
+    assert made.rows(torch.tensor([1, 0]))["a"].tolist() == [2.0, 1.0]
+    with pytest.raises(UserError, match=rf"^'{folder}': column 'a' is not finite in rows \[0, 2\]$"):
+        made.rows(torch.tensor([0, 2]))
+    for count in (2, 4):
+        with pytest.raises(UserError, match=f"^'{folder}': "):
+            Table(count, shards, folder)
 
 
 @pytest.mark.parametrize("how", DAMAGE)

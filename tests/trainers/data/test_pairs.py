@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill import Random, UserError
@@ -166,6 +168,68 @@ def test_pairs_that_do_not_fit_are_refused(teachers: Path, tmp_path: Path) -> No
     assert refusal(lambda: opened(tmp_path / "p", edm)).startswith(f"pairs: cannot read '{shard}' (FileNotFoundError)")
     (tmp_path / "p/pairs.json").write_text("{")
     assert refusal(lambda: opened(tmp_path / "p", edm)).startswith(f"pairs: '{tmp_path / 'p/pairs.json'}' is damaged")
+
+
+def forge(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Change the tensors of the first shard, and list the new size and hash."""
+    shard, description = folder / "pairs-00000.safetensors", json.loads((folder / "pairs.json").read_text())
+    tensors = load_file(shard)
+    change(tensors)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, shard)
+    description["shards"][shard.name] |= {"bytes": shard.stat().st_size, "sha256": atomic.sha256(shard)}
+    (folder / "pairs.json").write_text(json.dumps(description))
+
+
+FORGED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "no targets": (lambda t: t.pop("target"), "'target' is of shape None, the teacher's samples (1, 8, 8)"),
+    "another shape": (lambda t: t.update(noise=t["noise"][:, :, :4]), "'noise' is of shape (1, 4, 8), the teacher's"),
+    "whole numbers": (lambda t: t.update(target=t["target"].to(torch.int8)), "'target' is of torch.int8"),
+    "no number": (lambda t: t["target"][3].fill_(float("nan")), "'target' is not finite"),
+    "infinity": (lambda t: t["noise"][0].fill_(-float("inf")), "'noise' is not finite"),
+    "no labels": (lambda t: t.pop("label"), "it has no column 'label'"),
+    "labels in fractions": (lambda t: t.update(label=t["label"].float()), "'label' is no list of labels"),
+    "a label too high": (lambda t: t["label"][0].fill_(10), "'label' must be from 0 to 9, goes from "),
+    "a label below 0": (lambda t: t["label"][0].fill_(-1), "'label' must be from 0 to 9, goes from -1 to "),
+    "another column": (lambda t: t.update(more=torch.ones(8)), "'more' is no column of pairs"),
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_pairs_of_other_content_are_refused(how: str, teachers: Path, tmp_path: Path) -> None:
+    folder, edm = teachers / "pairs", teachers / "edm"
+    change, message = FORGED[how]
+    shutil.copytree(folder, tmp_path / "p")
+    forge(tmp_path / "p", change)
+    shard = tmp_path / "p" / "pairs-00000.safetensors"
+    assert refusal(lambda: opened(tmp_path / "p", edm)).startswith(f"pairs: '{shard}': {message}")
+
+
+def test_shards_of_other_lengths_are_refused(teachers: Path, tmp_path: Path) -> None:
+    folder, edm = teachers / "pairs", teachers / "edm"
+    shutil.copytree(folder, tmp_path / "p")
+    forge(tmp_path / "p", lambda t: t.update({name: value[:5] for name, value in t.items()}))
+    assert refusal(lambda: opened(tmp_path / "p", edm)).startswith(f"'{tmp_path / 'p'}': shard 1 ")
+
+
+DESCRIPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a folder elsewhere": (lambda d: d["shards"].update({"../x": d["shards"].popitem()[1]}), "key 'shards.../x.[key]'"),
+    "count in words": (lambda d: d.update(count="20"), "key 'count': must be a valid integer, got '20'"),
+    "shape in words": (lambda d: d.update(shape=["1", 8, 8]), "key 'shape.0': must be a valid integer, got '1'"),
+    "classes below 0": (lambda d: d.update(classes=-1), "key 'classes': must be greater than or equal to 0, got -1"),
+    "shards of a list": (lambda d: d.update(shards=[]), "key 'shards': must be an object, got []"),
+    "more": (lambda d: d.update(more=1), "key 'more': is no key of this file"),
+}
+
+
+@pytest.mark.parametrize("how", DESCRIPTIONS)
+def test_descriptions_are_checked_in_full(how: str, teachers: Path, tmp_path: Path) -> None:
+    folder, edm = teachers / "pairs", teachers / "edm"
+    change, message = DESCRIPTIONS[how]
+    description = json.loads((folder / "pairs.json").read_text())
+    change(description)
+    (tmp_path / "pairs.json").write_text(json.dumps(description))
+    line = f"pairs: '{tmp_path / 'pairs.json'}' is damaged: {message}"
+    assert refusal(lambda: opened(tmp_path, edm)).startswith(line)
 
 
 # Drawing from them
