@@ -51,6 +51,17 @@ def test_a_diffusers_pipeline(distill: Command, tmp_path: Path) -> None:
     assert load_denoiser(tmp_path / "teacher").prediction == "eps"
 
 
+@pytest.mark.parametrize("settings", [{"in_channels": 5}, {"sample_size": None}])
+def test_a_network_that_cannot_be_called_is_one_line(
+    settings: dict[str, object], distill: Command, tmp_path: Path
+) -> None:
+    save_pipeline(tmp_path / "pipeline", CONFIG | settings)
+    result = distill("import", "diffusers", tmp_path / "pipeline", "teacher")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert result.err.startswith(f"distill: teacher: '{tmp_path / 'pipeline'}': ")
+    assert not os.listdir(tmp_path / "cwd")
+
+
 def test_a_hostile_checkpoint(distill: Command, tmp_path: Path) -> None:
     file = write({"ema": Call(os.system, "touch ran")}, tmp_path / "hostile.pkl")
     result = distill("import", "edm", file, "teacher")

@@ -74,10 +74,11 @@ def import_pipeline(source: str, out: Path, resolution: int | None = None, guida
     folder = place if place.is_dir() else download(source)
     check_pipeline(folder)
     console = plain()
-    console.print(f"pipeline    {source}")
     with atomic_folder(out) as staging, named(staging, folder):
         copy_pipeline(folder, staging, resolution=resolution, guidance=guidance)
-        report(load_denoiser(staging))
+        denoiser = load_denoiser(staging)
+        console.print(f"pipeline    {source}")
+        report(denoiser)
     console.print(f"sha256      {teacher_hash(str(out))} of network and scheduler")
     console.print(f"written to  {out}")
 
