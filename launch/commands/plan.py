@@ -27,7 +27,7 @@ def plan(
     The exit code is 1 if it does not fit. The trainer's own code is traced on tensors without values, for which the
     configs of the teacher are enough.
     """
-    from trainers.io.console import plain
+    from trainers.io.console import plain, progress
     from trainers.plan.remedies import cheapest
     from trainers.plan.report import gigabytes, parse_bytes, plan_lines
     from trainers.plan.trace import plan as trace
@@ -36,7 +36,8 @@ def plan(
     nodes = nodes or -(-gpus // 8)
     if gpus % nodes:
         raise UserError(f"--nodes: {nodes} must divide --gpus {gpus}")
-    found = trace(run, gpus)
+    with progress() as say:
+        found = trace(run, gpus, say)
     for line in plan_lines(run, found, nodes):
         console.print(line)
     room = (1 - HEADROOM) * size
@@ -45,7 +46,8 @@ def plan(
         console.print(f"fits: {gigabytes(found.peak.bytes)} in {limit}")
         return
     console.print(f"does not fit: {gigabytes(found.peak.bytes)} in {limit}")
-    changes, better = cheapest(run, gpus, lambda one: one.peak.bytes <= room, found)
+    with progress() as say:
+        changes, better = cheapest(run, gpus, lambda one: one.peak.bytes <= room, found, say)
     if better is None:
         tried = shlex.join(changes) or "any change known here"
         console.print(f"it does not fit with {tried} either: it needs more memory, or a smaller teacher")

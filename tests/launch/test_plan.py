@@ -10,6 +10,7 @@ import yaml
 from distill.errors import UserError
 from tests.launch.conftest import Command
 from tests.tiny import recipe
+from trainers.io import console
 from trainers.plan.ledger import ALL, BETWEEN, WITHIN, Traffic
 from trainers.plan.report import bytes_out, bytes_sent, parse_bytes
 from trainers.plan.trace import Plan
@@ -26,6 +27,18 @@ def test_what_fits_and_what_does_not(distill: Command, teachers: Path) -> None:
     large = distill("plan", "small.yaml", "--gpus", "2", "--memory", "1.2MB")
     assert large.code == 1
     assert "cheapest changes that make it fit: micro_batches=" in large.out.splitlines()[-1]
+
+
+def test_a_slow_plan_says_at_which_step_it_is(
+    distill: Command, teachers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("small.yaml").write_text(yaml.safe_dump(recipe(teachers / "edm")))
+    assert distill("plan", "small.yaml", "--gpus", "2").err == ""
+    monkeypatch.setattr(console, "SECONDS_BETWEEN", 0.0)
+    steps = ["the teacher's configs", *(f"update of the {name}: micro-batch 1 of 1" for name in ("fake", "generator"))]
+    large = distill("plan", "small.yaml", "--gpus", "2", "--memory", "1.2MB").err.splitlines()
+    assert large[:4] == [*steps, "micro_batches=2: the teacher's configs"]
+    assert "micro_batches=2: update of the fake: micro-batch 2 of 2" in large
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
-"""Consoles that print plain lines."""
+"""Consoles that print plain lines, and the progress of slow commands."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+
+SECONDS_BETWEEN = 60.0  # lines of progress in a file
 
 
 def plain(stderr: bool = False, quiet: bool = False) -> Console:
@@ -28,3 +31,25 @@ def tolerate_disk_errors(what: str, then: str = "training goes on") -> Iterator[
         yield
     except OSError as error:
         plain(stderr=True).print(f"{what} not written: {error}; {then}", style="yellow")
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows on stderr at which step a slow command is.
+
+    A terminal shows it in place. A file gets no line in the first minute, and then at most one a minute.
+    """
+    console = plain(stderr=True)
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda step: status.update(step)
+        return
+    last = time.monotonic()
+
+    def say(step: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN:
+            last = time.monotonic()
+            console.print(step)
+
+    yield say

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.lora import Lora
-from trainers.plan.trace import Plan, plan
+from trainers.plan.trace import Plan, plan, silence
 from trainers.recipe.run import PlayerSettings, Run, Sharding
 
 TEACHER_ALONE = Sharding(generator=False, fake=False)
@@ -63,7 +63,9 @@ def _changed(run: Run, change: str, **changes: Any) -> Iterator[tuple[str, Run]]
         yield change, replace(run, **changes)
 
 
-def cheapest(run: Run, processes: int, fits: Callable[[Plan], bool], best: Plan) -> tuple[list[str], Plan | None]:
+def cheapest(
+    run: Run, processes: int, fits: Callable[[Plan], bool], best: Plan, say: Callable[[str], None] = silence
+) -> tuple[list[str], Plan | None]:
     """Return the cheapest changes of a recipe with which the run fits.
 
     The remedies are tried in their order. A remedy that lowers the peak by 1% or more stays, and the next one is tried
@@ -74,6 +76,7 @@ def cheapest(run: Run, processes: int, fits: Callable[[Plan], bool], best: Plan)
         processes: The number of GPUs.
         fits: (plan) -> whether it fits.
         best: The plan of the recipe as it is.
+        say: A function that is told each step.
 
     Returns:
         The changes as key=value, and the plan with them. The plan is None if all remedies together are not enough.
@@ -86,7 +89,7 @@ def cheapest(run: Run, processes: int, fits: Callable[[Plan], bool], best: Plan)
         change, changed = untried[0]
         tried.add(change)
         with suppress(UserError):  # a remedy that cannot be traced is no remedy
-            found = plan(changed, processes)
+            found = plan(changed, processes, lambda step, change=change: say(f"{change}: {step}"))
             if found.peak.bytes < 0.99 * best.peak.bytes:
                 run, best = changed, found
                 # A later value of a key replaces an earlier one.
