@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.lora import adapted
+from distill.networks.network import Network
 from trainers.engine.adam8bit import Adam8bit
 from trainers.engine.ema import EMA
 from trainers.engine.meter import Meter
@@ -76,6 +78,11 @@ class Player:
         own = [m.after_step for m in self.bare.modules() if hasattr(m, "after_step") and not adapted(m)]
         self._after_steps: list[Callable[[], None]] = own  # type: ignore[assignment]
         self._constrain()
+        # A network of the user's own may change its buffers by the samples of its rank, as BatchNorm does its running
+        # statistics. All other networks leave them as they are.
+        changing = [m for m in self.bare.modules() if isinstance(m, Network) and not m.casts_weights]
+        several = accelerator.num_processes > 1
+        self._changing = [buffer for network in changing for buffer in network.buffers()] if several else []
         # Before `freeze`: DDP registers its hooks on the parameters that require gradients at this moment.
         self.module = wrap(self.bare, accelerator)
         named, self.own_optimizer = list(trained.items()), optimizer is not None
@@ -133,6 +140,8 @@ class Player:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._constrain()
+        for buffer in self._changing:  # as DDP does: all ranks go on from those of the main process, as a resume does
+            dist.broadcast(buffer, 0)
         self.updates += 1
         self.skipped += bad
         self.streak = torch.where(bad, self.streak + 1, 0)
@@ -159,7 +168,7 @@ def wrap(network: nn.Module, accelerator: Accelerator) -> nn.Module:
         return network
     ids = [accelerator.device] if accelerator.device.type == "cuda" else None
     settings: dict[str, Any] = {"device_ids": ids, "gradient_as_bucket_view": True}
-    settings[_SYNC_BUFFERS] = False  # buffers are equal on all ranks: nothing to send
+    settings[_SYNC_BUFFERS] = False  # buffers are equal on all ranks, since a step makes them so: nothing to send
     return nn.parallel.DistributedDataParallel(network, **settings)
 
 

@@ -143,6 +143,8 @@ def train(
     for name, player in players.items():
         report[f"{name} after"] = flat(player.parameters)
         report[f"{name} equal on all ranks"] = torch.tensor([same_on_all_ranks(flat(player.parameters))])
+        buffers = list(player.bare.buffers())
+        report[f"{name} buffers equal on all ranks"] = torch.tensor([all(map(same_on_all_ranks, buffers))])
     skipped = torch.tensor([player.counters()["skipped"] for player in players.values()])
     report["skipped"] = session.accelerator.gather(skipped)
     report["bytes"] = torch.tensor([bytes_held(session), gathered.most - gathered.least, built])
