@@ -20,7 +20,7 @@ EXTENSIBLE = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 """The settings of a format that later versions may add keys to."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[float, Field(gt=1e-12, lt=1e12)]
+Positive = Annotated[float, Field(gt=1e-6, lt=1e6)]
 """A number that is positive and within reason."""
 
 

@@ -16,7 +16,8 @@ from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
 from distill.rewards.reward import Reward
-from distill.saved_files import load_tensors
+from distill.saved_files import check_folder, load_tensors
+from distill.weights import check_loaded, fill
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -146,13 +147,20 @@ def _load(source: str) -> tuple[CLIPModel, Any, ClipImages]:
     from transformers import AutoTokenizer, CLIPModel
     from transformers.image_processing_base import ImageProcessingMixin
 
+    folder = Path(source)
     try:
+        if folder.is_dir():
+            check_folder(folder)
         model, info = CLIPModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
         statistics = tuple(settings["image_mean"]), tuple(settings["image_std"])
     except Exception as error:  # transformers and safetensors raise errors of many classes
         raise UserError(f"reward.clip: cannot read '{source}': {type(error).__name__}: {one_line(error)}") from error
+    try:
+        check_loaded(model, folder.glob("*.safetensors") if folder.is_dir() else ())
+    except UserError as error:
+        raise UserError(f"reward.clip: '{source}': {error}") from error
     if info["missing_keys"]:
         raise UserError(f"reward.clip: the weights in '{source}' lack {sorted(info['missing_keys'])[0]}")
     model = model.float().requires_grad_(False).eval()
@@ -172,7 +180,7 @@ def _head(file: str, width: int) -> nn.Sequential:
         for name in names:
             outputs, inputs = tensors[f"{name}.weight"].shape
             layer = nn.Linear(inputs, outputs)
-            layer.load_state_dict({key: tensors[f"{name}.{key}"] for key in ("weight", "bias")})
+            fill(layer, {key: tensors[f"{name}.{key}"] for key in ("weight", "bias")})
             layers.append(layer)
         head = nn.Sequential(*layers)
         score = head(torch.zeros(1, width))

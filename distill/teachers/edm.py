@@ -26,6 +26,7 @@ from distill.teachers.weights_file import read_weights, save_weights
 from distill.weights import fill
 
 BODIES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+LARGEST = 65536  # of a number among the settings
 VARIANTS = {  # the values that published checkpoints have
     "model_type": tuple(BODIES),
     "embedding_type": ("positional", "fourier"),
@@ -60,7 +61,10 @@ class PublishedNetwork(Network):
         super().__init__()
         _check(settings, body, own)
         self.settings, inner = settings, self.published_body[0]
-        self.add_module(inner, body(**{name: value for name, value in settings.items() if name not in own}))
+        try:
+            self.add_module(inner, body(**{name: value for name, value in settings.items() if name not in own}))
+        except Exception as error:  # numbers that do not go together fail anywhere in torch
+            raise UserError(f"network: {body.__name__} cannot be made of these settings: {one_line(error)}") from error
         last = list(self.body.enc)[-1]  # type: ignore[arg-type]
         # the last block of the encoder, and the last block before the decoder's upsampling
         self.taps = {"encoder": f"{inner}.enc.{last}", "middle": f"{inner}.dec.{last.split('_')[0]}_in1"}
@@ -211,6 +215,11 @@ def _check(settings: Mapping[str, Any], body: type[nn.Module], own: Mapping[str,
     levels, resolution = len(settings.get("channel_mult", examples["channel_mult"])), settings["img_resolution"]
     if not levels or not resolution or resolution % 2 ** (levels - 1):
         raise UserError(f"img_resolution: {resolution} cannot be halved {levels - 1} times, as channel_mult says")
+    widest = settings.get("model_channels", 1) * max(settings.get("channel_mult", (1,)))
+    if not 1 <= widest <= LARGEST:
+        raise UserError(f"channel_mult: the widest level must have 1 to {LARGEST:,} channels, got {widest:,}")
+    if not 0 <= settings.get("dropout", 0) <= 1:
+        raise UserError(f"dropout: must be from 0 to 1, got {settings['dropout']}")
     if settings.get("num_blocks", 1) > 64:
         raise UserError(f"num_blocks: must be at most 64, got {settings['num_blocks']}")
 
@@ -228,7 +237,7 @@ def _is_like(value: object, example: object) -> bool:
     if isinstance(example, str):
         return isinstance(value, str)
     numbers = (int, float) if isinstance(example, float) else (int,)
-    return type(value) in numbers and 0 <= cast(float, value) <= 65536
+    return type(value) in numbers and 0 <= cast(float, value) <= LARGEST
 
 
 PUBLISHED: dict[str, type[PublishedNetwork]] = {kind.kind: kind for kind in (EDMNet, EDM2Net)}

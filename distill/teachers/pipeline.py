@@ -123,7 +123,11 @@ def refuse_adapters(*places: Path) -> None:
 
 
 def is_adapter(file: Path) -> bool:
-    """Return whether a file holds the weights of an adapter, by its name or by the names of its tensors."""
+    """Return whether a file holds the weights of an adapter, by its name or by the names of its tensors.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     if file.name.startswith(("pytorch_lora_weights", "adapter_model", "adapter_config", "learned_embeds")):
         return True
     if file.suffix != ".safetensors":
@@ -133,8 +137,8 @@ def is_adapter(file: Path) -> bool:
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
         return any(part in name for name in names for part in ADAPTER_NAMES)
-    except (OSError, SafetensorError):
-        return False  # whoever loads the file says that it is damaged
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read '{file}': {one_line(error)}") from error
 
 
 def refuse_file(file: Path) -> None:

@@ -69,7 +69,12 @@ def folders(root: Path) -> list[Path]:
     """Return the checkpoint folders under `root`, newest first, valid or not."""
     if not root.is_dir():
         return []
-    return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+    return sorted((p for p in root.iterdir() if p.is_dir() and is_moment(p.name)), reverse=True)
+
+
+def is_moment(name: str) -> bool:
+    """Return whether the name of a folder is a number of images."""
+    return name.isascii() and name.isdigit() and len(name) < 19
 
 
 def flaw(folder: Path, need: Container[str] | None = None) -> str | None:

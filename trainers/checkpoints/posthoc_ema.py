@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError, options
-from distill.power_ema import posthoc
-from trainers.checkpoints.checkpoint import folders, load_module, save_tensors
+from distill.power_ema import WIDEST, posthoc
+from trainers.checkpoints.checkpoint import folders, is_moment, load_module, save_tensors
 from trainers.io.atomic import atomic_folder, sync
 
 SNAPSHOTS = "power_ema"
@@ -69,7 +70,7 @@ def write_snapshot(averages: Mapping[float, Mapping[str, Tensor]], images: int, 
 def rewind_snapshots(folder: Path, images: int) -> None:
     """Remove the snapshots after `images`, which a resumed run writes again, and those that are half written."""
     for path in (folder / SNAPSHOTS).glob("*"):
-        if path.is_dir() and (not path.name.isdigit() or int(path.name) > images):
+        if path.is_dir() and (not is_moment(path.name) or int(path.name) > images):
             shutil.rmtree(path)
 
 
@@ -77,7 +78,16 @@ def snapshots(folder: Path) -> list[Snapshot]:
     """Return the snapshots in a run folder, in the order in which they were taken."""
     moments = reversed(folders(folder / SNAPSHOTS))
     files = [file for moment in moments for file in sorted(moment.glob("*.safetensors"))]
-    return [Snapshot(int(file.parent.name), float(file.stem), file) for file in files]
+    widths = {file: width for file in files if (width := _width(file.stem)) is not None}
+    return [Snapshot(int(file.parent.name), width, file) for file, width in widths.items()]
+
+
+def _width(name: str) -> float | None:
+    """Return the relative width that names a snapshot, or None for another file."""
+    with suppress(ValueError):
+        if 0 < (width := float(name)) < WIDEST:
+            return width
+    return None
 
 
 def synthesis_of(found: list[Snapshot], std: float, images: int) -> Synthesis:

@@ -3,14 +3,33 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 from accelerate import Accelerator
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
+from distill.records import EXTENSIBLE, Count
 from trainers.engine.sampler import make_image_sampler
 from trainers.evaluation import check_images, evaluate, fit_protocol
 from trainers.io.console import plain
 from trainers.runs.trained_model import TrainedModel
+
+Numbers = dict[str, Annotated[float, Field(allow_inf_nan=True)]]
+
+
+@with_config(EXTENSIBLE)
+class Report(TypedDict):
+    """The content of evaluation.json."""
+
+    protocol: str
+    samples: Count
+    images: Count
+    average: str
+    halves: Annotated[float, Field(allow_inf_nan=True)]
+    teacher: Numbers
+    student: NotRequired[Numbers]
+    ratio: NotRequired[Annotated[float, Field(allow_inf_nan=True)]]
 
 
 def compare(trained: TrainedModel, samples: int | None = None, classifier: str | Path | None = None) -> dict[str, Any]:

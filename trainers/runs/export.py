@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import replace
 from importlib.metadata import version
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import UserError
 from distill.public_text import public_value
+from distill.records import read_record
 from trainers.recipe.public import public_changes, public_recipe
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import to_yaml
+from trainers.runs.compare import Report
 from trainers.runs.distillation import teacher_identity
 from trainers.runs.trained_model import TrainedModel
 
@@ -65,9 +66,11 @@ def card_facts(trained: TrainedModel, run: Run) -> CardFacts:
 
 def metrics_of(trained: TrainedModel) -> dict[str, Any] | None:
     """Return the numbers of evaluation.json, or None if they are not those of the exported weights."""
-    file = trained.folder / "evaluation.json"
-    report = json.loads(file.read_text()) if file.is_file() else None
-    if report is None or (report["images"], report["average"]) != (trained.images, trained.average):
+    try:
+        report = read_record(trained.folder / "evaluation.json", Report, finite=False)
+    except FileNotFoundError:
+        return None
+    if (report["images"], report["average"]) != (trained.images, trained.average) or "student" not in report:
         return None
     metrics = {"protocol": report["protocol"], "samples": report["samples"], "real halves, frechet": report["halves"]}
     for model in ("student", "teacher"):

@@ -76,6 +76,13 @@ SETTINGS: dict[str, tuple[Change, str]] = {
     "long": (lambda n: n.update(channel_mult=[1] * 17), "channel_mult: must be something like (1, 2, 3, 4), got '[1"),
     "truth": (lambda n: n.update(model_channels=True), "model_channels: must be something like 192, got 'True'"),
     "huge": (lambda n: n.update(model_channels=1 << 40), "model_channels: must be something like 192, got '10995"),
+    "wide": (
+        lambda n: n.update(model_channels=65536, channel_mult=[1, 65536]),
+        "channel_mult: the widest level must have 1 ",
+    ),
+    "no channels": (lambda n: n.update(model_channels=0), "channel_mult: the widest level must have 1 to 65,536"),
+    "a negative number": (lambda n: n.update(label_dim=-1), "label_dim: must be something like "),
+    "dropout": (lambda n: n.update(dropout=2), "dropout: must be from 0 to 1, got 2"),
     "deep": (lambda n: n.update(num_blocks=1000), "num_blocks: must be at most 64, got 1000"),
     "odd": (lambda n: n.update(img_resolution=7), "img_resolution: 7 cannot be halved 1 times"),
     "none": (lambda n: n.update(channel_mult=[]), "img_resolution: 8 cannot be halved -1 times"),

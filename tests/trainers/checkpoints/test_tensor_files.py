@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.errors import UserError
@@ -101,3 +101,28 @@ def test_another_network_is_refused(change: dict[str, Tensor], wrong: str, tmp_p
     with pytest.raises(RuntimeError, match="has bf16, which the network has not"):
         ShardedTensors(tmp_path, "a").load(fewer)
     ShardedTensors(tmp_path, "a").load(fewer, frozen_names={"bf16"})
+
+
+@pytest.mark.parametrize(
+    ("saved", "wrong"),
+    [
+        (torch.zeros(7, 2, dtype=torch.int8), "a is of torch.int8, the network's is of torch.float32"),
+        (torch.ones(7, 2, dtype=torch.bool), "a is of torch.bool, the network's is of torch.float32"),
+        (torch.full((7, 2), float("nan")), "a is not finite"),
+        (torch.full((7, 2), 1e300, dtype=torch.float64), "a is not finite"),
+    ],
+)
+def test_an_average_of_other_numbers_is_refused(saved: Tensor, wrong: str, tmp_path: Path) -> None:
+    """Averages, adapters and snapshots all are loaded so. What is in the network stays."""
+    save_file({"a": saved}, tmp_path / "ema.safetensors")
+    into = torch.full((7, 2), 3.0)
+    with pytest.raises(UserError, match=f"^'{tmp_path / 'ema.safetensors'}': {wrong}$"):
+        ShardedTensors(tmp_path, "ema").load({"a": into})
+    assert into.unique().tolist() == [3.0]
+
+
+def test_another_precision_is_loaded(tmp_path: Path) -> None:
+    save_file({"a": torch.full((2,), 0.1, dtype=torch.float64)}, tmp_path / "ema.safetensors")
+    into = torch.zeros(2)
+    ShardedTensors(tmp_path, "ema").load({"a": into})
+    assert torch.equal(into, torch.full((2,), 0.1))
