@@ -59,6 +59,17 @@ def without_names(text: str) -> str:
     return text
 
 
+def printable(text: str, longest: int = 40) -> str:
+    """Return a text of others on one line: no control characters, no letters that turn the line, and a bounded length.
+
+    Args:
+        text: Any text.
+        longest: The most letters of the result.
+    """
+    cut = text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return "".join(letter if letter.isprintable() else "?" for letter in cut)
+
+
 def public_value(value: Any, names: bool = True) -> Any:
     """Return plain values with all their strings, and the strings in their keys, as they may be published.
 

@@ -8,8 +8,11 @@ from typing import Any
 import yaml
 
 from distill.conditions import Condition
-from distill.export.format import Format, Source
+from distill.export.format import NAMES, Format, Source
 from distill.generator import Generator
+from distill.public_text import printable
+
+LISTED = 100  # names of classes in a card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,6 @@ class CardFacts:
         versions: The versions of the libraries, by name.
         recipe: The recipe of the run, as YAML.
         changes: The settings that changed during the training, as plain values: those of one moment in each entry.
-        class_names: The names of the classes, by number. None where they have none.
     """
 
     name: str
@@ -40,7 +42,6 @@ class CardFacts:
     versions: Mapping[str, str]
     recipe: str
     changes: Sequence[Mapping[str, Any]] = ()
-    class_names: Sequence[str] | None = None
 
 
 def render(facts: CardFacts, source: Source, generator: Generator, form: Format) -> str:
@@ -71,6 +72,7 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
             _summary(generator, form.cond),
             f"\n## Use\n\n{where}```python\n{form.snippet(source)}```\n",
             form.loading,
+            *_classes(generator.denoiser.network.class_names),
             f"\n## Training\n\nTeacher: `{facts.teacher}`, SHA-256 `{facts.teacher_sha256}`.",
             f"Trained on {facts.images:,} generated images (samples of the global batch) with the objective\n",
             f"```yaml\n{_yaml(dict(facts.objective))}```\n",
@@ -99,6 +101,19 @@ def _summary(generator: Generator, cond: Condition) -> str:
         "A one-step image generator, distilled from a multi-step diffusion or flow model: one evaluation of its"
         f" network turns noise into {made} of {shape} ({dimensions}), {kind}."
     )
+
+
+def _classes(names: Sequence[str] | None) -> list[str]:
+    """Return the section with the numbers and the names of the classes, or nothing without names.
+
+    The names are texts of others. As JSON in a block of code none of them works as Markdown or HTML.
+    """
+    if not names:
+        return []
+    shown = {str(number): printable(name, 80) for number, name in enumerate(names[:LISTED])}
+    told = f"`{NAMES}` has the names of all {len(names)} classes by number."
+    more = f" These are the first {LISTED}." if len(names) > LISTED else ""
+    return [f"\n## Classes\n\n{told}{more}\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"]
 
 
 def _changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, naming_final, one_line, require
 from distill.export.card import CardFacts, render
-from distill.export.format import BATCH, Format, Source, float32, inputs
+from distill.export.format import BATCH, NAMES, Format, Source, float32, inputs, names_by_number
 from distill.export.to_diffusers import diffusers_format
 from distill.export.to_graph import onnx_format, torch_export_format
 from distill.export.to_lora import lora_format
@@ -104,6 +104,8 @@ def export_generator(
         (staged / "README.md").write_text(public_text(render(card, source, generator, form)), "utf-8")
         check: dict[str, Any] = {"format": format, "largest_difference": difference, "tolerance": TOLERANCE}
         check |= {"batches": form.batches, "seed": SEED}
+        if (names := names_by_number(generator)) is not None:
+            (staged / NAMES).write_text(json.dumps(public_value(names, names=False), indent=2) + "\n")
         (staged / CHECK).write_text(json.dumps(check, indent=2) + "\n")
         set_permissions(staged)
         _replace(folder, staged, work / OLD)

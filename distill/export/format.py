@@ -15,6 +15,7 @@ from distill.generator import Generator
 from distill.prediction import coefficients
 
 BATCH = 8
+NAMES = "id2label.json"  # in an export whose classes have names: {number: name}
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ def constants(generator: Generator) -> dict[str, float]:
         "from_x_t": float(c.from_x_t),
         "from_output": float(c.from_output),
     }
+
+
+def names_by_number(generator: Generator) -> dict[str, str] | None:
+    """Return the names of the classes by number, as DiT pipelines and JSON hold them. None where they have none."""
+    names = generator.denoiser.network.class_names
+    return {str(number): name for number, name in enumerate(names)} if names else None
 
 
 def float32(generator: Generator) -> Generator:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.conditions import Condition
 from distill.errors import UserError
-from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants
+from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants, names_by_number
 from distill.export.shipped import shipped_source
 from distill.export.snippets import call_pipeline
 from distill.export.to_family_pipeline import family_pipeline
@@ -122,6 +122,7 @@ def _write_custom(generator: Generator, write_part: Callable[[Generator, Path], 
     """
     import diffusers
 
+    names = names_by_number(generator)
     unet = write_part(generator, folder / "unet")
     (folder / "pipeline.py").write_text(shipped_source("onestep_pipeline"), "utf-8")
     index = {
@@ -131,6 +132,7 @@ def _write_custom(generator: Generator, write_part: Callable[[Generator, Path], 
         **constants(generator),
         "makes_latents": bool(generator.denoiser.latents),
         "classes": generator.denoiser.network.classes or None,
+        **({"id2label": names} if names else {}),
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -187,6 +189,8 @@ def _loading(generator: Generator, stock: bool) -> str:
     """Return the card's paragraph on the code that comes with the weights, and on classes."""
     network = generator.denoiser.network
     classes = "\nSay which classes you want: without `class_labels` they are random." if network.classes else ""
+    if network.class_names and not stock:
+        classes += " They are numbers, or names as text."
     if stock:
         return "This is a stock diffusers pipeline: no code comes with the weights." + classes
     both = "`pipeline.py` and the network's own file in `unet/` come"

@@ -53,6 +53,7 @@ class Description(TypedDict):
     sigma_data: Positive
     shape: NotRequired[Annotated[list[Side], Field(min_length=2, max_length=5)]]
     classes: NotRequired[Classes]
+    class_names: NotRequired[list[str]]
     null: NotRequired[Classes | None]
     latents: NotRequired[bool | Statistics]
     network: NotRequired[NetworkRecord]

@@ -9,6 +9,7 @@
 - `null` is the label of the null condition, if the network was trained with one.
 - `latents` is true if samples are latents. It is `{"mean": [...], "std": [...]}`, one number for each channel, if the
   network takes (z - mean) / std of the autoencoder's latents z. That autoencoder is in `vae/`, if there is one.
+- `class_names` holds the names of the classes by number, where they have names.
 - `shape` and `classes` are read for a class of the user's own, which does not state them. For other networks they only
   inform people.
 """
@@ -57,6 +58,8 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
         "shape": network.shape,
         "classes": network.classes,
     }
+    if network.class_names is not None:
+        description["class_names"] = network.class_names
     if network.null_label is not None:
         description["null"] = network.null_label
     if stated := denoiser.latents:
@@ -114,6 +117,8 @@ def _load(folder: FilePath, weights: bool) -> Denoiser:
         if not isinstance(arguments["latents"], Normalisation):
             raise UserError(f"teacher: '{file}': latents: must state mean and std by channel, as there is a vae/")
         network.autoencoder = DiffusersAutoencoder(folder, arguments["latents"], network.shape[0])
+    if len(names := description.get("class_names", [])) == network.classes > 0:
+        network.class_names = tuple(names)
     denoiser = Denoiser(network, path, **arguments).eval()
     if network.own_class is not None and weights:
         with folder_in_errors(folder):

@@ -18,7 +18,8 @@ def sample(
     ] = None,
     columns: Annotated[int, typer.Option(help="Samples in a row.", min=1)] = 10,
     label: Annotated[
-        int | None, typer.Option(help="One class for all samples. Default: classes or prompts in turn.")
+        str | None,
+        typer.Option(help="One class for all samples, by number or name. Default: classes or prompts in turn."),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt in place of the recipe's; several are taken in turn.")
@@ -33,13 +34,17 @@ def sample(
 ) -> None:
     """Draw samples of the trained model into one picture, or into one file for each."""
     import trainers
+    from trainers.data.labels import captions
     from trainers.io.console import plain
     from trainers.io.images import LATENTS, has_no_decoder
     from trainers.recipe.strict_yaml import override
+    from trainers.runs.draw import drawn_labels
     from trainers.runs.load import load_trained
 
     trained = load_trained(folder, which, changes=override({}, moved or []))
     count = count or len(prompt or range(60))
+    labels = drawn_labels(trained, count, label).labels
+    names = captions(labels, trained.denoiser.network.class_names)
     images = trained.sample(count, label, prompt or [], seed, teacher)
     out = out or folder / ("sample" if separate else "sample.png")
     try:
@@ -48,9 +53,10 @@ def sample(
             for number, image in enumerate(images):
                 trainers.grid(image[None], 1, least=1, border=0).save(out / f"{number:06d}.png")
         else:
-            trainers.grid(images, columns).save(out)
+            trainers.grid(images, columns, captions=names).save(out)
     except (OSError, ValueError) as error:  # ValueError: the ending of the file is no format of pictures
         raise UserError(f"--out: cannot write '{out}': {error}") from error
     if has_no_decoder(trained.model):
         plain(stderr=True).print(LATENTS, style="yellow")
-    plain().print(f"{count} samples: {out}")
+    of = f" of {names[0]}" if label is not None and names else ""
+    plain().print(f"{count} samples{of}: {out}")

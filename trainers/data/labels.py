@@ -1,12 +1,14 @@
 """Class numbers and class names from the values of a column."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, options
+from distill.public_text import printable
 
 MAX_CLASSES = 100_000
 """The most classes. ImageNet-21k has 21,841. A larger number is no class, and would make a table of its size."""
@@ -52,12 +54,47 @@ def to_labels(
     return labels, None if names is None else tuple(names)
 
 
+def class_number(given: int | str, classes: int, names: Sequence[str] | None = None) -> int:
+    """Return the number of a class.
+
+    A text that is the number of a class is that number, also where another class has it as its name.
+
+    Args:
+        given: The number or the name of the class. The name may be in the form that is printed.
+        classes: The number of classes.
+        names: The names of the classes, by number. None where they have none.
+
+    Raises:
+        UserError: There is no such class, or several have this name.
+    """
+    number = int(given) if isinstance(given, int) or re.fullmatch(r"-?[0-9]{1,18}", given) else None
+    if number is not None and 0 <= number < classes:
+        return number
+    shown = [printable(name) for name in names or ()]
+    found = [at for at, name in enumerate(names or ()) if isinstance(given, str) and given in (name, shown[at])]
+    if len(found) == 1:
+        return found[0]
+    what = given if number is not None else repr(printable(str(given)))
+    if found:
+        raise UserError(f"label: {what} is the name of the classes {', '.join(map(str, found))}; give the number")
+    allowed = f"0 to {classes - 1}" if classes else "none"
+    named = f", or a name: {options(shown, printable(str(given)))}" if shown else ""
+    raise UserError(f"label: {what} is not a class; allowed: {allowed}{named}")
+
+
+def captions(labels: Tensor | None, names: Sequence[str] | None) -> list[str]:
+    """Return the number and the name of the class of each label, or nothing where classes have no names."""
+    if labels is None or not names:
+        return []
+    return [f"{number} {printable(names[number])}" for number in labels.tolist()]
+
+
 def classes_in_words(labels: Tensor, names: Sequence[str] | None) -> str:
     """Return the classes with their numbers and names in one line, and those without a picture."""
     counts = labels.bincount(minlength=len(names or ()))
     kinds = f"{len(counts):,} classes"
     if names is not None:
-        kinds += f" ({_shortened([f'{number} {_printable(name)}' for number, name in enumerate(names)])})"
+        kinds += f" ({_shortened([f'{number} {printable(name)}' for number, name in enumerate(names)])})"
     if len(lacking := (counts == 0).nonzero().flatten().tolist()):
         kinds += f", without a picture: {_shortened([str(number) for number in lacking])}"
     return kinds
@@ -66,10 +103,6 @@ def classes_in_words(labels: Tensor, names: Sequence[str] | None) -> str:
 def _shortened(items: Sequence[str]) -> str:
     """Return up to twelve items of a list, and the last of a longer one."""
     return ", ".join(items) if len(items) <= 12 else f"{', '.join(items[:10])}, ... {items[-1]}"
-
-
-def _printable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in name[:40])
 
 
 def _whole(value: Any) -> int | None:

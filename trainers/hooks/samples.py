@@ -7,6 +7,7 @@ import torch
 from distill.conditions import Condition
 from distill.random import Random
 from trainers.data.batches import inputs, preview_conditions
+from trainers.data.labels import captions
 from trainers.engine.session import Session
 from trainers.engine.sharding import is_sharded
 from trainers.hooks.hook import Hook
@@ -20,8 +21,8 @@ MAX_SIDE = 4096  # pixels of a picture at most: it has fewer images if they are 
 class Samples(Hook):
     """A hook that draws samples of the averaged network to samples/IMAGES.png, on the same noise every time.
 
-    Each column has one class or prompt. Latents are decoded. Latents that cannot be decoded are drawn to
-    IMAGES_latents.png, by their first channels.
+    Each column has one class or prompt, with the name of the class above it if it has one. Latents are decoded. Latents
+    that cannot be decoded are drawn to IMAGES_latents.png, by their first channels.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -33,7 +34,8 @@ class Samples(Hook):
         # A forward of sharded weights is collective: all ranks compute the samples, and the main process draws them.
         if not (main or is_sharded(session.model)):
             return
-        samples = session.sampler(*preview_inputs(session))
+        noise, cond = preview_inputs(session)
+        samples = session.sampler(noise, cond)
         if not main:
             return
         images = to_images(samples, session.model)
@@ -44,7 +46,9 @@ class Samples(Hook):
             self._noted = True
         with tolerate_disk_errors(f"the samples at {session.state.images:,} images are"):
             self.folder.mkdir(exist_ok=True)
-            grid(images, layout(session)[0]).save(self.folder / f"{session.state.images:012d}{mark}.png")
+            names = captions(cond.labels, session.source.class_names)
+            picture = grid(images, layout(session)[0], captions=names)
+            picture.save(self.folder / f"{session.state.images:012d}{mark}.png")
 
 
 def layout(session: Session) -> tuple[int, int]:

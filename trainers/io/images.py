@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -13,6 +14,7 @@ from distill.generator import Generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
 
 LATENTS = "these pictures are of latents, their first 3 channels: a vae/ in the teacher's folder decodes them"
 
@@ -75,7 +77,7 @@ def flat_pictures(images: Tensor) -> Tensor:
     return images
 
 
-def grid(images: Tensor, columns: int, least: int = 64, border: int = 1) -> Image:
+def grid(images: Tensor, columns: int, least: int = 64, border: int = 1, captions: Sequence[str] = ()) -> Image:
     """Return images as one picture, row by row.
 
     Values become 8 bits as in the evaluation of EDM and SiD: 127.5 x + 128, truncated.
@@ -85,6 +87,7 @@ def grid(images: Tensor, columns: int, least: int = 64, border: int = 1) -> Imag
         columns: The number of images in a row.
         least: The least height of an image in pixels. A smaller image is enlarged by a whole factor.
         border: The white pixels around each image.
+        captions: The text above each image. A row has none if it is that of the row above.
     """
     from PIL.Image import fromarray
 
@@ -97,4 +100,38 @@ def grid(images: Tensor, columns: int, least: int = 64, border: int = 1) -> Imag
     canvas = nn.functional.pad(pixels, (border, border, border, border, 0, 0, 0, rows * columns - count), value=255)
     tiles = canvas.reshape(rows, columns, *canvas.shape[1:]).permute(0, 3, 1, 4, 2)
     picture = tiles.reshape(rows * tiles.shape[1], columns * tiles.shape[3], channels).numpy()
-    return fromarray(picture[..., 0] if channels == 1 else picture)
+    drawn = fromarray(picture[..., 0] if channels == 1 else picture)
+    return _with_captions(drawn, captions, columns, rows) if captions else drawn
+
+
+def _with_captions(picture: Image, captions: Sequence[str], columns: int, rows: int) -> Image:
+    """Return a picture of `rows` rows and `columns` columns with a line of captions above each row that needs one."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, height = picture.width // columns, picture.height // rows
+    size = max(10, min(24, width // 10))
+    # The font of matplotlib has Greek, Cyrillic and many other letters. That of Pillow has Latin ones alone.
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+    lines = [list(captions[row * columns : (row + 1) * columns]) for row in range(rows)]
+    new = [not row or lines[row] != lines[row - 1][: len(lines[row])] for row in range(rows)]
+    head, top = 2 * size, 0
+    canvas = Image.new(picture.mode, (picture.width, picture.height + sum(new) * head), "white")
+    pen = ImageDraw.Draw(canvas)
+    for row, line in enumerate(lines):
+        if new[row]:
+            for column, text in enumerate(line):
+                pen.text((column * width + 2, top + size // 4), _fitted(text, font, width - 4), fill="black", font=font)
+            top += head
+        canvas.paste(picture.crop((0, row * height, picture.width, (row + 1) * height)), (0, top))
+        top += height
+    return canvas
+
+
+def _fitted(text: str, font: FreeTypeFont, width: int) -> str:
+    """Return a text, without its last letters if it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}\N{HORIZONTAL ELLIPSIS}") > width:
+        text = text[:-1]
+    return f"{text}\N{HORIZONTAL ELLIPSIS}"

@@ -9,6 +9,7 @@ from distill.conditions import Condition
 from distill.errors import UserError
 from distill.random import Random
 from trainers.data.batches import labels_in_turn, preview_conditions, unit_noise
+from trainers.data.labels import class_number
 from trainers.io.images import to_images
 from trainers.runs.trained_model import TrainedModel
 
@@ -18,16 +19,14 @@ SAMPLES_AT_ONCE = 20
 def draw(
     trained: TrainedModel,
     count: int,
-    label: int | None = None,
+    label: int | str | None = None,
     seed: int = 0,
     teacher: bool = False,
     prompts: Sequence[str] = (),
 ) -> Tensor:
     """Draw samples of a trained model. Arguments and result are those of `Trained.sample`."""
     network = trained.denoiser.network
-    if label is not None and not 0 <= label < network.classes:
-        allowed = f"0 to {network.classes - 1}" if network.classes else "none"
-        raise UserError(f"label: {label} is not a class; allowed: {allowed}")
+    labels = drawn_labels(trained, count, label)
     sampler = trained.teacher_sampler if teacher else trained.sampler
     if sampler is None:
         raise UserError("teacher: this run is itself a teacher's")
@@ -40,9 +39,26 @@ def draw(
         elif network.text_encoder is not None:
             cond = preview_conditions(trained.dataset, index)
         else:
-            cond = labels_in_turn(network.classes, index if label is None else torch.full_like(index, label))
+            cond = labels.rows(index)
         samples.append(sampler(noise, cond))
     return to_images(torch.cat(samples), trained.model)
+
+
+def drawn_labels(trained: TrainedModel, count: int, label: int | str | None = None) -> Condition:
+    """Return the labels of samples: one class for all of them, or the classes in turn. Empty without classes.
+
+    Args:
+        trained: The trained model.
+        count: The number of samples.
+        label: The number or the name of a class. None for the classes in turn.
+
+    Raises:
+        UserError: There is no such class.
+    """
+    network, index = trained.denoiser.network, torch.arange(count, device=trained.device)
+    if label is not None:
+        index = torch.full_like(index, class_number(label, network.classes, network.class_names))
+    return labels_in_turn(network.classes, index)
 
 
 def embed(trained: TrainedModel, prompts: Sequence[str]) -> Condition:

@@ -18,12 +18,13 @@ from distill.generator import Generator
 from distill.records import read_record
 from distill.teachers import load_denoiser
 from trainers.checkpoints import checkpoint
-from trainers.checkpoints.formats import Change, Posthoc, read_best
+from trainers.checkpoints.formats import Posthoc, read_best
 from trainers.engine.finite import not_finite
 from trainers.engine.networks import set_precision
 from trainers.engine.player import frozen_names
 from trainers.engine.world import default_device
 from trainers.io.console import plain
+from trainers.io.images import denoiser_of
 from trainers.recipe.changes import load_moved_run
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.compare import compare
@@ -44,7 +45,7 @@ class Trained(TrainedModel):
     def sample(
         self,
         count: int = 60,
-        label: int | None = None,
+        label: int | str | None = None,
         prompts: Sequence[str] = (),
         seed: int = 0,
         teacher: bool = False,
@@ -53,7 +54,7 @@ class Trained(TrainedModel):
 
         Args:
             count: The number of samples.
-            label: The class of all samples. None for the classes, or the recipe's prompts, in turn.
+            label: The class of all samples, by number or name. None for the classes, or the recipe's prompts, in turn.
             prompts: Prompts that replace the recipe's. They are taken in turn.
             seed: The seed of the noise.
             teacher: Whether to sample the teacher, in 35 evaluations, and not the student.
@@ -174,25 +175,24 @@ def _read_weights(
             module.to(device).requires_grad_(False).eval()
     std = description.get("std")
     average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
-    changes, names = _history(folder, which, description)
-    return Weights(model, teacher, description["images"], average, frozen, changes, names)
+    state = checkpoint.newest_state(folder / "checkpoints") or {}
+    name_classes(model, (state.get("data") or {}).get("class_names"))
+    # That of best/ has changes of its own, since it may be of images that a resume has dropped.
+    changes = (state if which.startswith("posthoc") else description).get("changes", [])
+    before = [change for change in changes if change["images"] < description["images"]]
+    return Weights(model, teacher, description["images"], average, frozen, before)
 
 
-def _history(
-    folder: Path, which: str, description: Mapping[str, Any]
-) -> tuple[Sequence[Change], tuple[str, ...] | None]:
-    """Return the changes that resumes made before averaged weights were there, and the names of the classes.
+def name_classes(model: Generator | Denoiser, names: Sequence[str] | None) -> None:
+    """Give the network of a model the names of the classes of its data. It keeps its own if there are not as many.
 
     Args:
-        folder: The run folder.
-        which: The average, as in `load_trained`.
-        description: The description of the weights. That of best/ has changes of its own, since it may be of images
-            that a resume has dropped.
+        model: The model.
+        names: The names, by number. None where the classes have none.
     """
-    state = checkpoint.newest_state(folder / "checkpoints") or {}
-    changes = (state if which.startswith("posthoc") else description).get("changes", [])
-    names = (state.get("data") or {}).get("class_names")
-    return [one for one in changes if one["images"] < description["images"]], tuple(names) if names else None
+    network = denoiser_of(model).network
+    if names and len(names) == network.classes:
+        network.class_names = tuple(names)
 
 
 def _load_average(

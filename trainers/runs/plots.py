@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from trainers.data.labels import captions
 from trainers.io import jsonl
 from trainers.io.images import grid
+from trainers.runs.draw import drawn_labels
 from trainers.runs.load import Trained
 
 CLASSES, SAMPLES_A_CLASS = 10, 5
@@ -17,7 +19,9 @@ def side_by_side(trained: Trained, file: Path) -> None:
     """
     from PIL import Image, ImageDraw
 
-    teacher, student = (grid(trained.sample(CLASSES * SAMPLES_A_CLASS, teacher=t), CLASSES) for t in (True, False))
+    count = CLASSES * SAMPLES_A_CLASS
+    names = captions(drawn_labels(trained, count).labels, trained.denoiser.network.class_names)
+    teacher, student = (grid(trained.sample(count, teacher=t), CLASSES, captions=names) for t in (True, False))
     gap, head = 24, 24
     canvas = Image.new("L" if teacher.mode == "L" else "RGB", (2 * teacher.width + gap, teacher.height + head), "white")
     pen = ImageDraw.Draw(canvas)

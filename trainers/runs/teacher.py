@@ -77,8 +77,10 @@ def fresh_denoiser(run: TeacherRun, shape: tuple[int, ...], classes: int) -> Den
 
 
 def write_result(session: Session, folder: Path) -> None:
-    """Write the averaged teacher of a finished run into the run folder."""
-    write_teacher(cast(Denoiser, session.model), folder)
+    """Write the averaged teacher of a finished run, with the names of its classes, into the run folder."""
+    teacher = cast(Denoiser, session.model)
+    teacher.network.class_names = session.source.class_names
+    write_teacher(teacher, folder)
 
 
 def write_teacher(teacher: Denoiser, folder: Path) -> None:

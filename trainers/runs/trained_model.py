@@ -29,7 +29,6 @@ class Weights(NamedTuple):
         average: The kind of average, in words.
         frozen_names: The parameters of the model that did not train. Checkpoints lack them.
         changes: The changes that resumes made before these images.
-        class_names: The names of the classes, by number. None where they have none.
     """
 
     model: Generator | Denoiser
@@ -38,7 +37,6 @@ class Weights(NamedTuple):
     average: str
     frozen_names: frozenset[str]
     changes: Sequence[Change] = ()
-    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(eq=False)

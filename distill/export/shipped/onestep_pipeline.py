@@ -3,11 +3,13 @@
 This file travels with the exported weights and needs only torch and diffusers. model_index.json holds the five numbers,
 which are fixed, because the network was trained for this one step. It also holds `makes_latents`, which says whether x0
 is a latent that another model's decoder turns into an image, and `classes`, the number of classes that the generator
-was trained on. The network may know one more, which stands for no class, and is never drawn.
+was trained on. The network may know one more, which stands for no class, and is never drawn. `id2label` holds the names
+of the classes by number, where they have names.
 """
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from distill.export.shipped.travelling import Travelling
 
-Labels = torch.Tensor | list[int] | int | None
+Labels = torch.Tensor | list[int | str] | int | str | None
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -38,6 +40,7 @@ class OneStepPipeline(Travelling, DiffusionPipeline):
         from_output: float = 1.0,
         makes_latents: bool = False,
         classes: int | None = None,
+        id2label: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
@@ -49,6 +52,7 @@ class OneStepPipeline(Travelling, DiffusionPipeline):
             from_output=from_output,
             makes_latents=makes_latents,
             classes=classes,
+            id2label=id2label,
         )
 
     @torch.no_grad()
@@ -66,7 +70,8 @@ class OneStepPipeline(Travelling, DiffusionPipeline):
 
         Args:
             batch_size: The number of images.
-            class_labels: One label for each image. None draws them from `generator`, if the network has classes.
+            class_labels: One label for each image: a number, or a name of `id2label` as text. None draws them from
+                `generator`, if the network has classes.
             num_inference_steps: Always 1.
             generator: The source of noise and labels.
             latents: Unit normal noise [B, C, H, W] to use in place of noise from `generator`.
@@ -118,10 +123,24 @@ class OneStepPipeline(Travelling, DiffusionPipeline):
         if class_labels is None:
             # argmax of equal normals is uniform, and randn_tensor also draws from a list of generators
             class_labels = randn_tensor((batch_size, classes), generator=generator, device=device).argmax(1)
+        if not isinstance(class_labels, torch.Tensor):
+            given = [class_labels] if isinstance(class_labels, int | str) else class_labels
+            class_labels = [self._number(label) if isinstance(label, str) else label for label in given]
         labels = torch.as_tensor(class_labels, device=device).reshape(-1).long()
         if len(labels) != batch_size or not ((labels >= 0) & (labels < classes)).all():
             raise ValueError(f"class_labels: must be {batch_size} of 0 ... {classes - 1}, got {labels.tolist()}")
         return labels
+
+    def _number(self, name: str) -> int:
+        names: dict[str, str] = self.config.id2label or {}
+        found = [int(number) for number, one in names.items() if one == name]
+        if len(found) != 1:
+            near = difflib.get_close_matches(name, names.values(), n=3)
+            hint = f", such as {', '.join(map(repr, near))}" if near else ""
+            raise ValueError(
+                f"class_labels: {name!r:.80} must be the name of one class in id2label{hint}, or its number"
+            )
+        return found[0]
 
     def _images(self, x0: torch.Tensor, output_type: str) -> Any:
         images = (x0 / 2 + 0.5).clamp(0, 1)
