@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distill.errors import UserError
+from distill.lora import Lora
 from distill.objectives import OBJECTIVES
-from tests.tiny import DISTILLATIONS, experiment, recipe, teacher_recipe
+from distill.times import TIMES
+from tests.tiny import DISTILLATIONS, ROOT, experiment, recipe, teacher_recipe
+from trainers.data import DATA
 from trainers.recipe.load import build_experiment, load_run
-from trainers.recipe.run import Run, TeacherRun
-from trainers.recipe.strict_yaml import dump, load_yaml, to_yaml
+from trainers.recipe.run import (
+    Average,
+    Evaluation,
+    GeneratorInput,
+    OdePairs,
+    PlayerSettings,
+    PowerEMA,
+    Run,
+    Sharding,
+    TeacherRun,
+)
+from trainers.recipe.strict_yaml import dump, known_keys, load_yaml, to_yaml
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"images": 0}, "images: must be positive, got 0"),
@@ -144,3 +158,24 @@ def test_every_objective_is_trained_by_the_tests() -> None:
     """Exact resume, data parallelism and back-propagation run over DISTILLATIONS: a new objective needs a row there."""
     spelled = [changes["objective"] for _, changes in DISTILLATIONS.values()]
     assert {one if isinstance(one, str) else one["name"] for one in spelled} >= set(OBJECTIVES)
+
+
+def test_the_documentation_lists_every_key() -> None:
+    """In a row of its group, to which errors send whoever wrote an unknown key."""
+    rows = {row.split("|")[1].strip(): row for row in (ROOT / "docs/recipes.md").read_text().splitlines() if "|" in row}
+    of_runs = {*known_keys(Run), *known_keys(TeacherRun)}
+    listed = {key for name in ("every run", "a distillation", "the training of a teacher") for key in named(rows[name])}
+    assert listed == {key for key in of_runs if "." not in key}
+    groups = {f"`data`: `{name}`": kind for name, kind in DATA.items()}
+    groups |= {f"`times`: `{name}`": kind for name, kind in TIMES.items()}
+    groups |= {"`generator`, `fake`, `optimizer`": PlayerSettings, "`lora`": Lora, "`ema`": Average}
+    groups |= {"`power_ema`": PowerEMA, "`evaluation`": Evaluation, "`entry`": GeneratorInput}
+    groups |= {"`pairs`": OdePairs, "`sharding`": Sharding}
+    for group, kind in groups.items():
+        keys = {key for key in known_keys(kind) if "." not in key}
+        assert not keys or named(rows[group]) - ({"optimizer"} if kind is PlayerSettings else set()) == keys, group
+
+
+def named(row: str) -> set[str]:
+    """The words in backquotes in the second cell of a row."""
+    return set(re.findall(r"`(\w+)`", row.split("|")[2]))
