@@ -5,16 +5,16 @@ one, write beyond the end of moments that are too small.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import UserError, require
 from distill.weights import fits, is_finite
-from trainers.checkpoints.checkpoint import STATE, read_state, unfrozen_state
+from trainers.checkpoints.checkpoint import AVERAGE_STEM, STATE, read_state, unfrozen_state
 from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
@@ -34,6 +34,23 @@ def content_flaw(session: Session, folder: Path) -> str | None:
     """
     try:
         _check(session, folder)
+    except (UserError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+def average_flaw(module: nn.Module, frozen_names: Container[str], folder: Path) -> str | None:
+    """Return why the averaged weights in a checkpoint cannot be those of `module`, in words, or None.
+
+    Names, shapes and dtypes are compared, and no numbers are read.
+
+    Args:
+        module: The network.
+        frozen_names: The parameters that a checkpoint lacks.
+        folder: The checkpoint.
+    """
+    try:
+        ShardedTensors(folder, AVERAGE_STEM).check(unfrozen_state(module, frozen_names))
     except (UserError, RuntimeError) as error:
         return str(error)
     return None

@@ -1,7 +1,7 @@
 """The loading of a trained model: the averaged network of a checkpoint, with its teacher."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from distill import lora
 from distill.denoiser import Denoiser
-from distill.errors import UserError, options
+from distill.errors import UserError, one_line, options
 from distill.generator import Generator
 from distill.records import read_record
 from distill.teachers import load_denoiser
 from trainers.checkpoints import checkpoint
+from trainers.checkpoints.content import average_flaw
 from trainers.checkpoints.formats import Posthoc, read_best
 from trainers.engine.finite import not_finite
 from trainers.engine.networks import set_precision
@@ -205,6 +206,9 @@ def _load_average(
 ) -> tuple[Path, dict[str, Any]]:
     """Load the averaged weights of a run, also while it trains and replaces them.
 
+    A checkpoint whose average is of another network is skipped, and the next older one is taken. One whose numbers are
+    not finite is refused, since the user must know what has become of the training.
+
     Args:
         model: The network to load into.
         frozen: The parameters of the network that the files lack.
@@ -215,20 +219,33 @@ def _load_average(
 
     Returns:
         The folder and the description of the weights that were loaded.
+
+    Raises:
+        UserError: There is no average that can be the run's.
     """
+    flaw = partial(average_flaw, model, frozen)
     while True:
         try:
             checkpoint.load_average(source, model, frozen)
             if which != "best" or _find_weights(folder, which)[1] == description:  # best/ keeps its name
                 return source, description
-        except (OSError, RuntimeError, UserError):
-            if source.exists() and (which != "best" or _find_weights(folder, which)[1] == description):
-                raise
-        source, description = _find_weights(folder, which)
+        except (OSError, RuntimeError, UserError) as error:
+            replaced = not source.exists() or (which == "best" and _find_weights(folder, which)[1] != description)
+            if not replaced and (which != "last" or flaw(source) is None):
+                raise UserError(one_line(error)) from error
+        source, description = _find_weights(folder, which, flaw)
 
 
-def _find_weights(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the averaged weights, and their description."""
+def _find_weights(
+    folder: Path, which: str, flaw: Callable[[Path], str | None] | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the averaged weights, and their description.
+
+    Args:
+        folder: The run folder.
+        which: The average, as in `load_trained`.
+        flaw: (checkpoint) -> what is wrong with its content, in words, or None.
+    """
     if which == "best":
         try:
             return folder / "best", read_best(folder / "best")
@@ -240,7 +257,7 @@ def _find_weights(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
             allowed = options(["last", "best", *made], which)
             raise UserError(f"which: '{folder}' has no '{which}'; allowed: {allowed}")
         return made[which].parent, read_record(made[which], Posthoc)
-    found, skipped = checkpoint.newest(folder / "checkpoints", need=(checkpoint.AVERAGE_STEM,))
+    found, skipped = checkpoint.newest(folder / "checkpoints", need=(checkpoint.AVERAGE_STEM,), content_flaw=flaw)
     for line in skipped:
         plain(stderr=True).print(line, style="yellow")
     try:
@@ -248,7 +265,7 @@ def _find_weights(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     except FileNotFoundError:
         if found.exists():
             raise
-        return _find_weights(folder, which)  # training has removed it since, and saved a newer one
+        return _find_weights(folder, which, flaw)  # training has removed it since, and saved a newer one
 
 
 def _shape_and_classes(folder: Path, run: TeacherRun) -> tuple[tuple[int, ...], int]:

@@ -199,6 +199,48 @@ def test_a_manifest_that_is_damaged_is_skipped(how: str, run: Path) -> None:
     assert found.name == OLD and len(skipped) == 1 and problem in skipped[0]
 
 
+AVERAGES: dict[str, tuple[Callable[[Tensor], Tensor | None], str]] = {
+    "an integer for a weight": (lambda value: torch.zeros(value.shape, dtype=torch.int8), "is of torch.int8"),
+    "another shape": (lambda value: value[:1].contiguous(), "is [1, "),
+    "another name": (lambda _: None, " lacks "),
+}
+
+
+@pytest.mark.parametrize("how", AVERAGES)
+def test_an_average_of_another_network_is_skipped(how: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A model is loaded from the next older checkpoint, as where a hash is wrong."""
+    change, problem = AVERAGES[how]
+    wanted = load_file(run / "checkpoints" / OLD / "ema.safetensors")
+    for number in (NEW, OLD, f"{0:012d}"):
+        file = run / "checkpoints" / number / "ema.safetensors"
+        tensors = load_file(file)
+        name = max(tensors, key=lambda name: tensors[name].ndim)
+        changed = change(tensors.pop(name))
+        save_file(tensors if changed is None else {**tensors, name: changed}, file)
+        seal(file.parent)
+        if number == NEW:
+            capfd.readouterr()
+            trained = trainers.load(run)
+            said = " ".join(capfd.readouterr().err.split())
+            assert said.startswith(f"skipped checkpoint '{file.parent}': '{file}'") and problem in said
+            assert trained.images == 8
+            assert all(torch.equal(value, wanted[key]) for key, value in trained.model.state_dict().items())
+    with pytest.raises(UserError, match=r"^no valid checkpoint in ") as refused:
+        trainers.load(run)
+    assert "\n" not in str(refused.value) and str(refused.value).count("skipped checkpoint") == 3
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
+def test_an_average_that_is_not_finite_is_refused(number: float, run: Path) -> None:
+    file = run / "checkpoints" / NEW / "ema.safetensors"
+    tensors = load_file(file)
+    name = max(tensors, key=lambda name: tensors[name].ndim)
+    save_file({**tensors, name: torch.full(tensors[name].shape, number, dtype=torch.float64)}, file)
+    seal(file.parent)
+    with pytest.raises(UserError, match=f"^'{file}': {name} is not finite$"):
+        trainers.load(run)
+
+
 def test_where_all_are_damaged_nothing_is_trained(run: Path) -> None:
     for folder in (run / "checkpoints").iterdir():
         (folder / "state.json").write_text("[]")
