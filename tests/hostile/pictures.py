@@ -129,42 +129,50 @@ def numbers(mode: str, size: int, draw: Random) -> Image.Image:
     return Image.fromarray(np.full((size, size), 40_000, "<u2"))
 
 
-def png_bomb(width: int, height: int, depth: int = 8, colour: int = 0, filled: bool = True) -> bytes:
+def png_bomb(
+    width: int, height: int, depth: int = 8, colour: int = 0, filled: bool = True, row: bytes | None = None
+) -> bytes:
     """Return a PNG of one colour that claims a size, with or without all of its pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    row = bytes(1 + (width * depth * (3 if colour == 2 else 1) + 7) // 8)
+    row = row or bytes(1 + (width * depth * (3 if colour == 2 else 1) + 7) // 8)
     packer = zlib.compressobj(1)
     pixels = b"".join(packer.compress(row) for _ in range(min(height, 3000 if filled else 1))) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def odd(draw: Random) -> tuple[bytes, str]:
+def once(place: Place, name: str, make: Callable[[], bytes]) -> bytes:
+    """Return a content that takes seconds to make, from a file that all inputs share."""
+    file = place.valid.parent / "bombs" / name
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(make())
+    return file.read_bytes()
+
+
+def odd(draw: Random, place: Place) -> tuple[bytes, str]:
     """Return what is no good picture, in words too."""
-    size = draw.choice([2**31 - 1, 60_000, 20_000, 9_000])
+    size = draw.choice([60_000, 20_000, 9_000])
     kinds: dict[str, Callable[[], bytes]] = {
-        "bomb": lambda: png_bomb(size, min(size, 60_000) if size < 2**31 - 1 else 1),
+        "bomb": lambda: once(place, f"{size}.png", lambda: png_bomb(size, size)),
         "bomb of one bit": lambda: png_bomb(60_000, 60_000, 1),
         "claim": lambda: png_bomb(60_000, 60_000, 8, 2, filled=False),
+        "largest claim": lambda: png_bomb(2**31 - 1, 2**31 - 1, filled=False, row=b"0"),
         "flat": lambda: png_bomb(100_000, 1),
         "none by none": lambda: png_bomb(0, 0),
         "empty": lambda: b"",
         "text": lambda: b"hello",
         "SVG": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>',
-        "text chunk": lambda: text_bomb(),
+        "text chunk": lambda: once(place, "text.png", text_bomb),
         "PostScript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(/tmp/x) (w) file\n%%EOF\n",
         "GIF of many frames": lambda: (
             b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0xF7, 0, 0) + bytes(768) + b"," * 50
         ),
-        "TIFF": lambda: (
-            b"II*\0" + struct.pack("<I", draw.choice([8, 2**31, 0])) + bytes(draw.randrange(256) for _ in range(60))
-        ),
-        "BMP": lambda: (
-            b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 2**31 - 1, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0)
-        ),
+        "TIFF": lambda: b"II*\0" + struct.pack("<I", draw.choice([8, 2**31, 0])) + draw.randbytes(60),
+        "BMP": lambda: b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 2**31 - 1, -(2**31), 1, 24, *[0] * 6),
     }
     name = draw.choice(list(kinds))
     return kinds[name](), name
@@ -179,11 +187,11 @@ def text_bomb() -> bytes:
     return made[:33] + chunk + made[33:]
 
 
-def hostile_bytes(draw: Random) -> tuple[bytes, str]:
+def hostile_bytes(draw: Random, place: Place) -> tuple[bytes, str]:
     """Return the bytes of a picture of any kind, good or bad."""
     kind = draw.choice(["mode"] * 3 + ["odd"] * 2 + ["damaged"] * 2)
     if kind == "odd":
-        return odd(draw)
+        return odd(draw, place)
     made, what = of_a_mode(draw)
     if kind == "mode":
         return made, what
@@ -195,7 +203,7 @@ def images(draw: Random, place: Place) -> Call:
     """Prepare a folder of pictures of which one or all are hostile."""
     folder, found = place.take("pictures"), []
     for number in range(draw.choice([1, 1, 4, 12])):
-        content, what = hostile_bytes(draw)
+        content, what = hostile_bytes(draw, place)
         (folder / "abc"[number % 3] / f"{number:02d}x.{draw.choice(ENDINGS)}").write_bytes(content)
         found.append(what)
     return data_call(place, draw, folder, f"pictures: {', '.join(found)}")
@@ -213,7 +221,7 @@ def data_call(place: Place, draw: Random, data: Path, what: str, *more: str) -> 
     )
 
 
-def column(draw: Random, count: int) -> tuple[Any, str]:
+def column(draw: Random, place: Place, count: int) -> tuple[Any, str]:
     """Return a column of a table, of a random type, and the type in words."""
     import pyarrow as pa
 
@@ -224,7 +232,9 @@ def column(draw: Random, count: int) -> tuple[Any, str]:
             [{"bytes": None, "path": draw.choice(["/etc/passwd", "../x.png", "/dev/zero"])}] * count
         ),
         "odd structs": lambda: pa.array([{"a": n, "b": {"c": [n]}} for n in range(count)]),
-        "hostile": lambda: pa.array([{"bytes": hostile_bytes(draw)[0], "path": f"{n}.png"} for n in range(count)]),
+        "hostile": lambda: pa.array(
+            [{"bytes": hostile_bytes(draw, place)[0], "path": f"{n}.png"} for n in range(count)]
+        ),
         "nulls": lambda: pa.nulls(count),
         "some nulls": lambda: pa.array([None if n % 2 else png(n) for n in range(count)]),
         "numbers": lambda: pa.array(range(count)),
@@ -234,7 +244,7 @@ def column(draw: Random, count: int) -> tuple[Any, str]:
         "lists": lambda: pa.array([[n] * n for n in range(count)]),
         "pixels": lambda: pa.array(np.zeros((count, 192), np.uint8).tolist()),
         "words": lambda: pa.array([draw.choice(["", "x", "a\nb", "\0", "é" * 5000]) for _ in range(count)]),
-        "decimals": lambda: pa.array(range(count)).cast(pa.decimal128(20, 2)),
+        "decimals": lambda: pa.array(range(count)).cast(pa.decimal128(25, 2)),
         "times": lambda: pa.array(range(count), pa.timestamp("ns")),
         "dictionary": lambda: pa.array([draw.choice("abc") for _ in range(count)]).dictionary_encode(),
         "truth": lambda: pa.array([n % 2 == 0 for n in range(count)]),
@@ -260,7 +270,7 @@ def parquet(draw: Random, place: Place) -> Call:
         table = pq.read_table(place.valid / "table.parquet").slice(0, count)
         columns = {name: table[name] for name in table.column_names}
         chosen = draw.choice(["image", "label", "text"])
-        columns[chosen], kind = column(draw, count)
+        columns[chosen], kind = column(draw, place, count)
         what = f"{chosen}: {kind}, {count} rows"
         metadata = {"huggingface": draw.choice(["{", '{"info": {"features": {"image": {"_type": "X"}}}}', "[" * 5000])}
         made = pa.table(columns)
@@ -279,7 +289,11 @@ def parquet(draw: Random, place: Place) -> Call:
 
 def edm_zip(draw: Random, place: Place) -> Call:
     """Prepare a zip archive like those of EDM."""
-    file, what = place.given / "edm.zip", draw.choice([*MEMBERS, "damaged", "damaged", "dataset.json", "dataset.json"])
+    file, what = place.given / "edm.zip", draw.choice([*MEMBERS, *["bomb", "damaged", "dataset.json"] * 2])
+    if what == "bomb":
+        name = draw.choice(["00000/big.png", "00000/big.bmp", "big/dataset.json"])
+        file.write_bytes(once(place, f"{name.replace('/', '-')}.zip", lambda: _bombs(place, name)))
+        return data_call(place, draw, file, f"bomb {name}")
     valid = (place.valid / "edm.zip").read_bytes()
     if what == "damaged":
         content, what = damaged(valid, draw)
@@ -319,14 +333,18 @@ def _link(target: zipfile.ZipFile, place: Place, draw: Random) -> None:
     target.writestr(info, draw.choice(["/etc/passwd", "../../guard/x.png", "/dev/zero"]))
 
 
-def _bomb(target: zipfile.ZipFile, place: Place, draw: Random) -> None:
-    """Write a member of 3 GB of zeros, which packs to 3 MB."""
-    name = draw.choice(["00000/big.png", "dataset.json" if draw.random() < 0.5 else "00000/big.bmp"])
-    with target.open(zipfile.ZipInfo(name), "w", force_zip64=True) as stream:
-        head = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 2**31, 0, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0)
-        stream.write(head if name.endswith("bmp") else b"")
-        for _ in range(3 * 2**30 // 2**24):
-            stream.write(bytes(2**24))
+def _bombs(place: Place, name: str) -> bytes:
+    """Return a zip archive with a member of 2 GB of zeros, which packs to 2 MB."""
+    stream = BytesIO((place.valid / "edm.zip").read_bytes())
+    with (
+        zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+        target.open(name, "w") as member,
+    ):
+        head = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 2**31, 0, 0, 54, 40, 30_000, 30_000, 1, 24, *[0] * 6)
+        member.write(head if name.endswith("bmp") else b"")
+        for _ in range(127):
+            member.write(bytes(2**24))
+    return stream.getvalue()
 
 
 MEMBERS: dict[str, Callable[[zipfile.ZipFile, Place, Random], object]] = {
@@ -337,7 +355,6 @@ MEMBERS: dict[str, Callable[[zipfile.ZipFile, Place, Random], object]] = {
     "absolute": lambda target, place, draw: target.writestr(f"{place.guard}/x.png", png(1)),
     "backslashes": lambda target, place, draw: target.writestr("..\\guard\\x.png", png(1)),
     "link": _link,
-    "bomb": _bomb,
     "twice": lambda target, place, draw: [target.writestr("00000/img00000000.png", png(n)) for n in (1, 2)],
     "two descriptions": lambda target, place, draw: target.writestr(
         "dataset.json", draw.choice(["{", '{"labels": []}'])
@@ -349,7 +366,9 @@ MEMBERS: dict[str, Callable[[zipfile.ZipFile, Place, Random], object]] = {
     "many": lambda target, place, draw: [target.writestr(f"00001/{n}.png", b"") for n in range(20_000)],
     "zip in zip": lambda target, place, draw: target.writestr("inner.zip", b"PK\5\6" + bytes(18)),
     "folder as file": lambda target, place, draw: target.writestr("00000/img00000000.png/x.png", png(1)),
-    "picture": lambda target, place, draw: target.writestr(f"00001/x.{draw.choice(ENDINGS)}", hostile_bytes(draw)[0]),
+    "picture": lambda target, place, draw: target.writestr(
+        f"00001/x.{draw.choice(ENDINGS)}", hostile_bytes(draw, place)[0]
+    ),
     "two labels": lambda target, place, draw: target.writestr("inner/dataset.json", '{"labels": [["x", 1]]}'),
 }
 READERS = {"images": images, "parquet": parquet, "zip archives": edm_zip}
