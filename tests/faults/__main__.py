@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from tests.faults import disks, kills
+from tests.faults import caches, disks, kills, launchers
 from tests.faults.kills import Tally
-from tests.faults.victim import warm
+from tests.faults.victim import GONE_SECONDS, warm
 from tests.tiny import recipe, write_teachers
 
 # phase, processes, share of the kills
@@ -32,12 +32,29 @@ ROWS: list[tuple[str, int, float]] = [
     ("exporting", 1, 0.09),
     ("training", 2, 0.05),
     ("saving", 2, 0.13),
+    ("the launcher alone, starting", 2, 0.04),
+    ("the launcher alone, caching", 2, 0.04),
+    ("the launcher alone, training", 2, 0.04),
+    ("the launcher alone, saving", 2, 0.06),
+    ("the launcher alone, evaluating, pictures, snapshots", 2, 0.04),
+    ("the launcher alone, importing", 2, 0.03),
+    ("the whole job, importing", 1, 0.02),
+    ("the whole job, importing", 2, 0.02),
+    ("a program that calls `trainers.train(processes=2)`", 2, 0.05),
+    ("two commands at once, caching", 1, 0.06),
 ]
 PLACES = {
     "training": kills.TRAINING,
     "saving": kills.SAVING,
     "evaluating, pictures, snapshots": kills.EVALUATING,
     "starting, resuming, logging": kills.RESUMING,
+    "starting": kills.STARTING,
+}
+REAL = {
+    ("the launcher alone, importing", 2): launchers.LAUNCHER,
+    ("the whole job, importing", 1): launchers.JOB_OF_ONE,
+    ("the whole job, importing", 2): launchers.JOB_OF_TWO,
+    ("a program that calls `trainers.train(processes=2)`", 2): launchers.PROGRAMS,
 }
 
 
@@ -71,7 +88,7 @@ def main() -> int:
         tasks[f"{phase}|{world}"] = partial(kill, phase, world, count, given.seed * 100 + index, work)
     for index, (name, fault) in faults:
         tasks[name] = partial(attempt, fault, work, index)
-    found: dict[str, Any] = {}
+    found, failed = dict[str, Any](), list[str]()
     for name, result in at_once(tasks, given.at_once, work):
         found[name] = result
         print(f"{name}: {result}", flush=True)
@@ -108,19 +125,29 @@ def at_once(tasks: dict[str, Callable[[], Any]], most: int, work: Path) -> Itera
             yield name, json.loads((work / f"result-{pid}").read_text())
 
 
-def kill(phase: str, world: int, count: int, seed: int, work: Path) -> dict[str, Any]:
+def kill(row: str, world: int, count: int, seed: int, work: Path) -> dict[str, Any]:
     """The fields of a Tally."""
-    if phase == "caching":
-        return asdict(kills.caching_kills(work / "caching", count, seed))
-    if phase == "exporting":
-        return asdict(kills.exporting_kills(work / "teachers", work / "kills", count, seed))
-    return asdict(kills.training_kills(work / "teachers", work / "kills", PLACES[phase], world, count, seed))
+    kills.alone(work / f"temporary-{seed}")
+    teachers, folder = work / "teachers", work / "kills"
+    launched, phase = row.startswith("the launcher alone"), row.removeprefix("the launcher alone, ")
+    if moments := REAL.get((row, world)):
+        tally = launchers.real_kills(teachers, folder, moments, world, count, seed, program="program" in row)
+    elif phase == "caching":
+        tally = caches.caching_kills(work / f"caching-{seed}", count, seed, world)
+    elif phase == "two commands at once, caching":
+        tally = caches.two_at_once(work / f"caching-{seed}", count, seed)
+    elif phase == "exporting":
+        tally = kills.exporting_kills(teachers, folder, count, seed)
+    else:
+        tally = kills.training_kills(teachers, folder, PLACES[phase], world, count, seed, launched)
+    return asdict(tally)
 
 
 def attempt(fault: Callable[[Path, Path], str], work: Path, number: int) -> str:
     """What came of a fault, in words."""
     folder = work / f"fault-{number}"
     folder.mkdir()
+    kills.alone(work / f"temporary-fault-{number}")
     try:
         return fault(work / "teachers", folder)
     except Exception as error:
@@ -143,22 +170,31 @@ def page(
         " processes the other one is killed then too. The run is started again (`distill resume`, `distill cache`,"
         " `distill export`) and killed again, until it is done.",
         "",
+        "*The launcher alone* is the command that started two workers. It dies at such a moment of itself or of a"
+        " worker, and each worker has a child, as if it loaded data. With one process the command is the launcher. Jobs"
+        " that import, and programs, are processes of their own, and die before a random import, write or rename. Of"
+        " two commands that fill one cache of embeddings, latents and pictures at once, none, one or both are killed.",
+        "",
         "Then everything must be as in a run that nobody touched, to the bit: the last checkpoint with all its files"
         " (weights, optimizers, averages), `log.jsonl` but for times, `metrics.jsonl`, `best/`, snapshots, pictures,"
-        " and the names of the checkpoints that are kept. No temporary file may be left.",
+        " and the names of the checkpoints that are kept (a run that its launcher left saves once more). All files of a"
+        " cache must be the same. Half-written files lie beside their places until the next start. Then no temporary"
+        " file may be left, neither there nor in the system's folder. *Left* is the longest time until all processes of"
+        f" a job were gone. More than {GONE_SECONDS:.0f} s is a failure.",
         "",
         f"A run saves every {kills.EVERY} images (12 updates, a few tenths of a second). *Lost* is what was trained and"
         " logged beyond the newest valid checkpoint at the moment of the kill. It is at most an interval and what was"
         " trained beside the save in progress, and never more than two intervals, since the next save waits.",
         "",
-        "| killed while | processes | kills | runs | went on | bit for bit | lost, median | lost, most |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| killed while | processes | kills | runs | went on | bit for bit | lost, median | lost, most | left |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for phase, world, tally in table:
         good = "all" if not tally.failures else f"{len(tally.failures)} not"
         lost = sorted(tally.lost)
         numbers = f"{lost[len(lost) // 2]} | {lost[-1]}" if lost else "- | -"
-        lines.append(f"| {phase} | {world} | {tally.kills} | {tally.runs} | {good} | {good} | {numbers} |")
+        gone = f"{max(tally.gone, default=0):.1f} s"
+        lines.append(f"| {phase} | {world} | {tally.kills} | {tally.runs} | {good} | {good} | {numbers} | {gone} |")
     lines += ["", "Where they died:", ""]
     for phase, world, tally in table:
         where = ", ".join(f"`{place}` {count}" for place, count in sorted(tally.where.items()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.kills import SETTINGS, differences, newest, whole
-from tests.faults.victim import Trap, distill
+from tests.faults.victim import Trap, distill, launcher, seconds_until_gone
 from tests.tiny import Job, recipe
 from tests.tiny import distill as distill_process
 from trainers.checkpoints import saver
@@ -210,6 +210,19 @@ def two_runs(teachers: Path, folder: Path) -> str:
     return f"the second: exit code 2, `{line.replace(str(run), 'RUN')}`; the first: {same(untouched, run)}"
 
 
+def two_starts(teachers: Path, folder: Path) -> str:
+    """`train` twice at once, each on two processes."""
+    untouched = reference(teachers, folder, 2)
+    arguments, run, _ = train(folder)
+    outputs = [folder / f"{number}.txt" for number in range(2)]
+    codes = [job.wait() for job in [launcher(arguments, output, 2) for output in outputs]]
+    expect(sorted(codes) == [[0], [2]], f"{codes} {[output.read_text()[-500:] for output in outputs]}")
+    line = outputs[codes.index([2])].read_text().strip()
+    expect("\n" not in line and ("is in use by process" in line or "holds a run already" in line), line)
+    seconds_until_gone()
+    return f"one: exit code 2, `{line.replace(str(run), 'RUN')}`; the other: {same(untouched, run)}"
+
+
 def clock_backwards(teachers: Path, folder: Path) -> str:
     """time.time() falls by an hour at every call, over a kill and a resume."""
     untouched = reference(teachers, folder)
@@ -240,5 +253,6 @@ FAULTS: dict[str, Callable[[Path, Path], str]] = {
     "a flipped byte in a shard": damaged(lambda folder: flip(shard(folder), -7), 2),
     "a flipped byte in the manifest": damaged(lambda folder: flip(folder / "manifest.json", 30), 1),
     "two runs in one folder": two_runs,
+    "two starts at once in one folder": two_starts,
     "the clock goes backwards": clock_backwards,
 }

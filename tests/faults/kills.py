@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from tests import texts
-from tests.faults.victim import Trap, distill
+from tests.faults.victim import Trap, adopt_orphans, distill, launcher, seconds_until_gone
 from tests.tiny import recipe
 from tests.trainers.interrupted import contents, lines
 from trainers.checkpoints import checkpoint
 from trainers.io.jsonl import read
+from trainers.io.lock import LOCK
 
+Place = tuple[str, int, float | None]
 EVERY = 24  # images between checkpoints, 12 updates
 SETTINGS: dict[str, Any] = {
     "images": 120,
@@ -31,8 +33,8 @@ SETTINGS: dict[str, Any] = {
 
 # Where a process dies: phase -> calls that begin it, (place, calls at most until then, seconds it may take; None: just
 # before the call). With two processes it is the second that falls into the trap; then the first is killed too.
-TRAINING = [("trainers.engine.player:Player.step", 48, 0.05), ("trainers.engine.step:make", 32, 0.05)]
-SAVING = [
+TRAINING: list[Place] = [("trainers.engine.player:Player.step", 48, 0.05), ("trainers.engine.step:make", 32, 0.05)]
+SAVING: list[Place] = [
     ("trainers.checkpoints.saver:Saver._copy", 3, 0.02),
     ("trainers.checkpoints.saver:write_tensors", 12, None),
     ("trainers.checkpoints.saver:write_tensors", 12, 0.01),
@@ -47,7 +49,7 @@ SAVING = [
     ("trainers.checkpoints.saver:shutil.rmtree", 2, None),
     ("trainers.checkpoints.saver:shutil.rmtree", 2, 0.001),
 ]
-EVALUATING = [
+EVALUATING: list[Place] = [
     ("trainers.evaluation:draw_samples", 1, 0.1),
     ("trainers.hooks.evaluate:fit_protocol", 1, 0.1),
     ("trainers.hooks.evaluate:Evaluate._write", 2, None),
@@ -57,19 +59,21 @@ EVALUATING = [
     ("trainers.checkpoints.posthoc_ema:sync", 4, None),
     ("trainers.hooks.samples:grid", 1, 0.02),
 ]
-RESUMING = [
+RESUMING: list[Place] = [
     ("trainers.checkpoints.checkpoint:restore", 1, 0.05),
     ("trainers.loop:build_session", 1, 0.2),
     ("trainers.io.jsonl:os.replace", 2, None),
     ("trainers.io.jsonl:append", 6, None),
 ]
-CACHING = [
-    ("trainers.data.cache:_write", 6, None),
-    ("trainers.data.cache:_write", 6, 0.01),
-    ("trainers.io.atomic:os.replace", 12, None),
-    ("tests.texts:Words.encode", 8, 0.01),
+STARTING: list[Place] = [  # a launcher and its workers
+    ("launch.processes:subprocess.Popen", 2, None),
+    ("launch.processes:watch", 1, 0.3),
+    ("launch.main:follow_launcher", 1, 0.01),
+    ("launch.commands.train:join_world", 1, 0.1),
+    ("trainers.loop:build_session", 1, 0.1),
+    ("trainers.loop:take_lock", 1, None),
 ]
-EXPORTING = [
+EXPORTING: list[Place] = [
     ("distill.export.export:largest_difference", 1, None),
     ("distill.export.export:largest_difference", 1, 0.2),
     ("distill.export.export:_replace", 1, None),
@@ -86,24 +90,36 @@ class Tally:
     kills: int = 0
     runs: int = 0
     lost: list[int] = field(default_factory=list)  # images, at each kill
+    gone: list[float] = field(default_factory=list)  # seconds after each kill until no process of the job was left
     where: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
-    def count(self, trap: Trap) -> None:
-        """One more."""
-        place = trap.place.partition(":")[2]
+    def count(self, place: str) -> None:
+        """One more, as soon as nobody is left."""
+        place = place.partition(":")[2] or place
         self.kills, self.where[place] = self.kills + 1, self.where.get(place, 0) + 1
+        try:
+            self.gone.append(seconds_until_gone())
+        except AssertionError as error:
+            self.failures.append(f"{place}: {error}")
 
 
-def chosen(places: list[tuple[str, int, float | None]], seed: random.Random) -> Trap:
+def chosen(places: list[Place], seed: random.Random) -> Trap:
     place, calls, seconds = seed.choice(places)
     return Trap(place, seed.randint(1, calls), None if seconds is None else seed.uniform(0, seconds))
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files and folders in it."""
-    marks = ("staging", "-old")
-    return [str(p.relative_to(folder)) for p in folder.rglob(".*") if any(mark in p.name for mark in marks)]
+    """Temporary files and folders in it, and in the folder of all programs' temporary files."""
+    hidden = [path for path in folder.rglob(".*") if path.name != LOCK]
+    return [str(path.relative_to(folder)) for path in hidden] + os.listdir(tempfile.gettempdir())
+
+
+def alone(folder: Path) -> None:
+    """Give this process a folder of temporary files, and make it the parent of all orphans: nobody else leaves any."""
+    adopt_orphans()
+    folder.mkdir(parents=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def newest(folder: Path) -> int:
@@ -114,8 +130,8 @@ def newest(folder: Path) -> int:
         return -1
 
 
-def differences(left: Path, right: Path) -> Iterator[str]:
-    """What two finished runs do not share to the bit."""
+def differences(left: Path, right: Path, stopped: bool = False) -> Iterator[str]:
+    """What two finished runs do not share to the bit. One that was `stopped` has saved at other moments."""
     last = f"{SETTINGS['images']:012d}"
     for name in (f"checkpoints/{last}", "samples", "best", "power_ema"):
         if contents(left / name) != contents(right / name) or not contents(left / name):
@@ -123,7 +139,7 @@ def differences(left: Path, right: Path) -> Iterator[str]:
     for name in ("log.jsonl", "metrics.jsonl"):
         if lines(left / name) != lines(right / name):
             yield name
-    if names(left) != names(right):
+    if names(left) != names(right) and not stopped:
         yield "checkpoints"
     yield from leftovers(right)
 
@@ -144,9 +160,18 @@ def whole(settings: dict[str, Any], folder: Path, world: int) -> Path:
 
 
 def training_kills(
-    teachers: Path, folder: Path, places: list[tuple[str, int, float | None]], world: int, kills: int, seed: int
+    teachers: Path,
+    folder: Path,
+    places: list[Place],
+    world: int,
+    kills: int,
+    seed: int,
+    launched: bool = False,
 ) -> Tally:
-    """Kill runs at `places` until there were as many kills, each run until it is done."""
+    """Kill runs at `places` until there were as many kills, each run until it is done.
+
+    If they are `launched`, it is the launcher of the processes that dies, and no other process.
+    """
     tally, choice = Tally(), random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     reference = whole(recipe(teachers / "edm", **SETTINGS), folder, world)
@@ -162,13 +187,17 @@ def training_kills(
             elif (run / "log.jsonl").exists():
                 tally.failures.append(f"{run.name}: trained without a checkpoint")
             output = run.with_suffix(".txt")
-            codes = distill(arguments, output, world, traps).wait()
+            if launched:
+                codes = launcher(arguments, output, world, *traps or [None]).wait()
+            else:
+                codes = distill(arguments, output, world, traps).wait()
+            if -9 in codes:
+                tally.count(traps[0].place)
             after = newest(run)
             if -9 not in codes:
-                if codes != [0] * world:
+                if any(codes):
                     tally.failures.append(f"{run.name}, attempt {attempt}: {codes} {output.read_text()[-500:]}")
                 break
-            tally.count(traps[0])
             if after < before:
                 tally.failures.append(f"{run.name}: had {before}, has {after} after {traps[0]}")
             reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
@@ -177,39 +206,8 @@ def training_kills(
                 tally.failures.append(f"{run.name}: {tally.lost[-1]} images lost by {traps[0]}")
             if len(list((run / "checkpoints").glob(".staging-*"))) > 1:
                 tally.failures.append(f"{run.name}: staging folders pile up")
-        wrong = list(differences(reference, run))
-        if wrong:
+        if newest(run) == SETTINGS["images"] and (wrong := list(differences(reference, run, launched))):
             tally.failures.append(f"{run.name} differs: {', '.join(wrong)}")
-    return tally
-
-
-def caching_kills(folder: Path, kills: int, seed: int) -> Tally:
-    """Kill `distill train` on prompts while it makes their embeddings; the tables must be as those of one go."""
-    tally, choice = Tally(), random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts.install(pytest.MonkeyPatch(), rows=4)
-    teacher = texts.write_text_teacher(folder / "teacher", folder / "log", pause=0.002)
-    prompts = folder / "prompts.txt"
-    prompts.write_text("".join(f"prompt {number}\n" for number in range(60)))
-    found: dict[str, dict[str, str]] = {}
-    common = {"data": {"name": "prompts", "path": str(prompts)}, "images": 16, "evaluation": {"every": 0}}
-    while tally.kills < kills:
-        name = f"cache-{tally.runs}"
-        file = folder / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe(teacher, **common, cache=str(folder / name))))
-        codes = [-9]
-        while codes == [-9]:  # the first run is not killed
-            traps = [chosen(CACHING, choice)] if tally.kills < kills and tally.runs else []
-            codes = distill(["cache", str(file)], folder / f"{name}.txt", 1, traps).wait()
-            if codes == [-9]:
-                tally.count(traps[0])
-            elif codes != [0]:
-                tally.failures.append(f"{name}: {codes} {(folder / f'{name}.txt').read_text()[-500:]}")
-        tables = {k: v for k, v in contents(folder / name).items() if k.endswith(".safetensors")}
-        found.setdefault("first", tables)
-        if tables != found["first"] or leftovers(folder / name):
-            tally.failures.append(f"{name} differs: {leftovers(folder / name)}")
-        tally.runs += 1
     return tally
 
 
@@ -225,7 +223,7 @@ def exporting_kills(teachers: Path, folder: Path, kills: int, seed: int) -> Tall
         traps = [chosen(EXPORTING, choice)]
         codes = distill(["export", str(run)], output, 1, traps).wait()
         if codes == [-9]:
-            tally.count(traps[0])
+            tally.count(traps[0].place)
         elif codes != [0]:
             tally.failures.append(f"export: {codes} {output.read_text()[-500:]}")
         if export.exists() and contents(export) != reference:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.faults import kills
+from tests.faults import caches, kills
 
-PLACES = [*kills.TRAINING, *kills.SAVING, *kills.EVALUATING, *kills.RESUMING, *kills.CACHING, *kills.EXPORTING]
+PLACES = [*kills.TRAINING, *kills.SAVING, *kills.EVALUATING, *kills.RESUMING, *kills.STARTING, *kills.EXPORTING]
+PLACES += caches.PICTURES
 
 
 @pytest.mark.parametrize("place", sorted({place for place, _, _ in PLACES}))
