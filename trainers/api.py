@@ -193,9 +193,11 @@ def load(
     Raises:
         UserError: There is no such run, or it has no such weights.
     """
-    places = {"teacher": str(teacher) if isinstance(teacher, Path) else teacher, "data": data}
-    objects = Objects(*(one if isinstance(one, Denoiser | Dataset) else None for one in places.values()))
-    overrides |= {key: one for key, one in places.items() if isinstance(one, str | Mapping)}
+    objects = Objects(teacher if isinstance(teacher, Denoiser) else None, data if isinstance(data, Dataset) else None)
+    if isinstance(teacher, str | Path):
+        overrides["teacher"] = str(teacher)
+    if isinstance(data, Mapping):
+        overrides["data"] = data
     with trusting(trust_code):
         return load_trained(folder, which, objects=objects, changes=overrides)
 

@@ -104,7 +104,7 @@ def test_what_a_trained_run_does_not_take(student: Path, teachers: Path, distill
         assert result.err.endswith(f": {allowed}\n") and result.err.count("\n") == 1
     result = distill("sample", student, f"teacher={teachers}/null")
     assert result.code == 2 and "was trained from another teacher than is now in" in result.err
-    assert distill("sample", student, "which=best").err.startswith("distill: tiny: unknown key 'which'")
+    assert distill("sample", student, "which=best").err.startswith("distill: arguments: unknown key 'which'")
 
 
 def test_a_teacher(distill: Command, tmp_path: Path, forgotten: Callable[..., Path]) -> None:
