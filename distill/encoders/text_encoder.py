@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,10 @@ class PipelineTextEncoder:
         folder: The folder of the pipeline.
         family: The pipeline's family, which calls `encode_prompt`.
 
+    Attributes:
+        longest: The number of tokens of a prompt that are read, at most. It is 0 before the first use.
+        cut: The number of prompts so far that are longer, so that no text encoder reads their ends.
+
     Raises:
         UserError: Pipelines of this family take no prompts.
     """
@@ -46,6 +51,7 @@ class PipelineTextEncoder:
         self.device: torch.device | str = "cpu"
         if not family.text:
             raise UserError(f"teacher: '{folder}': a {getattr(family, '__name__', family)} takes no prompts")
+        self.longest = self.cut = 0
         self._pipe: Any = None
 
     @property
@@ -61,7 +67,10 @@ class PipelineTextEncoder:
     @quiet_libraries()
     def encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """Return the conditions [N, ...] of N prompts, on the CPU."""
-        return {name: value.cpu() for name, value in self.family.encode(self._load(), prompts).items()}
+        pipe = self._load()
+        self.longest, cut = _longest_and_cut(pipe, prompts)
+        self.cut += cut
+        return {name: value.cpu() for name, value in self.family.encode(pipe, prompts).items()}
 
     @torch.no_grad()
     @quiet_libraries()
@@ -80,3 +89,20 @@ class PipelineTextEncoder:
             unused = {name: None for name in parts if not name.startswith((*PARTS, "scheduler"))}
             self._pipe = load_stock_pipeline(self.folder, **unused, dtype=torch.float32).to(self.device)
         return self._pipe
+
+
+def _longest_and_cut(pipe: Any, prompts: list[str]) -> tuple[int, int]:
+    """Return the number of tokens that the text encoders of a pipeline read at most, and the number of longer prompts.
+
+    A CLIP reads as many tokens as it has positions. The others read as many as `encode_prompt` takes by default.
+    """
+    others = signature(pipe.encode_prompt).parameters.get("max_sequence_length")
+    readers = [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
+    limits: list[int] = [
+        one.model_max_length if others is None or "CLIP" in type(one).__name__ else others.default for one in readers
+    ]
+    lengths = [[len(tokens) for tokens in one(prompts)["input_ids"]] for one in readers]
+    spare = [
+        max(limit - length for limit, length in zip(limits, row, strict=True)) for row in zip(*lengths, strict=True)
+    ]
+    return max(limits), sum(left < 0 for left in spare)

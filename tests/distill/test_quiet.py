@@ -10,6 +10,7 @@ import pytest
 from diffusers.utils import logging as diffusers
 from transformers.utils import logging as transformers
 
+from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.export import export_generator
 from distill.quiet import quiet_libraries
 from distill.teachers import load_denoiser
@@ -48,5 +49,6 @@ def test_an_export_prints_nothing(
     export_generator(make(tmp_path / "sd15", (t, scale)), tmp_path / "out", FACTS, teacher=tmp_path / "sd15")
     encoder = load_denoiser(tmp_path / "sd15").network.text_encoder
     assert encoder is not None
-    encoder.encode(["a long caption " * 50] * 3)
+    encoder.encode(["a long caption " * 50] * 3 + ["short"])
     assert capfd.readouterr() == ("", "")
+    assert isinstance(encoder, PipelineTextEncoder) and (encoder.longest, encoder.cut) == (32, 3)
