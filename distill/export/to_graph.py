@@ -20,6 +20,7 @@ from distill.errors import UserError
 from distill.export.format import Format, Inputs, Reader, Source, constants, inputs
 from distill.export.snippets import call, conditions, finish, noise
 from distill.generator import Generator
+from distill.installed import install_command
 
 PROGRAM, MODEL = "generator.pt2", "model.onnx"
 OPSET = 20
@@ -77,7 +78,7 @@ def onnx_format(generator: Generator, cond: Condition, _: Path | None = None) ->
     """
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"--format onnx: needs {', '.join(missing)}; pip install 'distill-onestep[onnx]'")
+        raise UserError(f"--format onnx: needs {', '.join(missing)}; `{install_command('onnx')}`")
 
     def write(folder: Path) -> None:
         from onnxscript.optimizer import fold_constants, remove_unused_nodes

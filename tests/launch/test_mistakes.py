@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.errors import UserError
+from distill.installed import install_command
 from distill.objectives import OBJECTIVES
 from distill.sampling import sample
 from tests.launch.conftest import Command
@@ -377,7 +378,7 @@ def test_a_tracker_that_is_not_installed(
     spec = ModuleSpec(tracker, None, is_package=True) if folder else None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: spec if name == tracker else find(name, *rest))
     line = mistake(distill("train", recipe_file(tracking=[tracker]), "--folder", tmp_path / "run"))
-    assert line == f"tracking: {tracker} is not installed; `pip install 'distill-onestep[{tracker}]'`"
+    assert line == f"tracking: {tracker} is not installed; `{install_command(tracker)}`"
     assert untouched(tmp_path / "run")
 
 

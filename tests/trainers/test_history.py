@@ -180,6 +180,25 @@ def test_trackers_get_the_changes(teachers: Path, tmp_path: Path, monkeypatch: p
     assert numbers["generator/lr"] == 1e-3 and numbers["fake/updates"] == 6 and numbers["peak_memory_gib"] > 0.05
 
 
+def test_a_card_tells_the_changes(run: Path, tmp_path: Path) -> None:
+    trainers.resume(run, images=48, name="a`\n# b", fake={"lr": 2e-3}, allow=["fake"])
+    trainers.load(run).export(tmp_path / "export", format="safetensors")
+    card = (tmp_path / "export/README.md").read_text()
+    told = card[card.index("Settings changed after") :].partition("## Metrics")[0]
+    lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    assert lines == [change(32, {"name": ("tiny", "a`\n# b"), "images": (32, 48), "fake.lr": (1e-3, 2e-3)})]
+    assert told.count("\n# b") == 0
+    trainers.resume(run, images=64)
+    best = run / "best"
+    best.mkdir()
+    shutil.copy(run / "checkpoints" / f"{64:012d}" / "ema.safetensors", best)
+    of_best = [change(32, {"keep": (1, 2)})]
+    facts = {"images": 40, "frechet": 1.0, "teacher": state(run, 64)["teacher"], "changes": of_best}
+    (best / "metrics.json").write_text(json.dumps(facts))
+    assert [one["images"] for one in trainers.load(run).weights.changes] == [32, 48]
+    assert trainers.load(run, "best").weights.changes == of_best
+
+
 def test_published_changes_have_no_paths_and_no_secrets() -> None:
     moved = change(8, {"data.path": ("/home/alice/one/cats", "/home/alice/two/cats"), "name": ("a", "b")})
     told = change(16, {"teacher": ("/home/alice/old", "/data/new"), "reward.api_key": ("one", "two")})

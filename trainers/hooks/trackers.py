@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from distill.errors import UserError
+from distill.installed import install_command
 from distill.public_text import without_names
 from trainers.engine.collectives import on_main_process
 from trainers.io.atomic import atomic_file
@@ -46,7 +47,7 @@ def check_trackers(run: Experiment) -> None:
     for tracker in run.tracking:
         found = importlib.util.find_spec(tracker)
         if found is None or found.origin is None:  # a folder of this name in the working directory is no package
-            raise UserError(f"tracking: {tracker} is not installed; `pip install 'distill-onestep[{tracker}]'`")
+            raise UserError(f"tracking: {tracker} is not installed; `{install_command(tracker)}`")
 
 
 def start_trackers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from distill.errors import UserError
 from distill.export import FORMATS, export_generator, format, to_graph, to_safetensors
 from distill.export.format import inputs
 from distill.generator import Generator
+from distill.installed import install_command
 from distill.paths import Flow
 from distill.teachers import load_denoiser
 from tests.exports import (
@@ -222,7 +224,8 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, monkeypatch: pyte
     ):
         export_generator(make_prompted(), tmp_path / "export", FACTS, "gguf")
     monkeypatch.setattr(to_graph, "find_spec", lambda name: None if name == "onnxscript" else sys)
-    with pytest.raises(UserError, match=r"^--format onnx: needs onnxscript; pip install 'distill-onestep\[onnx\]'$"):
+    hint = re.escape(f"--format onnx: needs onnxscript; `{install_command('onnx')}`")
+    with pytest.raises(UserError, match=f"^{hint}$"):
         export_generator(make_prompted(), tmp_path / "export", FACTS, "onnx")
     assert list(tmp_path.iterdir()) == []
 
