@@ -106,7 +106,7 @@ def _load(folder: FilePath, weights: bool) -> Denoiser:
     description, path, arguments = read_description(folder)
     null, kind = description.get("null"), _kind(description.get("network"), folder)
     with folder_in_errors(folder):
-        refuse_adapters(*(place for place in (folder, folder / "unet") if place.is_dir()))
+        refuse_adapters(folder)
         network = kind.load(folder, description, weights)
     if null is not None and not null == network.classes > 0:
         raise UserError(f"teacher: '{file}': null: must be the label after the network's classes, got {null!r}")

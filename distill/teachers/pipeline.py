@@ -61,7 +61,7 @@ def load_pipeline(folder: str | Path, weights: bool = True) -> Denoiser:
         place, kind = part_folder(folder, family.part), class_name(index, family.part)
         require(kind == family.network_class, f"{family.part} must be {family.network_class}, got {kind!r:.80}")
         check_parts(folder, family)
-        refuse_adapters(folder, place)
+        refuse_adapters(folder)
         model = load_model(place, kind, family.part, (family.network_class,)) if weights else meta_model(place, kind)
         try:
             network = family(model, **_choices(folder, family))
@@ -111,15 +111,21 @@ def check_parts(folder: Path, family: type[Family], text: bool = False) -> None:
         raise UserError(f"{missing[0]}/ is missing; download the whole pipeline again, or copy that folder into it")
 
 
-def refuse_adapters(*places: Path) -> None:
-    """Raise UserError when a folder holds a LoRA or an embedding of a word, which would be left out without a word."""
-    for file in (file for place in places for file in sorted(place.iterdir()) if file.is_file()):
-        # The network's own weights, which are large, are opened by whoever loads them, and by nobody else.
-        if not file.name.startswith(("diffusion_pytorch_model", "network")) and is_adapter(file):
-            raise UserError(
-                f"{file.name} is an adapter, which a teacher does not load; merge it into the network"
-                " (pipe.load_lora_weights, pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained) or remove it"
-            )
+def refuse_adapters(folder: Path) -> None:
+    """Raise UserError when a folder holds a LoRA or an embedding of a word, which would be left out without a word.
+
+    It is looked for beside the parts of a teacher, in them, and in the folders in them, where PEFT puts its own.
+    """
+    for level in ("*", "*/*", "*/*/*"):
+        # Weights of networks, which are large, are opened by whoever loads them, and by nobody else.
+        weights = ("diffusion_pytorch_model", "network", *(["model"] if level != "*" else []))
+        for file in sorted(folder.glob(level)):
+            if file.is_file() and not file.name.startswith(weights) and is_adapter(file):
+                how = "pipe.load_lora_weights, pipe.fuse_lora, pipe.unload_lora_weights, pipe.save_pretrained"
+                raise UserError(
+                    f"{file.relative_to(folder)} is an adapter, which a teacher does not load; merge it into the"
+                    f" network ({how}) or remove it"
+                )
 
 
 def is_adapter(file: Path) -> bool:
@@ -163,7 +169,7 @@ def check_pipeline(folder: Path) -> None:
         family = family_of(folder)
         with folder_in_errors(folder):
             check_parts(folder, family, text=True)
-            refuse_adapters(folder, part_folder(folder, family.part))
+            refuse_adapters(folder)
             for part in (family.part, "vae") if family.latents else (family.part,):
                 weight_variant(part_folder(folder, part))
         return

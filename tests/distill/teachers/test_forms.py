@@ -82,6 +82,7 @@ def test_several_variants(sd: Path) -> None:
 
 
 def lora(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({"unet.mid_block.attentions.0.to_q.lora_A.weight": torch.ones(2, 2)}, folder / name)
 
 
@@ -112,7 +113,16 @@ FORMS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "pytorch_lora_weights.safetensors is an adapter, which a teacher does not load; merge it into the network",
     ),
     "a LoRA of another name": (lambda sd: lora(sd, "my_style.safetensors"), "my_style.safetensors is an adapter"),
-    "a LoRA in the network": (lambda sd: lora(sd / "unet", "x.safetensors"), "x.safetensors is an adapter"),
+    "a LoRA in the network": (lambda sd: lora(sd / "unet", "x.safetensors"), "unet/x.safetensors is an adapter"),
+    "a LoRA in a part": (
+        lambda sd: lora(sd / "text_encoder", "y.safetensors"),
+        "text_encoder/y.safetensors is an adapter",
+    ),
+    "a LoRA in a folder": (lambda sd: lora(sd / "loras", "z.safetensors"), "loras/z.safetensors is an adapter"),
+    "a LoRA of PEFT": (
+        lambda sd: lora(sd / "unet/default", "adapter_model.safetensors"),
+        "unet/default/adapter_model.safetensors is an adapter",
+    ),
     "a word": (
         lambda sd: save_file({"emb_params": torch.ones(1, 16)}, sd / "cat.safetensors"),
         "cat.safetensors is an adapter",
