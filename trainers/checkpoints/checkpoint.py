@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import NEAREST, UserError
 from distill.records import read_record
 from trainers.checkpoints.formats import Manifest, State
 from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write_tensors
@@ -139,7 +139,8 @@ def newest(
             skipped.append(f"skipped checkpoint '{folder}': {found}")
     if not all(folder.exists() for folder in listed):
         return newest(root, need, content_flaw)
-    raise UserError("; ".join([f"no valid checkpoint in '{root}'", *skipped]))
+    more = [f"and {len(skipped) - NEAREST} more"] if len(skipped) > NEAREST else []
+    raise UserError("; ".join([f"no valid checkpoint in '{root}'", *skipped[:NEAREST], *more]))
 
 
 def newest_state(root: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError
+from distill.errors import FEW, UserError, options
 from trainers.recipe.load import build_experiment, load_run, resolve, resolve_paths
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import diff, difference_lines, differences, dump
@@ -62,8 +62,8 @@ def accepted_changes(state: Mapping[str, Any], run: Run | TeacherRun, allow: Ite
     free = tuple(f"{key}." for key in FREE_KEYS.union(allow))  # the dot, so that a key is no beginning of another one
     kept = {key for key in changes if key.endswith("_every") or f"{key}.".startswith(free)}
     if refused := {key: pair for key, pair in changes.items() if key not in kept}:
-        options = " ".join(f"--allow {key}" for key in refused)
-        raise UserError(
-            f"{', '.join(difference_lines(refused))}: this would change what is trained; {options} accepts it"
-        )
+        many = len(refused) > FEW  # then their groups are named, since --allow accepts all keys of a group
+        keys = dict.fromkeys(key.partition(".")[0] if many else key for key in refused)
+        allowing, lines = " ".join(f"--allow {key}" for key in keys), options(difference_lines(refused))
+        raise UserError(f"{lines}: this would change what is trained; {allowing} accepts it")
     return [f"changed since the checkpoint: {line}" for line in difference_lines(changes)]

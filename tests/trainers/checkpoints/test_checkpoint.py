@@ -123,6 +123,11 @@ def test_without_a_valid_checkpoint_it_is_an_error_with_all_reasons(root: Path, 
         f"no valid checkpoint in '{root}'; skipped checkpoint '{newest}': ema.safetensors is not what was written"
         f" (SHA-256 differs); skipped checkpoint '{older}': manifest.json is missing"
     )
+    for images in (100, 101, 102):
+        shutil.copytree(older, root / f"{images:012d}")
+    with pytest.raises(UserError, match=rf"{images:012d}': manifest.json is missing; .*; and 2 more$") as caught:
+        checkpoint.newest(root)
+    assert str(caught.value).count("skipped checkpoint") == 3
     for empty in (tmp_path / "none", tmp_path / "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=f"^no valid checkpoint in '{empty}'$"):
