@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,11 +59,24 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
         OSError: The file cannot be read, or its header is too large.
         SafetensorError: The file is damaged.
     """
-    from safetensors.torch import load_file
+    with open_tensors(file) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+
+
+def open_tensors(file: Path) -> Any:
+    """Return the opened safetensors file of `safetensors.safe_open`, mapped into memory, after a look at its header.
+
+    Raises:
+        OSError: The file cannot be read or mapped, or its header is too large.
+        SafetensorError: The file is damaged.
+    """
+    from safetensors import safe_open
 
     check_header(file)
-    tensors: dict[str, Tensor] = load_file(file)
-    return tensors
+    try:
+        return safe_open(file, "pt")
+    except MemoryError as error:
+        raise TooLarge(f"it has {file.stat().st_size:,} bytes, which this process may not map") from error
 
 
 def check_header(file: Path) -> None:
@@ -73,6 +86,8 @@ def check_header(file: Path) -> None:
     claimed = struct.unpack("<Q", start)[0] if len(start) == 8 else 0  # safetensors refuses a shorter file itself
     if claimed > size - len(start):
         raise TooLarge(f"its header claims {claimed:,} bytes, the file has {size:,}")
+    if claimed < 2 and size >= 8:
+        raise TooLarge("it has no header")
     if claimed > MAX_BYTES:
         raise TooLarge(f"its header has {claimed:,} bytes, more than {MAX_BYTES:,}")
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from distill.errors import UserError, require
+from distill.saved_files import open_tensors
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATS_IN_FILES = ("F16", "BF16", "F32", "F64")
@@ -51,7 +51,7 @@ def check_loaded(model: nn.Module, files: Iterable[Path]) -> None:
     """
     state = model.state_dict()
     for file in files:
-        with safe_open(file, "pt") as opened:
+        with open_tensors(file) as opened:
             for key in state.keys() & set(opened.keys()):
                 kind = opened.get_slice(key).get_dtype()
                 right = not state[key].is_floating_point() or kind in FLOATS_IN_FILES

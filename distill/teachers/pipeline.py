@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from distill.denoiser import Denoiser
 from distill.encoders.text_encoder import PipelineTextEncoder
@@ -28,7 +28,7 @@ from distill.pipeline_folder import (
     read_json,
     weight_variant,
 )
-from distill.saved_files import check_header
+from distill.saved_files import open_tensors
 from distill.teachers.families import FAMILIES, Family
 from distill.teachers.schedulers import read_scheduler
 from distill.teachers.trial import try_shapes
@@ -139,8 +139,7 @@ def is_adapter(file: Path) -> bool:
     if file.suffix != ".safetensors":
         return False
     try:
-        check_header(file)
-        with safe_open(file, "pt") as opened:
+        with open_tensors(file) as opened:
             names = list(opened.keys())
         return any(part in name for name in names for part in ADAPTER_NAMES)
     except (OSError, SafetensorError) as error:

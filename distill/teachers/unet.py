@@ -63,7 +63,7 @@ class UNet(Network):
             model = load_model(place, kind, "unet", (kind,)) if weights else meta_model(place, kind)
             return UNet(model, description.get("null"))
         except UserError as error:
-            raise UserError(f"teacher: {error}") from error
+            raise UserError(f"teacher: {str(error).removeprefix('teacher: ')}") from error
 
 
 def build_unet(config: Mapping[str, Any], null: int | None = None) -> UNet:

@@ -37,6 +37,9 @@ def write_many(file: Path, count: int) -> None:
     [
         (header(2**40), "its header claims 1,099,511,627,776 bytes, the file has 10"),
         (header(2**64 - 1), "its header claims 18,446,744,073,709,551,615 bytes, the file has 10"),
+        (header(0, b""), "it has no header"),
+        (header(0, size=100), "it has no header"),
+        (header(1, b"{"), "it has no header"),
         (header(3), "its header claims 3 bytes, the file has 10"),
         (header(MAX_BYTES + 1, size=MAX_BYTES + 1), f"its header has {MAX_BYTES + 1:,} bytes, more than {MAX_BYTES:,}"),
     ],
@@ -49,7 +52,7 @@ def test_a_header_is_bounded(content: bytes, message: str, tmp_path: Path) -> No
             read(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x01", header(0, b""), header(2, b"[]"), header(1, b"{")])
+@pytest.mark.parametrize("content", [b"", b"\x01", header(2, b"[]")])
 def test_other_damage_is_named_by_safetensors(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     file.write_bytes(content)

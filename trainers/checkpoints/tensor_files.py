@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from distill.errors import UserError, one_line, options
 from distill.records import Count, parse_record
-from distill.saved_files import check_header, save_tensors
+from distill.saved_files import open_tensors, save_tensors
 from distill.weights import fits, is_finite
 from trainers.engine.sharding import shard_like
 
@@ -142,8 +142,7 @@ class ShardedTensors:
         self._pieces: dict[str, list[tuple[Any, int, int]]] = {}  # name -> (opened file, first row, total rows)
         for file in files or [self.file]:
             try:
-                check_header(file)
-                opened: Any = safe_open(file, "pt")  # Any, since its methods lack annotations
+                opened = open_tensors(file)
             except (OSError, SafetensorError) as error:
                 raise UserError(f"cannot read '{file}': {one_line(error)}") from error
             rows = _rows(opened, file)

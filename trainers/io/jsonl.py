@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
+from distill.saved_files import open_regular
 from trainers.io.atomic import atomic_file
 
+LARGEST = 2**31  # bytes of a file at most
 LONGEST = 2**20  # bytes of a line at most; a longer one is no record
 
 
@@ -42,7 +44,7 @@ def rewind(file: Path, images: int) -> None:
     """Remove the lines after `images`, which a resumed run writes again, and the lines that are no records.
 
     Raises:
-        UserError: Something other than a regular file is in the place of the file.
+        UserError: Something other than a regular file is in the place of the file, or the file is too large for a log.
     """
     if file.is_file():
         with atomic_file(file) as staging, staging.open("w") as stream:
@@ -52,8 +54,10 @@ def rewind(file: Path, images: int) -> None:
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records in a file."""
-    with file.open("rb") as stream:
+    """Yield the records in a file. Raise UserError if it is larger than any log."""
+    with open_regular(file) as stream:
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"'{file}' has more than {LARGEST:,} bytes, and is no log; move it away")
         while line := stream.readline(LONGEST):
             with suppress(ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deep
                 record = json.loads(line)

@@ -88,3 +88,13 @@ def test_what_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^'{file}' is no regular file"):
         rewind(file, 8)
     assert read(file) == []
+
+
+def test_a_file_larger_than_any_log_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    with file.open("wb") as stream:
+        stream.truncate(2**40)
+    for look in (read, lambda file: rewind(file, 8)):
+        with pytest.raises(UserError, match=rf"^'{file}' has more than 2,147,483,648 bytes, and is no log; move it"):
+            look(file)
+    assert [one.name for one in tmp_path.iterdir()] == ["log.jsonl"]
