@@ -155,7 +155,11 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in '{place}' do not fit their config, first at {wrong[0]}")
-    check_loaded(model, (file for file, its in _variants(place, "diffusion_pytorch_model").items() if its == variant))
+    files = [file for file, its in _variants(place, "diffusion_pytorch_model").items() if its == variant]
+    try:
+        check_loaded(model, files)
+    except UserError as error:
+        raise UserError(f"'{place}': {error}") from error
     return model.eval()
 
 

@@ -113,9 +113,10 @@ def test_autoencoders_that_cannot_be_had(distill: Command, tmp_path: Path, monke
     _, file = edm2_of_latents(tmp_path)
     (tmp_path / "empty").mkdir()
     autoencoder(16).save_pretrained(tmp_path / "wide")
-    broken = autoencoder(4)
-    torch.nn.init.constant_(broken.decoder.conv_in.weight, float("nan"))
-    broken.save_pretrained(tmp_path / "broken")
+    for name, value in (("broken", float("nan")), ("huge", 3e38)):
+        vae = autoencoder(4)
+        torch.nn.init.constant_(vae.decoder.conv_in.weight, value)
+        vae.save_pretrained(tmp_path / name)
     for given, message in (
         ("no/such", "import: 'no/such' is no folder, nor a model of the hub: "),
         (
@@ -123,7 +124,11 @@ def test_autoencoders_that_cannot_be_had(distill: Command, tmp_path: Path, monke
             f"import: '{tmp_path / 'empty'}' holds no autoencoder: a config.json and .safetensors weig",
         ),
         (tmp_path / "wide", f"teacher: '{tmp_path / 'teacher'}': vae: is of 16 channels, the network of 4\n"),
-        (tmp_path / "broken", "--vae: what the autoencoder makes is not finite; nothing was written\n"),
+        (
+            tmp_path / "broken",
+            f"'{tmp_path / 'teacher'}/vae': weights: 'decoder.conv_in.weight' holds numbers that are not",
+        ),
+        (tmp_path / "huge", "--vae: what the autoencoder makes is not finite; nothing was written\n"),
     ):
         result = distill("import", "edm2", file, tmp_path / "teacher", "--vae", given)
         assert result.code == 2 and result.err.startswith(f"distill: {message}"), result.err
