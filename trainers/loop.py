@@ -22,6 +22,7 @@ from trainers.engine.session import Session
 from trainers.engine.step import advance
 from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Log, NotFinite, Samples, Snapshots, check_weights
+from trainers.hooks.finite import ends_skipped
 from trainers.hooks.hook import call_due, call_in_turn
 from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
@@ -90,6 +91,8 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
             STOP.deferred(accelerator),
             saving_at_ends(session, saver, folder, opened.fresh),
         ):
+            if state.images >= run.images:  # an end that failed fails again, since nothing is trained
+                FiniteCheck(run, hooks)(session)
             # A stop came before these hooks, at the image count of the checkpoint.
             call_in_turn(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
             while state.images < run.images:
@@ -240,11 +243,12 @@ def resume_session(session: Session, folder: Path, console: Console, allow: Sequ
     if changed:
         session.state.changes.append({"images": session.state.images, "changed": changed})
     run, state = session.run, session.state
-    if any(int(player.streak) >= run.max_skipped for player in state.players.values()):
+    ended, failed = state.images >= run.images, any(int(p.streak) >= run.max_skipped for p in state.players.values())
+    if failed and not ended:
         for player in state.players.values():  # the run ended for it, and the user has changed something since
             player.streak.zero_()
             player.longest.zero_()
-    done = state.images >= run.images and not state.unfinished
+    done = ended and not (state.unfinished or failed or any(map(ends_skipped, state.players.values())))
     console.print(finished_line(folder, state.images) if done else f"resumed '{folder}' at {state.images:,} images")
     # One rank rewinds, and no rank trains on, and writes, before it is done.
     on_main_process(session.accelerator, partial(rewind_folder, folder, state.images, state.unfinished))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from distill.errors import UserError
 from trainers.engine.finite import weights_not_finite
+from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.hooks.hook import Hook
 from trainers.recipe.run import Experiment
@@ -52,12 +53,17 @@ class FiniteCheck(Hook):
         for name, player in session.state.players.items():
             longest, streak = int(player.longest), int(player.streak)
             player.longest.copy_(player.streak)  # a row that is still going on counts into the next check
-            ended = images >= run.images and streak > player.updates / 2
+            ended = images >= run.images and ends_skipped(player)
             if not failed and (longest >= run.max_skipped or ended):
                 failed = f"{name}: {streak if ended else longest} updates in a row had a non-finite loss or gradient"
         if failed:
             text = f"{failed} at {images:,} images; they were skipped and the state saved. {ADVICE}"
             raise NotFinite(text, not session.accelerator.is_main_process)
+
+
+def ends_skipped(player: Player) -> bool:
+    """Return whether a player's last updates were not finite, and are more than half of all its updates."""
+    return int(player.streak) > player.updates / 2
 
 
 def check_weights(session: Session) -> None:

@@ -248,6 +248,46 @@ def test_a_short_run_may_not_skip_most_of_its_end(teachers: Path, tmp_path: Path
     assert kept(tmp_path) == [80, 72, 48, 0]  # the newest three, and the newest with no skip before it
 
 
+def test_an_end_that_failed_is_no_finished_run(
+    teachers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A resume trains nothing, fails for the same reason, and does not evaluate; with more images it trains on."""
+    evaluation = {"every": 32, "samples": 33}
+    settings = poisoned(teachers, [8, 16, 24], images=32, evaluation=evaluation, log_every=1000, checkpoint_every=1000)
+    reason = r"^generator: 3 updates in a row .* at 32 images; .* before these updates is at 0 images$"
+    for resume in (False, True, True):
+        with pytest.raises(UserError, match=reason):
+            fit_run(settings, tmp_path, resume=resume)
+    assert "finished" not in capfd.readouterr().err
+    assert not (tmp_path / "metrics.jsonl").exists()
+    longer = fit_run({**settings, "images": 64}, tmp_path, resume=True).state
+    assert (longer.images, longer.players["generator"].counters()["streak"]) == (64, 0)
+
+
+@pytest.mark.parametrize("where", ["Samples", "Checkpoints"])
+def test_an_error_in_a_hook_at_the_end_is_made_good(
+    where: str, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last updates are trained again, to the same bits, and the hooks are called."""
+    settings = recipe(teachers / "edm", images=32, checkpoint_every=16, samples_every=32, log_every=8)
+    fit_run(settings, tmp_path / "whole")
+
+    def fail(hook: Any, session: Session) -> None:
+        if session.state.images == 32:
+            raise OSError("no space")
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="no space"):
+        broken.setattr(f"trainers.hooks.{where}.__call__", fail)
+        fit_run(settings, tmp_path / "run")
+    fit_run(settings, tmp_path / "run", resume=True)
+    for place in ("checkpoints/000000000032/ema.safetensors", "samples"):
+        one, two = (tmp_path / run / place for run in ("whole", "run"))
+        files = [(one, two)] if one.is_file() else list(zip(sorted(one.iterdir()), sorted(two.iterdir()), strict=True))
+        assert files and all(a.name == b.name and a.read_bytes() == b.read_bytes() for a, b in files)
+    lines = [[json.loads(line)["images"] for line in (tmp_path / run / "log.jsonl").open()] for run in ("whole", "run")]
+    assert lines[0] == lines[1] == [8, 16, 24, 32]
+
+
 @pytest.mark.parametrize("updates", [1, 2, 5])
 def test_a_run_whose_every_update_is_skipped_fails(updates: int, teachers: Path, tmp_path: Path) -> None:
     settings = poisoned(teachers, list(range(0, 8 * updates, 8)), images=8 * updates, log_every=1000)
