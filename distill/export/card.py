@@ -62,6 +62,7 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
     where = "" if source.hub else f"In the folder that holds `{source.name}`:\n\n"
     limits = (
         *form.limits,
+        *_unseen(generator.denoiser.network.unseen),
         "The samples were compared with the training generator's in float32 on the CPU (`export_check.json`); other"
         " precisions and devices round differently.",
     )
@@ -126,6 +127,14 @@ def _changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = "\n".join(json.dumps(change) for change in changes)
     told = "Settings changed after these numbers of images. The recipe below has their last values."
     return [f"{told}\n\n```json\n{lines}\n```\n"]
+
+
+def _unseen(classes: Sequence[int]) -> list[str]:
+    """Return the sentence on classes without a sample in the data, if there are any."""
+    if not classes:
+        return []
+    shown = ", ".join(map(str, classes[:20])) + (", ..." if len(classes) > 20 else "")
+    return [f"The data had no sample of these classes, which the generator was not trained on: {shown}."]
 
 
 def _metrics(metrics: Mapping[str, Any] | None) -> str:

@@ -15,6 +15,7 @@ from distill.generator import Generator
 from distill.prediction import coefficients
 
 BATCH = 8
+WITHOUT_CARD = "A copy that diffusers saves has no card: copy this README.md into it."
 NAMES = "id2label.json"  # in an export whose classes have names: {number: name}
 
 
@@ -104,6 +105,12 @@ def constants(generator: Generator) -> dict[str, float]:
         "from_x_t": float(c.from_x_t),
         "from_output": float(c.from_output),
     }
+
+
+def seen_classes(generator: Generator) -> list[int]:
+    """Return the classes that a generator was trained on."""
+    network = generator.denoiser.network
+    return [label for label in range(network.classes) if label not in network.unseen]
 
 
 def names_by_number(generator: Generator) -> dict[str, str] | None:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from distill.conditions import Condition
-from distill.export.format import BATCH, Source
+from distill.export.format import BATCH, Source, seen_classes
 from distill.generator import Generator
 
 RANDOM = {"torch": "torch.randn({})", "np": "np.random.standard_normal(({})).astype(np.float32)"}
@@ -22,6 +22,9 @@ def conditions(generator: Generator, cond: Condition, library: str) -> dict[str,
     Labels have the name "labels".
     """
     if cond.labels is not None:
+        if generator.denoiser.network.unseen:
+            seen, make = seen_classes(generator), {"torch": "tensor"}.get(library, "array")
+            return {"labels": f"{library}.{make}({[seen[i % len(seen)] for i in range(BATCH)]})"}
         return {"labels": f"{library}.arange({BATCH}) % {generator.denoiser.network.classes}"}
     return {name: _ones(value, library) for name, value in cond.items()}
 

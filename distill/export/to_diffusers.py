@@ -16,7 +16,17 @@ from torch import Tensor
 
 from distill.conditions import Condition
 from distill.errors import UserError
-from distill.export.format import BATCH, Format, Inputs, Reader, Source, constants, names_by_number
+from distill.export.format import (
+    BATCH,
+    WITHOUT_CARD,
+    Format,
+    Inputs,
+    Reader,
+    Source,
+    constants,
+    names_by_number,
+    seen_classes,
+)
 from distill.export.shipped import shipped_source
 from distill.export.snippets import call_pipeline
 from distill.export.to_family_pipeline import family_pipeline
@@ -28,6 +38,7 @@ from distill.teachers.edm import PublishedNetwork
 from distill.teachers.unet import UNet
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers expects
+ONE_STEP = "One step only: `num_inference_steps=1`."
 MORE_STEPS = " The pipeline accepts a larger `num_inference_steps`, and its images are then wrong."
 FUTURE = "from __future__ import annotations\n"
 IMPORT = "from distill.networks.edm_unet import SongUNet as Network\n"  # a line of onestep_network.py
@@ -71,7 +82,7 @@ def _format(generator: Generator, cond: Condition, write: Callable[[Path], None]
         read=partial(_read, trust=not stock),
         snippet=partial(_snippet, generator, stock),
         loading=_loading(generator, stock),
-        limits=("One step only: `num_inference_steps=1`." + (MORE_STEPS if stock else ""),),
+        limits=(ONE_STEP + MORE_STEPS, WITHOUT_CARD) if stock else (ONE_STEP,),
         library="diffusers",
         shown=(lambda x: x) if generator.denoiser.latents else (lambda x: x.clamp(-1, 1)),
     )
@@ -80,12 +91,13 @@ def _format(generator: Generator, cond: Condition, write: Callable[[Path], None]
 def _is_stock(generator: Generator) -> bool:
     """Return whether ConsistencyModelPipeline computes this generator.
 
-    It does for EDM's preconditioning on pure noise, and for square images. It would also draw a null label.
+    It does for EDM's preconditioning on pure noise, and for square images. It would also draw a null label, and
+    classes that the generator was not trained on.
     """
     denoiser = generator.denoiser
     square = isinstance(_unet(generator).config["sample_size"], int) and not denoiser.latents
     edm = type(denoiser.path) is EDM and denoiser.prediction == "edm" and generator.scale == generator.t
-    return edm and square and denoiser.network.null_label is None
+    return edm and square and denoiser.network.null_label is None and not denoiser.network.unseen
 
 
 def _unet(generator: Generator) -> Any:
@@ -133,6 +145,7 @@ def _write_custom(generator: Generator, write_part: Callable[[Generator, Path], 
         "makes_latents": bool(generator.denoiser.latents),
         "classes": generator.denoiser.network.classes or None,
         **({"id2label": names} if names else {}),
+        **({"drawn": seen_classes(generator)} if generator.denoiser.network.unseen else {}),
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -179,8 +192,8 @@ def _source(module: str, name: str) -> str:
 
 def _snippet(generator: Generator, stock: bool, source: Source) -> str:
     """Return the Python lines that load the pipeline and make BATCH images or latents."""
-    classes = generator.denoiser.network.classes
-    labels = f", class_labels={[i % classes for i in range(BATCH)]}" if classes else ""
+    seen = seen_classes(generator)
+    labels = f", class_labels={[seen[i % len(seen)] for i in range(BATCH)]}" if seen else ""
     kind = "latents" if generator.denoiser.latents else "images"
     return call_pipeline(source, stock, f"{kind} = pipe(batch_size={BATCH}{labels}, num_inference_steps=1).images")
 

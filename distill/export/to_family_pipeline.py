@@ -24,7 +24,7 @@ from torch import Tensor
 from distill.conditions import Condition
 from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError
-from distill.export.format import Format, Inputs, Reader, constants
+from distill.export.format import WITHOUT_CARD, Format, Inputs, Reader, constants
 from distill.export.shipped import shipped_source
 from distill.export.snippets import call_pipeline
 from distill.generator import Generator
@@ -80,6 +80,7 @@ def family_pipeline(generator: Generator, cond: Condition, teacher: Path | None)
         limits=(
             f"One step without guidance: call the pipeline with the arguments above ({arguments(network)}).",
             *checker,
+            *((WITHOUT_CARD,) if stock else ()),
         ),
         library="diffusers",
         batches=(2,),

@@ -25,6 +25,7 @@ class Network(nn.Module):
         shape: (C, *spatial) of a sample.
         classes: The number of class labels without the null condition's. It is 0 if the network takes no labels.
         class_names: The names of the classes, by number. None where they have none. The null condition has no name.
+        unseen: The classes of which the data that it was trained on have no sample.
         null: The null condition of one sample, without a batch dimension, or None if there is none.
         conditions: The shape of each text condition of one sample, by name. It is empty if there are none.
         taps: Short names, and the submodules whose output an objective may read under them (see Denoiser.features).
@@ -43,6 +44,7 @@ class Network(nn.Module):
     shape: tuple[int, ...] = ()
     classes: int = 0
     class_names: tuple[str, ...] | None = None
+    unseen: tuple[int, ...] = ()
     null: Condition | None = None
     conditions: Mapping[str, tuple[int, ...]] = {}
     taps: Mapping[str, str] = {}

@@ -35,6 +35,7 @@ class Digest(TypedDict):
     """The digest of the data, of which `trainers.data.digest` reads the rest."""
 
     class_names: NotRequired[list[str]]
+    unseen: NotRequired[list[Count]]
 
 
 @with_config(EXTENSIBLE)

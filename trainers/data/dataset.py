@@ -58,6 +58,8 @@ class Dataset:
     def digest(self) -> dict[str, Any]:
         """The count, the shape, hashes of labels and prompts, and means of parts of some samples, as plain values.
 
+        `unseen` are the classes without a sample, if there are any.
+
         A checkpoint keeps it, so that a resume notices other data. It has means and no hash of pixels, since versions
         of a JPEG decoder differ by a grey level. They are left out if a second reading gives others, as where samples
         are augmented.
@@ -65,6 +67,8 @@ class Dataset:
         found: dict[str, Any] = {"count": self.count, "shape": list(self.shape), "classes": self.classes}
         if self.labels is not None:
             found["labels"] = _hash(self.labels.tolist())
+            if unseen := (self.labels.bincount(minlength=self.classes) == 0).nonzero().flatten().tolist():
+                found["unseen"] = unseen
         if self.class_names is not None:
             found["class_names"] = list(self.class_names)
         if self.prompts is not None:

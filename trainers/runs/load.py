@@ -177,21 +177,24 @@ def _read_weights(
     std = description.get("std")
     average = "ema of the recipe" if std is None else f"power function of relative width {std} (arXiv:2312.02696)"
     state = checkpoint.newest_state(folder / "checkpoints") or {}
-    name_classes(model, (state.get("data") or {}).get("class_names"))
+    data = state.get("data") or {}
+    name_classes(model, data.get("class_names"), data.get("unseen", ()))
     # That of best/ has changes of its own, since it may be of images that a resume has dropped.
     changes = (state if which.startswith("posthoc") else description).get("changes", [])
     before = [change for change in changes if change["images"] < description["images"]]
     return Weights(model, teacher, description["images"], average, frozen, before)
 
 
-def name_classes(model: Generator | Denoiser, names: Sequence[str] | None) -> None:
+def name_classes(model: Generator | Denoiser, names: Sequence[str] | None, unseen: Sequence[int] = ()) -> None:
     """Give the network of a model the names of the classes of its data. It keeps its own if there are not as many.
 
     Args:
         model: The model.
         names: The names, by number. None where the classes have none.
+        unseen: The classes without a sample.
     """
     network = denoiser_of(model).network
+    network.unseen = tuple(label for label in unseen if label < network.classes)
     if names and len(names) == network.classes:
         network.class_names = tuple(names)
 

@@ -41,6 +41,7 @@ class OneStepPipeline(Travelling, DiffusionPipeline):
         makes_latents: bool = False,
         classes: int | None = None,
         id2label: dict[str, str] | None = None,
+        drawn: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet)
@@ -53,6 +54,7 @@ class OneStepPipeline(Travelling, DiffusionPipeline):
             makes_latents=makes_latents,
             classes=classes,
             id2label=id2label,
+            drawn=drawn,
         )
 
     @torch.no_grad()
@@ -121,8 +123,10 @@ class OneStepPipeline(Travelling, DiffusionPipeline):
                 raise ValueError("class_labels: this network has no classes")
             return None
         if class_labels is None:
+            drawn = self.config.drawn or list(range(classes))
             # argmax of equal normals is uniform, and randn_tensor also draws from a list of generators
-            class_labels = randn_tensor((batch_size, classes), generator=generator, device=device).argmax(1)
+            class_labels = randn_tensor((batch_size, len(drawn)), generator=generator, device=device).argmax(1)
+            class_labels = torch.tensor(drawn, device=device)[class_labels]
         if not isinstance(class_labels, torch.Tensor):
             given = [class_labels] if isinstance(class_labels, int | str) else class_labels
             class_labels = [self._number(label) if isinstance(label, str) else label for label in given]

@@ -130,3 +130,19 @@ def test_a_null_label_is_never_drawn() -> None:
     assert seen == {0, 1}
     with pytest.raises(ValueError, match=r"^class_labels: must be 2 of 0 ... 1, got \[2, 0\]$"):
         pipe(2, [2, 0])
+
+
+def test_only_classes_that_were_trained_are_drawn() -> None:
+    """Where no label is given. A label that is given may be any."""
+    pipe, labels = make(), []
+    pipe.unet.register_forward_pre_hook(
+        lambda module, args, given: labels.extend(given["class_labels"].tolist()), with_kwargs=True
+    )
+    pipe(64, generator=seeded(), output_type="pt")
+    assert set(labels) == {0, 1, 2}
+    pipe.register_to_config(drawn=[0, 2])
+    labels.clear()
+    pipe(64, generator=seeded(), output_type="pt")
+    assert set(labels) == {0, 2} and 16 < labels.count(0) < 48
+    assert pipe(2, [1, 1], generator=seeded(), output_type="pt").images.shape == (2, 3, 8, 4)
+    assert labels[64:] == [1, 1]

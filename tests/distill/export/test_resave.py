@@ -14,8 +14,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from distill.export import export_generator
+from distill.export.format import WITHOUT_CARD
 from distill.generator import Generator
-from distill.paths import Flow
+from distill.paths import EDM, Flow
 from tests.distill.export.test_family import ENTRIES
 from tests.distill.export.test_family import make as make_family
 from tests.exports import DDPMPP, EDM2, FACTS, OURS, make, make_edm, snippet, strangers
@@ -110,6 +111,7 @@ def test_a_stock_class_saves_the_schedulers_code(
 
 def test_a_copy_without_its_card_is_refused(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
     export("unet", pipelines, tmp_path / "export")
+    assert WITHOUT_CARD not in (tmp_path / "export/README.md").read_text()
     pipe = load(tmp_path / "export")
     for push in (lambda: pipe.save_pretrained(tmp_path / "copy", push_to_hub=True), lambda: pipe.push_to_hub("me/x")):
         with pytest.raises(ValueError, match=r"^push_to_hub: replaces the model card; save the pipeline and upload"):
@@ -133,3 +135,21 @@ def test_a_copy_needs_none_of_our_packages(pipelines: Callable[[str], Path], tmp
         cases[case] = tmp_path / case / "copy", code.replace("steps=1", "steps=1, output_type='np'")
     (tmp_path / "stranger").mkdir()
     assert all(bool(images.isfinite().all()) for images in strangers(tmp_path / "stranger", cases, OURS).values())
+
+
+@pytest.mark.parametrize("case", ["unet", "family"])
+def test_a_stock_copy_has_no_card(case: str, pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    """No code of ours comes with a stock pipeline, so its card asks to be copied. The copy draws the same samples."""
+    if case == "unet":
+        export_generator(make(EDM(), "edm", 2.5, classes=3), tmp_path / "export", FACTS)
+    else:
+        source = pipelines("sd15")
+        export_generator(make_family(source, (999.0, 1.0)), tmp_path / "export", FACTS, teacher=source)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "export")
+    pipe.save_pretrained(tmp_path / "copy")
+    assert f"- {WITHOUT_CARD}\n" in (tmp_path / "export/README.md").read_text()
+    assert not (tmp_path / "copy/README.md").exists() and not list((tmp_path / "copy").rglob("*.py"))
+    again = DiffusionPipeline.from_pretrained(tmp_path / "copy")
+    for one, other in zip(pipe.unet.parameters(), again.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert pipe.scheduler.config == again.scheduler.config
