@@ -31,6 +31,10 @@ TEXTS: dict[str, Callable[[Random], str]] = {
     "many keys": lambda draw: "".join(f"k{n}: {n}\n" for n in range(50_000)),
     "a key twice": lambda draw: f"{draw.choice(['images', 'data', 'name'])}: 8\n" * 2,
     "a tag": lambda draw: f"seed: !!python/object/apply:os.system ['touch {MARKER}']\n",
+    "a tag that does not fit": lambda draw: (
+        f"seed: !!{draw.choice(['int', 'float', 'bool', 'timestamp', 'null', 'omap', 'pairs', 'seq', 'map', 'merge'])}"
+        f" {draw.choice(['x', '', '_', '-', '1:x', '0x', '[1]', '{a: 1}'])}\n"
+    ),
     "another tag": lambda draw: draw.choice(
         ["seed: !!python/name:os.system\n", "seed: !x 1\n", "seed: !!binary x\n", "seed: !!set {a}\n"]
     ),
@@ -47,7 +51,7 @@ TEXTS: dict[str, Callable[[Random], str]] = {
         ["1: 2\n", "null: 2\n", "? [1, 2]\n: 3\n", "? {a: 1}\n: 3\n", "1.5: 2\n"]
     ),
     "a control character": lambda draw: (
-        'name: "' + draw.choice(["\\0", "\\x07", "\\ud800", "\\U0010FFFF", "\\UFFFFFFFF", "\\n"]) + '"\n'
+        'name: "' + draw.choice(["\\0", "\\x07", "\\ud800", "\\U0010FFFF", "\\UFFFFFFFF", "\\U7FFFFFFF", "\\n"]) + '"\n'
     ),
     "tabs": lambda draw: "data:\n\t name: x\n",
     "a long text": lambda draw: "name: " + "x" * draw.choice([300, 5000, 3_000_000]) + "\n",

@@ -15,6 +15,7 @@ from distill.teachers import EDMNet, build_unet, load_denoiser, save_denoiser
 from tests.exports import DDPMPP
 from tests.limited import limited
 from tests.tiny import NETWORK, SHAPE, tiny_denoiser
+from trainers.recipe.yaml_text import parse
 
 LARGE = 2**31
 
@@ -93,3 +94,16 @@ def test_a_recipe_of_a_network_is_refused(change: dict[str, Any]) -> None:
 def test_settings_that_do_not_go_together_are_refused() -> None:
     line = refusal(lambda: EDMNet.build({**DDPMPP, "model_channels": 30_000}, None))
     assert line == "network: its settings make no network: num_channels (30000) must be divisible by num_groups (32)"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('"\\UFFFFFFFF"', "OverflowError: Python int too large to convert to C int"),
+        ("!!timestamp x", "AttributeError: 'NoneType' object has no attribute 'groupdict'"),
+        ('!!int ""', "IndexError: string index out of range"),
+        ("!!bool x", "KeyError: 'x'"),
+    ],
+)
+def test_yaml_that_pyyaml_fails_on_is_refused(text: str, why: str) -> None:
+    assert refusal(lambda: parse(f"a: {text}", "x.yaml")) == f"x.yaml: a value cannot be read ({why})"
