@@ -56,10 +56,7 @@ def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> 
         pictures = lines
         columns |= {name: partial(list, values) for name, values in words.items()}
     if not pictures:
-        archives = [name for name in names if ending(name) == ".zip"]
-        hint = f"; name the archive, as in {path}/{archives[0]}" if archives else ""
-        hint = hint or f", but {shown(count_endings(names)[0])}" if names else ""
-        raise UserError(f"data: cannot load '{path}': {_kind(tree)} holds no pictures{hint}")
+        raise UserError(f"data: cannot load '{path}': {_kind(tree)} holds no pictures{_instead(names, path)}")
     edm = [name for name in names if posixpath.basename(name) == EDM_LABELS]
     numbers = _edm_labels(tree, edm[0]) if len(edm) == 1 else None
     if numbers is not None:
@@ -169,6 +166,13 @@ def class_of(name: str) -> str:
 
 def _kind(tree: Tree) -> str:
     return "the archive" if isinstance(tree, ZipTree) else "the folder"
+
+
+def _instead(names: Sequence[str], path: str) -> str:
+    """Return words about what a folder without pictures holds."""
+    if archives := [name for name in names if ending(name) == ".zip"]:
+        return f"; name the archive, as in {path}/{archives[0]}"
+    return f", but {shown(count_endings(names)[0])}" if names else ""
 
 
 def _of_split(tree: Tree, path: str, split: str) -> tuple[str, Sequence[str], list[str]]:
