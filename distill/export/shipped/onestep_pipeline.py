@@ -125,8 +125,8 @@ class OneStepPipeline(Travelling, DiffusionPipeline):
         if class_labels is None:
             drawn = self.config.drawn or list(range(classes))
             # argmax of equal normals is uniform, and randn_tensor also draws from a list of generators
-            class_labels = randn_tensor((batch_size, len(drawn)), generator=generator, device=device).argmax(1)
-            class_labels = torch.tensor(drawn, device=device)[class_labels]
+            chosen = randn_tensor((batch_size, len(drawn)), generator=generator, device=device).argmax(1)
+            class_labels = torch.tensor(drawn, device=device)[chosen]
         if not isinstance(class_labels, torch.Tensor):
             given = [class_labels] if isinstance(class_labels, int | str) else class_labels
             class_labels = [self._number(label) if isinstance(label, str) else label for label in given]
