@@ -95,6 +95,6 @@ def _problem(error: ValidationError) -> str:
         "missing": "is missing",
         "extra_forbidden": "is no key of this file",
         "union_tag_not_found": "has no name",
-        "union_tag_invalid": f"name must be one of {context.get('expected_tags')}{got}",
+        "union_tag_invalid": f"name must be one of {context.get('expected_tags')}, got {context.get('tag')!r:.60}",
     }.get(kind, f"{first['msg'].replace('Input should', 'must'):.120}{got}")
     return f"key '{key:.80}': {problem}" if key else problem

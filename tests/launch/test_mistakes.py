@@ -159,13 +159,13 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         (WEIGHTS, shorten, "teacher: cannot read '{}/unet' (UNet2DModel): "),
         (WEIGHTS, Path.unlink, "teacher: cannot read '{}/unet': it holds no .safetensors file"),
         (WEIGHTS, to_pickle, "teacher: cannot read '{}/unet': it holds no .safetensors file"),
-        ("unet/config.json", shorten, "teacher: cannot read '{}/unet' (UNet2DModel): "),
-        ("denoiser.json", shorten, "teacher: '{}/denoiser.json' is damaged: JSONDecodeError: "),
+        ("unet/config.json", shorten, "teacher: '{}/unet/config.json' is damaged: it is no JSON: "),
+        ("denoiser.json", shorten, "teacher: '{}/denoiser.json' is damaged: it is no JSON: "),
         ("denoiser.json", Path.unlink, "teacher: '{}/denoiser.json' is missing; it states path and prediction kind"),
         (
             "denoiser.json",
             lambda f: f.write_text(f.read_text().replace('"edm"', '"vq"', 1)),
-            "teacher: '{}/denoiser.json': path: must be one of edm, vp, discrete_vp,",
+            "teacher: '{}/denoiser.json' is damaged: key 'path': name must be one of 'edm', 'vp', ",
         ),
     ],
 )
