@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from distill.conditions import Condition
-from distill.export.format import NAMES, Format, Source
+from distill.export.format import CLASS_NAMES, Format, Source
 from distill.generator import Generator
 from distill.public_text import printable
 
@@ -112,7 +112,7 @@ def _classes(names: Sequence[str] | None) -> list[str]:
     if not names:
         return []
     shown = {str(number): printable(name, 80) for number, name in enumerate(names[:LISTED])}
-    told = f"`{NAMES}` has the names of all {len(names)} classes by number."
+    told = f"`{CLASS_NAMES}` has the names of all {len(names)} classes by number."
     more = f" These are the first {LISTED}." if len(names) > LISTED else ""
     return [f"\n## Classes\n\n{told}{more}\n\n```json\n{json.dumps(shown, indent=2, ensure_ascii=False)}\n```"]
 

@@ -16,7 +16,7 @@ import torch
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, naming_final, one_line, require
 from distill.export.card import CardFacts, render
-from distill.export.format import BATCH, NAMES, Format, Source, float32, inputs, names_by_number
+from distill.export.format import BATCH, CLASS_NAMES, Format, Source, float32, inputs, names_by_number
 from distill.export.to_diffusers import diffusers_format
 from distill.export.to_graph import onnx_format, torch_export_format
 from distill.export.to_lora import lora_format
@@ -100,16 +100,20 @@ def export_generator(
                 f"export: the samples of the {format} export differ from the generator's by {difference:.3g}, more than"
                 f" {TOLERANCE:g}; '{folder}' was not written"
             )
-        source = Source(hub, hub=True) if hub else Source(folder.name)
-        (staged / "README.md").write_text(public_text(render(card, source, generator, form)), "utf-8")
+        _write_facts(staged, card, Source(hub, hub=True) if hub else Source(folder.name), generator, form)
         check: dict[str, Any] = {"format": format, "largest_difference": difference, "tolerance": TOLERANCE}
         check |= {"batches": form.batches, "seed": SEED}
-        if (names := names_by_number(generator)) is not None:
-            (staged / NAMES).write_text(json.dumps(public_value(names, names=False), indent=2) + "\n")
         (staged / CHECK).write_text(json.dumps(check, indent=2) + "\n")
         set_permissions(staged)
         _replace(folder, staged, work / OLD)
     return difference
+
+
+def _write_facts(folder: Path, card: CardFacts, source: Source, generator: Generator, form: Format) -> None:
+    """Write the card, and the names of the classes if they have names."""
+    (folder / "README.md").write_text(public_text(render(card, source, generator, form)), "utf-8")
+    if (names := names_by_number(generator)) is not None:
+        (folder / CLASS_NAMES).write_text(json.dumps(public_value(names, names=False), indent=2) + "\n")
 
 
 def check_format(format: str) -> None:

@@ -16,7 +16,7 @@ from distill.prediction import coefficients
 
 BATCH = 8
 WITHOUT_CARD = "A copy that diffusers saves has no card: copy this README.md into it."
-NAMES = "id2label.json"  # in an export whose classes have names: {number: name}
+CLASS_NAMES = "id2label.json"  # in an export whose classes have names: {number: name}
 
 
 @dataclass(frozen=True)
