@@ -33,10 +33,16 @@ def fits(found: torch.dtype, wanted: torch.dtype) -> bool:
     return found in FLOATS if wanted.is_floating_point else found == wanted
 
 
-def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Raise UserError if a number in the weights `state` is not finite."""
+def check_finite(state: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Raise UserError if a number in the weights `state` of a network is not finite."""
+    masks = buffer_names(network)
     for key, value in state.items():
-        require(is_finite(value), f"weights: '{key}' holds numbers that are not finite")
+        require(is_finite(value, key in masks), f"weights: '{key}' holds numbers that are not finite")
+
+
+def buffer_names(network: nn.Module) -> set[str]:
+    """Return the names of a network's buffers. They may be masks, which hold minus infinity."""
+    return {name for name, _ in network.named_buffers()}
 
 
 def check_loaded(model: nn.Module, files: Iterable[Path]) -> None:
@@ -56,15 +62,21 @@ def check_loaded(model: nn.Module, files: Iterable[Path]) -> None:
                 kind = opened.get_slice(key).get_dtype()
                 right = not state[key].is_floating_point() or kind in FLOATS_IN_FILES
                 require(right, f"weights: '{key}' is of {kind} in {file.name}, the network's is of {state[key].dtype}")
-    check_finite(state)
+    check_finite(state, model)
 
 
-def is_finite(value: Tensor) -> bool:
-    """Return whether a tensor has finite numbers alone. Whole numbers are, and so are weights on the meta device."""
+def is_finite(value: Tensor, mask: bool = False) -> bool:
+    """Return whether a tensor has finite numbers alone. Whole numbers are, and so are weights on the meta device.
+
+    Args:
+        value: The tensor.
+        mask: Whether it may hold minus infinity too.
+    """
     if not value.is_floating_point() or value.is_meta or not value.numel():
         return True
     # The smallest and the largest number are NaN where one is. Unlike `isfinite`, `aminmax` takes no memory.
-    return bool(torch.stack(value.detach().aminmax()).isfinite().all())
+    smallest, largest = value.detach().aminmax()
+    return bool((largest < torch.inf) & (smallest > -torch.inf)) if not mask else bool(largest < torch.inf)
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -81,6 +93,6 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     check_weights(network, state)
     floats = {key: value.to(torch.float32, copy=True) for key, value in state.items() if value.is_floating_point()}
-    check_finite(floats)  # after the conversion, in which numbers of float64 may overflow
+    check_finite(floats, network)  # after the conversion, in which numbers of float64 may overflow
     others = {key: value.clone() for key, value in state.items() if key not in floats}
     network.load_state_dict({**floats, **others}, assign=True)

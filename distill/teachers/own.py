@@ -80,7 +80,7 @@ class OwnNet(Network):
         network = cls(*arguments)  # not on the meta device, as it may hold tensors outside its state dict
         check_weights(network.module, state)
         network.module.load_state_dict(state)
-        check_finite(network.module.state_dict())  # in float32, in which numbers of float64 may overflow
+        check_finite(network.module.state_dict(), network.module)  # in float32, in which those of float64 may overflow
         return network
 
 

@@ -97,7 +97,7 @@ def test_finite_is_finite() -> None:
     for wrong in (float("nan"), float("inf"), -float("inf")):
         assert not is_finite(torch.tensor([[0.0, wrong], [1.0, 2.0]])) and not is_finite(torch.tensor(wrong))
     with pytest.raises(UserError, match=r"^weights: 'b' holds numbers that are not finite$"):
-        check_finite({"a": torch.ones(2), "b": torch.tensor([float("nan")])})
+        check_finite({"a": torch.ones(2), "b": torch.tensor([float("nan")])}, nn.Module())
 
 
 def test_kinds_of_dtype() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.errors import NEAREST, UserError
 from distill.records import read_record
+from distill.weights import buffer_names
 from trainers.checkpoints.formats import Manifest, State
 from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write_tensors
 from trainers.engine.player import Player
@@ -234,7 +235,8 @@ def load_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()
         UserError: A file cannot be read.
         RuntimeError: The file is that of another network.
     """
-    ShardedTensors(file.parent, file.name.removesuffix(SUFFIX)).load(unfrozen_state(module, frozen_names), frozen_names)
+    found = ShardedTensors(file.parent, file.name.removesuffix(SUFFIX))
+    found.load(unfrozen_state(module, frozen_names), frozen_names, buffer_names(module))
 
 
 def unfrozen_state(module: nn.Module, frozen_names: Container[str] = ()) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError, require
-from distill.weights import fits, is_finite
+from distill.weights import buffer_names, fits, is_finite
 from trainers.checkpoints.checkpoint import AVERAGE_STEM, STATE, read_state, unfrozen_state
 from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.engine.player import Player
@@ -63,11 +63,11 @@ def _check(session: Session, folder: Path) -> None:
     saved = {name: sorted(values) for name, values in description["counters"].items()}
     require(saved == counters, f"{STATE} counts {saved}, the run {counters}")
     for name, player in state.players.items():
-        _check_tensors(ShardedTensors(folder, name), unfrozen_state(player.bare, player.frozen_names))
+        _check_network(ShardedTensors(folder, name), player.bare, player.frozen_names)
         _check_optimizer(player, ShardedTensors(folder, f"{name}.optimizer"))
     averages = {"ema": state.ema, **{f"power_ema_{std}": average for std, average in state.power_ema.items()}}
     for stem, average in averages.items():
-        _check_tensors(ShardedTensors(folder, stem), unfrozen_state(average.module, average.frozen_names))
+        _check_network(ShardedTensors(folder, stem), average.module, average.frozen_names)
     _check_tensors(ShardedTensors(folder, "memory"), state.memory)
     meter = ShardedTensors(folder, "meter")
     for name in meter:
@@ -76,11 +76,15 @@ def _check(session: Session, folder: Path) -> None:
         require(right and dtype == torch.float64, f"'{meter.file}': {name} is {shape}, {dtype}, no sums of the log")
 
 
-def _check_tensors(found: ShardedTensors, expected: Mapping[str, Tensor]) -> None:
+def _check_network(found: ShardedTensors, network: nn.Module, frozen_names: Container[str]) -> None:
+    _check_tensors(found, unfrozen_state(network, frozen_names), buffer_names(network))
+
+
+def _check_tensors(found: ShardedTensors, expected: Mapping[str, Tensor], masks: Container[str] = ()) -> None:
     """Check the names, shapes, kinds of dtype and numbers of tensors. Raise RuntimeError or UserError for the first."""
     found.check(expected)
     for name, tensor in expected.items():
-        _check_tensor(found, name, list(tensor.shape), tensor.dtype)
+        _check_tensor(found, name, list(tensor.shape), tensor.dtype, name in masks)
 
 
 def _check_optimizer(player: Player, found: ShardedTensors) -> None:
@@ -101,7 +105,7 @@ def _check_optimizer(player: Player, found: ShardedTensors) -> None:
         _check_tensor(found, entry, shape, dtype)
 
 
-def _check_tensor(found: ShardedTensors, name: str, shape: list[int], dtype: torch.dtype) -> None:
+def _check_tensor(found: ShardedTensors, name: str, shape: list[int], dtype: torch.dtype, mask: bool = False) -> None:
     """Check the shape, the kind of dtype and the numbers of one tensor. Raise UserError where one is wrong."""
     saved, kind = found.facts(name)
     require(saved == shape, f"'{found.file}': {name} is {saved}, the run's is {shape}")
@@ -112,4 +116,4 @@ def _check_tensor(found: ShardedTensors, name: str, shape: list[int], dtype: tor
     step = max(1, AT_ONCE * rows // math.prod(shape))
     for first in range(0, rows, step):
         part = found.rows(name, first, min(step, rows - first))
-        require(is_finite(part), f"'{found.file}': {name} is not finite")
+        require(is_finite(part, mask), f"'{found.file}': {name} is not finite")

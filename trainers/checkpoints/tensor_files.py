@@ -212,8 +212,13 @@ class ShardedTensors:
             if not fits(kind := self.facts(name)[1], target.dtype):
                 raise UserError(f"'{self.file}': {name} is of {kind}, the network's is of {target.dtype}")
 
-    def load(self, into: Mapping[str, Tensor], frozen_names: Container[str] = ()) -> None:
+    def load(self, into: Mapping[str, Tensor], frozen_names: Container[str] = (), masks: Container[str] = ()) -> None:
         """Copy every tensor into the tensor of its name, in place.
+
+        Args:
+            into: As for `check`.
+            frozen_names: As for `check`.
+            masks: The names of tensors that may hold minus infinity.
 
         Raises:
             RuntimeError: As for `check`.
@@ -224,7 +229,7 @@ class ShardedTensors:
             local = local_rows(target.detach())  # the target's own memory, so that the copy fills the target in place
             if local.tensor.numel():
                 rows = self.rows(name, local.first, len(local.tensor) if target.ndim else 1).to(target.dtype)
-                if not is_finite(rows):
+                if not is_finite(rows, name in masks):
                     raise UserError(f"'{self.file}': {name} is not finite")
                 local.tensor.copy_(rows)
 

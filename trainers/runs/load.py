@@ -167,7 +167,7 @@ def _read_weights(
         model = fresh_denoiser(run, *_shape_and_classes(folder, run))
     frozen = frozen_names(model)
     source, description = _load_average(model, frozen, folder, which, source, description)
-    if bad := not_finite(checkpoint.unfrozen_state(model, frozen)):
+    if bad := not_finite(model, frozen):
         raise UserError(f"'{source}': the averaged weights are not finite, such as {bad[0]}; take another checkpoint")
     if merged and isinstance(run, Run) and run.generator.lora is not None:
         lora.merge(model)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import trainers
 from distill import EDM, Denoiser
 from distill.teachers import OwnNet, save_denoiser
 from tests.tiny import build_session, recipe
@@ -132,7 +133,21 @@ class Attention(Base):
         return hidden + self.heads(mixed, mixed, mixed)[0].mean(1)
 
 
-NETWORKS = [LayerNorms, BatchNorms, GroupNorms, OtherNorms, Embeddings, Sinusoids, Attention]
+class Masked(Base):
+    """Attention of each row to those above it, with the mask in a buffer that is saved."""
+
+    def make(self) -> None:
+        super().make()
+        self.rows = nn.Linear(8, 3 * WIDTH)
+        self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1))
+
+    def block(self, hidden: Tensor, x: Tensor) -> Tensor:
+        q, k, v = self.rows(x[:, 0]).chunk(3, 2)
+        scores = (q @ k.transpose(1, 2)).float() / 4 + self.mask
+        return hidden + (scores.softmax(-1).to(v.dtype) @ v).mean(1)
+
+
+NETWORKS = [LayerNorms, BatchNorms, GroupNorms, OtherNorms, Embeddings, Sinusoids, Attention, Masked]
 
 
 def save_own(kind: type[Base], folder: Path) -> OwnNet:
@@ -169,6 +184,14 @@ def test_the_teacher_is_as_precise_as_the_generator(kind: type[Base], tmp_path: 
     exact = Denoiser(start, EDM(), "edm", autocast_dtype=torch.bfloat16).eval()
     labels = torch.arange(4)
     assert torch.equal(session.teacher(x_t, t, labels), exact(x_t, t, labels))
+
+
+def test_a_mask_of_minus_infinity_is_no_damage(tmp_path: Path) -> None:
+    """It goes through the checks of training, of a resume and of a load."""
+    save_own(Masked, tmp_path / "own")
+    trainers.train(recipe(tmp_path / "own", images=16), folder=tmp_path / "run", trust_code=True)
+    trained = trainers.resume(tmp_path / "run", images=32, trust_code=True)
+    assert trained.images == 32 and trainers.load(tmp_path / "run", trust_code=True).images == 32
 
 
 def test_a_table_keeps_times_apart(tmp_path: Path) -> None:
