@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from distill.errors import UserError
 from distill.checked_import import RAN
+from distill.errors import UserError
 
 FLAG, VARIABLE = "--trust-code", "DISTILL_TRUST_CODE"
 HELP = (
