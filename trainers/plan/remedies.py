@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from distill.errors import UserError
@@ -63,6 +64,11 @@ def _changed(run: Run, change: str, **changes: Any) -> Iterator[tuple[str, Run]]
         yield change, replace(run, **changes)
 
 
+def _say_of(change: str, say: Callable[[str], None], step: str) -> None:
+    """Tell a step of the plan of a change."""
+    say(f"{change}: {step}")
+
+
 def cheapest(
     run: Run, processes: int, fits: Callable[[Plan], bool], best: Plan, say: Callable[[str], None] = silence
 ) -> tuple[list[str], Plan | None]:
@@ -89,7 +95,7 @@ def cheapest(
         change, changed = untried[0]
         tried.add(change)
         with suppress(UserError):  # a remedy that cannot be traced is no remedy
-            found = plan(changed, processes, lambda step, change=change: say(f"{change}: {step}"))
+            found = plan(changed, processes, partial(_say_of, change, say))
             if found.peak.bytes < 0.99 * best.peak.bytes:
                 run, best = changed, found
                 # A later value of a key replaces an earlier one.

@@ -93,7 +93,7 @@ def known_keys(cls: type, data: Mapping[str, Any] = MappingProxyType({}), group:
         settings = value if isinstance(value, Mapping) else {"name": value}
         if inner in _CHOICES:
             chosen = settings.get("name")
-            inner = _CHOICES[inner].get(chosen, type(value)) if isinstance(chosen, str | None) else type(value)
+            inner = _CHOICES[inner].get(chosen, type(value)) if isinstance(chosen, str) else type(value)
         if dataclasses.is_dataclass(inner):
             yield from known_keys(cast(type, inner), settings, key)
 

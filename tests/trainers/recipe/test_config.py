@@ -211,13 +211,6 @@ def test_a_value_is_taken_at_its_exact_worth(key: str, given: Any, value: Any) -
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batchsize": 1}, "unknown key 'batchsize' (did you mean 'batch_size'?)"),
         ({"derived": 1}, f"unknown key 'derived'{ELSEWHERE}"),
-        ({"lr": 1}, "unknown key 'lr' (did you mean 'fake.lr' or 'generator.lr'?)"),
-        ({"betas": 1}, "unknown key 'betas' (did you mean 'fake.betas' or 'generator.betas'?)"),
-        (
-            {"generator": {"high": 1, "lr": 1}, "times": {"name": "ramp"}, "fake_times": {"name": "ramp"}},
-            "unknown key 'generator.high' (did you mean 'times.high' or 'fake_times.high'?); allowed: lr, betas, extra",
-        ),
-        ({"high": 1}, f"unknown key 'high'{ELSEWHERE}"),  # of a class that is not chosen
         ({True: 1}, f"unknown key 'True'{ELSEWHERE}"),
         ({"times": "log-normal"}, f"key 'times' must be one of {NAMES}, got 'log-normal' (did you mean 'lognormal'?)"),
         ({"times": {"name": "rampp"}}, f"key 'times' must be one of {NAMES}, got 'rampp' (did you mean 'ramp'?)"),
