@@ -69,7 +69,7 @@ def main() -> int:
         for kind, words in outcome.faults.items():
             print(f"{name} {seed}: {kind}: {words}   [{what}]", flush=True)
         if given.out is not None and (done % 50 == 0 or done == given.count * len(readers)):
-            text = page(tallies, given.seed, time.monotonic() - started)
+            text = page(tallies, given.count, given.seed, time.monotonic() - started)
             given.out.write_text(text.replace(str(work), "WORK"))
     return int(any(tally.faults for tally in tallies.values()))
 
@@ -113,7 +113,7 @@ def outcomes(jobs: Iterator[tuple[str, Reader, int]], work: Path) -> Iterator[tu
         time.sleep(0.003)
 
 
-def page(tallies: dict[str, Tally], seed: int, seconds: float) -> str:
+def page(tallies: dict[str, Tally], count: int, seed: int, seconds: float) -> str:
     """Return the table of all readers as Markdown, and the broken promises."""
     import torch
 
@@ -121,7 +121,7 @@ def page(tallies: dict[str, Tally], seed: int, seconds: float) -> str:
     lines = [
         "# Hostile inputs",
         "",
-        f"Written by `make test-hostile` (seeds from {seed}, torch {torch.__version__}, {seconds / 60:.0f} minutes):"
+        f"Written by `python -m tests.hostile --count {count} --seed {seed}` (torch {torch.__version__}, {seconds / 60:.0f} minutes):"
         f" {total:,} inputs that are damaged, hostile or merely unusual. Each is made from its seed, and given to the"
         " `distill` command in a process of its own.",
         "",

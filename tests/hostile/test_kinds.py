@@ -93,7 +93,7 @@ def test_a_recipe_of_a_network_is_refused(change: dict[str, Any]) -> None:
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
     line = refusal(lambda: EDMNet.build({**DDPMPP, "model_channels": 30_000}, None))
-    assert line == "network: its settings make no network: num_channels (30000) must be divisible by num_groups (32)"
+    assert line.startswith("network: ") and line.endswith(": num_channels (30000) must be divisible by num_groups (32)")
 
 
 @pytest.mark.parametrize(
