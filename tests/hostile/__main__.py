@@ -121,8 +121,9 @@ def page(tallies: dict[str, Tally], count: int, seed: int, seconds: float) -> st
     lines = [
         "# Hostile inputs",
         "",
-        f"Written by `python -m tests.hostile --count {count} --seed {seed}` (torch {torch.__version__}, {seconds / 60:.0f} minutes):"
-        f" {total:,} inputs that are damaged, hostile or merely unusual. Each is made from its seed, and given to the"
+        f"Written by `python -m tests.hostile --count {count} --seed {seed}` (torch {torch.__version__},"
+        f" {seconds / 60:.0f} minutes): {total:,} inputs that are damaged, hostile or merely unusual."
+        " Each is made from its seed, and given to the"
         " `distill` command in a process of its own.",
         "",
         "An input is *accepted* if the command did what it was asked to, and *refused* if it ended with one line that"
