@@ -15,7 +15,7 @@ help:
 	@echo "make lint         ruff, mypy and codespell"
 	@echo "make house        the measures of the source that docs/architecture.md shows"
 	@echo "make test-slow    the heavy checks"
-	@echo "make test-recipes the whole path of every paper's recipe at a tiny size"
+	@echo "make test-recipes the whole path of every paper's recipe at a tiny size, and whether it fits as it says"
 	@echo "make test-support every teacher, objective and export against docs/support.md; make support writes it"
 	@echo "make test-faults  kill -9 at random moments, full disks and worse; writes docs/results/faults.md"
 	@echo "make test-hostile damaged and hostile inputs for every reader; writes docs/results/hostile.md"
@@ -51,7 +51,8 @@ test-slow: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
 test-recipes: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests/launch/test_recipes.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests/launch/test_recipes.py \
+	  tests/trainers/plan/test_recipes_fit.py
 
 test-support: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests/test_support.py
