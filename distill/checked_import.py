@@ -13,7 +13,11 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from distill.errors import UserError
+from distill.errors import UserError, one_line
+from distill.saved_files import read_bounded
+
+MAX_SOURCE = 2**22  # bytes; what Python makes of a source takes a hundred times as many
+MAX_COMPILED = 2**28
 
 RAN: dict[str, Path] = {}
 """The files that have run by consent, by SHA-256."""
@@ -47,9 +51,12 @@ def check_file(file: Path, hashes: Collection[str] | None, name: str) -> bytes:
         name: The name by which the file is imported, for the error.
 
     Raises:
-        UserError: The hash of the file is not among them.
+        UserError: The hash of the file is not among them, or the file is very large or no regular file.
     """
-    content = file.read_bytes()
+    try:
+        content = read_bounded(file, MAX_SOURCE if file.suffix == ".py" else MAX_COMPILED)
+    except OSError as error:
+        raise UserError(f"cannot import {name!r}: '{file}': {one_line(error)}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     if hashes is not None and sha256 not in hashes:
         raise UserError(

@@ -262,6 +262,15 @@ def test_a_script_without_the_class_is_not_run(distill: Command, downloaded: Pat
     assert not (tmp_path / "ran").exists()
 
 
+def test_the_file_of_a_class_is_a_regular_file_of_bounded_size(distill: Command, downloaded: Path) -> None:
+    with (downloaded / "o.py").open("wb") as sparse:
+        sparse.truncate(2**40)
+    for more in ([], ["--trust-code"]):
+        result = distill("sample", "dl_run", *more)
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert f"'{downloaded / 'o.py'}': it has more than 4,194,304 bytes" in result.err
+
+
 def test_a_recipe_is_its_callers_unless_it_lies_in_a_run_folder(
     distill: Command, teachers: Path, downloaded: Path, tmp_path: Path
 ) -> None:
