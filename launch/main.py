@@ -6,6 +6,7 @@ Commands import what they need when they are called, so that `distill --help` do
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import typer
 
@@ -96,7 +97,8 @@ def main() -> None:
 def print_error(error: object, more: str = "") -> None:
     """Print an error in one line to stderr, unless the main process prints it."""
     if not getattr(error, "already_printed", False):
-        print(f"distill: {error}{more}", file=sys.stderr)
+        with suppress(BrokenPipeError):  # whoever read it is gone
+            print(f"distill: {error}{more}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -110,8 +111,9 @@ def start_workers(processes: int, arguments: list[str]) -> NoReturn:
 
 def exit_now(code: int) -> NoReturn:
     """Exit at once. Python's own exit takes seconds to unload the imported packages."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):  # whoever read it is gone
+            stream.flush()
     os._exit(code)
 
 

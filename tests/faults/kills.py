@@ -159,6 +159,14 @@ def whole(settings: dict[str, Any], folder: Path, world: int) -> Path:
     return run
 
 
+def note_lost(tally: Tally, run: Path, most: int) -> None:
+    """Note the images that a run has logged beyond its newest checkpoint. Processes that end by themselves save all."""
+    reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
+    tally.lost.append(max(0, reached - max(newest(run), 0)))
+    if tally.lost[-1] > most:
+        tally.failures.append(f"{run.name}: {tally.lost[-1]} images lost")
+
+
 def training_kills(
     teachers: Path,
     folder: Path,
@@ -200,10 +208,7 @@ def training_kills(
                 break
             if after < before:
                 tally.failures.append(f"{run.name}: had {before}, has {after} after {traps[0]}")
-            reached = max([record["images"] for record in read(run / "log.jsonl")], default=0)
-            tally.lost.append(max(0, reached - max(after, 0)))
-            if tally.lost[-1] > 2 * EVERY:
-                tally.failures.append(f"{run.name}: {tally.lost[-1]} images lost by {traps[0]}")
+            note_lost(tally, run, 0 if launched else 2 * EVERY)
             if len(list((run / "checkpoints").glob(".staging-*"))) > 1:
                 tally.failures.append(f"{run.name}: staging folders pile up")
         if newest(run) == SETTINGS["images"] and (wrong := list(differences(reference, run, launched))):

@@ -7,7 +7,7 @@ import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tests.faults.kills import SETTINGS, Tally, differences, newest, whole
+from tests.faults.kills import EVERY, SETTINGS, Tally, differences, newest, note_lost, whole
 from tests.faults.victim import distill
 from tests.tiny import ROOT, launch, recipe
 
@@ -121,6 +121,7 @@ def real_kills(
                 code = job.processes[0].wait(300)
                 if code == -9:
                     tally.count(f"{moment.event} in {moment.who}")
+                    note_lost(tally, run, 0 if moment.up and not moment.whole else 2 * EVERY)
             if code not in (0, -9) or newest(run) < before:
                 tally.failures.append(f"{run.name}: {code}, {before}, {newest(run)}: {output.read_text()[-500:]}")
                 break

@@ -206,3 +206,28 @@ time.sleep(0.5 if {orphan} else 300)
         launcher.kill()
         launcher.wait()
     assert wait_for(lambda: not anyone(tmp_path), 10)
+
+
+@pytest.mark.parametrize("lines", [0, 2])
+def test_output_that_nobody_reads_ends_nothing(lines: int) -> None:
+    """The reader of the output was the program that was killed. A run prints on, is told to stop, saves and exits."""
+    program = f"""
+import sys
+from launch.main import print_error
+from launch.processes import exit_now
+from trainers.io.console import plain
+console = plain(stderr=True)
+console.print("ready")
+sys.stdin.read()
+for number in range({lines}):
+    console.print(number)
+print_error("stopped")
+exit_now(75)
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stderr=pipe, cwd=ROOT) as started:
+        assert started.stdin is not None and started.stderr is not None
+        assert started.stderr.readline() == b"ready\n"
+        started.stderr.close()
+        started.stdin.close()
+        assert started.wait(60) == 75

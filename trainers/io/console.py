@@ -1,5 +1,6 @@
 """Consoles that print plain lines, and the progress of slow commands."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,18 @@ from rich.console import Console
 SECONDS_BETWEEN = 60.0  # lines of progress in a file
 
 
+class _Plain(Console):
+    """A console that goes on in silence when nobody reads its output any more, since a run has still to save.
+
+    Rich's own ends the program.
+    """
+
+    def on_broken_pipe(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.file.fileno())
+        os.close(null)
+
+
 def plain(stderr: bool = False, quiet: bool = False) -> Console:
     """Return a console that prints text as it is, without markup, guessed colours or line breaks inside paths.
 
@@ -16,7 +29,7 @@ def plain(stderr: bool = False, quiet: bool = False) -> Console:
         stderr: Whether it prints to stderr.
         quiet: Whether it prints nothing, as on all ranks but the first.
     """
-    return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+    return _Plain(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
