@@ -62,7 +62,7 @@ def parse_record(text: bytes | str, kind: Any = dict[str, Any], finite: bool = T
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except ValidationError as error:
-        raise ValueError(_problem(error)) from None
+        raise ValueError(_problem(error, text)) from None
 
 
 @cache
@@ -85,11 +85,11 @@ def _is_finite(value: Any) -> bool:
     return all(map(_is_finite, value)) if isinstance(value, list) else type(value) is not float or math.isfinite(value)
 
 
-def _problem(error: ValidationError) -> str:
+def _problem(error: ValidationError, text: bytes | str) -> str:
     """Return the problem of the innermost field that pydantic has found, in the words of our own errors."""
     first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))
     kind, context, got = first["type"], first.get("ctx", {}), f", got {first['input']!r:.60}"
-    key = ".".join(map(str, first["loc"]))
+    key = _key(first["loc"], text)
     problem = {
         "json_invalid": f"it is no JSON: {context.get('error')}",
         "missing": "is missing",
@@ -98,3 +98,15 @@ def _problem(error: ValidationError) -> str:
         "union_tag_invalid": f"name must be one of {context.get('expected_tags')}, got {context.get('tag')!r:.60}",
     }.get(kind, f"{first['msg'].replace('Input should', 'must'):.120}{got}")
     return f"key '{key:.80}': {problem}" if key else problem
+
+
+def _key(place: tuple[int | str, ...], text: bytes | str) -> str:
+    """Return the dotted key of a place that pydantic names, without the names of types that stand between the keys."""
+    value: Any = json.loads(text) if place else None
+    parts: list[str] = []
+    for part in place:
+        inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+        if inside or (part == place[-1] and isinstance(value, dict)):  # the last may be a key that is missing
+            parts.append(str(part))
+            value = value[part] if inside else None
+    return ".".join(parts)

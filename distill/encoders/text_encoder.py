@@ -15,7 +15,7 @@ from distill.pipeline_folder import INDEX, file_hash, load_stock_pipeline, read_
 from distill.quiet import quiet_libraries
 
 PARTS = ("text_encoder", "tokenizer")  # the beginnings of the names of the parts that encode prompts
-SETTINGS = ("_class_name", "force_zeros_for_empty_prompt")
+INDEX_KEYS = ("_class_name", "force_zeros_for_empty_prompt")
 """The keys of model_index.json beside the parts that change what `encode_prompt` of a pipeline returns."""
 
 
@@ -58,7 +58,7 @@ class PipelineTextEncoder:
     def identity(self) -> str:
         """A SHA-256 of the files of the text encoders and tokenizers, and of what the index says about them."""
         index = read_json(self.folder / INDEX)
-        said = {key: value for key, value in index.items() if key.startswith(PARTS) or key in SETTINGS}
+        said = {key: value for key, value in index.items() if key.startswith(PARTS) or key in INDEX_KEYS}
         parts = [place for place in sorted(self.folder.iterdir()) if place.name.startswith(PARTS)]
         files = file_hash([file for place in parts for file in sorted(place.rglob("*"))])
         return hashlib.sha256(f"{json.dumps(said, sort_keys=True)} {files}".encode()).hexdigest()

@@ -30,7 +30,7 @@ PATH_RECORDS: Any = Union[tuple(_record(name, kind) for name, kind in PATHS.item
 
 
 @with_config(STRICT)
-class Statistics(TypedDict):
+class LatentStatistics(TypedDict):
     """The scale of latents, one number for each channel."""
 
     mean: Statistic
@@ -55,7 +55,7 @@ class Description(TypedDict):
     classes: NotRequired[Classes]
     class_names: NotRequired[list[str]]
     null: NotRequired[Classes | None]
-    latents: NotRequired[bool | Statistics]
+    latents: NotRequired[bool | LatentStatistics]
     network: NotRequired[NetworkRecord]
 
 

@@ -19,7 +19,7 @@ Numbers = dict[str, Annotated[float, Field(allow_inf_nan=True)]]
 
 
 @with_config(EXTENSIBLE)
-class Report(TypedDict):
+class Comparison(TypedDict):
     """The content of evaluation.json."""
 
     protocol: str

@@ -14,7 +14,7 @@ from distill.records import read_record
 from trainers.recipe.public import public_changes, public_recipe
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import to_yaml
-from trainers.runs.compare import Report
+from trainers.runs.compare import Comparison
 from trainers.runs.distillation import teacher_identity
 from trainers.runs.trained_model import TrainedModel
 
@@ -67,7 +67,7 @@ def card_facts(trained: TrainedModel, run: Run) -> CardFacts:
 def metrics_of(trained: TrainedModel) -> dict[str, Any] | None:
     """Return the numbers of evaluation.json, or None if they are not those of the exported weights."""
     try:
-        report = read_record(trained.folder / "evaluation.json", Report, finite=False)
+        report = read_record(trained.folder / "evaluation.json", Comparison, finite=False)
     except FileNotFoundError:
         return None
     if (report["images"], report["average"]) != (trained.images, trained.average) or "student" not in report:

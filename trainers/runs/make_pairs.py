@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from distill.denoiser import Denoiser
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.guidance import classifier_free
 from distill.random import Random
 from distill.sampling import heun_steps, sample
@@ -105,10 +105,8 @@ def make_pairs(
                 parts = torch.arange(first, first + rows, device=device).split(batch)
                 pairs = [_solve(denoiser, settings, dataset, index) for index in parts]
                 columns = {name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}
-                if not is_finite(columns["target"]):
-                    raise UserError(
-                        f"teacher: '{teacher}' gives samples that are not finite; nothing of them was written"
-                    )
+                problem = f"teacher: '{teacher}' gives samples that are not finite; nothing of them was written"
+                require(is_finite(columns["target"]), problem)
                 with atomic_file(file) as staging:
                     staging.write_bytes(tensor_bytes(columns))
                 shards[file.name] = {"pairs": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}

@@ -158,7 +158,7 @@ DAMAGED: dict[str, tuple[Callable[[str], str], str]] = {
     "path without name": (edit(lambda d: d.update(path={})), " is damaged: key 'path': has no name"),
     "path field": (
         edit(lambda d: d["path"].update(beta=1)),
-        " is damaged: key 'path.edm.beta': is no key of this file",
+        " is damaged: key 'path.beta': is no key of this file",
     ),
     "sigma_data": (
         edit(lambda d: d.update(sigma_data="wide")),
@@ -189,7 +189,7 @@ DAMAGED: dict[str, tuple[Callable[[str], str], str]] = {
     },
     "half a step": (
         edit(lambda d: d.update(path={"name": "discrete_vp", "steps": 1e3 + 0.5})),
-        " is damaged: key 'path.discrete_vp.steps': must be a valid integer",
+        " is damaged: key 'path.steps': must be a valid integer",
     ),
     "betas": (
         edit(lambda d: d.update(path={"name": "discrete_vp", "betas": [0.1, 2.0]})),
@@ -197,7 +197,7 @@ DAMAGED: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "betas in words": (
         edit(lambda d: d.update(path={"name": "discrete_vp", "betas": "0.1"})),
-        " is damaged: key 'path.discrete_vp.betas': must be ",
+        " is damaged: key 'path.betas': must be ",
     ),
     "a beta of 0": (
         edit(lambda d: d.update(path={"name": "discrete_vp", "beta_start": -0.1})),
@@ -205,11 +205,11 @@ DAMAGED: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "path value": (
         edit(lambda d: d.update(path={"name": "vp", "beta_max": "big"})),
-        " is damaged: key 'path.vp.beta_max': must be a valid number, got 'big'",
+        " is damaged: key 'path.beta_max': must be a valid number, got 'big'",
     ),
     "no number": (
         edit(lambda d: d.update(path={"name": "vp", "beta_min": float("nan")})),
-        " is damaged: key 'path.vp.beta_min': must be a finite number, got nan",
+        " is damaged: key 'path.beta_min': must be a finite number, got nan",
     ),
     **{
         f"beta_max {value}": (
@@ -218,7 +218,7 @@ DAMAGED: dict[str, tuple[Callable[[str], str], str]] = {
         )
         for value in (-20.0, 0.05, 1e300)
     },
-    "latents": (edit(lambda d: d.update(latents="no")), " is damaged: key 'latents."),
+    "latents": (edit(lambda d: d.update(latents="no")), " is damaged: key 'latents'"),
     "latents of other lengths": (
         edit(lambda d: d.update(latents={"mean": [0.0], "std": [1.0, 1.0]})),
         ": latents: must have as many finite means as positive stds, got [0.0] and [1.0, 1.0]",
