@@ -31,7 +31,7 @@ EVIL: dict[str, tuple[str, str]] = {  # what a command could do -> its program, 
     "changes its input": (f"open('../in/x', 'w').close(); {RIGHT}", "outside"),
     "removes a valid file": (f"os.remove('../../valid/x'); {RIGHT}", "outside"),
     "leaves a process": (f"subprocess.Popen(['sleep', '100'], start_new_session=True); {RIGHT}", "left"),
-    "takes too much": ("x = bytearray(3 * 10**8); time.sleep(0.5)", "memory"),
+    "takes too much": ("x = b'x' * 7 * 10**8; time.sleep(0.5)", "memory"),
     "takes too long": ("time.sleep(100)", "time"),
 }
 
@@ -53,7 +53,7 @@ def end_of(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Out
 def test_a_broken_promise_is_found(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if EVIL[what][1] == "time":
         monkeypatch.setattr(trial, "SECONDS", 2.0)
-    if EVIL[what][1] == "memory":  # the process of the tests has some hundred megabytes itself
+    if EVIL[what][1] == "memory":  # the process of the tests has some hundred megabytes, of which a child maps a part
         monkeypatch.setattr(trial, "MEMORY", trial.resident(os.getpid()) + 2 * 10**8)
     assert list(end_of(EVIL[what][0], tmp_path, monkeypatch).faults) == [EVIL[what][1]]
 

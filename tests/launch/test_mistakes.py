@@ -200,12 +200,9 @@ def test_a_resume_with_another_teacher(distill: Command, student: Path, teachers
     (copy / "denoiser.json").write_text(json.dumps({**description, "sigma_data": 0.6}))
     run = student / "run.yaml"
     run.write_text(run.read_text().replace(str(teachers / "edm"), str(copy)))
-    shown, line = distill("resume", student).err.splitlines()
-    assert shown == f"changed since the checkpoint: teacher: {str(teachers / 'edm')!r} -> {str(copy)!r}"
     newest = student / "checkpoints/000000000016"
-    assert (
-        line
-        == f"distill: '{newest}' was trained from another teacher than the one in run.yaml (its files have changed)"
+    assert distill("resume", student).err == (
+        f"distill: '{newest}' was trained from another teacher than the one in run.yaml (its files have changed)\n"
     )
 
 

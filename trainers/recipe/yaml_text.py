@@ -73,7 +73,8 @@ def parse(text: str, where: str) -> Any:
         _check(loader(text))
         return yaml.load(text, loader)
     except Exception as error:  # an impossible date, escape or tag fails anywhere in PyYAML
-        stated = error if isinstance(error, ValueError) else f"a value cannot be read ({type(error).__name__}: {error})"
+        known = isinstance(error, yaml.YAMLError | ValueError)
+        stated = error if known else f"a value cannot be read ({type(error).__name__}: {error})"
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or stated
         line = f"line {mark.line + 1}: " if mark else ""
         raise UserError(f"{where}: {line}{' '.join(str(problem).split())[:300]}") from error

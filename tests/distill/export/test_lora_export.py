@@ -114,7 +114,7 @@ def test_a_run_of_adapters_leaves_as_adapters(
         samples_every=16,
     )
     fit_run(settings, tmp_path / "run")
-    export(tmp_path / "run", tmp_path / "out", "lora")
+    export(tmp_path / "run", tmp_path / "out", format="lora")
     assert json.loads((tmp_path / "out" / "export_check.json").read_text())["largest_difference"] < 1e-4
     trained, pipe = load_trained(tmp_path / "run"), load_stock_pipeline(pipelines("sd15"))
     assert trained.export(tmp_path / "python", format="lora") < 1e-4

@@ -37,7 +37,7 @@ def test_a_plain_module_is_wrapped() -> None:
     assert set(denoiser.state_dict()) == {"network.module.inner.weight", "network.module.inner.bias"}
     assert torch.equal(denoiser(X, T), module.inner(X))
     assert denoiser.network.display_name == "Scale"
-    with pytest.raises(UserError, match=r"^tap: Scale has no submodule 'inner'; short names: \[\]$"):
+    with pytest.raises(UserError, match=r"^tap: Scale has no submodule 'inner'; it has module, module.inner$"):
         denoiser.features(X, T, None, "inner")
     assert torch.equal(denoiser.features(X, T, None, "module.inner"), module.inner(X))
 

@@ -70,7 +70,7 @@ def test_null_condition_and_taps(tmp_path: Path) -> None:
     assert torch.equal(loaded(X, T, loaded.null(labels)), loaded(X, T, torch.full((3,), 2)))
     assert torch.equal(loaded.features(X, T, labels, "enter"), loaded.features(X, T, labels, "module.enter"))
     with pytest.raises(
-        UserError, match=r"^tap: OwnNet has no submodule 'encoder'; short names: \['enter', 'leave', 'cl"
+        UserError, match=r"^tap: OwnNet has no submodule 'encoder'; it has enter, leave, classes, module, "
     ):
         loaded.features(X, T, labels, "encoder")
 

@@ -275,7 +275,10 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: changed(lambda r: r.state["_init_kwargs"].pop("img_channels")),
         "img_channels: is miss",
     ),
-    "unknown argument": (lambda: song(attention="flash"), "attention: is no setting of SongUNet, whose are img_resol"),
+    "unknown argument": (
+        lambda: song(attention="flash"),
+        "attention: is no setting of SongUNet, whose are attn_resolutions, ... (16 in all)",
+    ),
     "sigma_data": (lambda: song(sigma_data=float("nan")), "sigma_data: must be positive, got nan"),
     # other weights
     "missing weight": (

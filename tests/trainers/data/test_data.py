@@ -164,7 +164,7 @@ def test_what_is_kept_decoded_is_what_is_decoded_on_demand(
 
 
 def test_mistakes_are_one_line(parquet: Path, tmp_path: Path) -> None:
-    columns = "['picture', 'digit', 'word', 'gap']"
+    columns = "picture, digit, word, gap"
     for column, key, hint in (
         ("image", "image_column", ""),
         ("label", "label_column", " (null trains without labels)"),

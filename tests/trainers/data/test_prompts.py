@@ -113,8 +113,8 @@ def test_the_content_of_images_is_that_of_their_pixels(tmp_path: Path) -> None:
 def test_mistakes_are_one_line() -> None:
     columns = write("p.csv", "a,b,c\nx,y,1\n")
     assert refusal(Prompts("none.txt")).startswith("data: cannot load 'none.txt': Unable to find ")
-    assert refusal(Prompts(columns, column="d")) == "data.column: no column 'd' in p.csv; it has ['a', 'b', 'c']"
-    assert refusal(Prompts(columns)) == "data.column: name the column of prompts in p.csv; it has ['a', 'b', 'c']"
+    assert refusal(Prompts(columns, column="d")) == "data.column: no column 'd' in p.csv; it has a, b, c"
+    assert refusal(Prompts(columns)) == "data.column: name the column of prompts in p.csv; it has a, b, c"
     assert refusal(Prompts(columns, column="c")) == "data.column: 'c' in p.csv must hold strings; row 0 holds 1"
     gap = write("gap.jsonl", '{"t": "x"}\n{"t": null}\n')
     assert refusal(Prompts(gap)) == "data.column: 't' in gap.jsonl must hold strings; row 1 holds None"
@@ -129,7 +129,7 @@ def test_mistakes_are_one_line() -> None:
     Path("nothing").mkdir()
     assert refusal(Prompts("nothing")).startswith("data: cannot load 'nothing': ")
     assert refusal(Images(EMOJI, prompt_column="txt")) == (
-        f"data.prompt_column: no column 'txt' in {EMOJI}; it has ['image', 'text', 'code']"
+        f"data.prompt_column: no column 'txt' in {EMOJI}; it has image, text, code"
     )
 
 
@@ -139,7 +139,7 @@ def test_mistakes_are_one_line() -> None:
         ({"limit": 0}, "key 'data': limit: must be positive, got 0"),
         (
             {"colum": "a"},
-            "unknown key 'data.colum' (did you mean 'column'?); allowed: path, column, split, config, limit",
+            "unknown key 'data.colum' (did you mean 'data.column'?); allowed: path, column, split, config, limit",
         ),
         ({"column": 3}, "key 'data.column' must be a string or null, got 3"),
     ],

@@ -162,7 +162,7 @@ def test_the_export_is_the_trainers_generator(teachers: Path, tmp_path: Path) ->
     assert torch.equal(trained, unmerged)
     assert product.export(tmp_path / "export") < 1e-4
     with pytest.raises(UserError, match=r"^export: diffusers loads no adapters into UNet; give another --format$"):
-        export(tmp_path / "run", tmp_path / "adapters", "lora")
+        export(tmp_path / "run", tmp_path / "adapters", format="lora")
 
 
 def test_an_average_of_another_width(teachers: Path, tmp_path: Path) -> None:
