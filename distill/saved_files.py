@@ -6,6 +6,7 @@ header of up to 100 MB, which takes gigabytes and minutes, and diffusers parses 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import struct
@@ -92,6 +93,13 @@ def check_header(file: Path) -> None:
         raise TooLarge(f"its header has {claimed:,} bytes, more than {MAX_BYTES:,}")
 
 
+def tensor_dtypes(file: Path) -> dict[str, str]:
+    """Return the names of the dtypes in an intact safetensors file, by tensor. No weights are read."""
+    with open_regular(file) as stream:
+        header: dict[str, dict[str, Any]] = json.loads(stream.read(*struct.unpack("<Q", stream.read(8))))
+    return {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+
+
 def check_folder(folder: Path) -> None:
     """Raise an OSError if a file in the folder of a model has too large a header, or is too large an index or config.
 
@@ -122,11 +130,11 @@ def open_regular(file: Path) -> BufferedReader:
 
     A FIFO would wait for a writer, and a device may never end.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    stream = open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
         raise TooLarge("it is no regular file")
-    return os.fdopen(descriptor, "rb")
+    return stream
 
 
 def set_permissions(place: Path) -> None:

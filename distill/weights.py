@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError, require
-from distill.saved_files import open_tensors
+from distill.saved_files import tensor_dtypes
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATS_IN_FILES = ("F16", "BF16", "F32", "F64")
@@ -57,11 +57,9 @@ def check_loaded(model: nn.Module, files: Iterable[Path]) -> None:
     """
     state = model.state_dict()
     for file in files:
-        with open_tensors(file) as opened:
-            for key in state.keys() & set(opened.keys()):
-                kind = opened.get_slice(key).get_dtype()
-                right = not state[key].is_floating_point() or kind in FLOATS_IN_FILES
-                require(right, f"weights: '{key}' is of {kind} in {file.name}, the network's is of {state[key].dtype}")
+        for key, kind in tensor_dtypes(file).items():
+            right = key not in state or not state[key].is_floating_point() or kind in FLOATS_IN_FILES
+            require(right, f"weights: '{key}' is of {kind} in {file.name}, the network's is of {state[key].dtype}")
     check_finite(state, model)
 
 

@@ -71,7 +71,10 @@ def test_a_run_yaml_that_was_edited_is_a_change_too(distill: Command, student: P
     ("change", "wrong"),
     [
         ("generator.name=sgd", "generator.name: sgd cannot go on where another optimizer has saved"),
-        ("generator.lora={rank: 2}", "does not fit the recipe: "),
+        (
+            "generator.lora={rank: 2}",
+            "generator.safetensors' lacks denoiser.network.unet.conv_in.lora_A.default.weight",
+        ),
         ("nonsense=1", "unknown key 'nonsense'"),
     ],
 )

@@ -82,7 +82,7 @@ def test_without_an_autoencoder(painter: Path, distill: Command, monkeypatch: py
     for denoiser in (trained.teacher, cast(Any, trained.model).denoiser):
         assert denoiser.network.autoencoder is not None
         denoiser.network.autoencoder = None
-    monkeypatch.setattr("trainers.api.load", lambda folder, which: trained)
+    monkeypatch.setattr("trainers.runs.load.load_trained", lambda *arguments, **options: trained)
     result = distill("sample", painter, "--count", 2, "--out", "a.png")
     assert result.err == (
         "these pictures are of latents, their first 3 channels: a vae/ in the teacher's folder decodes them\n"
