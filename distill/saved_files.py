@@ -130,11 +130,15 @@ def open_regular(file: Path) -> BufferedReader:
 
     A FIFO would wait for a writer, and a device may never end.
     """
-    stream = open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
-        raise TooLarge("it is no regular file")
-    return stream
+    return open(file, "rb", opener=_open_regular)  # it has the name of the file, which a descriptor has not
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise TooLarge("it is no regular file")
 
 
 def set_permissions(place: Path) -> None:

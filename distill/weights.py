@@ -58,8 +58,8 @@ def check_loaded(model: nn.Module, files: Iterable[Path]) -> None:
     state = model.state_dict()
     for file in files:
         for key, kind in tensor_dtypes(file).items():
-            right = key not in state or not state[key].is_floating_point() or kind in FLOATS_IN_FILES
-            require(right, f"weights: '{key}' is of {kind} in {file.name}, the network's is of {state[key].dtype}")
+            if key in state and state[key].is_floating_point() and kind not in FLOATS_IN_FILES:
+                raise UserError(f"weights: '{key}' is of {kind} in {file.name}, the network's is of {state[key].dtype}")
     check_finite(state, model)
 
 

@@ -160,6 +160,10 @@ def draw_samples(
     return torch.cat(images), torch.cat(labels) if labels else None
 
 
+class NotMeasured(UserError):
+    """Samples have no distance from the real images. All ranks hold the same samples, so it is raised on all or none."""
+
+
 def evaluate(
     sampler: Sampler,
     dataset: Dataset,
@@ -182,6 +186,7 @@ def evaluate(
 
     Raises:
         Stopped: The process was told to stop.
+        NotMeasured: The protocol refuses the samples, such as those that are not finite.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     share, chunk, parts = -(-samples // world), _chunk(shape or dataset.shape), []
@@ -196,7 +201,10 @@ def evaluate(
     if world > 1:  # every rank gets all samples, and computes the same report
         images = accelerator.gather(images.to(device)).cpu()[:samples]
         labels = None if labels is None else accelerator.gather(labels.to(device)).cpu()[:samples]
-    return protocol.report(images, labels)
+    try:
+        return protocol.report(images, labels)
+    except UserError as error:
+        raise NotMeasured(str(error)) from error
 
 
 def _chunk(shape: tuple[int, ...]) -> int:

@@ -110,7 +110,7 @@ def constants(generator: Generator) -> dict[str, float]:
 def seen_classes(generator: Generator) -> list[int]:
     """Return the classes that a generator was trained on."""
     network = generator.denoiser.network
-    return [label for label in range(network.classes) if label not in network.unseen]
+    return sorted(set(range(network.classes)) - set(network.unseen))
 
 
 def names_by_number(generator: Generator) -> dict[str, str] | None:

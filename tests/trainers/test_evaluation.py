@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, NoReturn
+
 import pytest
 import torch
 
 from distill.errors import UserError
-from distill.metrics import extractor
-from tests.tiny import experiment, teacher_recipe
+from distill.metrics import Protocol, extractor
+from tests.tiny import build_session, experiment, teacher_recipe
 from trainers import evaluation
 from trainers.data import Dataset, Digits
 from trainers.evaluation import check_evaluation, fit_protocol
+from trainers.hooks import Evaluate
 from trainers.recipe.run import Evaluation
 from trainers.runs.open import Objects, open_run
 
@@ -57,6 +61,21 @@ def test_what_an_evaluation_lacks_is_known_before_training(dataset: Dataset, mes
     assert str(caught.value).startswith(message)
     with pytest.raises(UserError):
         fit_protocol(dataset, Evaluation())
+
+
+def test_only_what_all_ranks_see_skips_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of one rank ends the run: the others wait for its samples."""
+
+    def failing(*arguments: Any) -> NoReturn:
+        raise UserError("column 'prompt' is not finite")
+
+    session = build_session(teacher_recipe(evaluation={"every": 8, "samples": 64}))
+    hook = Evaluate(tmp_path, session.run.evaluation)
+    monkeypatch.setattr(Protocol, "report", failing)
+    hook(session)  # a line on stderr, and the training goes on
+    monkeypatch.setattr("trainers.evaluation.draw_samples", failing)
+    with pytest.raises(UserError, match="column 'prompt' is not finite"):
+        hook(session)
 
 
 def test_an_evaluation_is_checked_when_a_run_opens() -> None:

@@ -82,6 +82,8 @@ def _equal(before: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
         return bool(before[key] == now[key])
     if before.get("count") != now["count"] or before.get("shape") != now["shape"]:
         return True  # other samples are read; the count or the shape says that the data differ
+    if before[key] == now[key]:  # also where a sample is not finite, which is null in both
+        return True
     try:
         one, two = torch.tensor(before[key], dtype=torch.float64), torch.tensor(now[key], dtype=torch.float64)
         return one.shape == two.shape and bool(((one - two).abs() <= TOLERANCE).all())

@@ -48,10 +48,10 @@ def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> 
         raise UserError(f"data: cannot load '{path}': {shown(metadata[0])} is not read from an archive; unpack it")
     if metadata:
         lines, words = _read_metadata(tree, metadata, open_metadata)
-        if without := len(set(pictures) - set(lines)):
-            first = next(name for name in pictures if name not in set(lines))
+        listed = set(lines)
+        if without := [name for name in pictures if name not in listed]:
             left_out.append(
-                f"{without:,} pictures without a line in {posixpath.basename(metadata[0])}, such as {first}"
+                f"{len(without):,} pictures without a line in {posixpath.basename(metadata[0])}, such as {without[0]}"
             )
         pictures = lines
         columns |= {name: partial(list, values) for name, values in words.items()}
@@ -106,7 +106,7 @@ def list_folder(root: Path) -> Tree:
         folders[:] = []
         for name in keep:
             if os.path.islink(link := os.path.join(place, name)):
-                real = os.path.realpath(link)
+                real = os.path.realpath(link).rstrip("/")  # empty for the root of the disk
                 if real in seen or f"{real}/".startswith(f"{top}/") or f"{top}/".startswith(f"{real}/"):
                     left_out.append(f"the link {prefix}{name}, whose folder is read already")
                     continue

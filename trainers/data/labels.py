@@ -25,7 +25,8 @@ def to_labels(
 ) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return the labels in a column, int64 [N], and the names of the classes, or None without names.
 
-    Words become numbers in the order of `in_order`.
+    Words become numbers in the order of `in_order`. In a name, "\\udce9" stands for what UTF-8 cannot write, as in the
+    name of a folder in Latin-1.
 
     Args:
         values: The values of the column: whole numbers of at least 0, or words.
@@ -39,7 +40,7 @@ def to_labels(
     words = any(isinstance(value, str) for value in values)
     names = names or (in_order({value for value in values if isinstance(value, str)}) if words else None)
     numbers = {name: number for number, name in enumerate(names)} if words and names else {}
-    found = [numbers.get(value) if words else _whole(value) for value in values]
+    found = [numbers.get(value) if words and isinstance(value, str) else _whole(value) for value in values]
     for row, value in enumerate(found):
         if value is None or not 0 <= value < MAX_CLASSES:
             raise UserError(
@@ -51,7 +52,7 @@ def to_labels(
         raise UserError(
             f"data.label_column: {column!r} in {path} holds {int(labels.max())}, but names {len(names)} classes"
         )
-    return labels, None if names is None else tuple(names)
+    return labels, None if names is None else tuple(map(_as_utf8, names))
 
 
 def class_number(given: int | str, classes: int, names: Sequence[str] | None = None) -> int:
@@ -110,6 +111,10 @@ def _whole(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) else None
+
+
+def _as_utf8(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_number(name: str) -> bool:

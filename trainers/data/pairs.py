@@ -2,7 +2,7 @@
 
 `pairs.json` states the teacher, the data and the settings, and lists the shards. A shard is a safetensors file of
 `noise` and `target` [N, C, *spatial] with the condition: `label` [N] for classes, `cond.NAME` [N, ...] for each tensor
-of a prompt's embedding. Shards are mapped into memory, not read.
+of a prompt's embedding. Shards are mapped into memory. Opening them reads each number once, to see that it is finite.
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ from trainers.checkpoints.formats import read_best
 from trainers.engine.sampler import make_image_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import gather_to_main
-from trainers.evaluation import evaluate, fit_protocol
+from trainers.evaluation import NotMeasured, evaluate, fit_protocol
 from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import log_numbers
 from trainers.io.atomic import atomic_folder
@@ -44,7 +44,7 @@ class Evaluate(Hook):
         at = f"the evaluation at {session.state.images:,} images is"
         try:
             report = evaluate(sampler, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
-        except UserError as error:  # on all ranks alike: samples that are not finite, of weights that are
+        except NotMeasured as error:  # on all ranks alike: samples that are not finite, of weights that are
             plain(stderr=True, quiet=not session.accelerator.is_main_process).print(f"{at} not done: {error}")
             return
         finally:

@@ -16,7 +16,7 @@ import trainers
 from distill.errors import UserError
 from tests.tiny import teacher_recipe
 from trainers.data import Dataset, Images
-from trainers.data.digest import accepted_data
+from trainers.data.digest import _equal, accepted_data
 
 
 def dataset(count: int = 40, shift: float = 0.0, **changes: Any) -> Dataset:
@@ -54,6 +54,8 @@ def test_the_same_data_are_accepted() -> None:
     assert accepted_data(before, dataset(), "run") == []
     assert accepted_data(before, dataset(shift=1 / 255), "run") == []  # another decoder of JPEG
     assert accepted_data(before, dataset(class_names=("a", "b")), "run") == []
+    broken = [None, *before["samples"][1:]]  # a sample that is not finite, on both sides
+    assert _equal({**before, "samples": broken}, {**before, "samples": broken}, "samples")
     for older in (None, {}, [], {"count": 40}):
         assert accepted_data(older, dataset(), "run") == []
     with pytest.raises(UserError, match="other pixels"):

@@ -94,6 +94,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"objective": {"name": "realuid", "a": 0}}, "key 'objective': a: must be positive, got 0"),
     ({"trains": "both"}, "key 'trains' must be one of generator, teacher, got 'both'"),
+    ({"trains": []}, "key 'trains' must be one of generator, teacher, got []"),
     ({"precision": "fp16"}, "key 'precision' must be one of 'float32', 'bfloat16', 'float64', got 'fp16'"),
     ({"tracking": ["mlflow"]}, "key 'tracking' must be a list [one of 'wandb', 'tensorboard', ...], got ['mlflow']"),
 ]
