@@ -161,7 +161,7 @@ def draw_samples(
 
 
 class NotMeasured(UserError):
-    """Samples have no distance from the real images. All ranks hold the same samples, so it is raised on all or none."""
+    """A refusal of the samples by the protocol. All ranks hold the same samples, so all raise it or none."""
 
 
 def evaluate(

@@ -45,7 +45,7 @@ def build_experiment(data: Mapping[str, Any], where: Where) -> Run | TeacherRun:
         UserError: A key or a value is wrong.
     """
     kind = data.get("trains", "generator" if {"objective", "teacher"} & set(data) else "teacher")
-    if kind not in EXPERIMENTS:
+    if not isinstance(kind, str) or kind not in EXPERIMENTS:
         place = where if isinstance(where, str) else where("trains")
         raise UserError(f"{place}: key 'trains' must be one of {', '.join(EXPERIMENTS)}, got {kind!r}")
     return build(EXPERIMENTS[kind], {**data, "trains": kind}, where)
