@@ -20,7 +20,6 @@ from distill.teachers import load_denoiser
 from trainers.checkpoints import checkpoint
 from trainers.checkpoints.content import average_flaw
 from trainers.checkpoints.formats import Posthoc, read_best
-from trainers.engine.finite import not_finite
 from trainers.engine.networks import set_precision
 from trainers.engine.player import frozen_names
 from trainers.engine.world import default_device
@@ -167,8 +166,6 @@ def _read_weights(
         model = fresh_denoiser(run, *_shape_and_classes(folder, run))
     frozen = frozen_names(model)
     source, description = _load_average(model, frozen, folder, which, source, description)
-    if bad := not_finite(model, frozen):
-        raise UserError(f"'{source}': the averaged weights are not finite, such as {bad[0]}; take another checkpoint")
     if merged and isinstance(run, Run) and run.generator.lora is not None:
         lora.merge(model)
     for module in (model, teacher):

@@ -97,8 +97,8 @@ def state_of_record(module: Any) -> dict[str, Tensor]:
     """Return the state dict of a module's record.
 
     Raises:
-        Refused: The record is no tree of modules, a weight is not finite, or the weights together are larger than the
-            storages that they are views of. The network would take many times the memory of the file.
+        Refused: The record is no tree of modules, or the weights together are larger than the storages that they are
+            views of. The network would take many times the memory of the file.
     """
     state: dict[str, Tensor] = {}
     held: dict[int, int] = {}  # storages by their place in memory, with their bytes
@@ -125,9 +125,6 @@ def state_of_record(module: Any) -> dict[str, Tensor]:
         left += [(f"{prefix}{name}.", child) for name, child in _children(attributes).items()]
     if sum(value.nbytes for value in state.values()) > sum(held.values()):
         raise Refused("weights: they share their numbers, and are larger together than what the file holds")
-    for key, value in state.items():
-        if not bool(torch.isfinite(value).all()):
-            raise Refused(f"weights: '{key}' holds numbers that are not finite")
     return state
 
 
