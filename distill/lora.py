@@ -16,6 +16,8 @@ from torch import nn
 from distill.errors import UserError, options, require
 
 Module = TypeVar("Module", bound=nn.Module)
+MAX_RANK = 4096
+"""The largest rank. The recipe of a stranger's run could otherwise ask for any amount of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Lora:
     """The settings of adapters.
 
     Attributes:
-        rank: The rank of B A.
+        rank: The rank of B A, at most MAX_RANK.
         alpha: The adapter is multiplied by alpha / rank.
         targets: Names of layers, in full or their last parts, such as "conv1" or "attentions.0.to_q". None for all
             convolutions and linear layers. Convolutions in groups, such as Sana's, never get adapters.
@@ -36,6 +38,7 @@ class Lora:
     def __post_init__(self) -> None:
         for name in ("rank", "alpha"):
             require(getattr(self, name) > 0, f"{name}: must be positive, got {getattr(self, name)}")
+        require(self.rank <= MAX_RANK, f"rank: must be at most {MAX_RANK}, got {self.rank}")
 
 
 def share_parameters(module: Module, names: Container[str] | None = None) -> Module:

@@ -127,3 +127,9 @@ def test_a_network_without_such_layers() -> None:
 def test_settings_out_of_range(settings: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"^(rank|alpha): must be positive, got 0$"):
         Lora(**settings)  # type: ignore[arg-type]
+
+
+def test_a_rank_is_bounded() -> None:
+    assert Lora(rank=4096).rank == 4096
+    with pytest.raises(UserError, match=r"^rank: must be at most 4096, got 4097$"):
+        Lora(rank=4097)

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import trainers
+from distill.denoiser import Denoiser
 from distill.errors import UserError
-from tests.tiny import fit_run, recipe
+from tests.tiny import fit_run, recipe, teacher_recipe
 from trainers import loop
 from trainers.checkpoints import checkpoint
 from trainers.engine.session import Session
@@ -25,6 +27,7 @@ from trainers.hooks.evaluate import smallest_distance
 from trainers.io import jsonl
 from trainers.io.atomic import sha256
 from trainers.loop import refuse_used
+from trainers.runs import load
 from trainers.runs.load import load_trained
 
 
@@ -199,3 +202,23 @@ def test_weights_that_are_not_finite_are_not_loaded(teachers: Path, tmp_path: Pa
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="not finite"):
         load_trained(tmp_path)
+
+
+def test_a_network_takes_no_memory_before_its_weights_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's run.yaml may ask for a network of any size, whatever the size of its checkpoints."""
+    fit_run(teacher_recipe(images=8), tmp_path)
+    settings = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    settings["network"]["block_out_channels"] = [2 * width for width in settings["network"]["block_out_channels"]]
+    right, devices = load.fresh_denoiser, list[str]()
+
+    def fresh(*arguments: Any) -> Denoiser:
+        devices.append((made := right(*arguments)).network.unet.conv_in.weight.device.type)
+        return made
+
+    monkeypatch.setattr(load, "fresh_denoiser", fresh)
+    load_trained(tmp_path)
+    assert devices == ["meta", "cpu"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=r"conv_in.weight is \[8, 1, 3, 3\], the network's is \[16, 1"):
+        load_trained(tmp_path)
+    assert devices == ["meta", "cpu", "meta"]

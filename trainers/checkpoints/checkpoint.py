@@ -208,9 +208,19 @@ def load_average(folder: Path, module: nn.Module, frozen_names: Container[str] =
     load_module(module, folder / AVERAGE, frozen_names)
 
 
-def check_average(folder: Path, module: nn.Module) -> None:
-    """Raise RuntimeError when the averaged weights of a checkpoint have other names or shapes than `module`."""
-    ShardedTensors(folder, AVERAGE_STEM).check(unfrozen_state(module))
+def check_average(folder: Path, module: nn.Module, frozen_names: Container[str] = ()) -> None:
+    """Compare the averaged weights of a checkpoint with `module` by names, shapes and dtypes. No numbers are read.
+
+    Args:
+        folder: The checkpoint.
+        module: The network.
+        frozen_names: The parameters that a checkpoint lacks.
+
+    Raises:
+        UserError: A file cannot be read.
+        RuntimeError: The weights are those of another network.
+    """
+    ShardedTensors(folder, AVERAGE_STEM).check(unfrozen_state(module, frozen_names), frozen_names)
 
 
 def save_module(module: nn.Module, file: Path, frozen_names: Container[str] = ()) -> None:

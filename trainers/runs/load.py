@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill import lora
 from distill.denoiser import Denoiser
@@ -149,8 +149,8 @@ def _read_weights(
     folder: Path, run: Run | TeacherRun, which: str, objects: Objects, device: torch.device, merged: bool
 ) -> Weights:
     """Read the networks of a trained run. The arguments are those of `load_trained`."""
-    source, description = _find_weights(folder, which)
-    teacher: Denoiser | None = None
+    found = _find_weights(folder, which)
+    description, teacher = found[1], None
     model: Generator | Denoiser
     if isinstance(run, Run):
         if "teacher" in run.objects and objects.teacher is None:
@@ -163,9 +163,13 @@ def _read_weights(
         attach_adapters(denoiser, run.generator)
         model = Generator(denoiser, *run.entry.at(denoiser.path))
     else:
-        model = fresh_denoiser(run, *_shape_and_classes(folder, run))
+        sizes = _shape_and_classes(folder, run)
+        with torch.device("meta"):  # the recipe may be a stranger's, and ask for more memory than its weights take
+            outline = fresh_denoiser(run, *sizes)
+        found = _take_average(checkpoint.check_average, outline, folder, which, *found)
+        model = fresh_denoiser(run, *sizes)
+    _, description = _take_average(checkpoint.load_average, model, folder, which, *found)
     frozen = frozen_names(model)
-    source, description = _load_average(model, frozen, folder, which, source, description)
     if merged and isinstance(run, Run) and run.generator.lora is not None:
         lora.merge(model)
     for module in (model, teacher):
@@ -196,37 +200,38 @@ def name_classes(model: Generator | Denoiser, names: Sequence[str] | None, unsee
         network.class_names = tuple(names)
 
 
-def _load_average(
+def _take_average(
+    take: Callable[[Path, nn.Module, frozenset[str]], None],
     model: Generator | Denoiser,
-    frozen: frozenset[str],
     folder: Path,
     which: str,
     source: Path,
     description: dict[str, Any],
 ) -> tuple[Path, dict[str, Any]]:
-    """Load the averaged weights of a run, also while it trains and replaces them.
+    """Check or load the averaged weights of a run, also while it trains and replaces them.
 
     A checkpoint whose average is of another network is skipped, and the next older one is taken. One whose numbers are
     not finite is refused, since the user must know what has become of the training.
 
     Args:
-        model: The network to load into.
-        frozen: The parameters of the network that the files lack.
+        take: `checkpoint.check_average` or `checkpoint.load_average`.
+        model: The network of the weights.
         folder: The run folder.
         which: The average, as in `load_trained`.
         source: The folder of the averaged weights.
         description: Their description.
 
     Returns:
-        The folder and the description of the weights that were loaded.
+        The folder and the description of the weights that were taken.
 
     Raises:
         UserError: There is no average that can be the run's.
     """
+    frozen = frozen_names(model)
     flaw = partial(average_flaw, model, frozen)
     while True:
         try:
-            checkpoint.load_average(source, model, frozen)
+            take(source, model, frozen)
             if which != "best" or _find_weights(folder, which)[1] == description:  # best/ keeps its name
                 return source, description
         except (OSError, RuntimeError, UserError) as error:
