@@ -5,7 +5,8 @@ importing anything, and the file that would be run is checked before it is run. 
 
 - The caller of a function passes `trust_code`: True for all code, or the SHA-256 of the files that may run.
 - The caller has written the name: in a recipe that lies outside run folders, in an override, in a Python program.
-- The program has imported the class already, so nothing is imported.
+- A recipe names a class that the program has imported already, so nothing is imported. The class of a teacher's network
+  needs consent even then, since the folder also states the arguments that it is called with.
 """
 
 import ast
@@ -16,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from os.path import isfile, realpath  # false, or the path itself, for what can be no file, such as a link to itself
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ class Consent:
         everything: Whether all code may run.
         hashes: The SHA-256 of files that may run.
         names: The names that the caller has written.
-        roots: The folders in which these names are looked for, beside the Python path.
+        own_roots: The folders in which these names are looked for first, beside the Python path.
+        roots: The folders that may be a stranger's. No name that is found there counts as the caller's.
     """
 
     everything: bool = False
     hashes: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    own_roots: tuple[Path, ...] = ()
     roots: tuple[Path, ...] = ()
 
 
@@ -47,10 +51,12 @@ class Code:
     Attributes:
         file: The file, resolved.
         root: The folder in which Python would have to look, or None if it finds the file without.
+        place: The place in which the name was found, or None for the Python path.
     """
 
     file: Path
     root: Path | None
+    place: Path | None
 
 
 _NONE = Consent()
@@ -81,8 +87,12 @@ def naming(words: Any, root: Path) -> Iterator[None]:
         words: The words: strings, and mappings and lists of them. None for a folder whose words are not the caller's.
         root: The folder in which modules and files are looked for, beside the Python path.
     """
-    old = _CONSENT.get()
-    token = _CONSENT.set(replace(old, names=old.names.union(_names(words)), roots=(*old.roots, root.resolve())))
+    old, root = _CONSENT.get(), root.resolve()
+    if words is None:
+        new = replace(old, roots=(*old.roots, root))
+    else:
+        new = replace(old, names=old.names.union(_names(words)), own_roots=(*old.own_roots, root))
+    token = _CONSENT.set(new)
     try:
         yield
     finally:
@@ -112,8 +122,10 @@ def load_class(name: str, base: type, own: bool = False, places: Sequence[Path] 
     """
     source, _, attribute = name.rpartition(":")
     consent = _CONSENT.get()
+    own_places, others = (*consent.own_roots, Path.cwd()), (*consent.roots, *(place.resolve() for place in places))
     own = own or name in consent.names
-    code = find_code(name, (*consent.roots, *(place.resolve() for place in places), Path.cwd()))
+    code = find_code(name, (*own_places, *others) if own else (*others, *own_places))
+    own = own and code.place in (None, *own_places)
     hashes = None if own or consent.everything else consent.hashes
     _check_defined(code.file, check_file(code.file, hashes, name), name, attribute)
     if code.root is not None and not own:
@@ -139,7 +151,10 @@ def load_class(name: str, base: type, own: bool = False, places: Sequence[Path] 
 def loaded_class(name: str, base: type) -> Any:
     """Return the class of a name if the program has imported it already and it is derived from `base`, or None."""
     source, _, attribute = name.rpartition(":")
-    module = sys.modules.get(str(Path(source).resolve()) if source.endswith(".py") else source)
+    try:
+        module = sys.modules.get(realpath(source) if source.endswith(".py") else source)
+    except ValueError:  # it can be no path, such as one with a NUL character
+        return None
     found = getattr(module, attribute, None)
     return found if isinstance(found, type) and issubclass(found, base) else None
 
@@ -157,8 +172,9 @@ def find_code(name: str, places: Sequence[Path]) -> Code:
     source = name.rpartition(":")[0]
     if source.endswith(".py"):
         for place in places:
-            if (file := place / source).is_file():
-                return Code(file.resolve(), file.resolve().parent)
+            if isfile(place / source):
+                file = (place / source).resolve()
+                return Code(file, file.parent, place)
         raise UserError(f"cannot import {name!r}: there is no such file in '{places[0]}'")
     top, *rest = source.split(".")
     require(all(map(str.isidentifier, (top, *rest))), f"cannot import {name!r}: {source!r} is no name of a module")
@@ -174,7 +190,7 @@ def find_code(name: str, places: Sequence[Path]) -> Code:
             # The last part of the name alone: with all of it, Python would look for the package in sys.modules.
             spec = None if inside is None else importlib.machinery.PathFinder.find_spec(part, list(inside))
         if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-            return Code(Path(spec.origin).resolve(), root)
+            return Code(Path(spec.origin).resolve(), root, root)
     raise UserError(f"cannot import {name!r}: there is no such module on the Python path or in '{places[0]}'")
 
 

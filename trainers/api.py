@@ -15,7 +15,7 @@ from rich.console import Console
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
-from distill.user_code import trusted, trusting
+from distill.user_code import naming, trusted, trusting
 from trainers.checkpoints import checkpoint
 from trainers.data import Dataset, GivenData
 from trainers.engine.collectives import on_main_process
@@ -129,7 +129,8 @@ def resume(
     folder, allow = Path(folder), tuple(allow)
     objects, changes = take_objects(overrides, hooks, optimizer)
     with trusting(trust_code):
-        run = resolve(recipe or load_run(folder), changes=changes)
+        with naming(None, folder):
+            run = resolve(recipe or load_run(folder), changes=changes)
         state = first_look(folder, run, allow)
         options = ["--oversubscribe"] if oversubscribe else []
         if processes is not None:
@@ -163,7 +164,7 @@ def first_look(folder: Path, run: Run | TeacherRun, allow: Iterable[str] = ()) -
     if state is not None and run.images < state["images"]:
         state = checkpoint.read_state(checkpoint.newest(folder / "checkpoints")[0])
     if state is not None:
-        accepted_changes(state, run, allow)
+        accepted_changes(state, run, folder, allow)
     return state
 
 

@@ -308,9 +308,9 @@ def find_checkpoint(
     def find() -> tuple[Path, list[str], dict[str, Any]]:
         found, lines = checkpoint.newest(folder / "checkpoints", content_flaw=partial(content_flaw, session))
         saved = checkpoint.read_state(found)
-        lines += accepted_changes(saved, run, allow)
+        lines += accepted_changes(saved, run, folder, allow)
         lines += accepted_data(saved.get("data"), session.source, run.name, allow)
-        changes = recipe_changes(saved, run) | data_changes(saved.get("data"), session.source)
+        changes = recipe_changes(saved, run, folder) | data_changes(saved.get("data"), session.source)
         if saved["processes"] != processes:
             changes["processes"] = saved["processes"], processes
         return found, lines, {key: {"old": old, "new": new} for key, (old, new) in changes.items()}

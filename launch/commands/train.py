@@ -126,7 +126,7 @@ def resume(
     limit_time(time_limit)
     run = load_run(folder)
     if overrides:
-        with naming(override({}, overrides), Path.cwd()):
+        with naming(None, folder), naming(override({}, overrides), Path.cwd()):
             run = resolve_paths(build_experiment(override(dump(run), overrides), str(folder)))
     count = world_size()
     if os.environ.get("RANK", "0") == "0":  # one of several processes reads the checkpoint and prints the note

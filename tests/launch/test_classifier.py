@@ -15,6 +15,16 @@ from tests.launch.conftest import Command
 from trainers.io.jsonl import read
 
 Write = Callable[..., Path]
+OWN_DATA = """
+from dataclasses import dataclass
+
+from trainers.data import Digits
+
+
+@dataclass(frozen=True)
+class Mine(Digits):
+    pass
+"""
 
 
 def test_from_a_classifier_to_a_distance(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
@@ -72,3 +82,16 @@ def test_a_classifier_of_other_images_is_refused(
 def test_a_recipe_of_another_kind_is_no_classifier(distill: Command) -> None:
     refused = distill("classifier", "digits_teacher")
     assert refused.code == 2 and refused.err.startswith("distill: digits_teacher: this recipe is not for `distill cl")
+
+
+def test_the_data_that_a_recipe_names_are_its_callers_words(distill: Command) -> None:
+    """Outside run folders."""
+    Path("my.py").write_text(OWN_DATA)
+    Path("run").mkdir()
+    Path("run/run.yaml").touch()
+    for place in (".", "run"):
+        Path(place, "c.yaml").write_text("{name: tiny, trains: classifier, images: 128, width: 8, data: my.py:Mine}")
+    refused = distill("classifier", "run/c.yaml", "--folder", "c")
+    assert refused.code == 2 and "which runs only with --trust-code" in refused.err
+    done = distill("classifier", "c.yaml", "--folder", "c")
+    assert done.code == 0, done.err

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from distill.teachers import save_denoiser
 from tests.launch.conftest import Command
+from tests.launch.test_classifier import OWN_DATA
 from tests.launch.test_mistakes import mistake
 from tests.tiny import launch, tiny_denoiser
 from trainers.data import Digits
@@ -110,3 +111,9 @@ def test_kill_9(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names = sorted(file.name for file in whole.iterdir())
     assert len(names) == 7 and names == sorted(file.name for file in (tmp_path / "cut").iterdir())
     assert all((tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes() for name in names)
+
+
+def test_the_data_of_the_command_line_are_the_callers_words(distill: Command, teachers: Path) -> None:
+    Path("my.py").write_text(OWN_DATA)
+    done = distill("pairs", teachers / "edm", "p", "--count", 4, "--evaluations", 3, "--data", "my.py:Mine")
+    assert done.code == 0, done.err

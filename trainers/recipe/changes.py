@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import FEW, UserError, options
+from distill.user_code import naming
 from trainers.recipe.load import build_experiment, load_run, resolve, resolve_paths
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import diff, difference_lines, differences, dump
@@ -29,32 +30,36 @@ def load_moved_run(folder: Path, changes: Mapping[str, Any]) -> Run | TeacherRun
     if not changes:
         return run
     run = resolve_paths(run)
-    moved, allowed = resolve(run, changes=changes), sorted(PLACES | {"evaluation"})
+    with naming(None, folder):
+        moved, allowed = resolve(run, changes=changes), sorted(PLACES | {"evaluation"})
     for line in diff(dump(run), dump(moved)):
         if not line.startswith(tuple(f"{key}{end}" for key in allowed for end in ".:")):
             raise UserError(f"'{folder}': {line}: a trained run takes other values of {', '.join(allowed)} alone")
     return moved
 
 
-def recipe_changes(state: Mapping[str, Any], run: Run | TeacherRun) -> dict[str, tuple[Any, Any]]:
+def recipe_changes(state: Mapping[str, Any], run: Run | TeacherRun, folder: Path) -> dict[str, tuple[Any, Any]]:
     """Return the values (before, after) of each dotted key that changed since the checkpoint with this `state`."""
-    # Built and dumped, so that keys that are newer than the checkpoint get their defaults.
-    return differences(dump(build_experiment(state["recipe"], "checkpoint")), dump(run))
+    with naming(None, folder):  # built and dumped, so that keys that are newer than the checkpoint get their defaults
+        return differences(dump(build_experiment(state["recipe"], "checkpoint")), dump(run))
 
 
-def accepted_changes(state: Mapping[str, Any], run: Run | TeacherRun, allow: Iterable[str] = ()) -> list[str]:
+def accepted_changes(
+    state: Mapping[str, Any], run: Run | TeacherRun, folder: Path, allow: Iterable[str] = ()
+) -> list[str]:
     """Return a line for each key that changed since the checkpoint with this `state`.
 
     Args:
         state: The content of state.json of the checkpoint.
         run: The experiment that resumes.
+        folder: The run folder.
         allow: Further keys whose change the user accepts. Keys inside them are accepted too.
 
     Raises:
         UserError: A key changed that may change the training, and the user has not accepted it. Or `images` was
             lowered below the images that are done.
     """
-    changes, done = recipe_changes(state, run), state["images"]
+    changes, done = recipe_changes(state, run, folder), state["images"]
     if "images" in changes and run.images < done:  # a run may end a part of a batch beyond its last image
         raise UserError(
             f"images: {run.images:,} is below the {done:,} that '{run.name}' has trained on; give {done:,} or more"

@@ -1,7 +1,8 @@
 """Functions that turn a recipe or a run folder into a Run or a TeacherRun."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from glob import iglob
 from os.path import exists  # false for what can be no path, such as a name that is too long
@@ -69,7 +70,7 @@ def resolve(
         UserError: The recipe is missing, or a key or a value is wrong.
     """
     words: Any = (list(changes.values()) if changes else [], override({}, overrides))  # the caller's own
-    folder = Path.cwd()
+    file = None
     if isinstance(recipe, Run | TeacherRun):
         if not overrides and not changes:
             return resolve_paths(recipe)
@@ -78,9 +79,8 @@ def resolve(
         settings, where, words = dict(recipe), "recipe", (recipe, words)
     else:
         file = find_recipe(str(recipe))
-        settings, where, folder = load_yaml(file), str(recipe), file.resolve().parent
-        if not any((place / RUN_FILE).is_file() for place in (folder, *folder.parents)):
-            words = (dict(settings), words)
+        settings, where = load_yaml(file), str(recipe)
+    written = dict(settings)
     shrunk = settings.pop("tiny", None)
     if tiny is not None:
         settings = shrink(settings, shrunk, tiny, where)
@@ -90,8 +90,28 @@ def resolve(
         for dotted, one in _flat(key, value):
             assign(settings, dotted, one, f"{key}=")
             places[dotted] = "arguments"
-    with naming(words, folder):
+    with naming(words, Path.cwd()) if file is None else naming_recipe(file, written, words):
         return resolve_paths(build_experiment(settings, partial(_place, places, where)))
+
+
+@contextmanager
+def naming_recipe(file: Path, settings: dict[str, Any], words: Any) -> Iterator[None]:
+    """Let the code run that a recipe and the caller's own words name, while the context is open.
+
+    The words of a recipe inside a run folder are not the caller's, since the folder may come from a stranger.
+
+    Args:
+        file: The file of the recipe.
+        settings: Its content.
+        words: The caller's own words, as for `naming`.
+    """
+    folder = file.resolve().parent
+    if any((place / RUN_FILE).is_file() for place in (folder, *folder.parents)):
+        with naming(None, folder), naming(words, Path.cwd()):
+            yield
+    else:
+        with naming((settings, words), folder):
+            yield
 
 
 def resolve_paths(run: _T) -> _T:

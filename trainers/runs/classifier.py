@@ -16,6 +16,7 @@ from distill.metrics import Classifier
 from trainers.data import Data, Dataset, Digits
 from trainers.engine.player import Player
 from trainers.io.atomic import atomic_folder
+from trainers.recipe.load import naming_recipe
 from trainers.recipe.run import Optimizer
 from trainers.recipe.shipped import find_recipe
 from trainers.recipe.strict_yaml import build, load_yaml, override
@@ -140,10 +141,13 @@ def resolve_classifier(recipe: str, overrides: Sequence[str] = ()) -> Classifier
     Raises:
         UserError: The recipe is missing or wrong, or it does not train a classifier.
     """
-    settings = override(load_yaml(find_recipe(recipe)), overrides)
+    file = find_recipe(recipe)
+    written = load_yaml(file)
+    settings = override(written, overrides)
     if settings.get("trains") != "classifier":
         raise UserError(f"{recipe}: this recipe is not for `distill classifier`; one that is says `trains: classifier`")
-    return build(ClassifierRun, settings, recipe)
+    with naming_recipe(file, written, override({}, overrides)):
+        return build(ClassifierRun, settings, recipe)
 
 
 def write_classifier(run: ClassifierRun, folder: Path | None, report: Report) -> tuple[Classifier, Path]:

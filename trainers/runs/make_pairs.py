@@ -23,6 +23,7 @@ from distill.sampling import heun_steps, sample
 from distill.saved_files import tensor_bytes
 from distill.teachers import DESCRIPTION as TEACHER
 from distill.teachers import load_denoiser
+from distill.user_code import naming
 from distill.weights import is_finite
 from trainers.data import Data, DataFree, Dataset
 from trainers.data.batches import inputs
@@ -179,7 +180,9 @@ def pair_source(teacher: Path, data: str | None = None) -> tuple[Path, Dataset]:
     if not folder.is_dir():
         raise UserError(f"teacher: '{teacher}' holds no teacher: neither {TEACHER} nor a folder teacher/")
     if data is not None:
-        return folder, build(Data, override({}, [f"data={data}"])["data"], "--data").load()
+        words = override({}, [f"data={data}"])["data"]
+        with naming(words, Path.cwd()):
+            return folder, build(Data, words, "--data").load()
     run = folder.resolve().parent
     if (run / RUN_FILE).is_file():
         return folder, load_run(run).data.load()

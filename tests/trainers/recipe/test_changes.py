@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from trainers.recipe.strict_yaml import dump
 def refusal(**changes: Any) -> str:
     before = dump(experiment(recipe("teacher")))
     with pytest.raises(UserError) as refused:
-        accepted_changes({"recipe": before, "images": 8}, experiment(recipe("teacher", **changes)))
+        accepted_changes({"recipe": before, "images": 8}, experiment(recipe("teacher", **changes)), Path("run"))
     return str(refused.value)
 
 
