@@ -29,7 +29,7 @@ from launch.commands import (
     try_,
 )
 from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, exit_now, follow_launcher
-from launch.trust import HELP, remember_code, take_consent
+from launch.trust import HELP, remembering, take_consent
 from trainers.engine.stopping import STOP, Stopped
 
 app = typer.Typer(
@@ -66,15 +66,13 @@ def main() -> None:
         consent, remember, arguments = take_consent(arguments)
         with STOP.listening(), trusting(consent):
             try:
-                follow_launcher()
-                app(args=arguments, prog_name="distill")
+                with remembering(remember):  # closed before `exit_now`, which closes nothing
+                    follow_launcher()
+                    app(args=arguments, prog_name="distill")
             except Stopped as stopped:  # inside `listening`, so that a second SIGTERM changes nothing
                 if os.environ.get("RANK", "0") == "0":
                     print_error(stopped)
                 exit_now(EXIT_STOPPED)
-            finally:
-                if remember:
-                    remember_code()
     except UserError as error:
         if debug:
             traceback.print_exc()

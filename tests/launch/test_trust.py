@@ -8,18 +8,23 @@ import py_compile
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from safetensors.torch import save_file
 
+import launch.trust
 import trainers
 from distill.errors import UserError
+from launch.trust import remembered, remembering
 from tests.launch.conftest import Command
 from tests.trainers.checkpoints.test_content import seal
+from trainers.engine.stopping import Stopped
 from trainers.recipe.load import load_run
 
 OBJECTIVE = """
@@ -148,6 +153,44 @@ def test_an_override_is_the_callers_own_word(distill: Command, student: Path, tm
     assert (tmp_path / "ran").exists()
 
 
+def test_an_override_is_found_in_the_working_directory_and_not_in_the_run_folder(
+    distill: Command, downloaded: Path, tmp_path: Path
+) -> None:
+    (downloaded / "mine.py").write_text(OBJECTIVE.format(ran=str(tmp_path / "ran")))
+    for name in ("mine.py:Obj", "mine:Obj"):
+        result = distill("plan", "dl_run/run.yaml", f"objective.name={name}")
+        assert result.code == 2 and f"'{name}' is code in '{downloaded / 'mine.py'}' (SHA-256 " in result.err
+    Path("mine.py").write_text(OBJECTIVE.format(ran=str(tmp_path / "mine")))
+    for name in ("mine.py:Obj", "mine:Obj"):
+        sys.modules.pop(str(Path("mine.py").resolve()), None)
+        distill("plan", "dl_run/run.yaml", f"objective.name={name}")
+        assert (tmp_path / "mine").exists() and not (tmp_path / "ran").exists()
+        (tmp_path / "mine").unlink()
+
+
+def test_a_resume_finds_the_class_beside_run_yaml(distill: Command, downloaded: Path) -> None:
+    """In the recipe of the checkpoint, with changes, and from Python."""
+    name_objective(downloaded, "o.py:Obj")
+    for folder in (downloaded / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text())
+        state["recipe"]["objective"]["name"] = "o.py:Obj"
+        (folder / "state.json").write_text(json.dumps(state))
+        seal(folder)
+    result = distill("resume", "dl_run", "images=24", "--trust-code")
+    assert result.code == 0, result.err
+    assert trainers.resume("dl_run", images=32, trust_code=True).images == 32
+    assert trainers.load("dl_run", data={"name": "digits"}, trust_code=True).images == 32
+
+
+@pytest.mark.parametrize("name", ["a\0.py", f"{'a' * 300}.py", "loop.py", "a\0"])
+def test_a_name_that_no_file_can_have(name: str, distill: Command, downloaded: Path) -> None:
+    Path("loop.py").symlink_to("loop.py")
+    name_objective(downloaded, f"{name}:Obj")
+    result = distill("sample", "dl_run", "--trust-code")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert f"key 'objective': cannot import {f'{name}:Obj'!r}: " in result.err
+
+
 @pytest.mark.parametrize(
     "name", ["teachers.cifar10.evil:Net", "evil:Net", "teachers/cifar10/evil.py:Net", "my_training:Net"]
 )
@@ -189,6 +232,8 @@ def test_the_ways_to_agree(distill: Command, downloaded: Path, tmp_path: Path, m
     for value, expected in (("1", True), ("0", False), (sha, True), ("f" * 64, False)):
         monkeypatch.setenv("DISTILL_TRUST_CODE", value)
         assert runs() == expected
+    monkeypatch.setenv("DISTILL_TRUST_CODE", "1")
+    assert not runs("--trust-code=no") and not runs(f"--trust-code={'0' * 64}")  # the command line holds alone
     monkeypatch.delenv("DISTILL_TRUST_CODE")
     assert runs("--trust-code=remember") and runs()
     assert list(yaml.safe_load((tmp_path / "config/distill/trusted_code.json").read_text())) == [sha]
@@ -202,6 +247,38 @@ def test_the_ways_to_agree(distill: Command, downloaded: Path, tmp_path: Path, m
     with pytest.raises(UserError, match="runs only with --trust-code, in Python trust_code=True"):
         trainers.load("dl_run")
     assert trainers.load("dl_run", trust_code=True).images == 16
+
+
+def test_the_list_of_remembered_files_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
+    launch.trust.RAN["a" * 64], file = Path("a.py"), tmp_path / "config/distill/trusted_code.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("[" * 100_000)  # damaged: it counts as empty
+    assert remembered() == {}
+
+    def remember() -> None:
+        with remembering(True):
+            pass
+
+    thread = threading.Thread(target=remember)
+    with FileLock(file.with_suffix(".lock")):
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        file.write_text(json.dumps({"b" * 64: "b.py"}))
+    thread.join()
+    assert remembered() == {"a" * 64: "a.py", "b" * 64: "b.py"}
+
+
+def test_a_run_that_is_stopped_remembers_before_it_exits(
+    distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(**arguments: Any) -> None:
+        launch.trust.RAN["a" * 64] = Path("a.py")
+        raise Stopped("stopped")
+
+    monkeypatch.setattr("launch.main.app", stop)
+    monkeypatch.setattr("launch.main.exit_now", lambda code: sys.exit(code if remembered() else 1))
+    assert distill("sample", "run", "--trust-code=remember").code == 75
 
 
 def test_a_hash_agrees_to_one_file_and_to_no_other_that_it_imports(
