@@ -5,6 +5,8 @@ A format is a type, such as a TypedDict with the settings STRICT, whose fields s
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +22,9 @@ EXTENSIBLE = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 """The settings of a format that later versions may add keys to."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+MAX_MARKS = 2**19
+"""The most commas and opening brackets in a text, and so of its values: each takes memory, and so does its error."""
+
 Positive = Annotated[float, Field(gt=1e-6, lt=1e6)]
 """A number that is positive and within reason."""
 
@@ -37,9 +42,19 @@ def read_record(file: Path, kind: Any = dict[str, Any], shown: str | None = None
         FileNotFoundError: There is no such file.
         UserError: The file cannot be read, is no regular file or too large, or its content is not of this type.
     """
-    shown = f"'{file}'" if shown is None else shown
-    try:
+    with reading(f"'{file}'" if shown is None else shown):
         return parse_record(read_bounded(file), kind, finite)
+
+
+@contextmanager
+def reading(shown: str) -> Iterator[None]:
+    """Turn the errors of reading and parsing a file into a UserError, but for FileNotFoundError.
+
+    Args:
+        shown: The beginning of the message, which names the file.
+    """
+    try:
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -52,8 +67,12 @@ def parse_record(text: bytes | str, kind: Any = dict[str, Any], finite: bool = T
     """Return the value of a JSON text, of which every field has been checked. The arguments are those of `read_record`.
 
     Raises:
-        ValueError: The text is no JSON or nested deeply, has a key twice or too long a number, or is not of this type.
+        ValueError: The text is no JSON or nested deeply, has a key twice or too long a number, holds too many values,
+            or is not of this type.
     """
+    text = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_MARKS:
+        raise ValueError(f"it has more than {MAX_MARKS:,} commas and brackets")
     try:
         value = _adapter(kind).validate_json(text)
         # pydantic takes the last of several equal keys, and where a field may hold anything, NaN.
@@ -85,7 +104,7 @@ def _is_finite(value: Any) -> bool:
     return all(map(_is_finite, value)) if isinstance(value, list) else type(value) is not float or math.isfinite(value)
 
 
-def _problem(error: ValidationError, text: bytes | str) -> str:
+def _problem(error: ValidationError, text: bytes) -> str:
     """Return the problem of the innermost field that pydantic has found, in the words of our own errors."""
     first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))
     kind, context, got = first["type"], first.get("ctx", {}), f", got {first['input']!r:.60}"
@@ -100,7 +119,7 @@ def _problem(error: ValidationError, text: bytes | str) -> str:
     return f"key '{key:.80}': {problem}" if key else problem
 
 
-def _key(place: tuple[int | str, ...], text: bytes | str) -> str:
+def _key(place: tuple[int | str, ...], text: bytes) -> str:
     """Return the dotted key of a place that pydantic names, without the names of types that stand between the keys."""
     value: Any = json.loads(text) if place else None
     parts: list[str] = []

@@ -296,4 +296,4 @@ def _is_positive(value: Any, or_pair: bool) -> bool:
     """Return whether `value` is a positive number, or with `or_pair` a list of two positive numbers."""
     if or_pair and isinstance(value, list) and len(value) == 2:
         return all(_is_positive(one, False) for one in value)
-    return not isinstance(value, bool) and isinstance(value, int | float) and value > 0
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1e6

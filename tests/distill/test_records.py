@@ -14,8 +14,9 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from distill.errors import UserError
-from distill.records import EXTENSIBLE, STRICT, Count, Positive, parse_record, read_record
+from distill.records import EXTENSIBLE, MAX_MARKS, STRICT, Count, Positive, parse_record, read_record
 from distill.saved_files import MAX_BYTES, open_regular, read_bounded
+from tests.limited import limited
 
 
 @with_config(STRICT)
@@ -156,3 +157,31 @@ def test_a_refused_file_is_closed(tmp_path: Path) -> None:
 def test_floats_are_those_of_python() -> None:
     numbers = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 123456789.123456789, -0.0]
     assert parse_record(json.dumps(numbers), list[float]) == numbers
+
+
+FULL = """
+from pathlib import Path
+from typing import Any
+from distill.errors import UserError
+from distill.records import MAX_MARKS, read_record
+from tests.limited import limit
+limit(1000)
+for text, kind in (
+    ("[" + "0," * 8_000_000 + "0]", list[str]),
+    ("{" + ",".join(f'"{number:x}":[]' for number in range(1_000_000)) + "}", dict[str, str]),
+    ("[" + "[[[[[[[[[[]]]]]]]]]]," * 750_000 + "0]", Any),
+    ("[" + "0," * (MAX_MARKS - 1) + "0]", list[str]),
+):
+    Path(sys.argv[1]).write_text(text)
+    try:
+        read_record(Path(sys.argv[1]), kind)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_memory_is_in_proportion(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    *refused, read = limited(FULL.replace("sys.argv[1]", repr(str(file)))).splitlines()
+    assert refused == [f"'{file}' is damaged: it has more than {MAX_MARKS:,} commas and brackets"] * 3
+    assert read == f"'{file}' is damaged: key '0': must be a valid string, got 0"

@@ -13,10 +13,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from distill.errors import NEAREST, UserError
-from distill.records import read_record
+from distill.errors import NEAREST, UserError, one_line
+from distill.records import parse_record, read_record, reading
+from distill.saved_files import read_bounded
 from distill.weights import buffer_names
-from trainers.checkpoints.formats import Manifest, State
+from trainers.checkpoints.formats import ListedFile, Manifest, State
 from trainers.checkpoints.tensor_files import SUFFIX, Contents, Rows, ShardedTensors, own_rows, stem_of, write_tensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
@@ -92,28 +93,35 @@ def flaw(folder: Path, need: Container[str] | None = None) -> str | None:
         for name, expected in manifest.items():
             if need is not None and name != STATE and stem_of(name) not in need:
                 continue
-            file = folder / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != expected["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
-            if sha256(file) != expected["sha256"]:
-                return f"{name} is not what was written (SHA-256 differs)"
+            if found := _file_flaw(folder / name, expected):
+                return found
         if not manifest:
             return f"{MANIFEST} lists no file"
         if STATE not in manifest:
             return f"{MANIFEST} lists no {STATE}"
         players = read_state(folder)["counters"]
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except OSError as error:
-        return f"{MANIFEST} cannot be read: {error.strerror}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
     except UserError as error:
         return str(error)
     listed = {stem_of(name) for name in manifest}
     wanted = (stem for player in players for stem in (player, f"{player}.optimizer"))
     missing = [stem for stem in (*wanted, AVERAGE_STEM) if stem not in listed]
     return f"{MANIFEST} lists no {missing[0]}{SUFFIX}" if missing else None
+
+
+def _file_flaw(file: Path, expected: ListedFile) -> str | None:
+    """Return what is wrong with a file of a checkpoint, in words, or None."""
+    try:
+        if not file.is_file():
+            return f"{file.name} is missing"
+        if (size := file.stat().st_size) != expected["bytes"]:
+            return f"{file.name} has {size} bytes, not {expected['bytes']}"
+        if sha256(file) != expected["sha256"]:
+            return f"{file.name} is not what was written (SHA-256 differs)"
+    except OSError as error:
+        return f"{file.name} cannot be read: {error.strerror or one_line(error)}"
+    return None
 
 
 def newest(
@@ -197,10 +205,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: A field is wrong, or the checkpoint has another format than this version.
     """
-    form: dict[str, Any] = read_record(folder / STATE, shown=STATE)
-    if form.get("format") != FORMAT:
-        raise UserError(f"'{folder}' has checkpoint format {form.get('format')!r:.20}; this version reads {FORMAT}")
-    return cast(dict[str, Any], read_record(folder / STATE, State, STATE))
+    with reading(STATE):
+        text = read_bounded(folder / STATE)
+        found = parse_record(text).get("format")  # another format has other fields
+        if found == FORMAT:
+            return cast(dict[str, Any], parse_record(text, State))
+    raise UserError(f"'{folder}' has checkpoint format {found!r:.20}; this version reads {FORMAT}")
 
 
 def load_average(folder: Path, module: nn.Module, frozen_names: Container[str] = ()) -> None:

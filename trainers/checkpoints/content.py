@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError, require
 from distill.weights import buffer_names, fits, is_finite
-from trainers.checkpoints.checkpoint import AVERAGE_STEM, STATE, read_state, unfrozen_state
+from trainers.checkpoints.checkpoint import STATE, check_average, read_state, unfrozen_state
 from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
@@ -50,7 +50,7 @@ def average_flaw(module: nn.Module, frozen_names: Container[str], folder: Path) 
         folder: The checkpoint.
     """
     try:
-        ShardedTensors(folder, AVERAGE_STEM).check(unfrozen_state(module, frozen_names))
+        check_average(folder, module, frozen_names)
     except (UserError, RuntimeError) as error:
         return str(error)
     return None

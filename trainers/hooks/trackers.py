@@ -20,6 +20,7 @@ from rich.console import Console
 from distill.errors import UserError
 from distill.installed import install_command
 from distill.public_text import without_names
+from distill.records import read_record
 from trainers.engine.collectives import on_main_process
 from trainers.io.atomic import atomic_file
 from trainers.io.console import tolerate_disk_errors
@@ -146,11 +147,10 @@ def _wandb_id(folder: Path, console: Console, fresh: bool) -> str:
     the folder that wrote the id is still there. Otherwise it was moved, perhaps to another disk.
     """
     file = folder / "wandb.json"
-    known: Any = None
-    if file.is_file():
-        with suppress(ValueError, RecursionError):  # an empty or damaged file
-            known = json.loads(file.read_bytes())
-    identity = known.get("id") if isinstance(known, dict) and not fresh else None
+    known: dict[str, Any] = {}
+    with suppress(FileNotFoundError, UserError):  # an empty or damaged file
+        known = read_record(file)
+    identity = None if fresh else known.get("id")
     if not isinstance(identity, str) or not re.fullmatch(r"[\w-]{1,64}", identity):
         identity = uuid.uuid4().hex[:8]
     elif _is_copy(folder, known.get("folder"), known.get("inode")):

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from distill.records import EXTENSIBLE, Count
 from trainers.engine.sampler import make_image_sampler
 from trainers.evaluation import check_images, evaluate, fit_protocol
+from trainers.io.atomic import atomic_file
 from trainers.io.console import plain
 from trainers.runs.trained_model import TrainedModel
 
@@ -58,5 +59,6 @@ def compare(trained: TrainedModel, samples: int | None = None, classifier: str |
     if "student" in report:
         report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
     if accelerator.is_main_process:
-        (trained.folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+        with atomic_file(trained.folder / "evaluation.json") as staging:
+            staging.write_text(json.dumps(report, indent=2) + "\n")
     return report

@@ -75,7 +75,10 @@ def _find_generator(start: str, run: Run) -> Path:
     if not (root / RUN_FILE).is_file():
         raise UserError(f"start: '{root}' is not a run folder: it has no {RUN_FILE}")
     recipe = load_yaml(root / RUN_FILE)
-    theirs, adapters = recipe.get("entry"), (recipe.get("generator") or {}).get("lora")
+    theirs, settings = recipe.get("entry"), recipe.get("generator") or {}
+    if not isinstance(settings, dict):
+        raise UserError(f"start: generator in '{root / RUN_FILE}' must be a mapping, got {settings!r:.60}")
+    adapters = settings.get("lora")
     if theirs is None or build(GeneratorInput, theirs, str(root)) != run.entry:
         raise UserError(f"start: the generator of '{root}' has entry {theirs}, this recipe has {dump(run.entry)}")
     if (None if adapters is None else build(Lora, adapters, str(root))) != run.generator.lora:

@@ -215,3 +215,9 @@ def test_pixels_without_a_size(size: Any, pipelines: Folder, tmp_path: Path) -> 
 def test_numbers_of_an_autoencoder(key: str, value: Any, sd: Path) -> None:
     edit(sd / "vae/config.json", **{key: value})
     assert f": vae: {key}: must be a " in refusal(sd)
+
+
+@pytest.mark.parametrize(("value", "shown"), [("Infinity", "inf"), ("1e6", "1000000.0"), ("NaN", "nan"), ("0", "0")])
+def test_guidance_is_within_reason(value: str, shown: str, sd: Path) -> None:
+    (sd / "distill.json").write_text(f'{{"guidance": {value}, "resolution": 16}}')
+    assert f"distill.json: guidance: must be positive or null, got {shown}" in refusal(sd)

@@ -248,3 +248,15 @@ def test_where_all_are_damaged_nothing_is_trained(run: Path) -> None:
     with pytest.raises(UserError, match=r"^no valid checkpoint in ") as refused:
         trainers.resume(run, images=24)
     assert "\n" not in str(refused.value) and str(refused.value).count("skipped checkpoint") == 3
+
+
+def test_the_file_that_cannot_be_read_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(file: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "sha256", broken)
+    found = checkpoint.flaw(run / "checkpoints" / NEW, need=("ema",))
+    assert found in (
+        "ema.safetensors cannot be read: Input/output error",
+        "state.json cannot be read: Input/output error",
+    )

@@ -10,6 +10,7 @@ import pytest
 from accelerate import Accelerator
 from rich.console import Console
 
+from distill.saved_files import MAX_BYTES
 from tests.tiny import fit_run, recipe
 from trainers.hooks import trackers
 
@@ -63,3 +64,9 @@ def test_both_copies_of_a_run_are_told_apart(tmp_path: Path) -> None:
 def test_a_place_that_says_nothing_is_no_copy(place: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "wandb.json").write_text(json.dumps({"id": "abcd1234", **place}))
     assert identity(tmp_path) == "abcd1234"
+
+
+def test_a_file_of_any_size_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "wandb.json").open("w") as file:
+        file.write('{"id": "abcd1234"}' + " " * MAX_BYTES)
+    assert identity(tmp_path) != "abcd1234" and (tmp_path / "wandb.json").stat().st_size < 1000

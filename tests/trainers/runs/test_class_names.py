@@ -16,13 +16,15 @@ from PIL import Image
 
 import trainers
 from distill.errors import UserError
+from distill.records import parse_record
 from distill.teachers import load_denoiser
 from launch.commands.sample import sample
 from tests.tiny import recipe, tiny_denoiser
 from tests.tiny import teacher_recipe as teacher_run
+from trainers.checkpoints.formats import Digest
 from trainers.data import Images
 from trainers.data.encode import DatasetEncoder
-from trainers.data.labels import captions, class_number
+from trainers.data.labels import captions, class_number, to_labels
 from trainers.io.images import grid
 
 EVIL = "<img onerror=x>`\n# Title\n```\n\x1b[31m\u202e|"
@@ -163,3 +165,11 @@ def test_a_card_shows_names_harmlessly(runs: Path, tmp_path: Path) -> None:
     outside = re.sub(r"^(`{3,4})\w*\n.*?^\1$", "", card, flags=re.DOTALL | re.MULTILINE)
     assert "onerror" not in outside and "\x1b" not in card and "\u202e" not in card
     assert [line for line in card.splitlines() if line.startswith("# ")] == ["# tiny"]
+
+
+@pytest.mark.parametrize("names", [None, ["a", "caf\udce9"]])
+def test_a_name_that_utf8_cannot_write_is_read_again(names: list[str] | None) -> None:
+    """The name of a folder in Latin-1 comes with half of a surrogate pair, which no JSON may hold."""
+    labels, found = to_labels(["caf\udce9", "a"], names, "set", "label")
+    assert labels.tolist() == [1, 0] and found == ("a", "caf\\udce9")
+    assert parse_record(json.dumps({"class_names": found}), Digest) == {"class_names": list(found)}

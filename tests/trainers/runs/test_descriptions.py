@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 from distill.errors import UserError
 from distill.records import read_record
 from trainers.checkpoints.formats import Posthoc, read_best
 from trainers.checkpoints.posthoc_ema import rewind_snapshots, snapshots
 from trainers.hooks.evaluate import smallest_distance
+from trainers.runs import compare as comparison
 from trainers.runs.export import metrics_of
 from trainers.runs.trained_model import TrainedModel
 
@@ -112,3 +115,22 @@ def test_files_that_are_no_snapshots_are_left_out(tmp_path: Path) -> None:
     assert [(one.images, one.std) for one in snapshots(tmp_path)] == [(8, 0.05)]
     rewind_snapshots(tmp_path, 8)
     assert [folder.name for folder in (tmp_path / "power_ema").iterdir()] == ["8"]
+
+
+def test_half_an_evaluation_replaces_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(file: Path, text: str) -> int:
+        file.write_bytes(text.encode()[:40])
+        raise KeyboardInterrupt
+
+    for name in ("check_images", "make_image_sampler"):
+        monkeypatch.setattr(comparison, name, MagicMock())
+    monkeypatch.setattr(comparison, "evaluate", lambda *_: {"frechet": 1.0})
+    monkeypatch.setattr(comparison, "fit_protocol", lambda *_: SimpleNamespace(name="a", halves=1.0))
+    trained = MagicMock(folder=tmp_path, images=40, average="ema", device=torch.device("cpu"))
+    report = comparison.compare(trained, 8)
+    assert read_record(tmp_path / "evaluation.json", comparison.Comparison) == report
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        comparison.compare(trained, 8)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == report
+    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]

@@ -127,3 +127,11 @@ def test_adapters_start_as_no_others(teachers: Path, adapted: Path, sid: Path) -
     ):
         with pytest.raises(UserError, match=words):
             build_session(recipe(teachers / teacher, **settings))
+
+
+def test_a_recipe_without_a_mapping_is_refused(teachers: Path, sid: Path) -> None:
+    settings = recipe(teachers / "edm", start=str(sid))
+    text = (sid / "run.yaml").read_text()
+    (sid / "run.yaml").write_text(f"entry: {text.partition('entry:')[2].partition('generator:')[0]}\ngenerator: abc\n")
+    with pytest.raises(UserError, match=rf"^start: generator in '{sid}/run.yaml' must be a mapping, got 'abc'$"):
+        open_run(experiment(settings), 1, weights=False)
