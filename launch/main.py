@@ -40,6 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+LONGEST = 1_500  # characters of an error that is printed
 COMMANDS = {  # the panels of `distill --help`
     "Begin": (quickstart.quickstart, recipes.recipes, doctor.doctor, plan.plan, try_.try_),
     "Teachers and data": (train.teacher, classifier.classifier, pairs.pairs, cache.cache),
@@ -93,10 +94,13 @@ def main() -> None:
 
 
 def print_error(error: object, more: str = "") -> None:
-    """Print an error in one line to stderr, unless the main process prints it."""
+    """Print an error in one line to stderr, unless the main process prints it. A long one loses its middle."""
     if not getattr(error, "already_printed", False):
+        text = str(error)
+        if len(text) > LONGEST:  # a value or a path that the user gave may have any length
+            text = f"{text[: LONGEST - 500]} ... {text[-490:]}"
         with suppress(BrokenPipeError):  # whoever read it is gone
-            print(f"distill: {error}{more}", file=sys.stderr)
+            print(f"distill: {text}{more}", file=sys.stderr)
 
 
 if __name__ == "__main__":
