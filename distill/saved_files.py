@@ -141,6 +141,27 @@ def _open_regular(path: str, flags: int) -> int:
     raise TooLarge("it is no regular file")
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a regular file. Its holes stay holes, so that the copy takes no more of the disk than the file.
+
+    Raises:
+        OSError: The file is no regular file, or it cannot be read or written.
+    """
+    with open_regular(source) as stream, target.open("wb") as copy:
+        descriptor, end = stream.fileno(), 0
+        copy.truncate(size := os.fstat(descriptor).st_size)
+        while end < size:
+            try:
+                start = os.lseek(descriptor, end, os.SEEK_DATA)
+            except OSError:  # a hole up to the end
+                return
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            copy.seek(start)
+            while start < end and (data := os.pread(descriptor, min(MAX_BYTES, end - start), start)):
+                copy.write(data)
+                start += len(data)
+
+
 def set_permissions(place: Path) -> None:
     """Give a file, or all files in a folder, the permissions that the umask gives to new files."""
     umask = _umask()

@@ -7,7 +7,6 @@ two more settings in `distill.json` beside them (see KEYS).
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from distill.pipeline_folder import (
     read_json,
     weight_variant,
 )
-from distill.saved_files import open_tensors
+from distill.saved_files import copy_file, open_tensors
 from distill.teachers.families import FAMILIES, Family
 from distill.teachers.schedulers import read_scheduler
 from distill.teachers.trial import try_shapes
@@ -216,10 +215,17 @@ def copy_pipeline(source: Path, folder: Path, **choices: Any) -> None:
     for file in (file for place in places for file in (source / place).iterdir() if file.suffix in COPIED):
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-    shutil.copyfile(source / INDEX, folder / INDEX)
+        _copy(file, copy)
+    _copy(source / INDEX, folder / INDEX)
     if chosen := {name: value for name, value in choices.items() if value is not None}:
         (folder / CHOICES).write_text(json.dumps(chosen, indent=2) + "\n")
+
+
+def _copy(file: Path, copy: Path) -> None:
+    try:
+        copy_file(file, copy)
+    except OSError as error:
+        raise UserError(f"import: '{file}' cannot be copied: {error.strerror or one_line(error)}") from error
 
 
 def copy_autoencoder(source: str, folder: Path) -> None:
@@ -248,7 +254,7 @@ def copy_autoencoder(source: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     for file in root.iterdir():
         if file.suffix in (".json", ".safetensors"):
-            shutil.copyfile(file, folder / file.name)
+            _copy(file, folder / file.name)
 
 
 def family_of(folder: Path) -> type[Family]:

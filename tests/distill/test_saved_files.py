@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distill.metrics import Classifier
-from distill.saved_files import save_tensors, set_permissions, tensor_bytes
+from distill.saved_files import copy_file, save_tensors, set_permissions, tensor_bytes
 from distill.teachers import save_denoiser
 from distill.tiny.networks import network
 from tests.tiny import ROOT, tiny_denoiser
@@ -79,3 +79,23 @@ def test_nothing_else_writes_safetensors() -> None:
             assert "save_file" not in called or file.name == "saved_files.py", file
             if "save_pretrained" in called and "export" not in file.parts:  # of an export, all files are set at the end
                 assert "set_permissions" in called, file
+
+
+def test_a_copy_keeps_holes_and_is_of_a_regular_file(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    for size in (0, 1, 2**24 + 3):
+        source.write_bytes(content := bytes(range(251)) * (size // 251 + 1))
+        copy_file(source, copy)
+        assert copy.read_bytes() == content
+    with source.open("r+b") as stream:
+        stream.truncate(2**40)
+        stream.seek(2**39)
+        stream.write(b"x")
+    copy_file(source, copy)
+    assert copy.stat().st_size == 2**40 and copy.stat().st_blocks * 512 < 2**26
+    with copy.open("rb") as stream:
+        stream.seek(2**39 - 1)
+        assert stream.read(3) == b"\0x\0"
+    for odd in (Path("/dev/full"), tmp_path):
+        with pytest.raises(OSError, match="no regular file"):
+            copy_file(odd, copy)
