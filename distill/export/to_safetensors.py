@@ -7,6 +7,8 @@ authors' own classes load them.
 
 import json
 import shutil
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +26,7 @@ from distill.teachers import denoiser_files, load_denoiser, save_denoiser
 from distill.teachers.edm import PublishedNetwork
 from distill.teachers.families import LatentFamily
 from distill.teachers.own import OwnNet
+from distill.user_code import naming
 
 GENERATOR_FILE = "generator.json"
 
@@ -42,7 +45,8 @@ def safetensors_format(generator: Generator, cond: Condition, teacher: Path | No
     Args:
         generator: A generator whose denoiser can be saved.
         cond: Conditions [8, ...] to compare samples under.
-        teacher: The teacher's folder, from which the configs of a pipeline are copied.
+        teacher: The teacher's folder, from which the configs of a pipeline are copied. The file of the network's class
+            may lie in it.
     """
     network = generator.denoiser.network
 
@@ -63,22 +67,23 @@ def safetensors_format(generator: Generator, cond: Condition, teacher: Path | No
     own = "torch, safetensors and the file of the network's class"
     needs = "the package `distill-onestep`" if network.own_class is None else own
     loading = f"It needs {needs}. For distill-onestep the folder is a teacher too.{_authors(generator)}"
-    return Format(cond=cond, write=write, read=_read, snippet=snippet, loading=loading)
+    return Format(cond=cond, write=write, read=partial(_read, teacher), snippet=snippet, loading=loading)
 
 
-def load_generator(folder: str | Path) -> Generator:
+def load_generator(folder: str | Path, trust_code: bool | Collection[str] = False) -> Generator:
     """Load a generator that `distill export --format safetensors` wrote.
 
     Args:
         folder: The exported folder.
+        trust_code: Whether the code that the folder names may run, or the SHA-256 of the files that may.
 
     Returns:
         The generator, in float32 and eval mode.
 
     Raises:
-        UserError: The folder is missing or damaged, or it holds no generator.
+        UserError: The folder is missing or damaged, it holds no generator, or it names code that may not run.
     """
-    denoiser = load_denoiser(folder)
+    denoiser = load_denoiser(folder, trust_code=trust_code)
     try:
         settings = read_record(Path(folder) / GENERATOR_FILE, GeneratorRecord)
     except FileNotFoundError as error:
@@ -99,20 +104,24 @@ def _save_family(network: LatentFamily, teacher: Path | None, folder: Path) -> N
     network.model.save_pretrained(folder / network.part)
 
 
-def _read(folder: Path) -> Reader:
+def _read(teacher: Path | None, folder: Path) -> Reader:
     """Return a reader that loads the folder with load_generator."""
-    generator = load_generator(folder)
+    with naming(None, folder if teacher is None else teacher):  # no export holds the file of the user's own class
+        generator = load_generator(folder)
     return lambda given: generator(given.noise, given.cond)
 
 
-def _own_snippet(generator: Generator, cond: Condition, source: Source) -> str:
+def _own_snippet(generator: Generator, cond: Condition, place: Source) -> str:
     """Return the Python lines that construct the user's own class, load its weights, and make samples."""
     network = cast(OwnNet, generator.denoiser.network)
-    module, _, name = network.name.partition(":")
+    source, _, name = network.name.rpartition(":")
+    imported, kind = f"from {source} import {name}", name
+    if source.endswith(".py"):
+        imported, kind = "from runpy import run_path", f'run_path("{Path(source).name}")["{name}"]'
     c, labels = constants(generator), ", labels" if cond else ""
     return (
-        f"import torch\nfrom safetensors.torch import load_file\nfrom {module} import {name}\n{source.folder}"
-        f"network = {name}(**{network.settings}).eval()\n"
+        f"import torch\nfrom safetensors.torch import load_file\n{imported}\n{place.folder}"
+        f"network = {kind}(**{network.settings}).eval()\n"
         f'network.load_state_dict(load_file(f"{{folder}}/network.safetensors"))\n'
         f"{noise(generator, 'torch')}{''.join(f'{k} = {v}' for k, v in conditions(generator, cond, 'torch').items())}\n"
         f"x_t, time = {c['scale']} * noise, torch.full(({BATCH},), {c['timestep']})\n"

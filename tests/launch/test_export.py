@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from distill import load_generator
+import trainers
+from distill import EDM, Denoiser, UserError, load_generator
 from distill.export import export_generator
+from distill.teachers import OwnNet, save_denoiser
 from tests.exports import (
     DDPMPP,
     FACTS,
@@ -25,6 +30,7 @@ from tests.exports import (
 from tests.hub import TOKEN, Hub, serve
 from tests.launch.conftest import Command
 from tests.tiny import distill as start
+from tests.tiny import recipe
 from trainers.runs.load import load_trained
 
 HIDDEN_TOKEN = "huggingface_hub.constants.HF_TOKEN_PATH"
@@ -116,3 +122,37 @@ def test_what_the_hub_refuses_stays_here(
     line = mistake(distill, *push, "me/tiny")
     assert line.startswith("--push-to-hub: ") and line.endswith(complete)
     assert (student / "export" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["net.py:Net", "strange_net:Net"])
+def test_an_export_has_the_consent_of_its_load(
+    name: str, distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class lies in the teacher's folder alone, and the card's lines run it from the working directory."""
+    small, teacher, out = "tests.distill.teachers.own_networks:Small", tmp_path / "own", tmp_path / "run/export"
+    save_denoiser(Denoiser(OwnNet(small, {"classes": 10}, (1, 8, 8), 10), EDM(), "eps"), teacher)
+    description = (teacher / "denoiser.json").read_text().replace(small, name)
+    (teacher / "denoiser.json").write_text(description)
+    code = teacher / f"{name.removesuffix('.py:Net').removesuffix(':Net')}.py"
+    code.write_text("from tests.distill.teachers.own_networks import Small\n\n\nclass Net(Small):\n    pass\n")
+    trainers.train(recipe(teacher, images=16), tmp_path / "run", trust_code=True)
+    trained = trainers.load(tmp_path / "run", trust_code=True)
+    assert trained.export(out, format="safetensors") == 0
+    export = ("export", tmp_path / "run", tmp_path / "by_command", "--format", "safetensors")
+    assert (distill(*export).code, distill(*export, "--trust-code").code) == (2, 0)
+    shutil.copy(code, out)
+    with pytest.raises(UserError, match="runs only with --trust-code, in Python trust_code=True"):
+        load_generator(out)
+    noise, labels = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    with torch.no_grad():
+        wanted = trained.generator(noise, labels)
+        assert torch.equal(load_generator(out, trust_code=True)(noise, labels), wanted)
+    shutil.copy(code, out.parent)
+    monkeypatch.chdir(out.parent)
+    monkeypatch.syspath_prepend(str(out.parent))
+    scope: dict[str, Any] = {}
+    exec(snippet(out), scope)
+    with torch.no_grad():
+        wanted = trained.generator(scope["noise"], torch.arange(8))
+    assert float((scope["samples"] - wanted).abs().max()) < 1e-5
+    sys.modules.pop("strange_net", None)

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -99,7 +98,7 @@ class Trained(TrainedModel):
         Raises:
             UserError: The run trains a teacher or has not trained, or the format cannot hold the generator.
         """
-        return export_trained(self, folder, format, hub)
+        return self.context.copy().run(export_trained, self, folder, format, hub)
 
 
 def load_trained(
@@ -140,9 +139,7 @@ def find_trained(
     """
     folder = Path(folder)
     run, device = load_moved_run(folder, changes), default_device()
-    # The networks are read later, with the consent that the caller has given now (distill.user_code).
-    read, context = partial(_read_weights, folder, run, which, objects, device), copy_context()
-    return Trained(folder, run, device, objects, lambda merged: context.run(read, merged), merged)
+    return Trained(folder, run, device, objects, partial(_read_weights, folder, run, which, objects, device), merged)
 
 
 def _read_weights(
@@ -279,7 +276,7 @@ def _shape_and_classes(folder: Path, run: TeacherRun) -> tuple[tuple[int, ...], 
     They are those of a checkpoint. Old checkpoints lack them, and then the data are opened.
     """
     state = checkpoint.newest_state(folder / "checkpoints") or {}
-    if "shape" in state:
+    if "shape" in state and "classes" in state:
         return tuple(state["shape"]), state["classes"]
     dataset = run.data.load()
     return dataset.shape, dataset.classes

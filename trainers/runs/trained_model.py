@@ -1,7 +1,8 @@
 """The trained model of a run, with its teacher and its data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +51,7 @@ class TrainedModel:
         objects: The objects that replace names in the recipe.
         read: (whether adapters are merged into the weights) -> the networks.
         merged: Whether adapters are merged into the weights.
+        context: The consent to run code that the caller gave when this object was made (distill.user_code).
     """
 
     folder: Path
@@ -58,11 +60,12 @@ class TrainedModel:
     objects: Objects
     read: Callable[[bool], Weights]
     merged: bool = True
+    context: Context = field(default_factory=copy_context)
 
     @cached_property
     def weights(self) -> Weights:
         """The networks. The first use reads them."""
-        return self.read(self.merged)
+        return self.context.copy().run(self.read, self.merged)
 
     @property
     def model(self) -> Generator | Denoiser:
