@@ -101,6 +101,25 @@ def _variants(place: Path, stem: str) -> dict[Path, str | None]:
     return {file: match[1] for file, match in found.items() if match}
 
 
+def loaded_files(place: Path, variant: str | None = None) -> list[Path]:
+    """Return the safetensors files that diffusers or transformers loads for the model in a folder.
+
+    Args:
+        place: The folder.
+        variant: The variant to load. A folder that lacks it is loaded without one.
+    """
+    found = _variants(place, _weights_stem(place))
+    chosen = [file for file, its in found.items() if its == variant]
+    # The index of a model in several files may give them any name.
+    return chosen or [file for file, its in found.items() if its is None] or sorted(place.glob("*.safetensors"))
+
+
+def _weights_stem(place: Path) -> str:
+    """Return the beginning of the names of the weights in a folder: that of diffusers, or else of transformers."""
+    stem = "diffusion_pytorch_model"
+    return stem if any(place.glob(f"{stem}*.safetensors")) else "model"
+
+
 @quiet_libraries()
 def meta_model(place: Path, kind: str) -> Any:
     """Build the diffusers model of class `kind` from the config.json in `place`, on the meta device.
@@ -155,9 +174,8 @@ def load_model(place: Path, kind: Any, name: str, allowed: tuple[str, ...]) -> A
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in '{place}' do not fit their config, first at {wrong[0]}")
-    files = [file for file, its in _variants(place, "diffusion_pytorch_model").items() if its == variant]
     try:
-        check_loaded(model, files)
+        check_loaded(model, loaded_files(place, variant))
     except UserError as error:
         raise UserError(f"'{place}': {error}") from error
     return model.eval()
@@ -176,7 +194,8 @@ def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
     """Load the pipeline in `folder` as diffusers does, in eval mode, or raise UserError when diffusers cannot."""
     from diffusers import DiffusionPipeline
 
-    options = {"local_files_only": True, "use_safetensors": True, "variant": _pipeline_variant(folder, arguments)}
+    variant = _pipeline_variant(folder, arguments)
+    options = {"local_files_only": True, "use_safetensors": True, "variant": variant}
     try:
         for place in (folder, *(part for part in folder.iterdir() if part.is_dir())):
             check_folder(place)
@@ -188,7 +207,7 @@ def load_stock_pipeline(folder: Path, **arguments: Any) -> Any:
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and name not in arguments:
             try:
-                check_loaded(part, (folder / name).glob("*.safetensors"))
+                check_loaded(part, loaded_files(folder / name, variant))
             except UserError as error:
                 raise UserError(f"teacher: '{folder / name}': {error}") from error
     pipe.set_progress_bar_config(disable=True)
@@ -203,7 +222,7 @@ def _pipeline_variant(folder: Path, given: Container[str]) -> str | None:
     for name, entry in read_json(folder / INDEX).items():
         place = folder / name
         if isinstance(entry, list) and name not in given and any(place.glob("*.safetensors")):
-            stem = "diffusion_pytorch_model" if any(place.glob("diffusion_pytorch_model*.safetensors")) else "model"
+            stem = _weights_stem(place)
             if any(place.glob(f"{stem}*.safetensors")) and (variant := weight_variant(place, stem)) is not None:
                 return variant
     return None

@@ -1,5 +1,6 @@
 """Weights as files hold them: their names, shapes, dtypes and numbers are checked before a network takes them."""
 
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError, require
-from distill.saved_files import tensor_dtypes
+from distill.saved_files import check_header, tensor_dtypes
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATS_IN_FILES = ("F16", "BF16", "F32", "F64")
@@ -53,14 +54,22 @@ def check_loaded(model: nn.Module, files: Iterable[Path]) -> None:
         files: The safetensors files that it was loaded from, which may hold further tensors.
 
     Raises:
-        UserError: A file holds other than floating-point numbers for a weight, or a weight is not finite.
+        UserError: A file is damaged or holds other than floating-point numbers for a weight, or a weight is not finite.
     """
     state = model.state_dict()
     for file in files:
-        for key, kind in tensor_dtypes(file).items():
+        for key, kind in _dtypes(file).items():
             if key in state and state[key].is_floating_point() and kind not in FLOATS_IN_FILES:
                 raise UserError(f"weights: '{key}' is of {kind} in {file.name}, the network's is of {state[key].dtype}")
     check_finite(state, model)
+
+
+def _dtypes(file: Path) -> dict[str, str]:
+    try:
+        check_header(file)
+        return tensor_dtypes(file)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
+        raise UserError(f"weights: {file.name} is damaged: its header is no table of tensors") from error
 
 
 def is_finite(value: Tensor, mask: bool = False) -> bool:

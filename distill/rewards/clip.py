@@ -15,6 +15,7 @@ from distill.annotations import LocalPath
 from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
 from distill.errors import UserError, one_line
+from distill.pipeline_folder import loaded_files
 from distill.rewards.reward import Reward
 from distill.saved_files import check_folder, load_tensors
 from distill.weights import check_loaded, fill
@@ -158,7 +159,7 @@ def _load(source: str) -> tuple[CLIPModel, Any, ClipImages]:
     except Exception as error:  # transformers and safetensors raise errors of many classes
         raise UserError(f"reward.clip: cannot read '{source}': {type(error).__name__}: {one_line(error)}") from error
     try:
-        check_loaded(model, folder.glob("*.safetensors") if folder.is_dir() else ())
+        check_loaded(model, loaded_files(folder) if folder.is_dir() else ())
     except UserError as error:
         raise UserError(f"reward.clip: '{source}': {error}") from error
     if info["missing_keys"]:

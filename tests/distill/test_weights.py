@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill import UserError
-from distill.pipeline_folder import load_stock_pipeline
+from distill.pipeline_folder import load_stock_pipeline, loaded_files
 from distill.teachers import load_denoiser, save_denoiser
-from distill.weights import check_finite, fill, fits, is_finite
+from distill.weights import check_finite, check_loaded, fill, fits, is_finite
 from tests.tiny import tiny_denoiser
 
 CHANGES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -89,6 +89,29 @@ def test_parts_of_a_stock_pipeline_are_checked(pipelines: Callable[[str], Path],
         save_file({**state, name: value}, file, {"format": "pt"})
         with pytest.raises(UserError, match=f"^teacher: '{folder / 'text_encoder'}': weights: '{name}' {problem}"):
             load_stock_pipeline(folder)
+
+
+def test_files_that_are_not_loaded_are_not_checked(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pipelines("sd15"), tmp_path / "sd"))
+    for part in ("text_encoder", "unet"):
+        (file,) = (folder / part).glob("*.safetensors")
+        state = load_file(file)
+        save_file({key: value.to(torch.int8) for key, value in state.items()}, file.with_suffix(".int8.safetensors"))
+        for content in (b"[]", b"{{", b'{"a": 1}'):
+            (folder / part / f"{len(content)}.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    assert loaded_files(folder / "unet") == [folder / "unet/diffusion_pytorch_model.safetensors"]
+    assert loaded_files(folder / "unet", "int8") == [folder / "unet/diffusion_pytorch_model.int8.safetensors"]
+    assert loaded_files(folder / "vae", "int8") == list((folder / "vae").glob("*.safetensors"))
+    load_stock_pipeline(folder)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{{", b'{"a": 1}', b'{"a": {}}', b"\xff", b"7"])
+def test_a_header_that_is_no_table_is_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    for text in (len(content).to_bytes(8, "little") + content, b"", content):
+        file.write_bytes(text)
+        with pytest.raises(UserError, match=r"^weights: a\.safetensors is damaged: its header is no table of tensors$"):
+            check_loaded(nn.Module(), [file])
 
 
 def test_finite_is_finite() -> None:
