@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from distill.errors import NEAREST, UserError, one_line
@@ -275,15 +276,31 @@ def _optimizer_tensors(player: Player) -> Iterator[tuple[str, Tensor]]:
                 raise UserError(f"{player.name}: {kind} keeps '{key}', which no checkpoint can hold: it is no tensor")
 
 
+def optimizer_keys(player: Player, parameter: nn.Parameter) -> set[str]:
+    """Return the keys of the state that an optimizer of a recipe has for a parameter after a step."""
+    # An optimizer that has taken no step yet lacks Adam's moments, which torch makes in the first step.
+    made_later = () if player.settings.name == "sgd" else ("step", "exp_avg", "exp_avg_sq")
+    return set(player.optimizer.state.get(parameter, ()) or made_later)
+
+
+def optimizer_dtype(player: Player, parameter: nn.Parameter, key: str) -> torch.dtype | None:
+    """Return the dtype in which an optimizer keeps an entry of its state, or None if only the caller's own knows it."""
+    made = player.optimizer.state.get(parameter, {}).get(key)
+    if isinstance(made, Tensor):
+        return made.dtype
+    if player.own_optimizer:
+        return None
+    return torch.float32 if key == "step" else parameter.dtype
+
+
 def _load_optimizer(player: Player, saved: ShardedTensors) -> None:
     """Load the state of a player's optimizer."""
     parameters = dict(player.bare.named_parameters())
     kind = player.settings.name
-    # An optimizer that has taken no step yet lacks Adam's moments, which torch makes in the first step.
-    made_later = set() if kind == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
-    expected = {name: set(player.optimizer.state.get(p, ())) or made_later for name, p in parameters.items()}
-    for name in saved:
-        parameter, key = name.split("|")
-        if key not in expected[parameter] and not player.own_optimizer:
+    expected = {name: optimizer_keys(player, parameter) for name, parameter in parameters.items()}
+    for entry in saved:
+        name, _, key = entry.partition("|")
+        if key not in expected[name] and not player.own_optimizer:
             raise UserError(f"{player.name}.name: {kind} cannot go on where another optimizer has saved")
-        player.optimizer.state[parameters[parameter]][key] = saved.like(name, parameters[parameter])
+        dtype, value = optimizer_dtype(player, parameters[name], key), saved.like(entry, parameters[name])
+        player.optimizer.state[parameters[name]][key] = value if dtype is None else value.to(dtype)

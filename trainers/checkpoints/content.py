@@ -12,9 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError, require
+from distill.errors import UserError, options, require
 from distill.weights import buffer_names, fits, is_finite
-from trainers.checkpoints.checkpoint import STATE, check_average, read_state, unfrozen_state
+from trainers.checkpoints.checkpoint import (
+    STATE,
+    check_average,
+    optimizer_dtype,
+    optimizer_keys,
+    read_state,
+    unfrozen_state,
+)
 from trainers.checkpoints.tensor_files import ShardedTensors
 from trainers.engine.player import Player
 from trainers.engine.session import Session
@@ -64,7 +71,7 @@ def _check(session: Session, folder: Path) -> None:
     require(saved == counters, f"{STATE} counts {saved}, the run {counters}")
     for name, player in state.players.items():
         _check_network(ShardedTensors(folder, name), player.bare, player.frozen_names)
-        _check_optimizer(player, ShardedTensors(folder, f"{name}.optimizer"))
+        _check_optimizer(player, ShardedTensors(folder, f"{name}.optimizer"), description)
     averages = {"ema": state.ema, **{f"power_ema_{std}": average for std, average in state.power_ema.items()}}
     for stem, average in averages.items():
         _check_network(ShardedTensors(folder, stem), average.module, average.frozen_names)
@@ -87,22 +94,59 @@ def _check_tensors(found: ShardedTensors, expected: Mapping[str, Tensor], masks:
         _check_tensor(found, name, list(tensor.shape), tensor.dtype, name in masks)
 
 
-def _check_optimizer(player: Player, found: ShardedTensors) -> None:
+def _check_optimizer(player: Player, found: ShardedTensors, description: Mapping[str, Any]) -> None:
     """Check the state of a player's optimizer. An optimizer of the caller's own may keep tensors of any shape."""
     parameters: dict[str, Any] = dict(player.bare.named_parameters())
+    saved: dict[str, set[str]] = {name: set() for name in parameters}
     for entry in found:
         name, bar, key = entry.partition("|")
         require(bool(bar) and name in parameters, f"'{found.file}': {entry} is the state of no parameter")
+        saved[name].add(key)
         parameter = parameters[name]
         made = player.optimizer.state.get(parameter, {}).get(key)
-        shape, dtype = list(parameter.shape), parameter.dtype
+        shape, dtype = list(parameter.shape), optimizer_dtype(player, parameter, key)
         if isinstance(made, Tensor):
-            shape, dtype = list(made.shape), made.dtype
+            shape = list(made.shape)
         elif key == "step":
-            shape, dtype = [], torch.float32
-        elif player.own_optimizer:
-            shape, dtype = found.facts(entry)
-        _check_tensor(found, entry, shape, dtype)
+            shape = []
+        elif dtype is None:
+            shape = found.facts(entry)[0]
+        _check_tensor(found, entry, shape, dtype or found.facts(entry)[1])
+    if not player.own_optimizer:
+        _check_complete(player, found, saved, description)
+
+
+def _check_complete(
+    player: Player, found: ShardedTensors, saved: Mapping[str, set[str]], description: Mapping[str, Any]
+) -> None:
+    """Raise UserError where an optimizer of a recipe has saved a part of its state alone.
+
+    A parameter that was never updated has no state, unless the optimizer makes it in advance.
+
+    Args:
+        player: The player.
+        found: The saved state.
+        saved: The keys that were saved, by parameter.
+        description: The content of state.json.
+    """
+    started = any(saved.values())
+    for name, parameter in player.bare.named_parameters():
+        keys, expected = saved[name], optimizer_keys(player, parameter)
+        if keys < expected and (keys or (started and parameter in player.optimizer.state)):
+            lacking = options(f"{name}|{key}" for key in sorted(expected - keys))
+            raise UserError(f"'{found.file}' lacks {lacking}")
+    updates = description.get("updates", {}).get(player.name, 0) - description["counters"][player.name]["skipped"]
+    has_state = any(optimizer_keys(player, parameter) for parameter in player.parameters)
+    if has_state and not started and not _without_state(player, description["recipe"]):
+        require(updates <= 0, f"'{found.file}' holds no state after {updates} updates")
+
+
+def _without_state(player: Player, recipe: Mapping[str, Any]) -> bool:
+    """Return whether a player's optimizer had no state under the recipe of a checkpoint, which a resume may change."""
+    match recipe.get("optimizer" if player.name == "teacher" else player.name):
+        case {"name": "sgd", "betas": [momentum, *_]}:
+            return bool(momentum == 0)
+    return False
 
 
 def _check_tensor(found: ShardedTensors, name: str, shape: list[int], dtype: torch.dtype, mask: bool = False) -> None:
@@ -116,4 +160,4 @@ def _check_tensor(found: ShardedTensors, name: str, shape: list[int], dtype: tor
     step = max(1, AT_ONCE * rows // math.prod(shape))
     for first in range(0, rows, step):
         part = found.rows(name, first, min(step, rows - first))
-        require(is_finite(part, mask), f"'{found.file}': {name} is not finite")
+        require(is_finite(part.to(dtype), mask), f"'{found.file}': {name} is not finite")

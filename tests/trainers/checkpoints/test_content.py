@@ -111,6 +111,39 @@ def test_entries_of_no_parameter_are_skipped(run: Path, capfd: pytest.CaptureFix
     assert f"'{file}': nobody is the state of no parameter" in resume(run, capfd)
 
 
+@pytest.mark.parametrize("kept", ["step", "exp_avg", "nothing"])
+def test_a_part_of_an_optimizers_state_is_skipped(kept: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = run / "checkpoints" / NEW / "fake.optimizer.safetensors"
+    tensors = load_file(file)
+    name = min(tensors).partition("|")[0]
+    of_one = {key for key in tensors if key.startswith(f"{name}|")} - {f"{name}|{kept}"}
+    left = {} if kept == "nothing" else {key: value for key, value in tensors.items() if key not in of_one}
+    save_file(left, file)
+    seal(file.parent)
+    lacking = ", ".join(sorted(of_one))
+    problem = "holds no state after 2 updates" if kept == "nothing" else f"lacks {lacking}"
+    assert f"skipped checkpoint '{file.parent}': '{file}' {problem}" in resume(run, capfd)
+
+
+def test_a_parameter_that_was_never_updated_has_no_state(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = run / "checkpoints" / NEW / "fake.optimizer.safetensors"
+    tensors = load_file(file)
+    name = min(tensors).partition("|")[0]
+    save_file({key: value for key, value in tensors.items() if not key.startswith(f"{name}|")}, file)
+    seal(file.parent)
+    assert f"resumed '{run}' at 16 images" in resume(run, capfd)
+
+
+def test_moments_take_the_precision_of_the_run(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In another one torch's fused optimizers fail in the first update."""
+    file = run / "checkpoints" / NEW / "fake.optimizer.safetensors"
+    tensors = load_file(file)
+    save_file({key: value if key.endswith("|step") else value.half() for key, value in tensors.items()}, file)
+    seal(file.parent)
+    assert f"resumed '{run}' at 16 images" in resume(run, capfd)
+    assert {value.dtype for value in load_file(run / f"checkpoints/{24:012d}" / file.name).values()} == {torch.float32}
+
+
 def test_sums_of_another_number_of_ranks_are_skipped(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = run / "checkpoints" / NEW / "meter.safetensors"
     save_file({"loss": torch.zeros(3, 1, 2, dtype=torch.float64)}, file)
