@@ -1,4 +1,4 @@
-"""Whether the content of a checkpoint can be that of a run, checked before any of it is used.
+"""The check that the content of a checkpoint can be that of a run, before any of it is used.
 
 A hash says that a file is what was written. It does not say that what was written fits: torch's fused optimizers, for
 one, write beyond the end of moments that are too small.
