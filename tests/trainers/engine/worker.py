@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from distill.objectives import Batch
 from distill.user_code import trusting
+from launch.processes import exit_now
 from tests.tiny import build_session
 from trainers.checkpoints import checkpoint, saver
 from trainers.engine.player import Player
@@ -172,3 +173,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    exit_now(0)  # as the command does: at Python's own exit a thread of torch's that still runs aborts the process
