@@ -41,7 +41,10 @@ def take_consent(arguments: Iterable[str]) -> tuple[bool | Collection[str], bool
     if wrong := [word for word in hashes if not re.fullmatch("[0-9a-f]{64}", word)]:
         raise UserError(f"{FLAG}: takes nothing, 'remember', or SHA-256 of files, got {min(wrong)!r}")
     remember = "remember" in words
-    return (True if remember or words & {"1", "true", "yes"} else {*remembered(), *hashes}), remember, rest
+    if remember or words & {"1", "true", "yes"}:
+        return True, remember, rest
+    known = () if words & {"0", "false", "no"} else remembered()
+    return {*known, *hashes}, remember, rest
 
 
 def remembered() -> dict[str, str]:

@@ -235,7 +235,7 @@ def test_the_ways_to_agree(distill: Command, downloaded: Path, tmp_path: Path, m
     monkeypatch.setenv("DISTILL_TRUST_CODE", "1")
     assert not runs("--trust-code=no") and not runs(f"--trust-code={'0' * 64}")  # the command line holds alone
     monkeypatch.delenv("DISTILL_TRUST_CODE")
-    assert runs("--trust-code=remember") and runs()
+    assert runs("--trust-code=remember") and runs() and not runs("--trust-code=no")
     assert list(yaml.safe_load((tmp_path / "config/distill/trusted_code.json").read_text())) == [sha]
     (downloaded / "o.py").write_text((downloaded / "o.py").read_text() + "# changed\n")
     assert not runs()  # another content is another file
