@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, naming_final, one_line, require
@@ -27,6 +28,7 @@ from distill.records import read_record
 from distill.saved_files import set_permissions
 
 CHECK = "export_check.json"
+LOCK = ".lock"  # inside the staging folder
 OLD = "old"  # the earlier export, inside the staging folder, while the new one takes its place
 TOLERANCE = 1e-4
 VOCABULARIES = {"vocab.json", "tokenizer.json", "merges.json", "added_tokens.json"}
@@ -165,21 +167,31 @@ def _refuse_foreign(folder: Path) -> None:
 
 @contextmanager
 def _staging_folder(folder: Path) -> Iterator[Path]:
-    """Create an empty folder beside `folder` to write in, and delete it at the end.
+    """Create a folder beside `folder` to write in, and delete it at the end.
 
     Its name is always the same, so that the next export cleans up after a killed one. It puts the earlier export back
     if the kill came between the two renames of `_replace`, and deletes everything else.
+
+    Raises:
+        UserError: Another process exports to the same folder.
     """
     work = folder.with_name(f".{folder.name}-staging")
-    if (work / OLD).exists() and not folder.exists():
-        os.rename(work / OLD, folder)
-    shutil.rmtree(work, ignore_errors=True)
     with naming_final(folder, work / folder.name, work):
-        work.mkdir()
+        work.mkdir(exist_ok=True)
+        lock = FileLock(work / LOCK, blocking=False)  # the system releases it when this process ends, even by SIGKILL
         try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"export: another process exports to '{folder}' now; name another folder") from None
+        try:
+            if (work / OLD).exists() and not folder.exists():
+                os.rename(work / OLD, folder)
+            for left in (work / OLD, work / folder.name):
+                shutil.rmtree(left, ignore_errors=True)
             yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            lock.release()
 
 
 def _replace(folder: Path, staged: Path, old: Path) -> None:

@@ -129,12 +129,12 @@ def receipt_of(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def is_intact(file: Path, rows: int | None = None) -> bool:
+def is_intact(file: Path, rows: int) -> bool:
     """Return whether a shard matches its receipt, by size and time, or by size and hash if the time differs.
 
     Args:
         file: The shard.
-        rows: The number of its rows. None for any.
+        rows: The number of its rows.
     """
     try:
         receipt, stat = read_record(receipt_of(file), Receipt), file.stat()
@@ -143,6 +143,6 @@ def is_intact(file: Path, rows: int | None = None) -> bool:
             stat.st_mtime_ns != receipt["time"] and sha256(file) != receipt["sha256"]
         ):
             return False
-        return rows is None or all(value.shape[:1] == (rows,) for value in load_tensors(file).values())
+        return all(value.shape[:1] == (rows,) for value in load_tensors(file).values())
     except (OSError, UserError, SafetensorError):
         return False

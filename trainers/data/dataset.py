@@ -66,13 +66,13 @@ class Dataset:
         """
         found: dict[str, Any] = {"count": self.count, "shape": list(self.shape), "classes": self.classes}
         if self.labels is not None:
-            found["labels"] = _hash(self.labels.tolist())
+            found["labels"] = values_hash(self.labels.tolist())
             if unseen := (self.labels.bincount(minlength=self.classes) == 0).nonzero().flatten().tolist():
                 found["unseen"] = unseen
         if self.class_names is not None:
             found["class_names"] = list(self.class_names)
         if self.prompts is not None:
-            found["prompts"] = _hash(list(self.prompts))
+            found["prompts"] = values_hash(list(self.prompts))
         if self.read is not None and (means := self._means()) == self._means():
             found["samples"] = means
         return found
@@ -102,7 +102,8 @@ class Dataset:
         return self.read(positions)
 
 
-def _hash(values: list[Any]) -> str:
+def values_hash(values: Sequence[Any]) -> str:
+    """Return the sha256 of plain values."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 

@@ -5,7 +5,6 @@ A data set is encoded once. Later runs read it from the cache and load no encode
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from distill.encoders.protocols import Encoder
 from distill.errors import UserError
 from trainers.data import Dataset
 from trainers.data.cache import Cache, Make
+from trainers.data.dataset import values_hash
 from trainers.data.shards import Table
 from trainers.io.console import plain
 
@@ -77,9 +77,9 @@ class DatasetEncoder:
 
         try:
             table = self._tables("text", encoder)
-            null = table(_hash(["null", negative]), 1, 1, encode_null).rows(FIRST)
+            null = table(values_hash(["null", negative]), 1, 1, encode_null).rows(FIRST)
             cut = getattr(encoder, "cut", 0)  # an encoder of the user's own need not count
-            embeddings = table(_hash(distinct), len(distinct), _shard_length(null), encode)
+            embeddings = table(values_hash(distinct), len(distinct), _shard_length(null), encode)
             if cut := getattr(encoder, "cut", 0) - cut:
                 longer = f"text: {cut:,} of {len(distinct):,} prompts are longer than the {encoder.longest} tokens"  # type: ignore[attr-defined]
                 plain(stderr=True, quiet=self.quiet).print(f"{longer} that the teacher reads; their ends are left out")
@@ -145,10 +145,6 @@ def _checked(what: str, name: str, value: Tensor) -> Tensor:
 def _shard_length(row: Mapping[str, Tensor]) -> int:
     """Return the number of rows of a shard, given one row."""
     return max(1, SHARD_BYTES // sum(value.nbytes for value in row.values()))
-
-
-def _hash(prompts: Sequence[str | None]) -> str:
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 
 def _pixels(dataset: Dataset) -> str:

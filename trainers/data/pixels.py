@@ -127,14 +127,17 @@ def _damage(error: Exception) -> str:
 
 def check_range(picture: Any) -> None:
     """Raise Damaged when the values of a picture of more than 8 bits have no known range."""
+    if not is_deep(picture):
+        return
+    values = np.asarray(picture)
+    low, high = values.min(), values.max()
     if picture.mode == "F":
-        values = np.asarray(picture)
-        if not (values.min() >= 0 and values.max() <= 1):  # false for NaN too
-            raise Damaged(f"holds floats from {values.min():g} to {values.max():g}; they must lie in [0, 1]")
-    elif picture.mode == "I":
-        low, high = picture.getextrema()
-        if low < 0 or high > 65535:
-            raise Damaged(f"holds integers from {low:,} to {high:,}; pictures of 16 bits hold 0 to 65,535")
+        if not (low >= 0 and high <= 1):  # false for NaN too
+            raise Damaged(f"holds floats from {low:g} to {high:g}; they must lie in [0, 1]")
+    elif low < 0 or high > 65535:
+        raise Damaged(f"holds integers from {low:,} to {high:,}; pictures of 16 bits hold 0 to 65,535")
+    elif 0 < high <= 255:  # scaled by 65,535 it would be black
+        raise Damaged(f"holds integers from {low} to {high} in 16 or 32 bits; save it with 8 bits")
 
 
 def changes_in_conversion(picture: Any) -> bool:

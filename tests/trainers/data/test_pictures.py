@@ -81,6 +81,8 @@ def test_deep_pictures_keep_their_range(name: str, array: Any, mode: str) -> Non
             np.full((8, 8), 70000, np.int32),
             "holds integers from 70,000 to 70,000; pictures of 16 bits hold 0 to 65,535",
         ),
+        (np.full((8, 8), 255, np.int32), "holds integers from 255 to 255 in 16 or 32 bits; save it with 8 bits"),
+        (np.full((8, 8), 255, np.uint16), "holds integers from 255 to 255 in 16 or 32 bits; save it with 8 bits"),
     ],
 )
 def test_values_without_a_range_are_refused(array: Any, reason: str) -> None:
