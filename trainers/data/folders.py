@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError, one_line, options, require
+from distill.public_text import printable
 from trainers.data.labels import in_order
 from trainers.data.pictures import Pictures, Tree, ZipTree
 from trainers.data.pixels import Damaged, picture_endings
@@ -156,7 +157,7 @@ def ending(name: str) -> str:
 def shown(text: str) -> str:
     """Return text that can be printed in one line. Names of files may hold line breaks, and bytes that are no UTF-8."""
     decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else "?" for letter in decoded)
+    return printable(decoded, len(decoded))
 
 
 def class_of(name: str) -> str:

@@ -6,7 +6,6 @@ grows with the length of the text, before any value is built.
 """
 
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from distill.errors import UserError
+from distill.saved_files import read_bounded
 
 MAX_BYTES = 2**20  # of a file. A resolved recipe has about 3,000
 MAX_DEPTH = 32  # of values inside values. A resolved recipe has about 6
@@ -46,16 +46,11 @@ def read_text(path: Path) -> str:
         UserError: The file cannot be read, is no regular file, or is longer than MAX_BYTES.
     """
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a FIFO would wait, and a device may never end
-            raise UserError(f"{path}: cannot be read: it is no regular file")
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: a recipe has at most {MAX_BYTES:,} bytes")
-        return content.decode()
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL character in the path
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', 'it is not UTF-8 text')}") from error
+        return read_bounded(path, MAX_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read: it is not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def parse(text: str, where: str) -> Any:

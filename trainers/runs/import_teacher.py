@@ -1,7 +1,5 @@
 """The import of a pretrained network as a teacher's folder: it is tried, written, read back and compared."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from distill.denoiser import Denoiser
 from distill.encoders.latents import Normalisation
-from distill.errors import UserError
+from distill.errors import UserError, naming_final
 from distill.random import expand
 from distill.teachers import (
     check_pipeline,
@@ -74,7 +72,7 @@ def import_pipeline(source: str, out: Path, resolution: int | None = None, guida
     folder = place if place.is_dir() else download(source)
     check_pipeline(folder)
     console = plain()
-    with atomic_folder(out) as staging, named(staging, folder):
+    with atomic_folder(out) as staging, naming_final(folder, staging):  # a flaw is one of the source
         copy_pipeline(folder, staging, resolution=resolution, guidance=guidance)
         denoiser = load_denoiser(staging)
         console.print(f"pipeline    {source}")
@@ -95,7 +93,7 @@ def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> 
         UserError: An output is not finite, or the network that is read back gives another one.
     """
     tried = report(denoiser)
-    with atomic_folder(out) as staging, named(staging, out):
+    with atomic_folder(out) as staging:
         save_denoiser(denoiser, staging)
         if vae is not None:
             copy_autoencoder(vae, staging / "vae")
@@ -108,15 +106,6 @@ def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> 
                 raise UserError("--vae: what the autoencoder makes is not finite; nothing was written")
             plain().print(f"decoder     {vae}, images {again.image_shape}")
     plain().print(f"written to  {out}")
-
-
-@contextmanager
-def named(staging: Path, folder: Path) -> Iterator[None]:
-    """Name `folder` in the UserErrors of the block, in place of the hidden folder that is gone when they are read."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace(str(staging), str(folder))) from error
 
 
 def report(denoiser: Denoiser) -> Tensor:

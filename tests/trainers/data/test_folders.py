@@ -384,7 +384,7 @@ def test_odd_names_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> N
             file.write(picture())
     data = load("set")
     assert data.count == 3 and data.class_names is not None and data.class_names[0] == "[1]*"
-    assert "data: 'set': 3 pictures in 3 classes (0 [1]*, 1 a?b, 2 ?)" in capsys.readouterr().err
+    assert r"data: 'set': 3 pictures in 3 classes (0 [1]*, 1 a?b, 2 \udce9)" in capsys.readouterr().err
     for name in (b"set/a\nb/1.png", b"set/\xe9/2.png"):
         with open(name, "wb") as file:
             file.write(b"<html>")

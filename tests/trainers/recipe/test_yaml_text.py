@@ -138,7 +138,9 @@ def test_a_file_that_is_no_recipe_is_not_read(tmp_path: Path) -> None:
             load_yaml(file)
     with (tmp_path / "sparse.yaml").open("wb") as stream:
         stream.truncate(2**26)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/sparse.yaml: a recipe has at most {MAX_BYTES:,} bytes$"):
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}/sparse.yaml: cannot be read: it has more than {MAX_BYTES:,} bytes$"
+    ):
         load_yaml(tmp_path / "sparse.yaml")
 
 
