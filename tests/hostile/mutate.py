@@ -6,7 +6,9 @@ import json
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -131,12 +133,21 @@ def mutated(content: Any, draw: Random) -> tuple[Any, str]:
     return content, f"{where} {kind}"
 
 
+@contextmanager
+def long_numbers() -> Iterator[None]:
+    """Let Python write numbers of any length, which it refuses elsewhere."""
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
 def json_text(content: Any) -> bytes:
     """Return plain values as JSON, with what no encoder writes in the places that `mutated` marks."""
-    import sys
-
-    sys.set_int_max_str_digits(0)
-    text = json.dumps(content)
+    with long_numbers():
+        text = json.dumps(content)
     for name, raw in RAW.items():
         text = text.replace(json.dumps(f"{MARKER}{name}{MARKER}"), raw)
     return text.encode(errors="surrogatepass")

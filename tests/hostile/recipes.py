@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from typer.core import TyperOption
 
 from launch.main import app
-from tests.hostile.mutate import DEEP, MARKER, NAN, VALUES, damaged, keys_of, mutated, special
+from tests.hostile.mutate import DEEP, MARKER, NAN, VALUES, damaged, keys_of, long_numbers, mutated, special
 from tests.hostile.trees import LIMIT, PAIRS, evil
 from tests.hostile.trial import Call, Place
 
@@ -99,15 +100,11 @@ def affordable(settings: Any) -> bool:
 
 def yaml_text(settings: Any, draw: Random) -> bytes:
     """Return plain values as YAML, in its own form or in that of JSON."""
-    import sys
-
-    sys.set_int_max_str_digits(0)
-    if draw.random() < 0.5:
-        try:
-            return yaml.safe_dump(settings, allow_unicode=True).encode(errors="surrogatepass")
-        except (yaml.YAMLError, UnicodeError):
-            pass
-    return json.dumps(settings).replace("NaN", ".nan").replace("Infinity", ".inf").encode()
+    with long_numbers():
+        if draw.random() < 0.5:
+            with suppress(yaml.YAMLError, UnicodeError):
+                return yaml.safe_dump(settings, allow_unicode=True).encode(errors="surrogatepass")
+        return json.dumps(settings).replace("NaN", ".nan").replace("Infinity", ".inf").encode()
 
 
 def recipes(draw: Random, place: Place) -> Call:

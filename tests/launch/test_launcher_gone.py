@@ -159,7 +159,8 @@ def test_a_killed_worker_leaves_nobody(launched: Callable[..., subprocess.Popen[
 def test_a_worker_that_trains_saves_first(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER.format(folder=str(tmp_path)))
     program = f"""
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 environment = {{**os.environ, "DISTILL_LAUNCHER": str(os.getpid())}}
 program = {TRAINING.format(folder=str(tmp_path))!r}
 subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)

@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, text: by
 def test_a_file_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     missing = tmp_path / "no.yaml"
     assert refusal(load_yaml, missing) == f"{missing}: cannot be read: No such file or directory"
-    assert refusal(load_yaml, str(tmp_path)) == f"{tmp_path}: cannot be read: Is a directory"
+    assert refusal(load_yaml, str(tmp_path)) == f"{tmp_path}: cannot be read: it is no regular file"
 
 
 def test_merge_keys_and_equal_keys_of_different_groups_are_no_duplicates(tmp_path: Path) -> None:
