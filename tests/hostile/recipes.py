@@ -147,7 +147,6 @@ WORDS = [
         "-x",
         "--help",
         "--version",
-        "--debug",
         "=",
         "a=",
         "=1",

@@ -111,12 +111,14 @@ def decode_picture(picture: Any) -> Any:
     """Decode a picture from `open_picture` in full, and return it.
 
     Raises:
-        Damaged: It is truncated or damaged, or its values have no known range.
+        Damaged: It is truncated or damaged, lacks its palette, or its values have no known range.
     """
     try:
         picture.load()
     except Exception as error:  # a damaged file can raise anything
         raise Damaged(_damage(error)) from error
+    if picture.mode in ("P", "PA") and picture.palette is None:  # Pillow loses that of a picture inside an ICNS file
+        raise Damaged("has no palette")
     check_range(picture)
     return picture
 

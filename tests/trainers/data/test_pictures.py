@@ -101,6 +101,12 @@ def palette(transparent: bool) -> bytes:
     return file.getvalue()
 
 
+def test_a_palette_that_pillow_loses_is_told() -> None:
+    with Image.open(io.BytesIO(palette(False))) as picture:
+        message = refused(folder(a_icns=picture))
+    assert message.startswith("data: 1 of 1 pictures in 'set' cannot be read: set/a.icns has no palette")
+
+
 @pytest.mark.parametrize(
     ("name", "picture", "colour"),
     [
