@@ -47,11 +47,11 @@ TEXT = """# What works with what
 The tests try every teacher under every objective and in every export, at a tiny size with random weights on a CPU.
 `make test-support` tries it all again and compares with this page, and `make support` writes the page anew.
 
-The columns are teachers. `unet` is what `distill teacher` trains. `edm` and `edm_cond` (DDPM++), `adm` and `edm2` are
-what `distill import edm` and `distill import edm2` write. `own` is a user's own `nn.Module`. The others are diffusers
-pipelines. For each of them, `make test` runs four updates under one objective with the gradient through both denoisers
-and four under one without, an exact resume, and the export in a process without this package
-(`tests/trainers/runs/test_families.py`).
+The columns are teachers. `unet` is what `distill teacher` trains with a null label (without one, its export is a stock
+pipeline). `edm` and `edm_cond` (DDPM++), `adm` and `edm2` are what `distill import edm` and `distill import edm2`
+write. `own` is a user's own `nn.Module`. The others are diffusers pipelines. For each of them, `make test` runs four
+updates under one objective with the gradient through both denoisers and four under one without, an exact resume, and
+the export in a process without this package (`tests/trainers/runs/test_families.py`).
 
 ## Objectives
 
