@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from os.path import isfile, realpath  # false, or the path itself, for what can be no file, such as a link to itself
+from os.path import isfile, realpath  # pathlib's raise at a name that is too long, and at a link to itself
 from pathlib import Path
 from typing import Any
 

@@ -77,6 +77,15 @@ def name_objective(folder: Path, name: str) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
 
 
+def name_objective_saved(folder: Path, name: str) -> None:
+    """Write the name into the recipe in each checkpoint."""
+    for saved in (folder / "checkpoints").iterdir():
+        state = json.loads((saved / "state.json").read_text())
+        state["recipe"]["objective"]["name"] = name
+        (saved / "state.json").write_text(json.dumps(state))
+        seal(saved)
+
+
 @pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
 def test_a_run_folder_runs_no_code_of_its_own(
     command: tuple[str, ...], distill: Command, downloaded: Path, tmp_path: Path
@@ -133,11 +142,7 @@ def test_every_key_that_names_code_needs_consent(key: str, distill: Command, dow
 def test_the_recipe_in_a_checkpoint_needs_consent(distill: Command, downloaded: Path, tmp_path: Path) -> None:
     """A resume compares it with run.yaml, which may name no code at all."""
     name_objective(downloaded, "sid")
-    for folder in (downloaded / "checkpoints").iterdir():
-        state = json.loads((folder / "state.json").read_text())
-        state["recipe"]["objective"]["name"] = "dl_run/o.py:Obj"
-        (folder / "state.json").write_text(json.dumps(state))
-        seal(folder)
+    name_objective_saved(downloaded, "dl_run/o.py:Obj")
     for more in ((), ("--allow", "objective")):
         result = distill("resume", "dl_run", "images=24", *more)
         assert result.code == 2 and result.err.count("\n") == 1
@@ -171,11 +176,7 @@ def test_an_override_is_found_in_the_working_directory_and_not_in_the_run_folder
 def test_a_resume_finds_the_class_beside_run_yaml(distill: Command, downloaded: Path) -> None:
     """In the recipe of the checkpoint, with changes, and from Python."""
     name_objective(downloaded, "o.py:Obj")
-    for folder in (downloaded / "checkpoints").iterdir():
-        state = json.loads((folder / "state.json").read_text())
-        state["recipe"]["objective"]["name"] = "o.py:Obj"
-        (folder / "state.json").write_text(json.dumps(state))
-        seal(folder)
+    name_objective_saved(downloaded, "o.py:Obj")
     result = distill("resume", "dl_run", "images=24", "--trust-code")
     assert result.code == 0, result.err
     assert trainers.resume("dl_run", images=32, trust_code=True).images == 32

@@ -132,6 +132,7 @@ def list_zip(file: Path) -> Tree:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+    # NotImplementedError: zipfile's for an archive of a newer version than it reads.
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise UserError(f"data: cannot load '{file}': {error}") from error
     if any(entry.flag_bits & 1 for entry in entries):
