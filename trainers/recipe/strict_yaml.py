@@ -89,7 +89,8 @@ def known_keys(cls: type, data: Mapping[str, Any] = MappingProxyType({}), group:
     hints = get_type_hints(cls)
     for name, field in _fields(cls).items():
         yield (key := f"{group}.{name}" if group else name)
-        inner, value = _without_none(hints[name]), data.get(name, field.default)
+        value = data.get(name, field.default)
+        inner = (_union(hints[name])[0] if isinstance(value, Mapping) else None) or _without_none(hints[name])
         settings = value if isinstance(value, Mapping) else {"name": value}
         if inner in _CHOICES:
             chosen = settings.get("name")
@@ -213,8 +214,11 @@ def _value(hint: Any, value: Any, where: Where, key: str) -> Any:
         return _choice(inner, value, where, key)
     if dataclasses.is_dataclass(inner):
         return _group(cast(type, inner), value, where, key)
+    group, rest = _union(hint)
+    if group is not None and isinstance(value, Mapping | group):
+        return value if isinstance(value, group) else _group(group, value, where, key)
     try:
-        return TypeAdapter(_lenient(hint)).validate_python(value)
+        return TypeAdapter(_lenient(rest)).validate_python(value)
     except ValidationError as error:
         raise _type_error(hint, value, where, key) from error
 
@@ -260,7 +264,7 @@ def _choice(base: type, value: Any, where: Where, key: str) -> Any:
 def _lenient(hint: Any) -> Any:
     """Return an annotation for pydantic that is strict, but takes a number in any spelling that keeps its value."""
     if dataclasses.is_dataclass(hint):
-        raise TypeError(f"{hint}: a dataclass may be annotated alone or with None, not inside other types")
+        raise TypeError(f"{hint}: at most one dataclass may be in a union, and none inside other types")
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:  # pydantic would accept True as 1
         return Annotated[hint, BeforeValidator(lambda value: value if type(value) in map(type, args) else None)]
@@ -299,6 +303,18 @@ def _without_none(hint: Any) -> Any:
     """Return X for `X | None`, and any other annotation as it is."""
     rest = [one for one in get_args(hint) if one is not type(None)]
     return rest[0] if get_origin(hint) in _UNIONS and len(rest) == 1 else hint
+
+
+def _union(hint: Any) -> tuple[type | None, Any]:
+    """Return the dataclass in a union, which a mapping stands for, and the union without it.
+
+    Without a union of one dataclass with other types they are None and `hint`.
+    """
+    members = get_args(hint) if get_origin(hint) in _UNIONS else ()
+    groups = [one for one in members if dataclasses.is_dataclass(one)]
+    if len(groups) != 1 or groups[0] in _CHOICES:
+        return None, hint
+    return cast(type, groups[0]), Union[tuple(one for one in members if one is not groups[0])]
 
 
 def _expected(hint: Any, value: object = "") -> str:
