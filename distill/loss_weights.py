@@ -5,17 +5,60 @@ Every positive weight has the same optimum. Weights of a generator's loss say wh
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 
-Weight = Literal["edm", "eps", "v", "velocity", "x0"]
+NamedWeight = Literal["edm", "eps", "v", "velocity", "x0"]
 GeneratorWeight = Literal["none", "1-t", "(1-t)^2", "1/t", "snr", "snr/(1+snr)"]
 
-DENOISING: dict[Weight, Callable[[Tensor, float], Tensor]] = {
+
+@dataclass(frozen=True)
+class WeightTable:
+    """A weight that was measured at some noise levels. In between, its logarithm is linear in that of the level.
+
+    With the weight 1 / (the teacher's mean squared error at the level), every level has the same share in the loss of a
+    fake that is as good as the teacher, whatever its network predicts. EDM2 learns such a weight while it trains its
+    teachers (arXiv:2312.02696, section 2.2).
+
+    Attributes:
+        nsr: The noise-to-signal ratios, rising. Below the first and above the last, the weight is constant.
+        weight: The weight at each of them, positive.
+
+    Raises:
+        UserError: The two lists do not fit together.
+    """
+
+    nsr: tuple[float, ...]
+    weight: tuple[float, ...]
+    _logs: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require(len(self.nsr) == len(self.weight) >= 2, "nsr, weight: must be two lists of the same length, at least 2")
+        rising = all(low < high for low, high in zip(self.nsr, self.nsr[1:], strict=False))
+        require(rising and self.nsr[0] > 0, "nsr: must be positive and rising")
+        require(all(weight > 0 for weight in self.weight), "weight: must be positive")
+        # A frozen dataclass sets its own fields by object.__setattr__.
+        object.__setattr__(self, "_logs", torch.tensor([self.nsr, self.weight], dtype=torch.float64).log())
+
+    def __call__(self, nsr: Tensor) -> Tensor:
+        """Return the weights [B] at the noise-to-signal ratios `nsr` [B]."""
+        if self._logs.device != nsr.device:  # it stays on the device of its last use: no copy in each call
+            object.__setattr__(self, "_logs", self._logs.to(nsr.device))
+        knots, values = self._logs
+        at = nsr.double().log().clamp(knots[0], knots[-1])
+        above = torch.searchsorted(knots, at).clamp(1, len(knots) - 1)
+        share = (at - knots[above - 1]) / (knots[above] - knots[above - 1])
+        return torch.lerp(values[above - 1], values[above], share).exp().to(nsr.dtype)
+
+
+Weight = NamedWeight | WeightTable
+"""The weight of a denoising loss: by its name, or by a table."""
+DENOISING: dict[NamedWeight, Callable[[Tensor, float], Tensor]] = {
     "edm": lambda nsr, sigma_data: 1 / nsr**2 + 1 / sigma_data**2,
     "eps": lambda nsr, _: 1 / nsr**2,
     "v": lambda nsr, _: 1 + 1 / nsr**2,
@@ -44,7 +87,7 @@ def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Te
     - x0: 1
 
     Args:
-        weight: The name of the weight.
+        weight: The name of the weight, or a table.
         nsr: Noise-to-signal ratios [B].
         sigma_data: The standard deviation of the data, which `edm` alone uses.
 
@@ -54,6 +97,8 @@ def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Te
     Raises:
         UserError: The name is unknown.
     """
+    if isinstance(weight, WeightTable):
+        return weight(nsr)
     if weight not in DENOISING:
         raise UserError(f"weight: must be one of {', '.join(DENOISING)}, got {weight!r}")
     return DENOISING[weight](nsr, sigma_data)

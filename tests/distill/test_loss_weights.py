@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from distill import EDM, VP, DiscreteVP, Flow, Path, UserError
-from distill.loss_weights import GeneratorWeight, Weight, denoising_weight, generator_weight
+from distill.loss_weights import GeneratorWeight, NamedWeight, WeightTable, denoising_weight, generator_weight
 from distill.prediction import Kind, from_x0
 
 NSR = torch.tensor([0.002, 0.1, 0.5, 2.0, 14.0], dtype=torch.float64)
 
-NAMED: list[tuple[Weight, Kind, Path]] = [
+NAMED: list[tuple[NamedWeight, Kind, Path]] = [
     ("eps", "eps", EDM()),
     ("eps", "eps", VP()),
     ("eps", "eps", Flow()),
@@ -29,7 +29,7 @@ NAMED: list[tuple[Weight, Kind, Path]] = [
 
 
 @pytest.mark.parametrize(("weight", "kind", "path"), NAMED, ids=lambda value: str(value))
-def test_weight_is_the_plain_error_of_its_output(weight: Weight, kind: Kind, path: Path) -> None:
+def test_weight_is_the_plain_error_of_its_output(weight: NamedWeight, kind: Kind, path: Path) -> None:
     t = path.time(NSR)
     x_t, x0, other = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -45,8 +45,8 @@ def test_edm_weight_as_published() -> None:
     assert torch.allclose(denoising_weight("edm", NSR), (NSR**2 + 0.25) / (NSR * 0.5) ** 2, rtol=1e-12)
 
 
-@pytest.mark.parametrize("weight", get_args(Weight))
-def test_weights_are_positive(weight: Weight) -> None:
+@pytest.mark.parametrize("weight", get_args(NamedWeight))
+def test_weights_are_positive(weight: NamedWeight) -> None:
     assert bool((denoising_weight(weight, NSR) > 0).all())
 
 
@@ -69,3 +69,26 @@ def test_generator_weights_are_what_their_names_say() -> None:
 def test_unknown_generator_weight_is_refused() -> None:
     with pytest.raises(UserError, match=r"^weight: must be one of none, 1-t, \(1-t\)\^2, 1/t, snr, .*, got 'l2'$"):
         generator_weight("l2", NSR)  # type: ignore[arg-type]
+
+
+def test_a_table_is_a_power_law_between_its_levels_and_constant_beyond_them() -> None:
+    table = WeightTable((0.1, 1.0, 10.0), (400.0, 4.0, 1.0))
+    at = torch.tensor([0.01, 0.1, 0.2, 1.0, 10**0.5, 10.0, 80.0], dtype=torch.float64)
+    expected = torch.tensor([400.0, 400.0, 100.0, 4.0, 2.0, 1.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(denoising_weight(table, at), expected, rtol=1e-12)
+    assert denoising_weight(table, at.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("nsr", "weight", "message"),
+    [
+        ((1.0,), (1.0,), "two lists of the same length"),
+        ((1.0, 2.0), (1.0,), "two lists of the same length"),
+        ((2.0, 1.0), (1.0, 1.0), "nsr: must be positive and rising"),
+        ((0.0, 1.0), (1.0, 1.0), "nsr: must be positive and rising"),
+        ((1.0, 2.0), (1.0, 0.0), "weight: must be positive"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(nsr: tuple[float, ...], weight: tuple[float, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        WeightTable(nsr, weight)

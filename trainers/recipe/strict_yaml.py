@@ -11,6 +11,8 @@ import re
 import reprlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -314,7 +316,7 @@ def _union(hint: Any) -> tuple[type | None, Any]:
     groups = [one for one in members if dataclasses.is_dataclass(one)]
     if len(groups) != 1 or groups[0] in _CHOICES:
         return None, hint
-    return cast(type, groups[0]), Union[tuple(one for one in members if one is not groups[0])]
+    return cast(type, groups[0]), reduce(or_, (one for one in members if one is not groups[0]))
 
 
 def _expected(hint: Any, value: object = "") -> str:
