@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.errors import UserError
 from distill.guidance import check_null, classifier_free, drop_conditions
 from distill.objectives.objective import Batch, Denoisers
@@ -38,6 +38,13 @@ class Guided(Wrapper):
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
         check_null(teacher, "guidance")
+
+    def target(self, teacher: GuidableDenoiser) -> GuidableDenoiser:
+        """Return the teacher at the scale s whose law is the generator's optimum: s times the fake's quotient is
+        teacher_cfg. A quotient of 0 has no such law, and leaves teacher_cfg.
+        """
+        quotient = self.fake_cfg / self.fake_training_cfg if self.fake_training_cfg else 0.0
+        return classifier_free(self.objective.target(teacher), self.teacher_cfg / (quotient or 1.0), teacher.null)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         teacher = classifier_free(nets.teacher, self.teacher_cfg, nets.teacher.null)

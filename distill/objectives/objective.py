@@ -210,6 +210,10 @@ class Objective:
         """Return further frozen networks, by their names in `nets.frozen`."""
         return {}
 
+    def target(self, teacher: GuidableDenoiser) -> GuidableDenoiser:
+        """Return the denoiser whose samples the generator should make: the teacher, guided where its estimate is."""
+        return teacher
+
     def new_memory(self) -> dict[str, Tensor]:
         """Return the initial values of small tensors that live as long as the run, by their names in `nets.memory`.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.loss_weights import Weight
 from distill.objectives.objective import Batch, Denoisers, Objective
 from distill.times import Times
@@ -42,6 +42,9 @@ class Wrapper(Objective):
 
     def load_frozen(self) -> dict[str, nn.Module]:
         return self.objective.load_frozen()
+
+    def target(self, teacher: GuidableDenoiser) -> GuidableDenoiser:
+        return self.objective.target(teacher)
 
     def new_memory(self) -> dict[str, Tensor]:
         return self.objective.new_memory()
