@@ -118,6 +118,7 @@ def recipe(teacher: Path | str, /, **changes: Any) -> dict[str, Any]:
     }
 
 
+DROPOUT = {"lr": 1e-3, "dropout": "teacher"}
 ADAPTERS = {"lr": 1e-2, "lora": {"rank": 2}}
 DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "sid": ("edm", {"objective": "sid"}),

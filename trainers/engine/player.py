@@ -18,7 +18,7 @@ from trainers.engine.adam8bit import Adam8bit
 from trainers.engine.ema import EMA
 from trainers.engine.meter import Meter
 from trainers.engine.sharding import is_sharded, reshard
-from trainers.recipe.run import Optimizer
+from trainers.recipe.run import Optimizer, PlayerSettings
 
 OptimizerFactory = Callable[[str, list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 """(name of the player, its named parameters) -> optimizer.
@@ -94,7 +94,7 @@ class Player:
         self.freeze()
 
     def freeze(self) -> None:
-        """Freeze the network between its updates: gradients pass through it to its input, and dropout is off."""
+        """Freeze the network between its updates: gradients pass through it to its input, in eval mode."""
         for parameter in self.parameters:
             parameter.requires_grad_(False)
         if self.sharded:  # a forward may have left weights gathered, and the optimizer steps the shards
@@ -103,12 +103,16 @@ class Player:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Make the network trainable, with dropout, while the context is open. It is open for one update."""
+        """Make the network trainable while the context is open, which is for one update.
+
+        A network of a distillation stays in eval mode, unless its settings ask for the dropout of the teacher's class.
+        """
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         if self.sharded:
             reshard(self.bare, in_backward=False)
-        self.bare.train()
+        settings = self.settings
+        self.bare.train(not isinstance(settings, PlayerSettings) or settings.dropout == "teacher")
         try:
             yield
         finally:

@@ -77,6 +77,10 @@ class PlayerSettings(Optimizer):
     """The training of a copy of the teacher."""
 
     lora: Lora | None = None  # the adapters that train in place of the weights; null: the weights train
+    # off: it trains in eval mode, as the network that it is used as. There is no dropout, and BatchNorm keeps the
+    # teacher's statistics. DMD, DMD2 and RealUID train so. teacher: it trains in train mode, with the dropout of the
+    # teacher's class, as in SiD and SiDA (0.05 to 0.25 in EDM's networks) and in Diff-Instruct.
+    dropout: Literal["off", "teacher"] = "off"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import re
 import reprlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from types import MappingProxyType
@@ -268,13 +268,20 @@ def _lenient(hint: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         raise TypeError(f"{hint}: at most one dataclass may be in a union, and none inside other types")
     origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:  # pydantic would accept True as 1
-        return Annotated[hint, BeforeValidator(lambda value: value if type(value) in map(type, args) else None)]
+    if origin is Literal:
+        return Annotated[hint, BeforeValidator(partial(_literal, args))]
     if args:
         return (Union if origin in _UNIONS else origin)[tuple(map(_lenient, args))]
     if hint in (int, float):
         return Annotated[hint, Strict(), BeforeValidator(_number)]
     return Annotated[hint, Strict()] if hint in (str, bool) else hint
+
+
+def _literal(choices: tuple[Any, ...], value: Any) -> Any:
+    """Return a value if its type is that of a choice, else None: pydantic would accept True as 1."""
+    if value is False and "off" in choices:  # in YAML 1.1 a bare `off` is the boolean
+        return "off"
+    return value if type(value) in map(type, choices) else None
 
 
 def _number(value: Any) -> Any:

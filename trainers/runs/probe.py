@@ -1,5 +1,6 @@
-"""A probe of the teacher before training, which finds times at which its estimates are not finite."""
+"""A probe of the teacher before training: are its estimates finite, and does it compute otherwise in train mode?"""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, cast
@@ -14,6 +15,7 @@ from distill.paths import Path
 from distill.random import Random
 from distill.times import Karras, Times
 from trainers.engine.session import Session
+from trainers.io.console import plain
 from trainers.recipe.run import Run
 
 QUANTILES = 16  # of each law of times
@@ -22,6 +24,8 @@ TAIL = 1e-4  # the first and the last quantile lie this far from 0 and 1
 
 def probe_teacher(session: Session) -> None:
     """Check the generator's first samples, and the estimates that frozen denoisers make of them. Collective.
+
+    A line is printed where the teacher computes otherwise in train mode.
 
     The times are quantiles of the objective's laws, and of the ramp on which a teacher is sampled. Each is asked for
     one sample, so that a law takes as many forwards as 16 samples are global micro-batches. No random number of the
@@ -56,6 +60,10 @@ def probe_teacher(session: Session) -> None:
                     f"{name} gives estimates that are not finite at t = {t.item():g} on {_name(denoiser.path)}"
                     f" (noise-to-signal ratio {denoiser.path.nsr(t).item():.4g}){advice}"
                 )
+        t = torch.full((len(x),), generator.t, dtype=torch.float64, device=x.device)
+        difference = _train_mode_difference(session, generator.scale * batch.noise, t, batch.cond)
+    if not difference <= (1e-2 if run.precision == "bfloat16" else 1e-4):  # more than rounding
+        plain(stderr=True, quiet=not session.accelerator.is_main_process).print(_told(run, difference))
 
 
 def laws(objective: Objective) -> list[Times]:
@@ -88,6 +96,44 @@ def _bad_times(session: Session, denoiser: Denoiser, x: Tensor, cond: Any, rando
         estimates = denoiser(denoiser.path.diffuse(x, t, noise), t, cond)
         bad.index_add_(0, index.to(x.device), (~_finite(estimates)).int())
     return bad > 0
+
+
+def _train_mode_difference(session: Session, x_t: Tensor, t: Tensor, cond: Any) -> float:
+    """Return how far the teacher's estimates in train mode are from those in eval mode, as a ratio. Collective.
+
+    It is infinite where the teacher fails in train mode. Buffers and torch's random numbers are put back.
+    """
+    accelerator, teacher = session.accelerator, cast(Denoiser, session.teacher)
+    expected = teacher(x_t, t, cond)
+    tables = [module._buffers for module in teacher.modules()]
+    buffers = [(table, name, b, b.clone()) for table in tables for name, b in table.items() if b is not None]
+    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
+        torch.manual_seed(session.run.seed)
+        try:
+            squares = torch.stack([(teacher.train()(x_t, t, cond) - expected).square().sum(), expected.square().sum()])
+        except Exception:  # the user's code may raise anything
+            squares = expected.new_tensor([math.inf, 1.0])
+        finally:
+            teacher.eval()
+            for table, name, buffer, value in buffers:
+                table[name] = buffer.copy_(value)
+    difference, size = cast(Tensor, accelerator.gather(squares[None])).double().sum(0).sqrt().tolist()
+    return float(difference / size)
+
+
+def _told(run: Run, difference: float) -> str:
+    """Return the line about a teacher that computes otherwise in train mode, by a ratio of `difference`."""
+    names = ["generator", "fake"] if run.objective.trains_fake else ["generator"]
+    off, on = ([name for name in names if getattr(run, name).dropout == way] for way in ("off", "teacher"))
+    verb = "train" if len(names) > 1 else "trains"
+    if off and on:
+        decided = f"{off[0]} trains without it, {on[0]} with it"
+    elif off:
+        decided = f"{' and '.join(off)} {verb} without it; dropout: teacher turns it on"
+    else:
+        decided = f"{' and '.join(on)} {verb} with it; dropout: off turns it off"
+    found = f"difference {100 * difference:.2g} %, such as dropout" if math.isfinite(difference) else "it fails there"
+    return f"teacher: its class computes otherwise in train mode ({found}): {decided}"
 
 
 def _finite(x: Tensor) -> Tensor:

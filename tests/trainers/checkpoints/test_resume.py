@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.tiny import DISTILLATIONS, NETWORK, Job, launch, placed, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, DROPOUT, NETWORK, Job, launch, placed, recipe, teacher_recipe
 from tests.trainers.interrupted import Cut, assert_same, contents, fit, interrupted, lines
 from trainers import loop
 from trainers.checkpoints import checkpoint, saver
@@ -22,21 +22,25 @@ from trainers.engine import adam8bit
 from trainers.engine.session import Session
 from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Log, Samples, Snapshots
 
+DROPPING = {"generator": DROPOUT, "fake": DROPOUT}
 POWER_EMA = {"stds": [0.1, 0.2], "snapshot_every": 16}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **DISTILLATIONS,
     "one_by_one": ("edm", {"backprop": "one_by_one"}),
-    "sid, dropout": ("dropout", {"objective": {"name": "sid", "alpha": 1.0}}),
-    "dropout, reuse_samples": ("dropout", {"reuse_samples": True}),
-    "dropout, two fake updates, reuse_samples": ("dropout", {"fake_updates": 2, "reuse_samples": True}),
+    "sid, dropout": ("dropout", {**DROPPING, "objective": {"name": "sid", "alpha": 1.0}}),
+    "dropout, reuse_samples": ("dropout", {**DROPPING, "reuse_samples": True}),
+    "dropout, two fake updates, reuse_samples": (
+        "dropout",
+        {**DROPPING, "fake_updates": 2, "reuse_samples": True},
+    ),
     "diff_instruct, micro-batches, schedules, clipping": (
         "dropout",
         {
             "objective": "diff_instruct",
             "micro_batches": 2,
             "max_grad_norm": 0.5,
-            "generator": {"lr": 1e-3, "warmup": 64, "decay": "cosine"},
-            "fake": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1, "decay": "linear"},
+            "generator": {**DROPOUT, "warmup": 64, "decay": "cosine"},
+            "fake": {**DROPOUT, "name": "adamw", "betas": [0.9, 0.99], "weight_decay": 0.1, "decay": "linear"},
         },
     ),
     "fgm, two fake updates, momentum": (
@@ -45,7 +49,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sida, schedule, dropout": (
         "dropout",
-        {"objective": {"name": "sida", "generator_from": 20, "adversarial_from": 44}, "reuse_samples": True},
+        {
+            **DROPPING,
+            "objective": {"name": "sida", "generator_from": 20, "adversarial_from": 44},
+            "reuse_samples": True,
+        },
     ),
     "8 bits": ("edm", {name: {"name": "adamw8bit", "lr": 1e-3} for name in ("generator", "fake")}),
     "teacher, 8 bits": ("", {"optimizer": {"name": "adam8bit"}}),
@@ -147,6 +155,7 @@ from launch.main import main
 main()
 """
 KILLED = {
+    **DROPPING,
     "power_ema": POWER_EMA,
     "images": 96,
     "log_every": 8,

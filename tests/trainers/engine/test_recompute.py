@@ -13,7 +13,7 @@ from torch.utils import checkpoint
 
 from distill import EDM, Denoiser, UserError, lora
 from distill.teachers import EDM2Net, EDMNet, load_denoiser, save_denoiser
-from tests.tiny import ADAPTERS, NETWORK, build_session, recipe, teacher_recipe, tiny_denoiser
+from tests.tiny import ADAPTERS, DROPOUT, NETWORK, build_session, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.engine.living import Living
 from trainers.engine.networks import recompute_activations
 from trainers.engine.session import Session
@@ -25,19 +25,21 @@ EDM_NETWORK = {
 }  # fmt: skip
 DMD2 = {"name": "dmd2", "tap": "encoder", "r1": {"weight": 1.0}}
 INSIDE = {**DMD2, "tap": "unet.down_blocks.0.resnets.0"}  # a part that is recomputed as a whole
-LORA = {"generator": ADAPTERS, "fake": {"lr": 1e-2, "lora": {"rank": 3}}}
+LORA = {"generator": {**DROPOUT, **ADAPTERS}, "fake": {**DROPOUT, "lr": 1e-2, "lora": {"rank": 3}}}
+FULL = {"generator": DROPOUT, "fake": DROPOUT}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "unet": ("unet", {}),
+    "unet": ("unet", FULL),
+    "unet, without dropout": ("unet", {}),
     "unet, adapters": ("unet", LORA),
     "unet, adapters, one by one": ("unet", {**LORA, "backprop": "one_by_one"}),
     "unet, adapters, reuse": ("unet", {**LORA, "reuse_samples": True}),
     "unet, adapters, critic, slope": ("unet", {**LORA, "objective": DMD2}),
     "unet, tap inside a block": ("unet", {**LORA, "objective": INSIDE}),
     "unet, bfloat16, adapters": ("unet", {**LORA, "precision": "bfloat16"}),
-    "edm": ("edm", {"backprop": "one_by_one"}),
+    "edm": ("edm", {**FULL, "backprop": "one_by_one"}),
     "edm, adapters": ("edm", LORA),
     "edm, adapters, critic, one by one": ("edm", {**LORA, "objective": DMD2, "backprop": "one_by_one"}),
-    "edm2": ("edm2", {}),
+    "edm2": ("edm2", FULL),
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.objectives import Batch, Denoisers, Objective
-from tests.tiny import DISTILLATIONS, build_session, distillation, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, DROPOUT, build_session, distillation, recipe, teacher_recipe
 from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.engine.step import advance
@@ -190,14 +190,18 @@ def test_fake_updates_draw_fresh_samples(teachers: Path, monkeypatch: pytest.Mon
     assert len(every.unique(dim=0)) == 6 * 8
 
 
-def test_only_the_player_in_training_drops_out(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = session_of(recipe(teachers / "dropout"))
-    players, modes = session.state.players, []
+@pytest.mark.parametrize("players", [(), ("generator",), ("fake",), ("generator", "fake")])
+def test_only_the_player_in_training_drops_out(players: tuple[str, ...], teachers: Path) -> None:
+    """And only where its settings say so."""
+    session = session_of(recipe(teachers / "dropout", **dict.fromkeys(players, DROPOUT)))
+    told = {name: name in players for name in ("fake", "generator")}
+    found, modes = session.state.players, []
     assert session.teacher is not None
-    for name, module in (("T", session.teacher), ("F", players["fake"].bare), ("G", players["generator"].bare)):
+    for name, module in (("T", session.teacher), ("F", found["fake"].bare), ("G", found["generator"].bare)):
         module.register_forward_hook(lambda module, inputs, output, name=name: modes.append((name, module.training)))
     advance(session)
-    assert modes == [("G", False), ("F", True), ("G", True), ("T", False), ("F", False)]
+    phases = [("G", False), ("F", told["fake"]), ("G", told["generator"]), ("T", False), ("F", False)]
+    assert modes == phases
 
 
 def test_dropout_is_seeded_by_the_place_in_the_run(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_the_time_of_the_generator_is_asked_too(tmp_path: Path) -> None:
 
 
 def test_a_probe_takes_few_forwards(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two laws and the ramp of a sampler, of 16 quantiles each, eight at a time."""
+    """Two laws and the ramp of a sampler, of 16 quantiles each, eight at a time; then both modes of the first batch."""
     session = build_session(recipe(teachers / "edm"))
     assert session.teacher is not None
     calls: list[Tensor] = []
@@ -84,7 +84,7 @@ def test_a_probe_takes_few_forwards(teachers: Path, monkeypatch: pytest.MonkeyPa
         session.teacher.network, "forward", lambda *arguments: (calls.append(arguments[1]), forward(*arguments))[1]
     )
     probe_teacher(session)
-    assert [len(times) for times in calls] == [8] * 6
+    assert [len(times) for times in calls] == [8] * 8
 
 
 @pytest.mark.parametrize("name", DISTILLATIONS)
