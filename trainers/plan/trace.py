@@ -122,7 +122,10 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
         with mode:
             batches.example = example(teacher, run)
         run.objective.check(teacher)
-        session = assemble(run, accelerator, teacher, dataset, batches, further)
+        # A class of the user's own counts as float32: a trial of its weights needs values.
+        casts = run.precision == "bfloat16" and teacher.network.casts_weights
+        low = frozenset(name for name, _ in teacher.named_parameters()) if casts else frozenset[str]()
+        session = assemble(run, accelerator, teacher, dataset, batches, further, low)
         session.state.images = run.images - run.batch_size
         ledger.host = _offloaded_kinds(session)
         ledger.track_players(session.state.players)

@@ -27,6 +27,7 @@ from trainers.engine.step import distillation_round, global_mean
 from trainers.recipe.run import PlayerSettings, Run
 from trainers.runs.open import Objects, Opened, encode_data
 from trainers.runs.start import load_start
+from trainers.runs.storage import low_names, store
 from trainers.runs.teacher_hash import is_hash_of, teacher_hash, weights_hash
 
 
@@ -49,7 +50,8 @@ def build_distillation(opened: Opened, accelerator: Accelerator) -> Session:
     dataset = encode_data(opened, accelerator.device, quiet=not accelerator.is_main_process)
     batches = make_batches(run, dataset, accelerator, opened.pairs)
     start = (run.start, identity) if opened.fresh and run.start is not None else None
-    session = assemble(run, accelerator, teacher, dataset, batches, opened.further_teachers, start, opened.objects)
+    low = low_names(run, teacher, batches, accelerator)
+    session = assemble(run, accelerator, teacher, dataset, batches, opened.further_teachers, low, start, opened.objects)
     session.source, session.teacher_hash = opened.source, identity
     session.is_teacher = is_teacher
     return session
@@ -70,6 +72,7 @@ def assemble(
     dataset: Dataset,
     batches: Batches,
     further_teachers: Mapping[str, Denoiser],
+    low: frozenset[str],
     start: tuple[str, str] | None = None,
     objects: Objects = Objects(),
 ) -> Session:
@@ -82,6 +85,7 @@ def assemble(
         dataset: The data as the teacher takes them.
         batches: The batches of this process.
         further_teachers: The objective's further teachers, by name.
+        low: The names of the teacher's parameters that are stored in bfloat16.
         start: The run folder whose generator this one starts as, and the hash of the teacher. None for the teacher.
         objects: The objects of the caller.
     """
@@ -89,7 +93,7 @@ def assemble(
         recompute_activations(teacher.network)
     layouts = layouts_of(run, accelerator)
     generator, fake = build_networks(teacher, run, layouts)
-    place_networks(run, layouts, teacher.eval(), generator, fake, accelerator.device)
+    place_networks(layouts, teacher.eval(), generator, fake, accelerator.device, low)
     if start is not None:
         load_start(start[0], run, generator, start[1])
     player = Player("generator", generator, run.generator, accelerator, objects.optimizer)
@@ -151,34 +155,27 @@ def build_networks(teacher: Denoiser, run: Run, sharded: Container[str] = ()) ->
 
 
 def place_networks(
-    run: Run,
     layouts: Mapping[str, Layout],
     teacher: Denoiser,
     generator: nn.Module,
     fake: nn.Module | None,
     device: torch.device,
+    low: frozenset[str],
 ) -> None:
     """Put the networks on their devices, in place, and shard those that have a layout. Collective.
 
-    The teacher is frozen, and is therefore stored in the precision of compute, if its network casts all its weights
-    before it uses them. A network of the user's own stays in float32.
-
     Args:
-        run: The recipe.
         layouts: The layouts of the networks that are sharded, by name.
-        teacher: The teacher.
+        teacher: The teacher, which is frozen.
         generator: The generator.
         fake: The fake. None if the objective trains none.
         device: The device of this process.
+        low: The names of the teacher's parameters that are stored in bfloat16. Of a sharded teacher, all or none.
     """
-    stored = torch.bfloat16 if run.precision == "bfloat16" and teacher.network.casts_weights else None
     if "teacher" in layouts:
-        shared = shard(teacher, layouts["teacher"], dtype=stored)
+        shared = shard(teacher, layouts["teacher"], dtype=torch.bfloat16 if low else None)
     else:
-        # In place, so that adapters that share these parameters see the change. The buffers keep their dtype, since the
-        # frequencies of Fourier features need float32.
-        for parameter in teacher.network.parameters() if stored else ():
-            parameter.data = parameter.data.to(stored)
+        store(teacher, low)
         teacher.to(device)
         shared = {parameter: parameter for parameter in teacher.parameters()}
     for name, network in (("generator", generator), ("fake", fake)):

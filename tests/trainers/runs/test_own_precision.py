@@ -149,10 +149,21 @@ class Masked(Base):
 
 NETWORKS = [LayerNorms, BatchNorms, GroupNorms, OtherNorms, Embeddings, Sinusoids, Attention, Masked]
 
+MORE: dict[type[Base], tuple[str, ...]] = {  # tensors in bfloat16 beside those of Base
+    GroupNorms: ("convolution.weight", "convolution.bias"),
+    OtherNorms: ("last.bias",),
+    Embeddings: ("row.weight", "row.bias"),
+    Attention: (
+        *("rows.weight", "rows.bias", "heads.in_proj_weight", "heads.in_proj_bias"),
+        *("heads.out_proj.weight", "heads.out_proj.bias"),
+    ),
+    Masked: ("rows.weight", "rows.bias"),
+}
 
-def save_own(kind: type[Base], folder: Path) -> OwnNet:
+
+def save_own(kind: type[nn.Module], folder: Path) -> OwnNet:
     torch.manual_seed(0)
-    network = OwnNet(f"{__name__}:{kind.__name__}", {}, SHAPE, 10)
+    network = OwnNet(f"{kind.__module__}:{kind.__name__}", {}, SHAPE, 10)
     save_denoiser(Denoiser(network, EDM(), "edm"), folder)
     return network
 
@@ -174,12 +185,16 @@ def test_it_trains_in_bfloat16(kind: type[Base], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_teacher_is_as_precise_as_the_generator(kind: type[Base], tmp_path: Path) -> None:
-    """Its weights are exact, so its estimates are those of float32 weights to the last bit."""
+    """Its norms and tables are exact, and its estimates are those of float32 weights to the last bit."""
     start = save_own(kind, tmp_path / "own")
     session = build_session(recipe(tmp_path / "own", precision="bfloat16"))
     assert session.teacher is not None
+    stored = session.teacher.network.state_dict()
+    low = {key for key, value in stored.items() if value.dtype == torch.bfloat16}
     for key, value in start.state_dict().items():
-        assert torch.equal(session.teacher.network.state_dict()[key], value), key
+        assert torch.equal(stored[key], value.bfloat16() if key in low else value), key
+    linear = {f"module.{one}.{part}" for one in ("enter", "time", "leave") for part in ("weight", "bias")}
+    assert low == (set() if kind is Sinusoids else linear | {f"module.{key}" for key in MORE.get(kind, ())})
     x_t, t = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.logspace(-2, 2, 4)
     exact = Denoiser(start, EDM(), "edm", autocast_dtype=torch.bfloat16).eval()
     labels = torch.arange(4)
