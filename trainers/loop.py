@@ -21,8 +21,20 @@ from trainers.engine.collectives import is_lost_process, on_main_process
 from trainers.engine.session import Session
 from trainers.engine.step import advance
 from trainers.engine.stopping import STOP, Stopped
-from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Log, NotFinite, Samples, Snapshots, check_weights
+from trainers.hooks import (
+    Checkpoints,
+    CompareSamples,
+    Evaluate,
+    FiniteCheck,
+    Hook,
+    Log,
+    NotFinite,
+    Samples,
+    Snapshots,
+    check_weights,
+)
 from trainers.hooks.finite import ends_skipped
+from trainers.hooks.health import LINES, REFERENCE
 from trainers.hooks.hook import call_due, call_in_turn
 from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
@@ -85,7 +97,6 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         start_trackers(run, folder, accelerator, console, opened.fresh, state.changes)
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
         hooks = [log, *hooks_of(session, folder, saver, opened.objects.hooks)]
-        log.start(session)
         with (
             closing_at_end(log, saver, accelerator),
             STOP.deferred(accelerator),
@@ -93,6 +104,9 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         ):
             if state.images >= run.images:  # an end that failed fails again, since nothing is trained
                 FiniteCheck(run, hooks)(session)
+            for hook in hooks[1:]:
+                hook.start(session)
+            log.start(session)  # last, since its clock starts
             # A stop came before these hooks, at the image count of the checkpoint.
             call_in_turn(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
             while state.images < run.images:
@@ -139,7 +153,7 @@ def check_places(folder: Path) -> None:
 
     Reading a pipe, for example, would wait forever.
     """
-    files = (LOCK, RUN_FILE, STOPPED, "log.jsonl", "metrics.jsonl", "wandb.json")
+    files = (LOCK, RUN_FILE, STOPPED, "log.jsonl", "metrics.jsonl", LINES, REFERENCE, "wandb.json")
     folders = ("checkpoints", "samples", "power_ema", "best", "teacher", "tensorboard", "wandb")
     for kind, names, is_kind in (("regular file", files, Path.is_file), ("folder", folders, Path.is_dir)):
         for place in (folder / name for name in names):
@@ -162,6 +176,7 @@ def hooks_of(session: Session, folder: Path, saver: Saver, more: Sequence[Hook])
     every = run.checkpoint_every
     hooks = [
         Evaluate(folder, run.evaluation),
+        *([CompareSamples(session, folder)] if isinstance(run, Run) else []),
         Samples(folder, run.samples_every),
         Snapshots(folder, run.power_ema),
         *more,
@@ -337,6 +352,8 @@ def rewind_folder(folder: Path, images: int, unfinished: Sequence[str]) -> None:
     jsonl.rewind(folder / "log.jsonl", images)
     # An unfinished evaluation comes again at `images`, where an earlier attempt may have left its line.
     jsonl.rewind(folder / "metrics.jsonl", images - (Evaluate.__name__ in unfinished))
+    # The comparison before training comes again too.
+    jsonl.rewind(folder / LINES, images - (CompareSamples.__name__ in unfinished or images == 0))
     posthoc_ema.rewind_snapshots(folder, images)
     for name in ("best", "teacher"):
         recover(folder / name)

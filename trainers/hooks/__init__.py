@@ -3,6 +3,7 @@
 from trainers.hooks.checkpoint import Checkpoints
 from trainers.hooks.evaluate import Evaluate
 from trainers.hooks.finite import FiniteCheck, NotFinite, check_weights
+from trainers.hooks.health import CompareSamples
 from trainers.hooks.hook import Hook
 from trainers.hooks.log import Log
 from trainers.hooks.samples import Samples
@@ -10,6 +11,7 @@ from trainers.hooks.snapshots import Snapshots
 
 __all__ = [
     "Checkpoints",
+    "CompareSamples",
     "Evaluate",
     "FiniteCheck",
     "Hook",

@@ -24,6 +24,9 @@ class Hook(ABC):
         """Return whether the hook is due after an update from `before` to `now` images, in a run of `total` images."""
         return self.every > 0 and (now // self.every > before // self.every or now >= total)
 
+    def start(self, session: Session) -> None:  # noqa: B027 (most hooks have nothing to do then)
+        """Do what comes before the first update of this start or resume of the run."""
+
     @abstractmethod
     def __call__(self, session: Session) -> None:
         """Run the hook, after the update that made it due."""

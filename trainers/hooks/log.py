@@ -1,5 +1,6 @@
 """The hook that logs to log.jsonl, to the trackers of the recipe, and to the terminal."""
 
+import math
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainers.engine.memory import peak_memory
 from trainers.engine.session import Session
+from trainers.hooks.alarms import LOG_RULES, Alarms
 from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import log_numbers
 from trainers.io.console import tolerate_disk_errors
@@ -32,6 +34,7 @@ class Log(Hook):
         self.file, self.every, self.console = folder / "log.jsonl", every, console
         self.clock: tuple[float, int] | None = None
         self.last = 0  # images of the last line
+        self.alarms = Alarms(LOG_RULES)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
         # Rich draws a bar in a notebook through ipywidgets, and prints a warning where it is not installed.
         bar = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
@@ -42,13 +45,16 @@ class Log(Hook):
         """Start the clock and the progress bar."""
         self.clock = (time.perf_counter(), session.state.images)
         if session.accelerator.is_main_process:
-            self.last = max((record["images"] for record in read(self.file)), default=0)
+            self.alarms = Alarms(LOG_RULES, read(self.file))
+            self.last = max((line["images"] for line in self.alarms.lines), default=0)
             self.progress.update(self.task, total=session.run.images, completed=session.state.images)
             self.progress.start()
 
     def __call__(self, session: Session) -> None:
         images = session.state.images
         means = with_ratios(session.state.meter.read(session.accelerator))  # collective
+        if (loss := means.get("fake/denoising")) is not None:
+            means["health/fake_loss"] = loss / math.prod(session.dataset.shape)
         assert self.clock is not None
         seconds, done = time.perf_counter() - self.clock[0], images - self.clock[1]
         self.clock = (time.perf_counter(), images)
@@ -60,8 +66,9 @@ class Log(Hook):
             changes = [change for change in session.state.changes if self.last <= change["images"] < images]
             told = {"changes": changes} if changes else {}
             self.last = images
+            record = self.alarms.judge({"images": images, **told, **means, **counts, "time": timing})
             with tolerate_disk_errors(f"{self.file}: the line at {images:,} images is"):
-                append(self.file, {"images": images, **told, **means, **counts, "time": timing})
+                append(self.file, record)
             machine = {"images_per_second": speed, "peak_memory_gib": memory}
             log_numbers(session.accelerator, {**means, **counts, **machine}, images)
             self._show(session, means, speed)

@@ -12,7 +12,7 @@ from trainers.recipe.strict_yaml import diff, difference_lines, differences, dum
 
 PLACES = {"teacher", "start", "cache", "pairs.folder", "data.path"}
 """The keys that are paths, whose content is compared by its hash."""
-FREE_KEYS = PLACES | {"name", "images", "keep", "tracking", "evaluation", "max_skipped", "objects"}
+FREE_KEYS = PLACES | {"name", "images", "keep", "tracking", "evaluation", "health", "max_skipped", "objects"}
 """The keys whose change leaves the training as it was."""
 
 

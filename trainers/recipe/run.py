@@ -170,6 +170,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Health:
+    """The comparison of the generator's samples with the teacher's while a run trains (docs/health.md)."""
+
+    every: int | None = None  # images between two of them; null: a fiftieth of the run, or 4 x samples; 0: none
+    # The teacher takes 35 evaluations for each, once. null: 256, or fewer if they are large or the run is short.
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "every")
+        _require(self, "samples", rule="at least 4", holds=lambda count: count >= 4)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OdePairs:
     """The ODE pairs of a run."""
 
@@ -272,6 +285,7 @@ class Run(Experiment):
     # pass both denoisers.
     backprop: Literal["joint", "one_by_one"] = "joint"
     sharding: Sharding | None = None
+    health: Health = Health()
 
     def __post_init__(self) -> None:
         super().__post_init__()

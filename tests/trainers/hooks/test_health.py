@@ -113,5 +113,7 @@ def test_they_are_in_the_log(teachers: Path, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     names = {name for name in record if name.startswith("health/") and "nsr" not in name}
     assert names == {
-        f"health/{name}" for name in ("gap", "fake_error", "teacher_error", "fake_vs_teacher", "sid_at_x", "pull_at_x")
+        f"health/{name}"
+        for name in ("gap", "fake_error", "teacher_error", "fake_vs_teacher", "fake_loss", "sid_at_x", "pull_at_x")
     }
+    assert record["health/fake_loss"] == record["fake/denoising"] / 64

@@ -28,7 +28,7 @@ from trainers.data.batches import inputs
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP, Stopped
 from trainers.evaluation import draw_samples, evaluate, fit_protocol
-from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Samples, Snapshots
+from trainers.hooks import Checkpoints, CompareSamples, Evaluate, FiniteCheck, Hook, Samples, Snapshots
 from trainers.hooks.samples import preview_inputs
 from trainers.io.images import grid
 from trainers.io.jsonl import read
@@ -92,7 +92,8 @@ def test_a_hook_of_the_users_comes_after_our_own_and_before_the_checkpoint(teach
     trainers.resume(tmp_path, hooks=[again], accelerator=here)
     assert again.seen == [(48, True, True), (64, True, False)]  # the stop has saved 48
     hooks = hooks_of(build_session(settings), tmp_path, cast(Any, None), [noted])
-    assert [type(hook) for hook in hooks] == [FiniteCheck, Evaluate, Samples, Snapshots, Noted, Checkpoints]
+    ours = [FiniteCheck, Evaluate, CompareSamples, Samples, Snapshots]
+    assert [type(hook) for hook in hooks] == [*ours, Noted, Checkpoints]
 
 
 @pytest.fixture

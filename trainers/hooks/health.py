@@ -1,0 +1,158 @@
+"""The hook that compares the generator's samples with the teacher's while a run trains (docs/health.md)."""
+
+import math
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from distill.conditions import Condition
+from distill.denoiser import Denoiser, GuidableDenoiser
+from distill.generator import Generator
+from distill.guidance import GuidedDenoiser, classifier_free
+from distill.metrics.sample_statistics import compare_samples
+from distill.objectives import Denoisers, Objective
+from distill.objectives.autoguided import Autoguided
+from distill.objectives.decoupled import Decoupled
+from distill.objectives.guided import Guided
+from distill.objectives.wrapper import Wrapper
+from distill.random import Random
+from distill.saved_files import load_tensors, tensor_bytes
+from trainers.data.batches import preview_conditions, unit_noise
+from trainers.engine.collectives import on_main_process
+from trainers.engine.sampler import Sampler, make_sampler
+from trainers.engine.session import Session
+from trainers.engine.stopping import STOP
+from trainers.hooks.alarms import HEALTH_RULES, Alarms
+from trainers.hooks.hook import Hook
+from trainers.hooks.trackers import log_numbers
+from trainers.io.atomic import atomic_file
+from trainers.io.console import plain, tolerate_disk_errors
+from trainers.io.jsonl import append, read
+from trainers.recipe.run import Run
+
+LINES, REFERENCE = "health.jsonl", "health.safetensors"
+POINTS = 50  # comparisons of a run at most, where the recipe does not say how often it compares
+# Samples of a comparison, where the recipe does not say how many: this many, if they have fewer elements in all, and if
+# the teacher makes one for that many images of the run. Its 35 evaluations of each then take 5 % of the run.
+SAMPLES, ELEMENTS, IMAGES_A_SAMPLE = 256, 2**24, 64
+JUDGED = 64  # samples of a comparison at least, for its numbers to raise alarms
+GROUPS = 16  # conditions of a comparison at most, so that each has several samples
+
+
+class CompareSamples(Hook):
+    """A hook that compares samples of the generator with those of the teacher, on the same noise and conditions.
+
+    It takes the generator itself and not its average, which follows later and would show a failure later. The samples
+    are compared as the networks make them, hence latents as latents. Each comparison writes a line of health.jsonl. The
+    teacher's samples are made once, and kept in health.safetensors.
+
+    Args:
+        session: The run at work, a distillation.
+        folder: The run folder.
+    """
+
+    def __init__(self, session: Session, folder: Path) -> None:
+        self.run, self.folder, shape = cast(Run, session.run), folder, session.dataset.shape
+        settings, classes = self.run.health, session.dataset.classes
+        most = min(SAMPLES, ELEMENTS // math.prod(shape), self.run.images // IMAGES_A_SAMPLE)
+        self.count = settings.samples or max(4, most)
+        # A comparison costs as many forwards as it has samples. A fourth of them are trained on in between.
+        self.every = max(self.run.images // POINTS, 4 * self.count) if settings.every is None else settings.every
+        wanted = classes or (session.dataset.count if session.dataset.prompts is not None else 1)
+        self.groups = min(wanted, GROUPS, self.count // 2)
+        self.teacher: Tensor | None = None  # on the main process
+        self.ready = False
+        records = read(folder / LINES) if session.accelerator.is_main_process and self.every else []
+        self.alarms = Alarms(HEALTH_RULES if self.count >= JUDGED else (), records)
+
+    def start(self, session: Session) -> None:
+        """Compare the samples before training. Collective."""
+        if self.every and session.state.images == 0:
+            self(session)
+
+    def __call__(self, session: Session) -> None:
+        if not self.ready:
+            self._prepare(session)
+        generator = cast(Generator, session.state.players["generator"].bare)
+        samples = self._draw(session, make_sampler(generator, self.run))
+        if self.teacher is None:
+            return
+        at = f"the health at {session.state.images:,} images is"
+        if not samples.isfinite().all():
+            plain(stderr=True).print(f"{at} not measured: samples are not finite", style="yellow")
+            return
+        numbers = compare_samples(samples, self.teacher, torch.arange(self.count) % self.groups)
+        first = self.alarms.lines[0] if self.alarms.lines else numbers
+        if first["distance"] > 0:
+            numbers["ratio"] = numbers["distance"] / first["distance"]
+        record = self.alarms.judge({"images": session.state.images, **numbers})
+        log_numbers(session.accelerator, {f"health/{key}": value for key, value in numbers.items()}, record["images"])
+        with tolerate_disk_errors(at):
+            append(self.folder / LINES, record)
+
+    def _prepare(self, session: Session) -> None:
+        """Load the teacher's samples, or make and keep them. Collective."""
+        file, accelerator = self.folder / REFERENCE, session.accelerator
+        target, scale = target_of(self.run.objective, cast(Denoisers, session.nets))
+        # A resume with another teacher, seed or scale of guidance does not take these samples for its own.
+        name = f"{session.teacher_hash} seed {self.run.seed} scale {scale:g} of {self.groups}"
+        shape = self.count, *session.dataset.shape
+
+        def load() -> bool:
+            """Load the samples of the file, if it holds those that are wanted."""
+            try:
+                found = load_tensors(file).get(name)
+            except (OSError, SafetensorError):
+                return False
+            if found is not None and found.shape == shape:
+                self.teacher = found.clone()  # from the mapped file, which may be replaced
+            return self.teacher is not None
+
+        if not on_main_process(accelerator, load):
+            samples = self._draw(session, make_sampler(cast(Denoiser, target), self.run))
+            if accelerator.is_main_process:
+                self.teacher = samples
+                with tolerate_disk_errors(f"'{file}' is"), atomic_file(file) as staging:
+                    staging.write_bytes(tensor_bytes({name: samples}))
+        self.ready = True
+
+    def _draw(self, session: Session, sampler: Sampler) -> Tensor:
+        """Draw the samples [N, C, *spatial] of a comparison, float32 on the CPU. Collective: the ranks divide them."""
+        accelerator, dataset = session.accelerator, session.dataset
+        share, parts = -(-self.count // accelerator.num_processes), []
+        first = accelerator.process_index * share
+        # Every rank draws as many samples, so that all reach the same polls and the same forwards of sharded networks.
+        # The last ranks may draw a few too many. No more at once than a micro-batch has, which memory is known to hold.
+        for numbers in torch.arange(first, first + share, device=accelerator.device).split(session.batches.size):
+            STOP.poll()
+            noise = unit_noise(dataset.shape, Random.at(self.run.seed, numbers).stream("health"))
+            parts.append(sampler(noise, self._conditions(session, numbers)).float())
+        return cast(Tensor, accelerator.gather(torch.cat(parts))).cpu()[: self.count]
+
+    def _conditions(self, session: Session, numbers: Tensor) -> Condition:
+        """Return the conditions of samples: classes at equal distances or the first prompts, in turn."""
+        columns = numbers % self.groups
+        classes = session.dataset.classes
+        return preview_conditions(session.dataset, columns * classes // self.groups if classes else columns)
+
+
+def target_of(objective: Objective, nets: Denoisers) -> tuple[GuidableDenoiser, float]:
+    """Return the denoiser whose samples a generator should match, and the scale of its guidance.
+
+    In Guided, the generator matches the teacher's own law where the fake is guided as much as the teacher
+    (distill.objectives.guided). The scale is therefore the teacher's over that of the fake.
+    """
+    teacher = nets.teacher
+    if isinstance(objective, Guided):
+        quotient = objective.fake_cfg / (objective.fake_training_cfg or 1)
+        scale = objective.teacher_cfg / (quotient or 1)
+        return classifier_free(teacher, scale, teacher.null), scale
+    if isinstance(objective, Decoupled):
+        return classifier_free(teacher, objective.teacher_cfg, teacher.null), objective.teacher_cfg
+    if isinstance(objective, Autoguided):
+        scale = objective.teacher_autoguidance
+        return cast(GuidableDenoiser, GuidedDenoiser(teacher, nets.frozen["weak_teacher"], scale)), scale
+    return target_of(objective.objective, nets) if isinstance(objective, Wrapper) else (teacher, 1.0)
