@@ -43,11 +43,12 @@ GROUPS = 16  # conditions of a comparison at most, so that each has several samp
 
 
 class CompareSamples(Hook):
-    """A hook that compares samples of the generator with those of the teacher, on the same noise and conditions.
+    """A hook that compares samples of the student with those of the teacher, on the same noise and conditions.
 
-    It takes the generator itself and not its average, which follows later and would show a failure later. The samples
-    are compared as the networks make them, hence latents as latents. Each comparison writes a line of health.jsonl. The
-    teacher's samples are made once, and kept in health.safetensors.
+    The student is the averaged generator, which does not swing as the generator itself does in healthy runs. It is the
+    generator itself where the average follows too late to show a failure. The samples are compared as the networks make
+    them, hence latents as latents. Each comparison writes a line of health.jsonl. The teacher's samples are made once,
+    and kept in health.safetensors.
 
     Args:
         session: The run at work, a distillation.
@@ -61,6 +62,8 @@ class CompareSamples(Hook):
         self.count = settings.samples or max(4, most)
         # A comparison costs as many forwards as it has samples. A fourth of them are trained on in between.
         self.every = max(self.run.images // POINTS, 4 * self.count) if settings.every is None else settings.every
+        ema = self.run.ema
+        self.averaged = ema.half_life <= self.every or ema.ramp_up > 0
         wanted = classes or (session.dataset.count if session.dataset.prompts is not None else 1)
         self.groups = min(wanted, GROUPS, self.count // 2)
         self.teacher: Tensor | None = None  # on the main process
@@ -76,8 +79,8 @@ class CompareSamples(Hook):
     def __call__(self, session: Session) -> None:
         if not self.ready:
             self._prepare(session)
-        generator = cast(Generator, session.state.players["generator"].bare)
-        samples = self._draw(session, make_sampler(generator, self.run))
+        student = session.model if self.averaged else session.state.players["generator"].bare
+        samples = self._draw(session, make_sampler(cast(Generator, student), self.run))
         if self.teacher is None:
             return
         at = f"the health at {session.state.images:,} images is"

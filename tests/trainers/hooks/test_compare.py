@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +24,7 @@ from tests.tiny import build_session, distill, fit_run, recipe
 from tests.trainers.interrupted import interrupted
 from trainers.data.batches import unit_noise
 from trainers.engine.session import Session
+from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks.health import CompareSamples, target_of
 from trainers.io.jsonl import read
 
@@ -35,9 +38,12 @@ def drawn(session: Session, count: int) -> tuple[Tensor, Condition, Tensor]:
     return noise, Condition(labels=groups * 10 // min(10, count // 2)), groups
 
 
-def test_a_comparison_is_of_the_generator_and_the_teacher(teachers: Path, tmp_path: Path) -> None:
-    """Not of the average, and on the same noise and conditions; the numbers are those of compare_samples."""
-    settings = recipe(teachers / "edm", **ALONE, ema={"half_life": 1e6, "ramp_up": 0}, health={"samples": 10})
+@pytest.mark.parametrize(("ramp_up", "averaged"), [(0.05, True), (0, False)])
+def test_a_comparison_is_of_the_student_and_the_teacher(
+    ramp_up: float, averaged: bool, teachers: Path, tmp_path: Path
+) -> None:
+    """On the same noise and conditions, with the numbers of compare_samples. An average that lags is not taken."""
+    settings = recipe(teachers / "edm", **ALONE, ema={"half_life": 1e6, "ramp_up": ramp_up}, health={"samples": 10})
     session = fit_run(settings, tmp_path)
     noise, cond, groups = drawn(session, 10)
     assert cond.labels is not None and cond.labels.tolist() == [0, 2, 4, 6, 8] * 2
@@ -46,7 +52,8 @@ def test_a_comparison_is_of_the_generator_and_the_teacher(teachers: Path, tmp_pa
     kept = load_file(tmp_path / "health.safetensors")
     assert torch.allclose(next(iter(kept.values())), teacher, atol=1e-5)
     with torch.no_grad():
-        student = cast(Tensor, session.state.players["generator"].bare(noise, cond))
+        model = session.model if averaged else session.state.players["generator"].bare
+        student = cast(Tensor, cast(Any, model)(noise, cond))
     lines = read(tmp_path / "health.jsonl")
     assert [line["images"] for line in lines] == [0, 40, 48]
     wanted = compare_samples(student, teacher, groups)
@@ -98,6 +105,35 @@ def test_a_resume_writes_the_same_lines(
     assert (cut / "health.jsonl").read_text() == (whole / "health.jsonl").read_text()
     assert file.read_bytes() == (whole / file.name).read_bytes()
     assert (file.stat().st_mtime_ns == before.st_mtime_ns) == (left == "kept")
+
+
+def test_a_comparison_that_was_cut_comes_again_once(
+    teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before training, after which the checkpoint is that of the start; and one in which a stop came."""
+    settings = recipe(teachers / "edm", **ALONE, health={"every": 16, "samples": 8})
+    fit_run(settings, tmp_path / "whole")
+    cut, call = tmp_path / "cut", CompareSamples.__call__
+
+    def end_after(at: int, error: type[Exception]) -> None:
+        def call_and_end(hook: CompareSamples, session: Session) -> None:
+            call(hook, session)
+            if session.state.images == at:
+                if error is Stopped:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    STOP.poll()
+                raise error
+
+        with monkeypatch.context() as patch, pytest.raises(error), STOP.listening():
+            patch.setattr(CompareSamples, "__call__", call_and_end)
+            fit_run(settings, cut, resume=cut.exists())
+
+    end_after(0, KeyError)
+    assert [line["images"] for line in read(cut / "health.jsonl")] == [0]
+    end_after(32, Stopped)
+    assert [line["images"] for line in read(cut / "health.jsonl")] == [0, 16, 32]
+    fit_run(settings, cut, resume=True)
+    assert (cut / "health.jsonl").read_text() == (tmp_path / "whole" / "health.jsonl").read_text()
 
 
 @pytest.mark.parametrize("sharding", [None, {}], ids=["replicated", "sharded"])
