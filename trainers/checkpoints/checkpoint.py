@@ -44,7 +44,9 @@ def state_tensors(session: Session) -> Contents:
     for std, average in state.power_ema.items():
         found[f"power_ema_{std}"] = {**unfrozen_state(average.module, average.frozen_names)}
     # Every rank has sums of its own. They are saved as the rows of one tensor, a row for each rank.
-    found["meter"] = {name: Rows(state.meter.totals[name][None], rank, world) for name in sorted(state.meter.totals)}
+    meters = {"meter": state.meter} | ({} if state.pace is None else {"pace": state.pace.errors})
+    for stem, meter in meters.items():
+        found[stem] = {name: Rows(meter.totals[name][None], rank, world) for name in sorted(meter.totals)}
     found["memory"] = {**state.memory}
     return found
 
@@ -52,6 +54,7 @@ def state_tensors(session: Session) -> Contents:
 def state_description(session: Session) -> dict[str, Any]:
     """Return the content of state.json: the counters, the recipe, and all else of the state that is no tensor."""
     state = session.state
+    pace = {} if state.pace is None else {"pace": state.pace.state()}
     return {
         "format": FORMAT,
         "images": state.images,
@@ -65,6 +68,7 @@ def state_description(session: Session) -> dict[str, Any]:
         "classes": session.dataset.classes,
         "data": session.source.digest,
         "changes": state.changes,
+        **pace,
     }
 
 
@@ -188,13 +192,20 @@ def restore(session: Session, folder: Path) -> None:
             getattr(player, counter).fill_(value)
         # Earlier versions did not save this number, which is the same unless the batch or the objective changed.
         rounds = description["images"] // session.run.batch_size
-        each = getattr(session.run, "fake_updates", 1) if name == "fake" else 1
+        each = getattr(session.run, "most_fake_updates", 1) if name == "fake" else 1
         player.updates = description.get("updates", {}).get(name, rounds * each)
     load_average(folder, state.ema.module, state.ema.frozen_names)
     for std, average in state.power_ema.items():
         load_module(average.module, folder / f"power_ema_{std}{SUFFIX}", average.frozen_names)
-    meter, rank, world = ShardedTensors(folder, "meter"), accelerator.process_index, accelerator.num_processes
-    state.meter.load({name: meter[name] for name in meter}, rank, world, accelerator.device)
+    meters = {"meter": state.meter}
+    # A run that decides about its pace since this resume alone begins with the first window.
+    if state.pace is not None and "pace" in description:
+        state.pace.load(description["pace"])
+        meters["pace"] = state.pace.errors
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for stem, meter in meters.items():
+        saved = ShardedTensors(folder, stem)
+        meter.load({name: saved[name] for name in saved}, rank, world, accelerator.device)
     ShardedTensors(folder, "memory").load(state.memory)
     state.images, state.unfinished = description["images"], description["unfinished"]
     state.changes = description.get("changes", [])

@@ -76,11 +76,12 @@ def _check(session: Session, folder: Path) -> None:
     for stem, average in averages.items():
         _check_network(ShardedTensors(folder, stem), average.module, average.frozen_names)
     _check_tensors(ShardedTensors(folder, "memory"), state.memory)
-    meter = ShardedTensors(folder, "meter")
-    for name in meter:
-        shape, dtype = meter.facts(name)
-        right = len(shape) == 3 and shape[0] == description["processes"] and shape[1] in (1, 6) and shape[2] == 2
-        require(right and dtype == torch.float64, f"'{meter.file}': {name} is {shape}, {dtype}, no sums of the log")
+    for stem in ("meter", *(["pace"] if state.pace is not None and "pace" in description else [])):
+        meter = ShardedTensors(folder, stem)
+        for name in meter:
+            shape, dtype = meter.facts(name)
+            right = len(shape) == 3 and shape[0] == description["processes"] and shape[1] in (1, 6) and shape[2] == 2
+            require(right and dtype == torch.float64, f"'{meter.file}': {name} is {shape}, {dtype}, no sums of the log")
 
 
 def _check_network(found: ShardedTensors, network: nn.Module, frozen_names: Container[str]) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from distill.records import EXTENSIBLE, STRICT, Count, read_record
+from trainers.recipe.run import MOST_FAKE_UPDATES
 
 SHA256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -39,6 +40,15 @@ class Digest(TypedDict):
 
 
 @with_config(EXTENSIBLE)
+class PaceState(TypedDict):
+    """The decisions about the pace of a run, as `trainers.engine.pace.Pace` makes them."""
+
+    waits: bool
+    level: Annotated[int, Field(ge=1, le=MOST_FAKE_UPDATES)]
+    samples: Count
+
+
+@with_config(EXTENSIBLE)
 class State(TypedDict):
     """The content of state.json, as `trainers.checkpoints.checkpoint.state_description` makes it."""
 
@@ -54,6 +64,7 @@ class State(TypedDict):
     data: NotRequired[Digest | None]
     updates: NotRequired[dict[str, Count]]
     changes: NotRequired[list[Change]]
+    pace: NotRequired[PaceState]
 
 
 @with_config(EXTENSIBLE)

@@ -17,6 +17,7 @@ from distill.networks.network import Network
 from trainers.engine.adam8bit import Adam8bit
 from trainers.engine.ema import EMA
 from trainers.engine.meter import Meter
+from trainers.engine.pace import Pace
 from trainers.engine.sharding import is_sharded, reshard
 from trainers.recipe.run import Optimizer, PlayerSettings
 
@@ -204,6 +205,7 @@ class TrainState:
         power_ema: Further averages of the same network, by relative width.
         images: The number of samples that the averaged player was updated on.
         meter: The running means since the last log point.
+        pace: The decisions about the fake's warm-up and updates. None where the recipe leaves none to the run.
         memory: The tensors that the objective keeps from update to update, by name.
         unfinished: The names of the hooks of this image count that were not called, since the run was stopped.
         changes: The changes that resumes have made, in the form of `trainers.checkpoints.formats.Change`.
@@ -214,6 +216,7 @@ class TrainState:
     power_ema: dict[float, EMA] = field(default_factory=dict)
     images: int = 0
     meter: Meter = field(default_factory=Meter)
+    pace: Pace | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
     changes: list[dict[str, Any]] = field(default_factory=list)

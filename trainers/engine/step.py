@@ -41,22 +41,29 @@ def advance(session: Session) -> None:
 
 def distillation_round(session: Session) -> None:
     """Update the players of a distillation: the fake follows the generator, then the generator moves. Collective."""
-    run, state = cast(Run, session.run), session.state
+    run, state, pace = cast(Run, session.run), session.state, session.state.pace
     nets = replace(cast(Denoisers, session.nets), images=state.images)
-    moves = run.objective.trains_generator(state.images)
+    moves, updates = run.objective.trains_generator(state.images), run.most_fake_updates
+    if pace is not None:  # the fake may warm up, or follow its errors
+        moves, updates = moves and not pace.waits, pace.updates
     made: Made | None = None  # samples with their graph, where the last fake update and the generator's share them
 
     # 1. The fake learns E[x0 | x_t] of the samples that the generator makes now.
-    for k in range(run.fake_updates if run.objective.trains_fake else 0):
-        if run.reuse_samples and moves and k == run.fake_updates - 1:
+    for k in range(updates if run.objective.trains_fake else 0):
+        if run.reuse_samples and moves and k == updates - 1:
             made = make_for_both(session)
-        first = state.images * run.fake_updates + k * run.batch_size  # each fake update has noise of its own
+        # Each fake update has noise of its own, whatever their number in other rounds.
+        first = state.images * run.most_fake_updates + k * run.batch_size
         update(session, "fake", f"fake {k}", partial(fake_terms, session, nets, first, made))
 
     # 2. The generator descends the objective. Teacher and fake are frozen but differentiable in x.
     if moves:
         graph = OneByOne() if run.backprop == "one_by_one" else None
         update(session, "generator", "generator", partial(generator_terms, session, nets, made, graph), graph)
+    elif pace is not None and pace.compares:
+        compare(session, nets)
+    if pace is not None:
+        pace.end_round(state.images + run.batch_size, moves or pace.compares, session.accelerator)
 
 
 def fake_terms(session: Session, nets: Denoisers, first: int, made: Made | None, micro: int) -> Terms:
@@ -101,12 +108,21 @@ def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph:
         batch = replace(batch, pairs=replace(batch.pairs, made=ends))
     terms = run.objective.generator_loss(nets if graph is None else graph.through(nets), x, batch)
     # How hard each term pulls at the samples. It costs a backward pass for each term, hence at log points alone.
-    if len(terms) > 1 and run.logs_after(state.images):
+    if len(terms) > 1 and run.logs_after(state.images) and torch.is_grad_enabled():
         for name, term in terms.items():
             loss = term.sum()
             at_x = autograd.grad(loss, made.samples, retain_graph=True)[0] if graph is None else graph.gradient(loss)
             state.meter.note(f"{name}_at_x", at_x.flatten(1).norm(dim=1))
     return terms
+
+
+@torch.no_grad()
+def compare(session: Session, nets: Denoisers) -> None:
+    """Let the objective compare fake and teacher as for an update of the generator, and train nothing. Collective."""
+    # The losses change the objective's memory in place, which belongs to the updates alone.
+    nets = replace(nets, memory={name: value.clone() for name, value in nets.memory.items()})
+    for micro in range(session.run.micro_batches):
+        generator_terms(session, nets, None, None, micro)
 
 
 def make(session: Session, batch: Batch) -> Made:

@@ -96,6 +96,7 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
     """Trace one update of a run, and return its plan.
 
     The update is the last one of the run, and it leads to a log point. Every term of the objective has its weight then.
+    Where the number of fake updates is decided while the run trains, the plan has the largest.
 
     Args:
         run: The recipe. The teacher's folder needs its configs and no weights.
@@ -107,7 +108,7 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
     """
     run.check_world(processes)
     say("the teacher's configs")
-    run = replace(run, log_every=run.batch_size, start=None)
+    run = replace(run, log_every=run.batch_size, start=None, fake_updates=run.most_fake_updates, fake_warmup=0)
     teacher = set_precision(_open(run.teacher), run)
     further = {name: _open(folder) for name, folder in run.objective.further_teachers().items()}
     with _fake_world(ledger := Ledger(), processes) as mode:

@@ -38,6 +38,10 @@ register_choices(Reward, REWARDS)
 register_choices(Data, DATA)
 
 
+MOST_FAKE_UPDATES = 5
+"""The largest number of fake updates in a round under `fake_updates: auto`: that of DMD2."""
+
+
 def _require(owner: object, *names: str, rule: str, holds: Callable[[Any], bool]) -> None:
     """Raise UserError unless the rule holds for each of these fields that is not None."""
     for name in names:
@@ -81,6 +85,23 @@ class PlayerSettings(Optimizer):
     # teacher's statistics. DMD, DMD2 and RealUID train so. teacher: it trains in train mode, with the dropout of the
     # teacher's class, as in SiD and SiDA (0.05 to 0.25 in EDM's networks) and in Diff-Instruct.
     dropout: Literal["off", "teacher"] = "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeWarmup:
+    """A warm-up of the fake that ends when the fake estimates the generator's samples about as well as the teacher."""
+
+    images: int = 0  # it takes at least these
+    # It ends when the fake's denoising error is at most this many times the teacher's in every half-decade of the
+    # noise-to-signal ratio (unverified: no paper measures it).
+    until: float = 1.1
+    most: int = 100_000  # the images after which it ends with a warning; SiDA and Uni-Instruct wait for as many
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "images")
+        _positive(self, "until", "most")
+        if self.images > self.most:
+            raise UserError(f"images: must be at most `most`, {self.most}, got {self.images}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +300,12 @@ class Run(Experiment):
     start: LocalPath | None = None  # the run folder, or best/ in it, whose generator is the start; null: the teacher
     generator: PlayerSettings = PlayerSettings()
     fake: PlayerSettings = PlayerSettings()
-    fake_updates: int = 1  # for each update of the generator
+    # For each update of the generator. auto: 1 to 5, one more where the fake's denoising error lags behind the
+    # teacher's, and one fewer where it is below it everywhere (trainers.engine.pace).
+    fake_updates: int | Literal["auto"] = 1
+    # The images for which the fake trains alone at the start, on the samples of a generator that stands still. A group
+    # ends this by a measurement.
+    fake_warmup: int | FakeWarmup = 0
     reuse_samples: bool = False  # the generator's update takes the samples of the last fake update: 10/11 of the cost
     # one_by_one holds the activations of one denoiser at a time, for one more forward. It saves memory where gradients
     # pass both denoisers.
@@ -289,7 +315,9 @@ class Run(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "fake_updates")
+        if self.fake_updates != "auto":
+            _positive(self, "fake_updates")
+        self._check_warmup()
         for name, player in (("generator", self.generator), ("fake", self.fake)):
             sharded = self.sharding is not None and getattr(self.sharding, name)
             if sharded and player.name == "sgd":
@@ -305,6 +333,22 @@ class Run(Experiment):
             raise UserError(f"pairs: {objective} regresses on ODE pairs; name a folder that `distill pairs` wrote")
         if not needs_pairs and self.pairs is not None:
             raise UserError(f"pairs: {objective} has no use for ODE pairs; leave them out")
+
+    def _check_warmup(self) -> None:
+        """Raise UserError when the fake cannot warm up, or its updates cannot follow its errors."""
+        warmup, objective = self.fake_warmup, type(self.objective).__name__
+        most, key = (warmup, "fake_warmup") if isinstance(warmup, int) else (warmup.most, "fake_warmup.most")
+        if most < 0 or most >= self.images:
+            raise UserError(f"{key}: must be at least 0 and below the run's images, {self.images}, got {most}")
+        if not self.objective.trains_fake and (warmup != 0 or self.fake_updates == "auto"):
+            raise UserError(
+                f"{'fake_warmup' if warmup != 0 else 'fake_updates'}: {objective} trains no fake; leave it out"
+            )
+
+    @property
+    def most_fake_updates(self) -> int:
+        """The largest number of fake updates in a round."""
+        return MOST_FAKE_UPDATES if self.fake_updates == "auto" else self.fake_updates
 
     @property
     def pairs_per_batch(self) -> int:

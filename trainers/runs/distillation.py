@@ -19,6 +19,7 @@ from trainers.data.pairs import PairSet
 from trainers.engine.collectives import on_main_process
 from trainers.engine.ema import average, power_averages
 from trainers.engine.networks import recompute_activations
+from trainers.engine.pace import pace_of
 from trainers.engine.player import Player, TrainState
 from trainers.engine.sampler import make_sampler
 from trainers.engine.session import Session
@@ -107,6 +108,7 @@ def assemble(
     ema = average(generator, run.ema, player.frozen_names)
     power_ema = power_averages(generator, run.power_ema, player.frozen_names)
     state = TrainState(players, ema, power_ema, memory=memory)
+    state.pace = pace_of(run, state.meter)
     nets = Denoisers(
         teacher.path,
         teacher,
@@ -114,7 +116,7 @@ def assemble(
         frozen,
         memory,
         mean=partial(global_mean, accelerator),
-        note=state.meter.note,
+        note=state.meter.note if state.pace is None else state.pace.note,
     )
     model = cast(Generator, ema.module)
     sampler = make_sampler(model, run)
