@@ -1,11 +1,13 @@
 """Autoguidance of the teacher in any objective (Karras et al., arXiv:2406.02507)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import Tensor
 
 from distill.annotations import LocalPath
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.errors import require
 from distill.guidance import GuidedDenoiser
 from distill.objectives.objective import Batch, Denoisers
@@ -34,6 +36,12 @@ class Autoguided(Wrapper):
             ("classes", other.network.classes, teacher.network.classes),
         ):
             require(theirs == ours, f"weak_teacher: '{self.weak_teacher}' has {what} {theirs}, the teacher {ours}")
+
+    def target(self, teacher: GuidableDenoiser, frozen: Mapping[str, Any] | None = None) -> GuidableDenoiser:
+        inner = self.objective.target(teacher, frozen)
+        if frozen is None:
+            return inner
+        return cast(GuidableDenoiser, GuidedDenoiser(inner, frozen["weak_teacher"], self.teacher_autoguidance))
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         guided = GuidedDenoiser(nets.teacher, nets.frozen["weak_teacher"], self.teacher_autoguidance)

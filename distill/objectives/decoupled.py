@@ -1,13 +1,14 @@
 """Guidance as a term of its own beside any objective (Luo et al., Diff-Instruct*, arXiv:2410.20898)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from distill.denoiser import Denoiser
-from distill.guidance import check_null
+from distill.denoiser import Denoiser, GuidableDenoiser
+from distill.guidance import check_null, classifier_free
 from distill.objectives.objective import Batch, Denoisers, l1_normaliser, per_sample
 from distill.objectives.wrapper import Wrapper
 from distill.times import LogNormal, Times
@@ -47,6 +48,9 @@ class Decoupled(Wrapper):
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
         check_null(teacher, "guidance")
+
+    def target(self, teacher: GuidableDenoiser, frozen: Mapping[str, Any] | None = None) -> GuidableDenoiser:
+        return classifier_free(self.objective.target(teacher, frozen), self.teacher_cfg, teacher.null)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         terms = self.objective.generator_loss(nets, x, batch)

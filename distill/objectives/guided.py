@@ -1,6 +1,8 @@
 """Long and short guidance: guided denoisers in any objective (SiD-LSG, Zhou et al., arXiv:2406.01561)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -39,12 +41,13 @@ class Guided(Wrapper):
         super().check(teacher)
         check_null(teacher, "guidance")
 
-    def target(self, teacher: GuidableDenoiser) -> GuidableDenoiser:
+    def target(self, teacher: GuidableDenoiser, frozen: Mapping[str, Any] | None = None) -> GuidableDenoiser:
         """Return the teacher at the scale s whose law is the generator's optimum: s times the fake's quotient is
         teacher_cfg. A quotient of 0 has no such law, and leaves teacher_cfg.
         """
         quotient = self.fake_cfg / self.fake_training_cfg if self.fake_training_cfg else 0.0
-        return classifier_free(self.objective.target(teacher), self.teacher_cfg / (quotient or 1.0), teacher.null)
+        inner = self.objective.target(teacher, frozen)
+        return classifier_free(inner, self.teacher_cfg / (quotient or 1.0), teacher.null)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         teacher = classifier_free(nets.teacher, self.teacher_cfg, nets.teacher.null)

@@ -210,8 +210,13 @@ class Objective:
         """Return further frozen networks, by their names in `nets.frozen`."""
         return {}
 
-    def target(self, teacher: GuidableDenoiser) -> GuidableDenoiser:
-        """Return the denoiser whose samples the generator should make: the teacher, guided where its estimate is."""
+    def target(self, teacher: GuidableDenoiser, frozen: Mapping[str, Any] | None = None) -> GuidableDenoiser:
+        """Return the denoiser whose samples the generator should make: the teacher, guided where its estimate is.
+
+        Args:
+            teacher: The teacher.
+            frozen: The further networks of `nets.frozen`. None where they are not loaded, and do not guide.
+        """
         return teacher
 
     def new_memory(self) -> dict[str, Tensor]:

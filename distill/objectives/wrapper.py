@@ -1,6 +1,8 @@
 """The base of objectives that hold another objective, so that methods are composed and do not inherit."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,8 +45,8 @@ class Wrapper(Objective):
     def load_frozen(self) -> dict[str, nn.Module]:
         return self.objective.load_frozen()
 
-    def target(self, teacher: GuidableDenoiser) -> GuidableDenoiser:
-        return self.objective.target(teacher)
+    def target(self, teacher: GuidableDenoiser, frozen: Mapping[str, Any] | None = None) -> GuidableDenoiser:
+        return self.objective.target(teacher, frozen)
 
     def new_memory(self) -> dict[str, Tensor]:
         return self.objective.new_memory()

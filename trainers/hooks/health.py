@@ -9,15 +9,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distill.conditions import Condition
-from distill.denoiser import Denoiser, GuidableDenoiser
+from distill.denoiser import Denoiser
 from distill.generator import Generator
-from distill.guidance import GuidedDenoiser, classifier_free
+from distill.guidance import GuidedDenoiser
 from distill.metrics.sample_statistics import compare_samples
-from distill.objectives import Denoisers, Objective
-from distill.objectives.autoguided import Autoguided
-from distill.objectives.decoupled import Decoupled
-from distill.objectives.guided import Guided
-from distill.objectives.wrapper import Wrapper
+from distill.objectives import Denoisers
 from distill.random import Random
 from distill.saved_files import load_tensors, tensor_bytes
 from trainers.data.batches import preview_conditions, unit_noise
@@ -99,7 +95,9 @@ class CompareSamples(Hook):
     def _prepare(self, session: Session) -> None:
         """Load the teacher's samples, or make and keep them. Collective."""
         file, accelerator = self.folder / REFERENCE, session.accelerator
-        target, scale = target_of(self.run.objective, cast(Denoisers, session.nets))
+        nets = cast(Denoisers, session.nets)
+        target = self.run.objective.target(nets.teacher, nets.frozen)
+        scale = target.scale if isinstance(target, GuidedDenoiser) else 1
         # A resume with another teacher, seed or scale of guidance does not take these samples for its own.
         name = f"{session.teacher_hash} seed {self.run.seed} scale {scale:g} of {self.groups}"
         shape = self.count, *session.dataset.shape
@@ -140,22 +138,3 @@ class CompareSamples(Hook):
         columns = numbers % self.groups
         classes = session.dataset.classes
         return preview_conditions(session.dataset, columns * classes // self.groups if classes else columns)
-
-
-def target_of(objective: Objective, nets: Denoisers) -> tuple[GuidableDenoiser, float]:
-    """Return the denoiser whose samples a generator should match, and the scale of its guidance.
-
-    In Guided, the generator matches the teacher's own law where the fake is guided as much as the teacher
-    (distill.objectives.guided). The scale is therefore the teacher's over that of the fake.
-    """
-    teacher = nets.teacher
-    if isinstance(objective, Guided):
-        quotient = objective.fake_cfg / (objective.fake_training_cfg or 1)
-        scale = objective.teacher_cfg / (quotient or 1)
-        return classifier_free(teacher, scale, teacher.null), scale
-    if isinstance(objective, Decoupled):
-        return classifier_free(teacher, objective.teacher_cfg, teacher.null), objective.teacher_cfg
-    if isinstance(objective, Autoguided):
-        scale = objective.teacher_autoguidance
-        return cast(GuidableDenoiser, GuidedDenoiser(teacher, nets.frozen["weak_teacher"], scale)), scale
-    return target_of(objective.objective, nets) if isinstance(objective, Wrapper) else (teacher, 1.0)

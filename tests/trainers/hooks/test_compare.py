@@ -20,12 +20,12 @@ from distill.metrics.sample_statistics import compare_samples
 from distill.objectives import Denoisers
 from distill.random import Random
 from distill.sampling import sample
-from tests.tiny import build_session, distill, fit_run, recipe
+from tests.tiny import build_session, distill, distillation, fit_run, recipe
 from tests.trainers.interrupted import interrupted
 from trainers.data.batches import unit_noise
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP, Stopped
-from trainers.hooks.health import CompareSamples, target_of
+from trainers.hooks.health import CompareSamples
 from trainers.io.jsonl import read
 
 ALONE = {"images": 48, "checkpoint_every": 16, "log_every": 16, "samples_every": 48}
@@ -187,8 +187,17 @@ def test_a_guided_student_is_held_to_the_guided_teacher(
 ) -> None:
     session = build_session(recipe(teachers / "null", objective=objective))
     nets = cast(Denoisers, session.nets)
-    target, found = target_of(cast(Any, session.run).objective, nets)
-    assert found == scale
+    target = cast(Any, session.run).objective.target(nets.teacher, nets.frozen)
     noise, cond, _ = drawn(session, 8)
     wanted = classifier_free(nets.teacher, scale, nets.teacher.null)(noise, torch.ones(8), cond)
-    assert torch.allclose(target(noise, torch.ones(8), cond), wanted)
+    assert target.scale == scale and torch.allclose(target(noise, torch.ones(8), cond), wanted)
+
+
+def test_an_autoguided_student_is_held_to_its_target(teachers: Path, tmp_path: Path) -> None:
+    session = build_session(distillation("autoguided", teachers))
+    nets, objective = cast(Denoisers, session.nets), cast(Any, session.run).objective
+    noise, cond, _ = drawn(session, 8)
+    strong, weak = (one(noise, torch.ones(8), cond) for one in (nets.teacher, nets.frozen["weak_teacher"]))
+    target = objective.target(nets.teacher, nets.frozen)
+    assert torch.allclose(target(noise, torch.ones(8), cond), weak + 2 * (strong - weak), atol=1e-6)
+    assert objective.target(nets.teacher) is nets.teacher
