@@ -22,6 +22,7 @@ from launch.commands import (
     import_,
     pairs,
     plan,
+    probe,
     quickstart,
     recipes,
     sample,
@@ -43,7 +44,7 @@ app = typer.Typer(
 LONGEST = 1_500  # characters of an error that is printed
 COMMANDS = {  # the panels of `distill --help`
     "Begin": (quickstart.quickstart, recipes.recipes, doctor.doctor, plan.plan, try_.try_),
-    "Teachers and data": (train.teacher, classifier.classifier, pairs.pairs, cache.cache),
+    "Teachers and data": (train.teacher, probe.probe, classifier.classifier, pairs.pairs, cache.cache),
     "Train": (train.train, train.resume),
     "Use what was trained": (sample.sample, evaluate.evaluate, export.export, ema.ema),
 }

@@ -1,6 +1,6 @@
 """The untrained one-step student, by the time at which it enters."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Components:
 
     def project(self, samples: Tensor) -> Tensor:
         """Return the components [N, D] of samples [N, ...], float64 on the CPU."""
-        return (samples.flatten(1).double().cpu() - self.mean) @ self.basis
+        return cast(Tensor, (samples.flatten(1).double().cpu() - self.mean) @ self.basis)
 
     def distance(self, samples: Tensor) -> float:
         """Return the Frechet distance between samples [N, ...] and the reference."""

@@ -52,14 +52,13 @@ class Gradient(NamedTuple):
     noise: float
 
 
-def gradients_by_level(subject: Subject, student: Generator, fake: Denoiser, samples: int) -> dict[str, list[Gradient]]:
+def gradients_by_level(subject: Subject, student: Generator, fake: Denoiser) -> dict[str, list[Gradient]]:
     """Return the gradients of OBJECTIVES by their names, where the teacher's path allows the objective.
 
     Args:
         subject: The teacher under the probe.
         student: The untrained student.
         fake: A fake that has learnt its samples. That of the start equals the teacher, which makes all gradients 0.
-        samples: The number of samples.
     """
     found = {}
     for name, objective in OBJECTIVES.items():
@@ -67,22 +66,20 @@ def gradients_by_level(subject: Subject, student: Generator, fake: Denoiser, sam
             objective.check(subject.teacher)
         except UserError:
             continue
-        found[name] = [_gradient(subject, student, fake, objective, nsr, samples) for nsr in subject.levels(LEVELS)]
+        found[name] = [_gradient(subject, student, fake, objective, nsr) for nsr in subject.levels(LEVELS)]
     return found
 
 
-def _gradient(
-    subject: Subject, student: Generator, fake: Denoiser, objective: Objective, nsr: float, samples: int
-) -> Gradient:
+def _gradient(subject: Subject, student: Generator, fake: Denoiser, objective: Objective, nsr: float) -> Gradient:
     """Return the gradient of one objective at one noise level."""
     teacher, draws = subject.teacher, []
-    noise, cond, _ = subject.inputs("gradients", 0, samples)
+    noise, cond, _ = subject.inputs("gradients", 0, SAMPLES)
     with torch.no_grad():
         made = student(noise, cond)
     nets = Denoisers(teacher.path, teacher, fake)
     for draw in range(DRAWS):
         x = made.clone().requires_grad_()
-        batch = Batch(noise, subject.inputs(f"draw {draw}", 0, samples)[2], cond)
+        batch = Batch(noise, subject.inputs(f"draw {draw}", 0, SAMPLES)[2], cond)
         terms = replace(objective, times=At(nsr)).generator_loss(nets, x, batch)  # type: ignore[call-arg]
         draws.append(autograd.grad(torch.stack(list(terms.values())).sum(), x)[0].flatten(1))
     gradients = torch.stack(draws)

@@ -82,7 +82,9 @@ def train_mode_difference(subject: Subject) -> float:
 
 @torch.no_grad()
 def middle_tap(subject: Subject) -> str | None:
-    """Return the submodule with features or tokens at which half of the parameters have been used.
+    """Return the part of the network with features or tokens at whose end half of the parameters have been used.
+
+    Parts are the children of the network, and those of its lists and sequences of modules.
 
     The name is that of the network's short tap, if it has one called `middle`.
     """
@@ -90,7 +92,8 @@ def middle_tap(subject: Subject) -> str | None:
     if "middle" in network.taps:
         return "middle"
     shorts = {full: short for short, full in network.taps.items()}
-    seen, used, hooks = [], 0, []
+    seen: list[tuple[float, int, str]] = []
+    used, hooks = 0, []
     total = sum(parameter.numel() for parameter in network.parameters())
 
     def note(name: str, module: nn.Module) -> None:
@@ -103,9 +106,10 @@ def middle_tap(subject: Subject) -> str | None:
 
         hooks.append(module.register_forward_hook(after))
 
-    for name, module in network.named_modules():
-        if name:
-            note(name, module)
+    for holder, module in network.named_modules():
+        if module is network or isinstance(module, nn.ModuleList | nn.Sequential) or not holder.strip("module"):
+            for name, part in module.named_children():
+                note(f"{holder}.{name}".lstrip("."), part)
     noise, cond, _ = subject.inputs("taps", 0, 2)
     subject.teacher(noise, subject.time(1.0, 2), cond)
     for hook in hooks:

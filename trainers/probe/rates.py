@@ -1,6 +1,7 @@
-"""Learning rates: what the fake learns on the untrained student's samples, and what the student does in a short trial."""
+"""Learning rates: what the fake learns while the student stands still, and what the student does in a short trial."""
 
 import copy
+import time
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from trainers.probe.subject import Subject, slices
 
 FAKE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 GENERATOR_RATES = (3e-5, 1e-4, 3e-4)
+TTUR = 3
+"""The fake's rate over the generator's, as in the recipes of the digits and of Fashion-MNIST."""
 BATCH = 64
 STEPS = 100
 """The steps of the fake, at most."""
@@ -33,6 +36,7 @@ class FakeTrial(NamedTuple):
 
     Attributes:
         rate: The learning rate.
+        steps: The number of steps.
         loss: Its denoising loss on new samples, over the loss of the teacher.
         ratio: Its error over the teacher's, on new samples and over all levels of the generator's law.
         worst: The largest such ratio in a half-decade of noise.
@@ -41,6 +45,7 @@ class FakeTrial(NamedTuple):
     """
 
     rate: float
+    steps: int
     loss: float
     ratio: float
     worst: float
@@ -49,14 +54,21 @@ class FakeTrial(NamedTuple):
 
 
 class StudentTrial(NamedTuple):
-    """The student after some rounds at one rate: the distance of its samples to the reference, before and after."""
+    """The student after some rounds at one rate, while the fake trains at TTUR times this rate.
+
+    Attributes:
+        rate: The learning rate of the student.
+        before: The distance of its samples to the reference before the rounds.
+        after: The distance after them.
+        seconds: The seconds of the rounds for each sample.
+        student: The student.
+    """
 
     rate: float
     before: float
     after: float
+    seconds: float
     student: Generator
-'''
-cat > /tmp/x <<'E'
 
 
 def fakes_by_rate(
@@ -82,13 +94,13 @@ def fakes_by_rate(
                 x = student(noise, cond)
             loss = denoising_loss(fake, teacher.path, x, cond, law, weight, random, teacher.sigma_data).mean()
             update(optimizer, loss)
-        found.append(_judge(subject, student, fake.requires_grad_(False), law, weight, rate))
+        found.append(_judge(subject, student, fake.requires_grad_(False), law, weight, (rate, steps)))
     return found
 
 
 @torch.no_grad()
 def _judge(
-    subject: Subject, student: Generator, fake: Denoiser, law: Times, weight: Weight, rate: float
+    subject: Subject, student: Generator, fake: Denoiser, law: Times, weight: Weight, trained: tuple[float, int]
 ) -> FakeTrial:
     """Compare the fake with the teacher on new samples of the student, at the same noise."""
     teacher, meter, losses = subject.teacher, Meter(), [0.0, 0.0]
@@ -106,13 +118,13 @@ def _judge(
     ratios = (errors["fake"] / errors["teacher"]).nan_to_num()  # 0 for a half-decade without a sample
     worst = int(ratios.argmax())
     overall = float(errors["fake"].sum() / errors["teacher"].sum())
-    return FakeTrial(rate, losses[0] / losses[1], overall, float(ratios[worst]), BINS[worst], fake)
+    return FakeTrial(*trained, losses[0] / losses[1], overall, float(ratios[worst]), BINS[worst], fake)
 
 
 def students_by_rate(
     subject: Subject,
     objective: Objective,
-    start: FakeTrial,
+    start: Denoiser,
     entry: float,
     fake_updates: int,
     components: Components,
@@ -124,7 +136,7 @@ def students_by_rate(
     Args:
         subject: The teacher under the probe.
         objective: The objective, with its laws and weights.
-        start: The fake at the start, and its rate.
+        start: The fake at the start.
         entry: The noise-to-signal ratio at which the student enters.
         fake_updates: The updates of the fake in a round.
         components: The components in which distances are measured.
@@ -134,10 +146,10 @@ def students_by_rate(
     teacher, found = subject.teacher, []
     for rate in rates:
         student = copy.deepcopy(subject.generator(entry)).requires_grad_()
-        before = _distance(subject, student, components)
+        before, clock = _distance(subject, student, components), time.perf_counter()
         torch.manual_seed(subject.run.seed)  # for the new weights of a discriminator
-        fake = objective.build_fake(copy.deepcopy(start.fake)).requires_grad_()
-        of_fake, of_student = adam(fake, start.rate), adam(student, rate)
+        fake = objective.build_fake(copy.deepcopy(start)).requires_grad_()
+        of_fake, of_student = adam(fake, TTUR * rate), adam(student, rate)
         frozen = {name: one.requires_grad_(False).eval() for name, one in objective.load_frozen().items()}
         nets = Denoisers(teacher.path, teacher, fake, frozen, objective.new_memory())
         for number in range(rounds):
@@ -151,7 +163,8 @@ def students_by_rate(
             x = student(batch.noise, batch.cond)
             update(of_student, total(objective.generator_loss(nets, x, batch)))
             fake.requires_grad_()
-        found.append(StudentTrial(rate, before, _distance(subject, student, components), student))
+        seconds = (time.perf_counter() - clock) / (rounds * BATCH)
+        found.append(StudentTrial(rate, before, _distance(subject, student, components), seconds, student))
     return found
 
 

@@ -19,8 +19,8 @@ from trainers.recipe.run import Run
 
 AT_ONCE = 64
 """The samples of one forward."""
-SAMPLED_IN = 17
-"""The evaluations of a sample of the teacher that stands for data."""
+SAMPLED_IN = 35
+"""The evaluations of a sample of the teacher that stands for data, as many as in an evaluation."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""The measurements of a probe, one after the other, each within its share of the time."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distill.errors import UserError, options
+from distill.objectives import Objective
+from distill.sampling import sample
+from trainers.engine.world import default_device
+from trainers.probe import rules
+from trainers.probe.entry import ENTRIES, Components, students_by_entry
+from trainers.probe.findings import Findings
+from trainers.probe.gradients import gradients_by_level
+from trainers.probe.levels import LEVELS, error_by_level, spread
+from trainers.probe.network import facts
+from trainers.probe.rates import BATCH, FAKE_RATES, GENERATOR_RATES, fakes_by_rate, students_by_rate
+from trainers.probe.recipe import plain
+from trainers.probe.subject import SAMPLED_IN, Reference, Subject, slices
+from trainers.recipe.run import Run
+from trainers.recipe.strict_yaml import build
+from trainers.runs.open import encode_data, open_run
+
+LEAST, SAMPLES = 8, 512
+"""The samples of the reference, at least and at most."""
+STEPS = (3, 5, 9, 17, 35)
+"""The evaluations with which the teacher is sampled."""
+PICTURED = 10
+"""The samples of a row of the picture."""
+TRAINED = 4
+"""The evaluations that a step of the fake costs for each sample: one of the student and three of the fake, with its
+backward pass.
+"""
+
+
+def open_subject(run: Run, minutes: float) -> Subject:
+    """Open the teacher and the data of a recipe for the probe.
+
+    Args:
+        run: The recipe: its teacher, its data and its objective.
+        minutes: The time that the probe may take on this machine, roughly.
+
+    Raises:
+        UserError: Something that the recipe names is missing or does not fit, or no rules are known for its objective.
+    """
+    if (kind := type(rules.inner(run.objective))) not in rules.OBJECTIVES.values():
+        raise UserError(f"objective: rules are known for {options(rules.OBJECTIVES)}, got {kind.__name__}")
+    opened, device = open_run(run, 1), default_device()
+    teacher = opened.teacher
+    assert teacher is not None
+    teacher.to(device).requires_grad_(False).eval()
+    # Latents of a whole data set would take hours, so samples of the teacher stand for them.
+    dataset = encode_data(opened, device)
+    return Subject(run, teacher, run.objective.target(teacher), dataset, device, 60 * minutes)
+
+
+def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) -> Findings:
+    """Return the findings about a teacher.
+
+    Args:
+        subject: The teacher under the probe.
+        say: Is told the next step.
+    """
+    start, budget = time.perf_counter(), subject.budget
+    say("network")
+    known = facts(subject)
+    say("reference")
+    made = not (subject.dataset.read is not None and subject.target is subject.teacher)
+    # Its own samples cost evaluations. With images, the number is that which the levels and the entries can take.
+    cost = SAMPLED_IN * (1 + (subject.target is not subject.teacher)) if made else 0
+    count = budget.samples(0.3, cost + 2 * len(LEVELS) + len(ENTRIES), SAMPLES, least=1)
+    reference = subject.reference(max(count, LEAST))
+    x = reference.samples
+    say("error by noise level")
+    levels = error_by_level(subject, reference)
+    whole, components = spread(subject, reference, levels), Components(x)
+    say("samples of the teacher")
+    sampled = samples_by_steps(subject, reference, components)
+    say("student by entry")
+    found = Findings(
+        known,
+        budget.forward,
+        reference,
+        float(x.mean()),
+        float(x.std()),
+        subject.teacher.sigma_data,
+        levels,
+        whole,
+        sampled,
+        students_by_entry(subject, reference, components),
+    )
+    law, weight, entry = rules.times(levels, whole)[0], rules.weight(levels)[0], rules.entry(found.entries)[0]
+    steps = budget.samples(0.2 / len(FAKE_RATES), TRAINED, 100 * BATCH, least=30 * BATCH) // BATCH
+    fake = subject.teacher
+    if steps:
+        say("rates of the fake")
+        found.fakes = fakes_by_rate(subject, subject.generator(entry), law, weight, steps)
+        fake = min(found.fakes, key=lambda one: one.loss).fake
+        rounds = budget.samples(0.3 / len(GENERATOR_RATES), rules.ROUND, 60 * BATCH, least=20 * BATCH) // BATCH
+        if rounds:
+            say("rates of the student")
+            objective = build(Objective, plain(rules.objective_values(subject.run.objective, found)))
+            updates = rules.fake_updates(objective)
+            found.students = students_by_rate(subject, objective, fake, entry, updates, components, rounds)
+        say("gradients")
+        found.gradients = gradients_by_level(subject, subject.generator(entry), fake)
+    found.seconds = time.perf_counter() - start
+    return found
+
+
+@torch.no_grad()
+def samples_by_steps(
+    subject: Subject, reference: Reference, components: Components
+) -> dict[int, tuple[Tensor, float | None]]:
+    """Return samples of the target and their distance to the reference, by the number of evaluations.
+
+    Where the time allows few samples, there are some for the picture, and no distance.
+    """
+    guided = subject.target is not subject.teacher
+    count = subject.budget.samples(0.15, sum(STEPS) * (1 + guided), len(reference.samples), least=64)
+    noise, _, _ = subject.inputs("samples", 0, max(count, PICTURED))
+    found = {}
+    for steps in STEPS:
+        parts = [
+            sample(subject.target, noise[part], reference.cond.rows(part), steps)
+            for part in slices(min(len(noise), len(reference.samples)))
+        ]
+        samples = torch.cat(parts)
+        found[steps] = samples[:PICTURED], components.distance(samples) if count else None
+    return found

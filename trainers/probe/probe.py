@@ -1,0 +1,43 @@
+"""The probe of a teacher, from its recipe to its folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distill.errors import UserError
+from trainers.probe.findings import Findings
+from trainers.probe.measure import measure, open_subject
+from trainers.probe.recipe import plain, to_text
+from trainers.probe.report import write
+from trainers.probe.rules import recipe
+from trainers.recipe.load import build_experiment
+from trainers.recipe.run import Run
+
+HEAD = """Written by `distill probe {teacher}`. Each value has its reason above it, and report.md has the measurements.
+Train it with `distill train {file}`."""
+
+
+def probe(
+    run: Run, folder: Path, minutes: float = 8.0, run_minutes: float = 30.0, say: Callable[[str], None] = print
+) -> Findings:
+    """Measure a teacher, and write report.md, report.json, recipe.yaml, samples.png and entry.png to a folder.
+
+    Args:
+        run: The teacher, the data and the objective. Other values are replaced by those that the rules give.
+        folder: The folder. The files of an earlier probe in it are replaced.
+        minutes: The time that the probe may take on this machine, roughly.
+        run_minutes: The time that a run of the recipe should take on this machine.
+        say: Is told the next step.
+
+    Raises:
+        UserError: Something that the recipe names is missing or does not fit, or no rules are known for its objective.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--folder: '{folder}' is no folder")
+    subject = open_subject(run, minutes)
+    found = measure(subject, say)
+    pixels = subject.dataset.read is not None and not subject.teacher.latents
+    values = recipe(run, found, run_minutes, pixels)
+    build_experiment(plain(values), "recipe.yaml")  # raises where a rule gives what no recipe takes
+    text = to_text(values, HEAD.format(teacher=run.teacher, file=folder / "recipe.yaml"))
+    write(found, folder, f"Probe of {Path(run.teacher).name}", text, subject.teacher)
+    return found
