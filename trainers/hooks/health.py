@@ -33,7 +33,7 @@ LINES, REFERENCE = "health.jsonl", "health.safetensors"
 POINTS = 50  # comparisons of a run at most, where the recipe does not say how often it compares
 # Samples of a comparison, where the recipe does not say how many: this many, if they have fewer elements in all, and if
 # the teacher makes one for that many images of the run. Its 35 evaluations of each then take 5 % of the run.
-SAMPLES, ELEMENTS, IMAGES_A_SAMPLE = 256, 2**24, 64
+MOST_SAMPLES, ELEMENTS, IMAGES_A_SAMPLE = 256, 2**24, 64
 JUDGED = 64  # samples of a comparison at least, for its numbers to raise alarms
 GROUPS = 16  # conditions of a comparison at most, so that each has several samples
 
@@ -54,7 +54,7 @@ class CompareSamples(Hook):
     def __init__(self, session: Session, folder: Path) -> None:
         self.run, self.folder, shape = cast(Run, session.run), folder, session.dataset.shape
         settings, classes = self.run.health, session.dataset.classes
-        most = min(SAMPLES, ELEMENTS // math.prod(shape), self.run.images // IMAGES_A_SAMPLE)
+        most = min(MOST_SAMPLES, ELEMENTS // math.prod(shape), self.run.images // IMAGES_A_SAMPLE)
         self.count = settings.samples or max(4, most)
         # A comparison costs as many forwards as it has samples. A fourth of them are trained on in between.
         self.every = max(self.run.images // POINTS, 4 * self.count) if settings.every is None else settings.every
