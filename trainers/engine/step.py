@@ -43,9 +43,10 @@ def distillation_round(session: Session) -> None:
     """Update the players of a distillation: the fake follows the generator, then the generator moves. Collective."""
     run, state, pace = cast(Run, session.run), session.state, session.state.pace
     nets = replace(cast(Denoisers, session.nets), images=state.images)
-    moves, updates = run.objective.trains_generator(state.images), run.most_fake_updates
+    moves = run.objective.trains_generator(state.images)
+    updates = most = cast(int, run.fake_updates)
     if pace is not None:  # the fake may warm up, or follow its errors
-        moves, updates = moves and not pace.waits, pace.updates
+        moves, updates, most = moves and not pace.waits, pace.updates, run.most_fake_updates
     made: Made | None = None  # samples with their graph, where the last fake update and the generator's share them
 
     # 1. The fake learns E[x0 | x_t] of the samples that the generator makes now.
@@ -53,7 +54,7 @@ def distillation_round(session: Session) -> None:
         if run.reuse_samples and moves and k == updates - 1:
             made = make_for_both(session)
         # Each fake update has noise of its own, whatever their number in other rounds.
-        first = state.images * run.most_fake_updates + k * run.batch_size
+        first = state.images * most + k * run.batch_size
         update(session, "fake", f"fake {k}", partial(fake_terms, session, nets, first, made))
 
     # 2. The generator descends the objective. Teacher and fake are frozen but differentiable in x.
@@ -61,7 +62,7 @@ def distillation_round(session: Session) -> None:
         graph = OneByOne() if run.backprop == "one_by_one" else None
         update(session, "generator", "generator", partial(generator_terms, session, nets, made, graph), graph)
     elif pace is not None and pace.compares:
-        compare(session, nets)
+        note_errors(session, nets)
     if pace is not None:
         pace.end_round(state.images + run.batch_size, moves or pace.compares, session.accelerator)
 
@@ -117,8 +118,8 @@ def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph:
 
 
 @torch.no_grad()
-def compare(session: Session, nets: Denoisers) -> None:
-    """Let the objective compare fake and teacher as for an update of the generator, and train nothing. Collective."""
+def note_errors(session: Session, nets: Denoisers) -> None:
+    """Let the objective note the errors of fake and teacher on the generator's samples. Nothing trains. Collective."""
     # The losses change the objective's memory in place, which belongs to the updates alone.
     nets = replace(nets, memory={name: value.clone() for name, value in nets.memory.items()})
     for micro in range(session.run.micro_batches):

@@ -14,7 +14,7 @@ from trainers.recipe.run import Run
 
 CAST = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 """The modules whose weights autocast casts. Norms, embeddings, tables and bare parameters keep float32."""
-LEVELS = 16  # noise levels of the trial
+TRIAL_LEVELS = 16  # noise levels of the trial
 
 
 def low_names(run: Run, teacher: Denoiser, batches: Batches, accelerator: Accelerator) -> frozenset[str]:
@@ -90,11 +90,13 @@ def _outputs(run: Run, teacher: Denoiser, batches: Batches) -> list[Tensor]:
     hook = teacher.network.register_forward_hook(lambda module, inputs, output: found.append(output))
     batch, path = batches.micro("probe", 0, 0), teacher.path
     noise = batch.random.stream("noise").normal(*batch.noise.shape[1:], dtype=batch.noise.dtype)
-    times = path.time(Karras().nsr((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS, path)).to(noise.device)
+    times = path.time(Karras().nsr((torch.arange(TRIAL_LEVELS, dtype=torch.float64) + 0.5) / TRIAL_LEVELS, path)).to(
+        noise.device
+    )
     with torch.random.fork_rng([noise.device] if noise.device.type == "cuda" else []):
         x = Generator(teacher, *run.entry.at(path))(batch.noise, batch.cond)
-        for first in range(0, LEVELS, 4):
-            t = times[(first + torch.arange(len(x), device=noise.device)) % LEVELS]
+        for first in range(0, TRIAL_LEVELS, 4):
+            t = times[(first + torch.arange(len(x), device=noise.device)) % TRIAL_LEVELS]
             teacher(path.diffuse(x, t, noise), t, batch.cond)
     hook.remove()
     return found
