@@ -54,7 +54,7 @@ class Pace:
     def note(self, name: str, values: Tensor, nsr: Tensor | None = None) -> None:
         """Note a diagnostic for the log, as `Meter.note`, and add up the errors of fake and teacher."""
         self.meter.note(name, values, nsr)
-        if name in ERRORS and (self.compares or self.run.fake_updates == "auto"):
+        if name in ERRORS and nsr is not None and (self.compares or self.run.fake_updates == "auto"):
             self.errors.add(name, values, nsr)
 
     def end_round(self, images: int, asked: bool, accelerator: Accelerator) -> None:

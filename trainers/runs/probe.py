@@ -118,7 +118,7 @@ def _train_mode_difference(session: Session, x_t: Tensor, t: Tensor, cond: Any) 
             for table, name, buffer, value in buffers:
                 table[name] = buffer.copy_(value)
     difference, size = cast(Tensor, accelerator.gather(squares[None])).double().sum(0).sqrt().tolist()
-    return float(difference / size)
+    return float(difference / max(size, 1e-30))  # the estimates may be 0
 
 
 def _told(run: Run, difference: float) -> str:

@@ -80,8 +80,14 @@ class Failing(Plain):
 
 def own(kind: type[Plain], folder: Path, **changes: Any) -> Session:
     torch.manual_seed(0)
-    save_denoiser(Denoiser(OwnNet(f"{__name__}:{kind.__name__}", {}, (1, 8, 8), 10), EDM(), "edm"), folder)
+    network = OwnNet(f"{__name__}:{kind.__name__}", {}, (1, 8, 8), 10)
+    save_denoiser(Denoiser(network, EDM(), "x0" if kind is Zero else "edm"), folder)
     return build_session(recipe(folder, **changes))
+
+
+class Zero(Plain):
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+        return 0 * super().forward(x, time, labels)
 
 
 OFF = "generator and fake train without it; dropout: teacher turns it on"
@@ -99,6 +105,7 @@ NUMBER = r"difference \d+(\.\d+)? %, such as dropout"
         (Failing, (), rf"\(it fails there\): {OFF}"),
         (Plain, (), None),
         (Encoder, (), None),
+        (Zero, (), None),
     ],
 )
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
