@@ -8,6 +8,7 @@ logits.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -71,17 +72,66 @@ class ConvHead(nn.Module):
 
 
 @torch.no_grad()
+def middle_tap(denoiser: Denoiser) -> str:
+    """Return the tap in the middle of a denoiser's network: its short name `middle`, or else the part that is found.
+
+    That is the part with features [B, C, ...] at whose end half of the parameters have been used, in a pass over an
+    example. Parts are the children of the network, and those of its lists and sequences of modules.
+
+    Raises:
+        UserError: No part has such features.
+    """
+    network = denoiser.network
+    if "middle" in network.taps:
+        return "middle"
+    shorts = {full: short for short, full in network.taps.items()}
+    total, used, seen = sum(p.numel() for p in network.parameters()), 0, list[tuple[float, int, str]]()
+
+    def count(module: nn.Module, *_: object) -> None:
+        nonlocal used
+        used += sum(p.numel() for p in module.parameters(recurse=False))
+
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        features = output[0] if isinstance(output, tuple) else output
+        if isinstance(features, Tensor) and 3 <= features.ndim <= 1 + len(network.shape):
+            seen.append((abs(used / total - 0.5), -len(seen), shorts.get(name, name)))  # the outer one of equal parts
+
+    hooks = [module.register_forward_hook(count) for module in network.modules()]
+    for holder, module in network.named_modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential) or holder in ("", "module"):
+            for child, part in module.named_children():
+                name = f"{holder}.{child}".lstrip(".")
+                hooks.append(part.register_forward_hook(partial(note, name)))
+    try:
+        _example_pass(denoiser)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen = [one for one in seen if one[2] != "module"]
+    if not seen:
+        raise UserError(f"tap: {network.display_name} has no part with features for a discriminator; name a submodule")
+    return min(seen)[2]
+
+
+def _example_pass(denoiser: Denoiser, tap: str | None = None) -> Tensor:
+    """Return the features at `tap` in a pass over an example of the network's input, or the estimate without a tap."""
+    network = denoiser.network
+    parameter = next(network.parameters())
+    device = None if parameter.is_meta else parameter.device
+    x_t = torch.zeros(1, *network.shape, dtype=parameter.dtype, device=device)
+    t = denoiser.path.time(torch.ones(1, dtype=torch.float64, device=x_t.device))
+    cond = network.example(1).to(x_t.device, x_t.dtype)
+    return denoiser(x_t, t, cond) if tap is None else denoiser.features(x_t, t, cond, tap)
+
+
+@torch.no_grad()
 def feature_shape(denoiser: Denoiser, tap: str) -> tuple[int, ...]:
     """Return the shape (C, *spatial) of the features at `tap`, from a pass over an example of the network's input.
 
     Raises:
         UserError: The network has no submodule of this name.
     """
-    network = denoiser.network
-    x_t = torch.zeros(1, *network.shape, dtype=next(network.parameters()).dtype)
-    t = denoiser.path.time(torch.ones(1, dtype=torch.float64))
-    cond = network.example(1).to(x_t.device, x_t.dtype)
-    return tuple(denoiser.features(x_t, t, cond, tap).shape[1:])
+    return tuple(_example_pass(denoiser, tap).shape[1:])
 
 
 class Critic(nn.Module):
@@ -119,6 +169,12 @@ class Critic(nn.Module):
             return cast(Tensor, self.head(self.denoiser.features(x_t, t, cond, self.tap)))
         x0, features = self.denoiser.with_features(x_t, t, cond, self.tap)
         return x0, self.head(features)
+
+
+def conv_critic(denoiser: Denoiser, tap: str) -> Critic:
+    """Return a denoiser with a ConvHead on its features at `tap`. The tap `middle` is found where it has no name."""
+    tap = middle_tap(denoiser) if tap == "middle" else tap
+    return Critic(denoiser, tap, ConvHead(*feature_shape(denoiser, tap)))
 
 
 def mean_logit(logits: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ GENERATOR: dict[GeneratorWeight, Callable[[Tensor], Tensor]] = {
 """The weights of a generator's loss as functions of the noise-to-signal ratio."""
 
 
-def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Tensor:
+def denoising_weight(weight: Weight | None, nsr: Tensor, sigma_data: float = 0.5) -> Tensor:
     """Return the weight of the denoising loss.
 
     - edm: (nsr^2 + sd^2) / (nsr sd)^2 for sd = sigma_data, which is EDM's lambda (arXiv:2206.00364, table 1)
@@ -87,7 +87,7 @@ def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Te
     - x0: 1
 
     Args:
-        weight: The name of the weight, or a table.
+        weight: The name of the weight, or a table. None for EDM's.
         nsr: Noise-to-signal ratios [B].
         sigma_data: The standard deviation of the data, which `edm` alone uses.
 
@@ -99,6 +99,7 @@ def denoising_weight(weight: Weight, nsr: Tensor, sigma_data: float = 0.5) -> Te
     """
     if isinstance(weight, WeightTable):
         return weight(nsr)
+    weight = weight or "edm"
     if weight not in DENOISING:
         raise UserError(f"weight: must be one of {', '.join(DENOISING)}, got {weight!r}")
     return DENOISING[weight](nsr, sigma_data)

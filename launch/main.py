@@ -6,6 +6,7 @@ Commands import what they need when they are called, so that `distill --help` do
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 
 import typer
@@ -19,6 +20,7 @@ from launch.commands import (
     ema,
     evaluate,
     export,
+    floor,
     import_,
     pairs,
     plan,
@@ -42,11 +44,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 LONGEST = 1_500  # characters of an error that is printed
-COMMANDS = {  # the panels of `distill --help`
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `distill --help`
     "Begin": (quickstart.quickstart, recipes.recipes, doctor.doctor, plan.plan, try_.try_),
     "Teachers and data": (train.teacher, probe.probe, classifier.classifier, pairs.pairs, cache.cache),
     "Train": (train.train, train.resume),
-    "Use what was trained": (sample.sample, evaluate.evaluate, export.export, ema.ema),
+    "Use what was trained": (sample.sample, evaluate.evaluate, floor.floor, export.export, ema.ema),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:

@@ -77,6 +77,7 @@ FLOORS = {
         "probe": 8,
         "loop": 8,
         "api": 9,
+        "floor": 10,
     },
 }
 # Modules that may import even less than their floor allows.

@@ -87,6 +87,8 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         if opened.fresh:
             # Another start in this folder may have ended since the first look, which came before the data were opened.
             on_main_process(accelerator, partial(refuse_used, folder))
+            for line in opened.told:
+                console.print(line)
             probe_teacher(session)
             # An earlier start may have left something, though no update.
             on_main_process(accelerator, partial(rewind_folder, folder, 0, ()))

@@ -31,7 +31,7 @@ def denoise_and_discriminate(
     x: Tensor,
     batch: Batch,
     times: Times,
-    weight: Weight,
+    weight: Weight | None,
     r1: R1,
     discriminator_times: Times | None = None,
 ) -> Discriminated:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.discriminator import R1, AdaptiveNoise, ConvHead, Critic, LowerPart, adversarial_loss, feature_shape
+from distill.discriminator import R1, AdaptiveNoise, LowerPart, adversarial_loss, conv_critic
 from distill.objectives.adversarial import denoise_and_discriminate, logits_at
 from distill.objectives.dmd import dmd_loss
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser
@@ -24,6 +24,7 @@ class DMD2(Objective):
 
     times: Times = Karras(0.0032316, 72.054, rho=7.0)  # the points 20 to 980 of 1000 on EDM's ramp
     fake_times: Times = Karras(0.002, 80.0, rho=7.0)  # all points; the weight edm is the authors' SNR + 1/sigma_data^2
+    matching: float = 1.0  # the weight of DMD's term; 0 leaves the generator to the discriminator alone
     adversarial: float = 3e-3  # the weight of the generator's term on ImageNet 64; 1e-3 on SD 1.5, 5e-3 on SDXL
     discriminator: float = 1e-2  # the weight of the discriminator's loss in the fake's update
     tap: str = "middle"  # the submodule whose features the head reads
@@ -36,7 +37,7 @@ class DMD2(Objective):
     needs = frozenset({"real"})
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
-        return Critic(fake, self.tap, ConvHead(*feature_shape(fake, self.tap)))
+        return conv_critic(fake, self.tap)
 
     def new_memory(self) -> dict[str, Tensor]:
         return {} if self.noise is None else self.noise.start()
@@ -47,10 +48,13 @@ class DMD2(Objective):
         return law if self.noise is None else LowerPart(law, nets.memory["share"])
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        s = self.estimate(nets, x, batch, self.times)
-        nets.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
+        terms: dict[str, Tensor] = {}
+        if self.matching:
+            s = self.estimate(nets, x, batch, self.times)
+            nets.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
+            terms["dmd"] = self.matching * dmd_loss(x, s.teacher, s.fake)
         adversarial = adversarial_loss(logits_at(nets, x, batch, self.discriminator_law(nets)))
-        return {"dmd": dmd_loss(x, s.teacher, s.fake), "adversarial": self.adversarial * x[0].numel() * adversarial}
+        return terms | {"adversarial": self.adversarial * x[0].numel() * adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         law = self.discriminator_law(nets) if self.judge_times or self.noise else None

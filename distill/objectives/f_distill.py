@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.denoiser import Denoiser
-from distill.discriminator import R1, ConvHead, Critic, adversarial_loss, feature_shape, mean_logit
+from distill.discriminator import R1, adversarial_loss, conv_critic, mean_logit
 from distill.errors import UserError, require
 from distill.objectives.adversarial import denoise_and_discriminate, logits_at
 from distill.objectives.dmd import dmd_loss
@@ -74,7 +74,7 @@ class FDistill(Objective):
         require(0 <= self.memory < 1, f"memory: must be at least 0 and below 1, got {self.memory}")
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
-        return Critic(fake, self.tap, ConvHead(*feature_shape(fake, self.tap)))
+        return conv_critic(fake, self.tap)
 
     def new_memory(self) -> dict[str, Tensor]:
         return {"ratio": torch.ones(self.bins, dtype=torch.float64)}

@@ -1,8 +1,8 @@
 """The contract of an objective, and the denoising loss of the fake that all objectives share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from distill.conditions import Condition
 from distill.denoiser import Denoise, Denoiser, GuidableDenoiser
 from distill.loss_weights import Weight, denoising_weight
-from distill.paths import Path
+from distill.paths import DiscreteVP, Flow, Path
 from distill.random import Random
-from distill.times import LogNormal, Times
+from distill.times import LogNormal, Times, UniformSteps
 
 
 def batch_mean(values: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def denoising_loss(
     x0: Tensor,
     cond: Condition,
     times: Times,
-    weight: Weight,
+    weight: Weight | None,
     random: Random,
     sigma_data: float = 0.5,
 ) -> Tensor:
@@ -161,6 +161,14 @@ def denoising_loss(
     return w.to(x0.dtype) * per_sample((denoise(x_t, t, cond) - x0) ** 2)
 
 
+def usual_times(path: Path) -> Times | None:
+    """Return the law of times that papers have for teachers on a path, or None where EDM's is as usual as any."""
+    if isinstance(path, DiscreteVP):
+        steps = len(path.alphas_cumprod)
+        return UniformSteps(round(0.02 * steps), round(0.98 * steps) - 1)
+    return LogNormal(0.0, 1.0) if isinstance(path, Flow) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """One method of distillation, whose fields are its hyper-parameters.
@@ -171,14 +179,14 @@ class Objective:
 
     Attributes:
         fake_times: The law of the times at which the fake trains.
-        fake_weight: The weight of the fake's denoising loss by noise level.
+        fake_weight: The weight of the fake's denoising loss by noise level. None stands for what `following` says.
         differentiates_denoisers: Whether the generator's gradient passes through teacher and fake into x.
         trains_fake: Whether there is a fake.
         uses_samples: Whether the generator's loss uses x. Otherwise x is empty, [0, ...], and the loss uses ODE pairs.
     """
 
     fake_times: Times = LogNormal(-1.2, 1.2)
-    fake_weight: Weight = "edm"
+    fake_weight: Weight | None = None
 
     differentiates_denoisers = False
     trains_fake = True
@@ -194,6 +202,37 @@ class Objective:
         for setting in fields(self):
             if isinstance(law := getattr(self, setting.name), Times):
                 law.check(teacher.path)
+
+    def following(self, teacher: Denoiser) -> Self:
+        """Return this objective with laws and weights that fit the teacher in place of those that were left out.
+
+        The defaults of the classes are the papers' for EDM's networks, and such a teacher keeps them. For all others
+        the fake trains at the generator's times, and its weight is the plain squared error of what the network
+        predicts. The times are those of the papers for the teacher's path:
+
+        - a grid of steps: uniform over all but the first and the last fiftieth (DMD, SiD-LSG)
+        - a flow: logit-normal (SD3, arXiv:2403.03206)
+        - any other: those of EDM's networks
+
+        Args:
+            teacher: The teacher.
+        """
+        defaults = {one.name: one.default for one in fields(self) if one.init}
+
+        def left_out(name: str) -> bool:
+            # A field that holds its class's own object was left out: a law that was given is another object.
+            return getattr(self, name, None) is defaults.get(name)
+
+        changes: dict[str, Any] = {}
+        if self.fake_weight is None:
+            changes["fake_weight"] = "eps" if teacher.prediction == "score" else teacher.prediction
+        times = getattr(self, "times", None)
+        if teacher.prediction != "edm" and isinstance(times, Times):
+            if left_out("times"):
+                changes["times"] = times = usual_times(teacher.path) or times
+            if left_out("fake_times"):
+                changes["fake_times"] = times
+        return replace(self, **changes)
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         """Return the network to train as the fake: the copy `fake` of the teacher, or a Critic around this copy."""

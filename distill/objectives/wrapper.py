@@ -1,8 +1,8 @@
 """The base of objectives that hold another objective, so that methods are composed and do not inherit."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ class Wrapper(Objective):
 
     objective: Objective
     fake_times: Times = field(init=False)
-    fake_weight: Weight = field(init=False)
+    fake_weight: Weight | None = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("fake_times", "fake_weight", "differentiates_denoisers", "trains_fake", "uses_samples"):
@@ -32,6 +32,9 @@ class Wrapper(Objective):
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
         self.objective.check(teacher)
+
+    def following(self, teacher: Denoiser) -> Self:
+        return replace(self, objective=self.objective.following(teacher))
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         return self.objective.build_fake(fake)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from distill.denoiser import Denoiser
+from distill.discriminator import middle_tap
+from distill.errors import UserError
 from trainers.probe.subject import Subject
 
 TRIED = 4
@@ -60,7 +63,7 @@ def facts(subject: Subject) -> Facts:
         dict(norms),
         {name: p for name, p in dropout.items() if p > 0},
         train_mode_difference(subject),
-        middle_tap(subject),
+        _tap(teacher),
     )
 
 
@@ -80,38 +83,9 @@ def train_mode_difference(subject: Subject) -> float:
     return float((training - plain).norm() / plain.norm().clamp(min=1e-12))
 
 
-@torch.no_grad()
-def middle_tap(subject: Subject) -> str | None:
-    """Return the part of the network with features or tokens at whose end half of the parameters have been used.
-
-    Parts are the children of the network, and those of its lists and sequences of modules.
-
-    The name is that of the network's short tap, if it has one called `middle`.
-    """
-    network = subject.teacher.network
-    if "middle" in network.taps:
-        return "middle"
-    shorts = {full: short for short, full in network.taps.items()}
-    seen: list[tuple[float, int, str]] = []
-    used, hooks = 0, []
-    total = sum(parameter.numel() for parameter in network.parameters())
-
-    def note(name: str, module: nn.Module) -> None:
-        def after(_: nn.Module, inputs: object, output: object) -> None:
-            nonlocal used
-            used += sum(parameter.numel() for parameter in module.parameters(recurse=False))
-            features = output[0] if isinstance(output, tuple) else output
-            if name in shorts and isinstance(features, torch.Tensor) and 3 <= features.ndim <= 1 + len(network.shape):
-                seen.append((abs(used / total - 0.5), -len(seen), shorts[name]))
-
-        hooks.append(module.register_forward_hook(after))
-
-    for holder, module in network.named_modules():
-        if module is network or isinstance(module, nn.ModuleList | nn.Sequential) or not holder.strip("module"):
-            for name, part in module.named_children():
-                note(f"{holder}.{name}".lstrip("."), part)
-    noise, cond, _ = subject.inputs("taps", 0, 2)
-    subject.teacher(noise, subject.time(1.0, 2), cond)
-    for hook in hooks:
-        hook.remove()
-    return min(seen)[2] if seen else None
+def _tap(teacher: Denoiser) -> str | None:
+    """Return the submodule that a discriminator reads by default, or None if there is none."""
+    try:
+        return middle_tap(teacher)
+    except UserError:
+        return None

@@ -6,7 +6,7 @@ be known before training raises UserError here.
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from trainers.evaluation import check_evaluation, check_images, load_extractor
 from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import check_trackers
 from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.strict_yaml import differences, dump
 from trainers.runs.start import check_start
 
 
@@ -80,6 +81,7 @@ class Opened:
         pairs: The ODE pairs. None if the objective needs none.
         fresh: Whether the run begins. Otherwise it continues from a checkpoint, which is not loaded yet.
         objects: The objects of the caller.
+        told: Lines about keys of the recipe that follow from the teacher.
     """
 
     run: Run | TeacherRun
@@ -89,6 +91,7 @@ class Opened:
     pairs: PairSet | None = None
     fresh: bool = True
     objects: Objects = Objects()
+    told: Sequence[str] = ()
 
 
 def open_run(
@@ -122,6 +125,7 @@ def open_run(
         return Opened(run, source, fresh=fresh, objects=objects)
     teacher = set_precision(objects.copy_teacher() or load_denoiser(run.teacher, weights), run)
     check_fit(teacher, run.teacher, source)
+    run, told = follow_teacher(run, teacher)
     further = {name: load_denoiser(folder, weights) for name, folder in run.objective.further_teachers().items()}
     check_objective(run, source, teacher, further)
     generator = Generator(teacher, *run.entry.at(teacher.path))
@@ -130,7 +134,20 @@ def open_run(
     pairs = None
     if run.pairs is not None:
         pairs = open_pairs(Path(run.pairs.folder), teacher.network.shape, teacher.network.classes)
-    return Opened(run, source, teacher, further, pairs, fresh, objects)
+    return Opened(run, source, teacher, further, pairs, fresh, objects, told)
+
+
+def follow_teacher(run: Run, teacher: Denoiser) -> tuple[Run, list[str]]:
+    """Return a recipe whose objective follows from the teacher where keys were left out, and a line about these keys.
+
+    There is no line where EDM's own defaults stay, which the papers have.
+    """
+    followed = replace(run, objective=run.objective.following(teacher))
+    changed = {key: new for key, (_, new) in differences(dump(run), dump(followed)).items() if new != "edm"}
+    if not changed:
+        return followed, []
+    given = ", ".join(f"{key}: {value}" for key, value in changed.items())
+    return followed, [f"the recipe leaves out what follows from the teacher: {given}; `distill probe` measures it"]
 
 
 def encode_data(opened: Opened, device: torch.device | None = None, quiet: bool = False) -> Dataset:

@@ -53,7 +53,7 @@ def test_the_error_is_that_of_the_posterior_mean(gaussian: Subject) -> None:
     for one in found:  # the exact denoiser lies between the two bounds from the data, but for the noise of 512 samples
         assert one.floor is not None and one.ceiling is not None
         assert one.floor < 1.05 * one.error and one.error < 1.05 * one.ceiling
-    assert found[-1].floor == pytest.approx(found[-1].ceiling, rel=0.02) == pytest.approx(whole, rel=0.02)
+    assert [found[-1].floor, found[-1].ceiling] == pytest.approx([whole, whole], rel=0.02)
 
 
 def test_the_rules_follow_from_the_error(gaussian: Subject) -> None:
@@ -72,7 +72,8 @@ def test_the_weight_is_that_of_the_estimate_whatever_the_form(gaussian: Subject)
             t = (time / 1000).double()
             x0 = gaussian.teacher(x.double(), t, labels)
             at = t[:, None, None, None]
-            return ((x - (1 - at) * x0) / at).to(x.dtype)
+            noise: Tensor = (x - (1 - at) * x0) / at
+            return noise.to(x.dtype)
 
     form = Denoiser(AsNoise(), Flow(), "eps").double()
     form.network.shape, form.network.classes = SHAPE, 2
@@ -137,7 +138,7 @@ class Chain(nn.Module):
         self.norm, self.dropout = nn.BatchNorm2d(4), nn.Dropout(0.5)
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
-        h = self.dropout(self.norm(self.second(self.first(x))))
+        h: Tensor = self.dropout(self.norm(self.second(self.first(x))))
         for block in self.blocks:
             h = block(h)
         return h

@@ -1,0 +1,104 @@
+"""The floor of one step: what the network of a run can do in one evaluation, without the run's objective.
+
+Two other ways of training tell it, each from the same start, for as many images and at the same rates: regression on
+the teacher's own ODE pairs (Luhman and Luhman, arXiv:2101.02388), and a discriminator on real data alone. The better
+one is an upper bound of the smallest distance that the network can reach. A student that is far above it has not
+failed for its size.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError
+from distill.objectives import DMD2, Guided, HiPA, Objective
+from distill.times import Times
+from trainers.api import resume, train
+from trainers.engine.world import default_device
+from trainers.io.atomic import atomic_file
+from trainers.recipe.load import RUN_FILE, load_run
+from trainers.recipe.run import OdePairs, Run
+from trainers.runs.load import load_trained
+from trainers.runs.make_pairs import PairSettings, make_pairs
+from trainers.runs.trained_model import TrainedModel
+
+FOLDER, REPORT = "floor", "floor.json"
+IMAGES_A_PAIR = 4
+"""The images of the run for each pair. Its 35 evaluations then take about half of the time of such a run."""
+AT_ONCE = 250
+
+
+def measure_floor(
+    folder: Path, samples: int | None = None, pairs: int | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Train the network of a run in two other ways, and write floor.json. A call that was killed can be repeated.
+
+    Args:
+        folder: The run folder. The two runs and the pairs lie in floor/ in it.
+        samples: The number of samples of each evaluation. None for the recipe's.
+        pairs: The number of ODE pairs. None for a quarter of the images of the run.
+        say: Is told the next step.
+
+    Returns:
+        The content of floor.json: the `protocol`, `samples`, `images`, and the distances `teacher`, `student`, those of
+        the two ways, and `floor`, the smaller of them.
+
+    Raises:
+        UserError: The run is none of a distillation, has not trained, or has no real images to be compared with.
+    """
+    run = load_run(folder)
+    if not isinstance(run, Run):
+        raise UserError(f"'{folder}' trains a teacher: a floor is that of a distillation")
+    student = load_trained(folder)
+    report = student.evaluate(samples)
+    found: dict[str, Any] = {key: report[key] for key in ("protocol", "samples", "images")}
+    found |= {name: report[name]["frechet"] for name in ("teacher", "student")}
+    ways = {}
+    for name, way in ways_of(run, student, folder / FOLDER, pairs or max(1, run.images // IMAGES_A_PAIR), say):
+        say(f"{name}: {run.images:,} images")
+        place = folder / FOLDER / name
+        trained = resume(place) if (place / RUN_FILE).is_file() else train(way, place)
+        ways[name] = trained.evaluate(samples)["student"]["frechet"]
+    found |= {**ways, "floor": min(ways.values())}
+    with atomic_file(folder / REPORT) as staging:
+        staging.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def ways_of(
+    run: Run, student: TrainedModel, folder: Path, pairs: int, say: Callable[[str], None]
+) -> Iterator[tuple[str, Run]]:
+    """Yield the name and the recipe of each way that the data and the teacher allow.
+
+    Args:
+        run: The recipe of the run.
+        student: Its trained model.
+        folder: The folder of the pairs.
+        pairs: The number of ODE pairs.
+        say: Is told the next step.
+    """
+    objective = run.objective
+    alone = replace(run, pairs=None, fake_updates=1, fake_warmup=0, reuse_samples=False, backprop="joint")
+    scale = objective.teacher_cfg if isinstance(objective, Guided) else 1.0
+    settings = PairSettings(teacher_cfg=scale)
+    made = make_pairs(
+        run.teacher, student.source, folder / "pairs", pairs, settings, AT_ONCE, default_device(), run.cache
+    )
+    for done in made:
+        say(f"pairs: {done:,} of {pairs:,}")
+    regression = HiPA(high_frequency=0.0)
+    yield "regression", replace(alone, objective=regression, pairs=OdePairs(folder=str(folder / "pairs")))
+    if student.source.read is not None:
+        yield "adversarial", replace(alone, objective=discriminating(objective), fake_updates=2)
+
+
+def discriminating(objective: Objective) -> DMD2:
+    """Return DMD2 without DMD's term, with the laws, the weight and the tap of an objective where it has them."""
+    inner = objective.objective if isinstance(objective, Guided) else objective
+    laws: dict[str, Any] = {"fake_times": inner.fake_times, "fake_weight": inner.fake_weight}
+    if isinstance(times := getattr(inner, "times", None), Times):
+        laws["times"] = times
+    taps = {one.name: getattr(inner, one.name) for one in fields(inner) if one.name == "tap"}
+    return DMD2(matching=0.0, adversarial=1.0, **laws, **taps)
