@@ -176,7 +176,8 @@ def test_trackers_get_the_changes(teachers: Path, tmp_path: Path, monkeypatch: p
     fit_run(settings, tmp_path)
     trainers.resume(tmp_path, images=48)
     assert [json.loads(config["changes"]) for config in configs] == [[], [change(32, {"images": (32, 48)})]]
-    numbers = dict(sent)[48]
+    numbers = {name: value for step, each in sent if step == 48 for name, value in each.items()}
+    assert numbers["health/ratio"] > 0
     assert numbers["generator/lr"] == 1e-3 and numbers["fake/updates"] == 6 and numbers["peak_memory_gib"] > 0.05
 
 

@@ -80,7 +80,7 @@ class CompareSamples(Hook):
         if self.teacher is None:
             return
         at = f"the health at {session.state.images:,} images is"
-        if not samples.isfinite().all():
+        if not (samples.isfinite().all() and self.teacher.isfinite().all()):
             plain(stderr=True).print(f"{at} not measured: samples are not finite", style="yellow")
             return
         numbers = compare_samples(samples, self.teacher, torch.arange(self.count) % self.groups)
