@@ -20,7 +20,7 @@ def probe(
     folder: Annotated[
         Path | None, typer.Option(help="The folder of report and recipe. Default: probes/TEACHER_OBJECTIVE.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="The minutes that the probe may take here, roughly.", min=0.1)] = 8,
+    minutes: Annotated[float, typer.Option(help="The minutes that the probe may take here, roughly.", min=0.01)] = 8,
     run_minutes: Annotated[float, typer.Option(help="The minutes that a run should take here.", min=0.1)] = 30,
 ) -> None:
     """Measure a teacher, and write a report and a recipe with the reason for each of its values."""
