@@ -74,7 +74,7 @@ def test_a_stop_in_an_evaluation_comes_back_to_it(
 ) -> None:
     """Between two of its batches; the resume does what was due before it trains on."""
     settings, run = (
-        recipe(teachers / "edm", evaluation={"every": 40, "samples": 64}, samples_every=40),
+        recipe(teachers / "edm", evaluation={"every": 40, "samples": 64}, samples_every=40, health={"every": 40}),
         tmp_path / "run",
     )
     monkeypatch.setattr(evaluation, "EVALUATED_AT_ONCE", 16)
@@ -94,11 +94,12 @@ def test_a_stop_in_an_evaluation_comes_back_to_it(
             fit_run(settings, run)
     assert drawn == (2 if at == 40 else 10)
     found = checkpoint.read_state(checkpoint.newest(run / "checkpoints")[0])
-    assert found["images"] == at and found["unfinished"][:2] == ["Evaluate", "Samples"]
+    assert found["images"] == at and found["unfinished"][:3] == ["Evaluate", "CompareSamples", "Samples"]
     STOP._reset()
     fit_run(settings, run, resume=True)
     ours, theirs = (jsonl.read(folder / "metrics.jsonl") for folder in (run, tmp_path / "whole"))
     assert ours == theirs and len(ours) == 3
+    assert jsonl.read(run / "health.jsonl") == jsonl.read(tmp_path / "whole" / "health.jsonl")
     assert sorted(p.name for p in (run / "samples").iterdir()) == [f"{i:012d}.png" for i in (40, 80, 96)]
     files = [folder / f"checkpoints/{96:012d}/generator.safetensors" for folder in (run, tmp_path / "whole")]
     assert files[0].read_bytes() == files[1].read_bytes()
