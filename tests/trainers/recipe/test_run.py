@@ -20,6 +20,7 @@ from trainers.recipe.run import (
     Evaluation,
     FakeWarmup,
     GeneratorInput,
+    Health,
     OdePairs,
     PlayerSettings,
     PowerEMA,
@@ -172,7 +173,7 @@ def test_the_documentation_lists_every_key() -> None:
     groups |= {f"`times`: `{name}`": kind for name, kind in TIMES.items()}
     groups |= {"`generator`, `fake`, `optimizer`": PlayerSettings, "`lora`": Lora, "`ema`": Average}
     groups |= {"`power_ema`": PowerEMA, "`evaluation`": Evaluation, "`entry`": GeneratorInput}
-    groups |= {"`pairs`": OdePairs, "`sharding`": Sharding, "`fake_warmup`": FakeWarmup}
+    groups |= {"`pairs`": OdePairs, "`sharding`": Sharding, "`fake_warmup`": FakeWarmup, "`health`": Health}
     for group, kind in groups.items():
         keys = {key for key in known_keys(kind) if "." not in key}
         assert not keys or named(rows[group]) - ({"optimizer"} if kind is PlayerSettings else set()) == keys, group
