@@ -27,7 +27,7 @@ from trainers.runs.trained_model import TrainedModel
 FOLDER, REPORT = "floor", "floor.json"
 IMAGES_A_PAIR = 4
 """The images of the run for each pair. Its 35 evaluations then take about half of the time of such a run."""
-AT_ONCE = 250
+SAMPLED_AT_ONCE = 250
 
 
 def measure_floor(
@@ -84,7 +84,7 @@ def ways_of(
     scale = objective.teacher_cfg if isinstance(objective, Guided) else 1.0
     settings = PairSettings(teacher_cfg=scale)
     made = make_pairs(
-        run.teacher, student.source, folder / "pairs", pairs, settings, AT_ONCE, default_device(), run.cache
+        run.teacher, student.source, folder / "pairs", pairs, settings, SAMPLED_AT_ONCE, default_device(), run.cache
     )
     for done in made:
         say(f"pairs: {done:,} of {pairs:,}")

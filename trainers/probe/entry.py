@@ -10,10 +10,10 @@ from trainers.probe.subject import Reference, Subject, slices
 
 ENTRIES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0, 40.0, 80.0)
 """The noise-to-signal ratios at which a student may enter."""
-SAMPLES = 1024
 COMPONENTS = 48
 """The principal components in which distances are measured, at most a quarter of the samples."""
 PICTURED = 10
+"""The samples of a row of a picture."""
 
 
 class Entry(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a probe has found out about a teacher."""
+"""The findings of a probe about a teacher."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from trainers.probe.subject import Reference
 
 @dataclass
 class Findings:
-    """What a probe has measured. What it could not measure is None or empty.
+    """The measurements of a probe. What could not be measured is None or empty.
 
     Attributes:
         facts: The facts about the network.

@@ -14,11 +14,11 @@ from distill.paths import Path
 from distill.times import Times
 from trainers.probe.subject import Subject
 
-LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-SAMPLES = 16
+GRADIENT_LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+ASKED = 16
 DRAWS = 4
 """The draws of the diffusion noise for each sample."""
-OBJECTIVES: dict[str, Objective] = {
+WITHOUT_DATA: dict[str, Objective] = {
     "sid": SiD(),
     "sim": SIM(),
     "diff_instruct": DiffInstruct(),
@@ -53,7 +53,7 @@ class Gradient(NamedTuple):
 
 
 def gradients_by_level(subject: Subject, student: Generator, fake: Denoiser) -> dict[str, list[Gradient]]:
-    """Return the gradients of OBJECTIVES by their names, where the teacher's path allows the objective.
+    """Return the gradients of WITHOUT_DATA by their names, where the teacher's path allows the objective.
 
     Args:
         subject: The teacher under the probe.
@@ -61,25 +61,25 @@ def gradients_by_level(subject: Subject, student: Generator, fake: Denoiser) -> 
         fake: A fake that has learnt its samples. That of the start equals the teacher, which makes all gradients 0.
     """
     found = {}
-    for name, objective in OBJECTIVES.items():
+    for name, objective in WITHOUT_DATA.items():
         try:
             objective.check(subject.teacher)
         except UserError:
             continue
-        found[name] = [_gradient(subject, student, fake, objective, nsr) for nsr in subject.levels(LEVELS)]
+        found[name] = [_gradient(subject, student, fake, objective, nsr) for nsr in subject.levels(GRADIENT_LEVELS)]
     return found
 
 
 def _gradient(subject: Subject, student: Generator, fake: Denoiser, objective: Objective, nsr: float) -> Gradient:
     """Return the gradient of one objective at one noise level."""
     teacher, draws = subject.teacher, []
-    noise, cond, _ = subject.inputs("gradients", 0, SAMPLES)
+    noise, cond, _ = subject.inputs("gradients", 0, ASKED)
     with torch.no_grad():
         made = student(noise, cond)
     nets = Denoisers(teacher.path, teacher, fake)
     for draw in range(DRAWS):
         x = made.clone().requires_grad_()
-        batch = Batch(noise, subject.inputs(f"draw {draw}", 0, SAMPLES)[2], cond)
+        batch = Batch(noise, subject.inputs(f"draw {draw}", 0, ASKED)[2], cond)
         terms = replace(objective, times=At(nsr)).generator_loss(nets, x, batch)  # type: ignore[call-arg]
         draws.append(autograd.grad(torch.stack(list(terms.values())).sum(), x)[0].flatten(1))
     gradients = torch.stack(draws)

@@ -15,7 +15,6 @@ from trainers.probe.subject import Reference, Subject, slices
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 80.0)
 """The noise-to-signal ratios at which the error is measured."""
-SAMPLES = 512
 BEST_OF = 2**23
 """The most values of images among which the best possible estimate is looked for."""
 

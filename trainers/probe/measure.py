@@ -11,24 +11,22 @@ from distill.objectives import Objective
 from distill.sampling import sample
 from trainers.engine.world import default_device
 from trainers.probe import rules
-from trainers.probe.entry import ENTRIES, Components, students_by_entry
+from trainers.probe.entry import ENTRIES, PICTURED, Components, students_by_entry
 from trainers.probe.findings import Findings
 from trainers.probe.gradients import gradients_by_level
 from trainers.probe.levels import LEVELS, error_by_level, spread
 from trainers.probe.network import facts
-from trainers.probe.rates import BATCH, FAKE_RATES, GENERATOR_RATES, fakes_by_rate, students_by_rate
-from trainers.probe.recipe import plain
+from trainers.probe.rates import FAKE_RATES, GENERATOR_RATES, TRIAL_BATCH, fakes_by_rate, students_by_rate
+from trainers.probe.recipe import values
 from trainers.probe.subject import SAMPLED_IN, Reference, Subject, slices
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import build
 from trainers.runs.open import encode_data, open_run
 
-LEAST, SAMPLES = 8, 512
+LEAST, MOST = 8, 512
 """The samples of the reference, at least and at most."""
-STEPS = (3, 5, 9, 17, 35)
+EVALUATIONS = (3, 5, 9, 17, 35)
 """The evaluations with which the teacher is sampled."""
-PICTURED = 10
-"""The samples of a row of the picture."""
 TRAINED = 4
 """The evaluations that a step of the fake costs for each sample: one of the student and three of the fake, with its
 backward pass.
@@ -70,7 +68,7 @@ def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) ->
     made = not (subject.dataset.read is not None and subject.target is subject.teacher)
     # Its own samples cost evaluations. With images, the number is that which the levels and the entries can take.
     cost = SAMPLED_IN * (1 + (subject.target is not subject.teacher)) if made else 0
-    count = budget.samples(0.3, cost + 2 * len(LEVELS) + len(ENTRIES), SAMPLES, least=1)
+    count = budget.samples(0.2, cost + 2 * len(LEVELS) + len(ENTRIES), MOST, least=1)
     reference = subject.reference(max(count, LEAST))
     x = reference.samples
     say("error by noise level")
@@ -92,16 +90,19 @@ def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) ->
         students_by_entry(subject, reference, components),
     )
     law, weight, entry = rules.times(levels, whole)[0], rules.weight(levels)[0], rules.entry(found.entries)[0]
-    steps = budget.samples(0.2 / len(FAKE_RATES), TRAINED, 100 * BATCH, least=30 * BATCH) // BATCH
+    steps = budget.samples(0.12 / len(FAKE_RATES), TRAINED * TRIAL_BATCH, most=100, least=30)
     fake = subject.teacher
     if steps:
         say("rates of the fake")
         found.fakes = fakes_by_rate(subject, subject.generator(entry), law, weight, steps)
         fake = min(found.fakes, key=lambda one: one.loss).fake
-        rounds = budget.samples(0.3 / len(GENERATOR_RATES), rules.ROUND, 60 * BATCH, least=20 * BATCH) // BATCH
+        rounds = (
+            budget.samples(0.5 / len(GENERATOR_RATES), rules.ROUND, 120 * TRIAL_BATCH, least=30 * TRIAL_BATCH)
+            // TRIAL_BATCH
+        )
         if rounds:
             say("rates of the student")
-            objective = build(Objective, plain(rules.objective_values(subject.run.objective, found)))
+            objective = build(Objective, values(rules.objective_values(subject.run.objective, found)))
             updates = rules.fake_updates(objective)
             found.students = students_by_rate(subject, objective, fake, entry, updates, components, rounds)
         say("gradients")
@@ -119,10 +120,10 @@ def samples_by_steps(
     Where the time allows few samples, there are some for the picture, and no distance.
     """
     guided = subject.target is not subject.teacher
-    count = subject.budget.samples(0.15, sum(STEPS) * (1 + guided), len(reference.samples), least=64)
+    count = subject.budget.samples(0.12, sum(EVALUATIONS) * (1 + guided), len(reference.samples), least=64)
     noise, _, _ = subject.inputs("samples", 0, max(count, PICTURED))
     found = {}
-    for steps in STEPS:
+    for steps in EVALUATIONS:
         parts = [
             sample(subject.target, noise[part], reference.cond.rows(part), steps)
             for part in slices(min(len(noise), len(reference.samples)))

@@ -17,7 +17,7 @@ TRIED = 4
 
 @dataclass(frozen=True)
 class Facts:
-    """What a teacher's network is.
+    """The facts about a teacher's network.
 
     Attributes:
         name: The name of its class.

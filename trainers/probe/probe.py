@@ -6,7 +6,7 @@ from pathlib import Path
 from distill.errors import UserError
 from trainers.probe.findings import Findings
 from trainers.probe.measure import measure, open_subject
-from trainers.probe.recipe import plain, to_text
+from trainers.probe.recipe import to_text, values
 from trainers.probe.report import write
 from trainers.probe.rules import recipe
 from trainers.recipe.load import build_experiment
@@ -36,8 +36,8 @@ def probe(
     subject = open_subject(run, minutes)
     found = measure(subject, say)
     pixels = subject.dataset.read is not None and not subject.teacher.latents
-    values = recipe(run, found, run_minutes, pixels)
-    build_experiment(plain(values), "recipe.yaml")  # raises where a rule gives what no recipe takes
-    text = to_text(values, HEAD.format(teacher=run.teacher, file=folder / "recipe.yaml"))
+    choices = recipe(run, found, run_minutes, pixels)
+    build_experiment(values(choices), "recipe.yaml")  # raises where a rule gives what no recipe takes
+    text = to_text(choices, HEAD.format(teacher=run.teacher, file=folder / "recipe.yaml"))
     write(found, folder, f"Probe of {Path(run.teacher).name}", text, subject.teacher)
     return found

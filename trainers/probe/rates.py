@@ -18,15 +18,13 @@ from trainers.engine.meter import BINS, Meter
 from trainers.probe.entry import Components
 from trainers.probe.subject import Subject, slices
 
-FAKE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-GENERATOR_RATES = (3e-5, 1e-4, 3e-4)
+FAKE_RATES = (1e-4, 3e-4, 1e-3)
+GENERATOR_RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 TTUR = 3
 """The fake's rate over the generator's, as in the recipes of the digits and of Fashion-MNIST."""
-BATCH = 64
-STEPS = 100
-"""The steps of the fake, at most."""
-ROUNDS = 60
-"""The rounds of a trial, at most."""
+AVERAGED = 10
+"""The half-lives of the moving average in a trial. The average is what a run is judged by."""
+TRIAL_BATCH = 64
 HELD_OUT = 512
 """The samples on which errors and distances are measured after the steps."""
 
@@ -54,14 +52,14 @@ class FakeTrial(NamedTuple):
 
 
 class StudentTrial(NamedTuple):
-    """The student after some rounds at one rate, while the fake trains at TTUR times this rate.
+    """The averaged student after some rounds at one rate, while the fake trains at TTUR times this rate.
 
     Attributes:
         rate: The learning rate of the student.
         before: The distance of its samples to the reference before the rounds.
         after: The distance after them.
         seconds: The seconds of the rounds for each sample.
-        student: The student.
+        student: The averaged student.
     """
 
     rate: float
@@ -81,19 +79,19 @@ def fakes_by_rate(
         student: The student, which stands still.
         law: The law of the times.
         weight: The weight of the denoising loss.
-        steps: The number of steps, of BATCH samples each.
+        steps: The number of steps, of TRIAL_BATCH samples each.
         rates: The learning rates.
     """
     teacher, found = subject.teacher, []
     for rate in rates:
         fake = copy.deepcopy(teacher).requires_grad_()
-        optimizer = adam(fake, rate)
+        optimizer = optimizer_of(fake, rate)
         for step in range(steps):
-            noise, cond, random = subject.inputs("rates", step * BATCH, BATCH)
+            noise, cond, random = subject.inputs("rates", step * TRIAL_BATCH, TRIAL_BATCH)
             with torch.no_grad():
                 x = student(noise, cond)
             loss = denoising_loss(fake, teacher.path, x, cond, law, weight, random, teacher.sigma_data).mean()
-            update(optimizer, loss)
+            descend(optimizer, loss)
         found.append(_judge(subject, student, fake.requires_grad_(False), law, weight, (rate, steps)))
     return found
 
@@ -140,16 +138,17 @@ def students_by_rate(
         entry: The noise-to-signal ratio at which the student enters.
         fake_updates: The updates of the fake in a round.
         components: The components in which distances are measured.
-        rounds: The number of rounds, of BATCH samples each.
+        rounds: The number of rounds, of TRIAL_BATCH samples each.
         rates: The learning rates of the student.
     """
     teacher, found = subject.teacher, []
     for rate in rates:
         student = copy.deepcopy(subject.generator(entry)).requires_grad_()
-        before, clock = _distance(subject, student, components), time.perf_counter()
+        average = copy.deepcopy(student).requires_grad_(False)
+        before, clock = _distance(subject, average, components), time.perf_counter()
         torch.manual_seed(subject.run.seed)  # for the new weights of a discriminator
         fake = objective.build_fake(copy.deepcopy(start)).requires_grad_()
-        of_fake, of_student = adam(fake, TTUR * rate), adam(student, rate)
+        of_fake, of_student = optimizer_of(fake, TTUR * rate), optimizer_of(student, rate)
         frozen = {name: one.requires_grad_(False).eval() for name, one in objective.load_frozen().items()}
         nets = Denoisers(teacher.path, teacher, fake, frozen, objective.new_memory())
         for number in range(rounds):
@@ -157,24 +156,26 @@ def students_by_rate(
                 batch = _batch(subject, objective, f"fake {again}", number)
                 with torch.no_grad():
                     x = student(batch.noise, batch.cond)
-                update(of_fake, total(objective.fake_loss(nets, x, batch)))
+                descend(of_fake, total(objective.fake_loss(nets, x, batch)))
             fake.requires_grad_(False)
             batch = _batch(subject, objective, "student", number)
             x = student(batch.noise, batch.cond)
-            update(of_student, total(objective.generator_loss(nets, x, batch)))
+            descend(of_student, total(objective.generator_loss(nets, x, batch)))
             fake.requires_grad_()
-        seconds = (time.perf_counter() - clock) / (rounds * BATCH)
-        found.append(StudentTrial(rate, before, _distance(subject, student, components), seconds, student))
+            for mean, value in zip(average.parameters(), student.parameters(), strict=True):
+                mean.lerp_(value.detach(), 1 - 0.5 ** (AVERAGED / rounds))
+        seconds = (time.perf_counter() - clock) / (rounds * TRIAL_BATCH)
+        found.append(StudentTrial(rate, before, _distance(subject, average, components), seconds, average))
     return found
 
 
 def _batch(subject: Subject, objective: Objective, purpose: str, number: int) -> Batch:
     """Return the batch of one update of a trial."""
-    noise, cond, random = subject.inputs(f"trial {purpose}", number * BATCH, BATCH)
+    noise, cond, random = subject.inputs(f"trial {purpose}", number * TRIAL_BATCH, TRIAL_BATCH)
     if "real" not in objective.needs:
         return Batch(noise, random, cond)
     data = subject.dataset
-    positions = data.order(subject.run.seed, torch.arange(number * BATCH, (number + 1) * BATCH))
+    positions = data.order(subject.run.seed, torch.arange(number * TRIAL_BATCH, (number + 1) * TRIAL_BATCH))
     cond = condition_at(data, positions).to(subject.device, torch.float32)
     return Batch(noise, random, cond, data.images(positions).to(subject.device))
 
@@ -186,7 +187,7 @@ def _distance(subject: Subject, student: Generator, components: Components) -> f
     return components.distance(torch.cat([student(noise, cond) for noise, cond in parts]))
 
 
-def adam(network: nn.Module, rate: float) -> optim.Optimizer:
+def optimizer_of(network: nn.Module, rate: float) -> optim.Optimizer:
     """Return the optimizer of the players of a distillation, at a rate of its own."""
     return optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
 
@@ -196,7 +197,7 @@ def total(terms: dict[str, Any]) -> Any:
     return torch.stack([term.mean() for term in terms.values()]).sum()
 
 
-def update(optimizer: optim.Optimizer, loss: Any) -> None:
+def descend(optimizer: optim.Optimizer, loss: Any) -> None:
     """Take one step of an optimizer."""
     optimizer.zero_grad()
     loss.backward()

@@ -20,9 +20,9 @@ def to_text(choices: Choices, head: str) -> str:
     return "\n".join([*(f"# {line}" for line in head.splitlines()), *_lines(choices, "")]) + "\n"
 
 
-def plain(choices: Choices) -> dict[str, Any]:
+def values(choices: Choices) -> dict[str, Any]:
     """Return the values of a recipe without their reasons."""
-    return {key: one.value if isinstance(one, Choice) else plain(one) for key, one in choices.items()}
+    return {key: one.value if isinstance(one, Choice) else values(one) for key, one in choices.items()}
 
 
 def _lines(choices: Choices, indent: str) -> Iterator[str]:

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from trainers.io.images import grid, to_images
+from trainers.probe.entry import PICTURED
 from trainers.probe.findings import Findings
 from trainers.probe.levels import half_level
 from trainers.probe.unusual import unusual
 
-UNKNOWN = "unknown"
+NOT_KNOWN = "unknown"
 
 
 def markdown(found: Findings, title: str) -> str:
@@ -58,113 +59,101 @@ def write(found: Findings, folder: Path, title: str, recipe: str, model: nn.Modu
     (folder / "report.json").write_text(json.dumps(numbers(found), indent=2) + "\n", encoding="utf-8")
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     reference = found.reference.samples
-    rows = {"samples.png": [samples for samples, _ in found.sampled.values()], "entry.png": []}
-    rows["entry.png"] = [one.samples for one in found.entries]
-    for name, parts in rows.items():
-        columns = min(len(part) for part in (reference, *parts))
-        columns = min(columns, 10)
-        stacked = torch.cat([part[:columns] for part in (*parts, reference)])
+    made = {
+        "samples.png": [samples for samples, _ in found.sampled.values()],
+        "entry.png": [one.samples for one in found.entries],
+    }
+    for name, rows in made.items():
+        columns = min(PICTURED, *(len(row) for row in (*rows, reference)))
+        stacked = torch.cat([row[:columns] for row in (*rows, reference)])
         grid(to_images(stacked, model), columns).save(folder / name)
 
 
 def _lines(found: Findings, title: str) -> Iterator[str]:
     """Yield the lines of the report."""
-    known, reference = found.facts, "images of the data" if found.reference.are_data else "samples of the teacher"
-    norms = ", ".join(f"{count} {name}" for name, count in known.norms.items()) or "none"
-    dropout = ", ".join(f"{name} ({p:g})" for name, p in list(known.dropout.items())[:5]) or "no layer of it"
-    yield f"# {title}"
-    yield ""
+    yield from [f"# {title}", ""]
     yield from (f"- {sentence}" for sentence in unusual(found) or ["Nothing unusual was found."])
-    yield ""
-    yield "## Network"
-    yield ""
+    for head, lines in (
+        ("Network", _network(found)),
+        ("Error by noise level", _levels(found)),
+        ("Samples", _samples(found)),
+        ("The untrained student, by its entry", _entries(found)),
+        ("Rates", _rates(found)),
+        ("Gradients in the samples", _gradients(found)),
+    ):
+        yield from ["", f"## {head}", "", *lines]
+    yield from ["", f"The probe took {found.seconds:.0f} seconds."]
+
+
+def _network(found: Findings) -> Iterator[str]:
+    """Yield the lines about the network and its scale."""
+    known, count = found.facts, len(found.reference.samples)
+    reference = "images of the data" if found.reference.are_data else "samples of the teacher"
+    norms = ", ".join(f"{number} {name}" for name, number in known.norms.items()) or "none"
+    dropout = ", ".join(f"{name} ({p:g})" for name, p in list(known.dropout.items())[:5]) or "no layer of it"
     yield f"`{known.name}`, {known.parameters:,} parameters, predicts {known.prediction} on {known.path:.100}."
-    yield (
-        f"Samples {list(known.shape)}, {known.classes or 'no'} classes,"
-        f" {'a' if known.null else 'no'} null condition. Norms: {norms}. Dropout: {dropout}."
-    )
-    yield f"An evaluation of one sample takes {1000 * found.second:.3g} ms here."
-    yield (
-        f"The reference: {len(found.reference.samples)} {reference}, with mean {found.mean:.3g} and standard"
-        f" deviation {found.std:.3g}. The teacher states sigma_data {found.sigma_data:g}."
-    )
+    yield f"Samples {list(known.shape)}, {known.classes or 'no'} classes, {'a' if known.null else 'no'} null condition."
+    yield f"Norms: {norms}. Dropout: {dropout}. An evaluation of one sample takes {1000 * found.second:.3g} ms here."
+    yield f"The reference: {count} {reference}, with mean {found.mean:.3g} and standard deviation {found.std:.3g}."
+    yield f"The teacher states sigma_data {found.sigma_data:g}."
+
+
+def _levels(found: Findings) -> Iterator[str]:
+    """Yield the lines about the error by noise level."""
     half = half_level(found.levels, found.whole)
-    yield ""
-    yield "## Error by noise level"
-    yield ""
     yield from _table(
         ("ratio", "error", "of pure noise", "best possible", "bfloat16 changes"),
         (
-            (
-                f"{one.nsr:.3g}",
-                f"{one.error:.4g}",
-                f"{one.error / found.whole:.2f}",
-                _between(one),
-                f"{one.bfloat16:.1%}",
-            )
-            for one in found.levels
+            (f"{o.nsr:.3g}", f"{o.error:.4g}", f"{o.error / found.whole:.2f}", _between(o), f"{o.bfloat16:.1%}")
+            for o in found.levels
         ),
     )
-    yield ""
-    yield (
-        f"The error is half of that in pure noise ({found.whole:.3g}) at the ratio"
-        f" {UNKNOWN if half is None else f'{half:.3g}'}."
-    )
-    yield ""
-    yield "## Samples"
-    yield ""
+    at = NOT_KNOWN if half is None else f"{half:.3g}"
+    yield from ["", f"The error is half of that in pure noise ({found.whole:.3g}) at the ratio {at}."]
+
+
+def _samples(found: Findings) -> Iterator[str]:
+    """Yield the lines about the teacher's samples."""
     yield "Frechet distances to the reference, in its own principal components. `samples.png` has a row for each, and"
-    yield "the reference last."
-    yield ""
-    yield from _table(
-        ("evaluations", "distance"),
-        ((str(steps), _number(distance)) for steps, (_, distance) in found.sampled.items()),
-    )
-    yield ""
-    yield "## The untrained student, by its entry"
-    yield ""
-    yield from _table(
-        ("entry", "distance", "contrast"),
-        ((f"{one.nsr:.3g}", f"{one.distance:.4g}", f"{one.contrast:.2f}") for one in found.entries),
-    )
-    yield ""
-    yield "## Rates"
-    yield ""
-    if not found.fakes:
-        yield f"The fake: {UNKNOWN}. The network is too slow here for the steps of a trial."
-    else:
+    yield from ["the reference last.", ""]
+    rows = ((str(steps), _number(distance)) for steps, (_, distance) in found.sampled.items())
+    yield from _table(("evaluations", "distance"), rows)
+
+
+def _entries(found: Findings) -> Iterator[str]:
+    """Yield the lines about the untrained student."""
+    rows = ((f"{one.nsr:.3g}", f"{one.distance:.4g}", f"{one.contrast:.2f}") for one in found.entries)
+    yield from _table(("entry", "distance", "contrast"), rows)
+
+
+def _rates(found: Findings) -> Iterator[str]:
+    """Yield the lines about the learning rates."""
+    if found.fakes:
         yield f"The fake after {found.fakes[0].steps} steps, beside the teacher, while the student stands still:"
-        yield ""
-        yield from _table(
-            ("rate", "loss", "error", "worst error", "at"),
-            ((f"{f.rate:g}", f"{f.loss:.3f}", f"{f.ratio:.3f}", f"{f.worst:.3f}", f.where) for f in found.fakes),
-        )
-    yield ""
-    if not found.students:
-        yield f"The student: {UNKNOWN}."
+        tried = ((f"{f.rate:g}", f"{f.loss:.3f}", f"{f.ratio:.3f}", f"{f.worst:.3f}", f.where) for f in found.fakes)
+        yield from ["", *_table(("rate", "loss", "error", "worst error", "at"), tried), ""]
     else:
-        yield "The student after a short trial:"
-        yield ""
-        yield from _table(
-            ("rate", "distance before", "after", "seconds a sample"),
-            ((f"{s.rate:g}", f"{s.before:.4g}", f"{s.after:.4g}", f"{s.seconds:.3g}") for s in found.students),
-        )
-    yield ""
-    yield "## Gradients in the samples"
-    yield ""
+        yield from [f"The fake: {NOT_KNOWN}. The network is too slow here for the steps of a trial.", ""]
+    if found.students:
+        yield "The averaged student after a short trial:"
+        rows = ((f"{s.rate:g}", f"{s.before:.4g}", f"{s.after:.4g}", f"{s.seconds:.3g}") for s in found.students)
+        yield from ["", *_table(("rate", "distance before", "after", "seconds a sample"), rows)]
+    else:
+        yield f"The student: {NOT_KNOWN}."
+
+
+def _gradients(found: Findings) -> Iterator[str]:
+    """Yield the lines about the gradients."""
     if not found.gradients:
-        yield f"{UNKNOWN.capitalize()}."
-    else:
-        yield "The norm at each ratio over the largest, and the noise of one draw over the mean of all draws:"
-        yield ""
-        ratios = [f"{one.nsr:.3g}" for one in next(iter(found.gradients.values()))]
-        rows = []
-        for name, row in found.gradients.items():
-            most = max(one.norm for one in row) or 1.0
-            rows.append((name, *(f"{one.norm / most:.2g}, {one.noise:.2g}" for one in row)))
-        yield from _table(("objective", *ratios), rows)
-    yield ""
-    yield f"The probe took {found.seconds:.0f} seconds."
+        yield f"{NOT_KNOWN.capitalize()}."
+        return
+    yield "The norm at each ratio over the largest, and the noise of one draw over the mean of all draws:"
+    ratios = [f"{one.nsr:.3g}" for one in next(iter(found.gradients.values()))]
+    rows = []
+    for name, row in found.gradients.items():
+        most = max(one.norm for one in row) or 1.0
+        rows.append((name, *(f"{one.norm / most:.2g}, {one.noise:.2g}" for one in row)))
+    yield from ["", *_table(("objective", *ratios), rows)]
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -178,11 +167,11 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 def _between(level: Any) -> str:
     """Return the bounds of the best possible error in words."""
-    return UNKNOWN if level.floor is None else f"{level.floor:.4g} to {level.ceiling:.4g}"
+    return NOT_KNOWN if level.floor is None else f"{level.floor:.4g} to {level.ceiling:.4g}"
 
 
 def _number(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.4g}"
+    return NOT_KNOWN if value is None else f"{value:.4g}"
 
 
 def _without(values: dict[str, Any], name: str) -> dict[str, Any]:

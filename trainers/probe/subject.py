@@ -17,7 +17,7 @@ from trainers.data import Dataset
 from trainers.data.batches import condition_at, inputs
 from trainers.recipe.run import Run
 
-AT_ONCE = 64
+CHUNK = 64
 """The samples of one forward."""
 SAMPLED_IN = 35
 """The evaluations of a sample of the teacher that stands for data, as many as in an evaluation."""
@@ -128,6 +128,6 @@ class Subject:
         return Reference(torch.cat(parts), cond, False)
 
 
-def slices(count: int, size: int = AT_ONCE) -> Iterator[slice]:
+def slices(count: int, size: int = CHUNK) -> Iterator[slice]:
     """Yield slices of at most `size` that make up `count`."""
     return (slice(first, min(first + size, count)) for first in range(0, count, size))

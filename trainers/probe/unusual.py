@@ -1,4 +1,4 @@
-"""What is unusual about a teacher, in words."""
+"""The unusual facts about a teacher, in words."""
 
 from trainers.probe.findings import Findings
 from trainers.probe.levels import half_level
