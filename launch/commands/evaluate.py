@@ -42,7 +42,8 @@ def table(report: dict[str, Any]) -> Table:
     """
     from rich.table import Table
 
-    found = Table(title=f"Frechet distance in {report['protocol']}, {report['samples']:,} samples each")
+    guided = f", teacher guided at {report['teacher_cfg']:g}" if "teacher_cfg" in report else ""
+    found = Table(title=f"Frechet distance in {report['protocol']}, {report['samples']:,} samples each{guided}")
     for column in ("", "evaluations", "distance", "/ teacher", "/ halves", "agreement"):
         found.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for name, evaluations in (("student", "1"), ("teacher", "35")):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.conditions import Condition, ConditionLike
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.generator import Generator
 from distill.sampling import sample
 from trainers.io.images import to_images
@@ -17,11 +17,11 @@ Sampler = Callable[[Tensor, ConditionLike], Tensor]
 """(z [B, C, *spatial] unit normal, cond) -> samples [B, C, *spatial], without a graph."""
 
 
-def make_sampler(model: Generator | Denoiser, run: Experiment) -> Sampler:
+def make_sampler(model: Generator | GuidableDenoiser, run: Experiment) -> Sampler:
     """Return the sampler of a model.
 
     Args:
-        model: A Generator, which takes one evaluation, or a Denoiser, which takes 35 (Heun's method).
+        model: A Generator, which takes one evaluation, or a denoiser, guided or not, which takes 35 (Heun's method).
         run: The recipe, whose dtype the noise and the condition are cast to.
 
     Returns:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
+from distill.guidance import GuidedDenoiser
 from distill.records import EXTENSIBLE, Count
 from trainers.engine.sampler import make_image_sampler
 from trainers.evaluation import check_images, evaluate, fit_protocol
@@ -31,6 +32,7 @@ class Comparison(TypedDict):
     teacher: Numbers
     student: NotRequired[Numbers]
     ratio: NotRequired[Annotated[float, Field(allow_inf_nan=True)]]
+    teacher_cfg: NotRequired[float]
 
 
 def compare(trained: TrainedModel, samples: int | None = None, classifier: str | Path | None = None) -> dict[str, Any]:
@@ -46,6 +48,8 @@ def compare(trained: TrainedModel, samples: int | None = None, classifier: str |
     accelerator = Accelerator(cpu=trained.device.type == "cpu")
     report: dict[str, Any] = {"protocol": protocol.name, "samples": count, "images": trained.images}
     report |= {"average": trained.average, "halves": protocol.halves}
+    if isinstance(trained.target, GuidedDenoiser) and trained.target.scale != 1:
+        report["teacher_cfg"] = trained.target.scale
     samplers = {"student": trained.sampler, "teacher": trained.teacher_sampler}
     if trained.teacher_sampler is None:
         samplers = {"teacher": trained.sampler}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.errors import UserError
 from distill.generator import Generator
 from trainers.checkpoints.formats import Change
@@ -102,8 +102,15 @@ class TrainedModel:
 
     @property
     def teacher_sampler(self) -> Sampler | None:
-        """The sampler of the teacher, which takes 35 evaluations. None for a run that trains a teacher."""
-        return None if self.teacher is None else make_sampler(self.teacher, self.run)
+        """The sampler of the teacher, guided where the objective guides it, in 35 steps. None for a teacher's run."""
+        return None if self.target is None else make_sampler(self.target, self.run)
+
+    @property
+    def target(self) -> GuidableDenoiser | None:
+        """The teacher, guided where the objective guides it by its null condition. None for a teacher's run."""
+        if self.teacher is None or not isinstance(self.run, Run):
+            return None
+        return self.run.objective.target(self.teacher)
 
     @property
     def denoiser(self) -> Denoiser:

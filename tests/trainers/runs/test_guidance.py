@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import trainers
 from distill.errors import UserError
+from distill.guidance import classifier_free
+from distill.sampling import sample
 from distill.teachers import load_denoiser
 from tests.tiny import build_session, distillation, experiment, fit_run, opened, placed, recipe, teacher_recipe
 from trainers.data import Dataset
@@ -126,3 +129,17 @@ def test_a_weak_teacher_is_found_from_anywhere(teachers: Path, monkeypatch: pyte
     run = resolve(distillation("autoguided", Path()))
     monkeypatch.chdir("/")
     assert isinstance(run, Run) and Path(run.objective.weak_teacher) == teachers / "dropout"  # type: ignore[attr-defined]
+
+
+def test_a_student_is_compared_with_the_equally_guided_teacher(teachers: Path, tmp_path: Path) -> None:
+    """The scale is the teacher's over the quotient of the fake's two, at which the generator has its optimum."""
+    objective = {"name": "guided", "teacher_cfg": 3.0, "fake_cfg": 2.0, "fake_training_cfg": 1.0, "objective": "sid"}
+    settings = recipe(teachers / "null", images=8, batch_size=8, objective=objective, health={"every": 0})
+    trained = trainers.train(settings, tmp_path / "run")
+    noise, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    assert trained.teacher is not None and trained.teacher_sampler is not None
+    guided = sample(classifier_free(trained.teacher, 1.5, trained.teacher.null), noise, labels)
+    assert torch.equal(trained.teacher_sampler(noise, labels), guided)
+    assert not torch.allclose(guided, sample(trained.teacher, noise, labels))
+    assert trained.evaluate(64)["teacher_cfg"] == 1.5
+    assert trained.sample(2, teacher=True).shape == (2, 1, 8, 8)
