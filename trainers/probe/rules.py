@@ -19,7 +19,7 @@ from trainers.recipe.strict_yaml import dump
 
 STD = 1.2
 """The standard deviation of the laws of times: that of EDM's law, about four octaves to each side."""
-LEAST_IMAGES, MOST_IMAGES = 20_000, 100_000
+LEAST_IMAGES, MOST_IMAGES = 20_000, 200_000
 BATCH_SIZE = 128
 ROUND = 16
 """The evaluations that a round costs for each sample, where gradients pass through teacher and fake."""
@@ -27,6 +27,8 @@ RATE = 1e-4
 """The generator's rate where none could be tried."""
 TIE = 0.05
 """The difference of distances below which the higher rate is as good. It gets further in a longer run."""
+KNOWN = 1.0
+"""The error of the fake over the teacher's, at any level, up to which no warm-up is needed."""
 ADVERSARIAL = 0.5
 """The weight of an adversarial term times the root of the number of elements of a sample."""
 
@@ -148,6 +150,11 @@ def recipe(run: Run, found: Findings, minutes: float, images_known: bool) -> dic
     if (updates := fake_updates(run.objective)) > 1:
         values["fake_updates"] = Choice(updates, "the authors have 5, for networks that train for weeks")
         values["reuse_samples"] = Choice(True, "as the authors do")
+    if found.fakes and (worst := min(found.fakes, key=lambda one: one.loss)).worst > KNOWN:
+        reason = (
+            f"the fake's error at {worst.where} was {worst.worst:.2f} of the teacher's after the steps of the trial"
+        )
+        values["fake_warmup"] = {"until": Choice(1.1, reason), "most": Choice(images // 10, "a tenth of the run")}
     values |= {
         "generator": {
             "lr": Choice(rate, rate_reason),
