@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.teachers import load_denoiser
-from tests.tiny import build_session, fit_run, once, recipe, teacher_recipe
+from tests.tiny import build_session, experiment, fit_run, once, recipe, teacher_recipe
 from trainers.data import Digits
 from trainers.engine.meter import Meter
 from trainers.engine.pace import ratios
@@ -44,8 +44,8 @@ def ratios_of(session: Session) -> dict[str, float]:
         with torch.no_grad():
             x = session.state.players["generator"].bare(batch.noise, batch.cond)
             run.objective.generator_loss(replace(nets, note=meter.note), x, batch)
-    errors = [meter.totals[f"health/{name}"] for name in ("fake_error", "teacher_error")]
-    return ratios(*errors, share=0.01)
+    fake, teacher = (meter.totals[f"health/{name}"] for name in ("fake_error", "teacher_error"))
+    return ratios(fake, teacher, share=0.01)
 
 
 def warmed_up(teacher: Path, fake: dict[str, Any], objective: dict[str, Any]) -> Session:
@@ -62,15 +62,9 @@ def warmed_up(teacher: Path, fake: dict[str, Any], objective: dict[str, Any]) ->
 
 def test_the_fake_of_a_network_of_noise_knows_all_levels_after_its_warm_up(noise_teacher: Path) -> None:
     denoiser = load_denoiser(noise_teacher).requires_grad_(False)
-    settings = recipe(noise_teacher)
-    subject = Subject(
-        build_session(settings).run,
-        denoiser,
-        denoiser,
-        Digits().load(),
-        torch.device("cpu"),
-        10.0,  # type: ignore[arg-type]
-    )
+    run = experiment(recipe(noise_teacher))
+    assert isinstance(run, Run)
+    subject = Subject(run, denoiser, denoiser, Digits().load(), torch.device("cpu"), 10.0)
     reference = subject.reference(512)
     levels = error_by_level(subject, reference)
     law, _ = rules.times(levels, spread(subject, reference, levels))

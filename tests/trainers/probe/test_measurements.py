@@ -53,7 +53,8 @@ def test_the_error_is_that_of_the_posterior_mean(gaussian: Subject) -> None:
     for one in found:  # the exact denoiser lies between the two bounds from the data, but for the noise of 512 samples
         assert one.floor is not None and one.ceiling is not None
         assert one.floor < 1.05 * one.error and one.error < 1.05 * one.ceiling
-    assert [found[-1].floor, found[-1].ceiling] == pytest.approx([whole, whole], rel=0.02)
+    assert found[-1].floor == pytest.approx(whole, rel=0.02)
+    assert found[-1].ceiling == pytest.approx(whole, rel=0.02)
 
 
 def test_the_rules_follow_from_the_error(gaussian: Subject) -> None:
