@@ -66,7 +66,7 @@ def main(
         console.print(rows[-1])
     pictures.append(("teacher, 35 evaluations", trained.sample(2 * CLASSES, teacher=True)))
     out.mkdir(parents=True, exist_ok=True)
-    _picture(pictures, out / f"{data}.png")
+    picture(pictures, out / f"{data}.png")
     command = "make bench-objectives" if data == "digits" else f"python -m benchmarks.objectives {data}"
     notes = out / f"{data}_notes.md"  # remarks that are written by hand, and that the page ends with
     (out / f"{data}.md").write_text(_page(data, command, rows) + (notes.read_text() if notes.exists() else ""))
@@ -169,7 +169,7 @@ def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
     return head + "".join(lines) + f"\n![samples of every student on the same noise and labels]({data}.png)\n"
 
 
-def _picture(pictures: list[tuple[str, torch.Tensor]], file: Path) -> None:
+def picture(pictures: list[tuple[str, torch.Tensor]], file: Path) -> None:
     """Draw a strip of samples for each objective, on the same noise and labels."""
     strips = [(title, grid(images, len(images), least=28)) for title, images in pictures]
     width, height, left = strips[0][1].width, strips[0][1].height, 150
