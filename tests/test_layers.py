@@ -74,7 +74,7 @@ FLOORS = {
         "hooks": 6,
         "runs": 7,
         "plan": 8,
-        "probe": 8,
+        "probe": 9,
         "loop": 8,
         "api": 9,
         "floor": 10,

@@ -111,3 +111,32 @@ def test_a_notebook_shows_its_pictures_and_no_paths(name: str) -> None:
             assert output["output_type"] != "error" and output.get("name") != "stderr"
             shown = json.dumps({kind: data for kind, data in output.get("data", {}).items() if kind != "image/png"})
             assert not re.search(r"/(home|root|tmp|work|usr)/", shown + json.dumps(output.get("text", "")))
+
+
+def test_a_transformer_made_elsewhere_becomes_a_teacher(tmp_path: Path) -> None:
+    """Random weights stand for the published ones. The estimate of x is 2 y - 1, at the noise of half the range."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(EXAMPLES)!r})
+import torch
+from safetensors.torch import save_file
+from distill.teachers import load_denoiser
+import flow_vit
+torch.manual_seed(0)
+network = flow_vit.FlowViT().eval()
+save_file(network.state_dict(), "weights.safetensors")
+flow_vit.main("weights.safetensors", "teacher")
+teacher = load_denoiser("teacher", trust_code=True)
+y, noise, labels = torch.rand(2, 1, 28, 28), torch.randn(2, 1, 28, 28), torch.tensor([3, 10])
+sigma, t = 1.5, 1 / 1.75  # of x, and the network's time: y has the noise 0.75
+x_t = (2 * y - 1 + sigma * noise) / (1 + sigma)
+ours = teacher(x_t, torch.full((2,), sigma / (1 + sigma)), labels)
+theirs = 2 * network((1 - t) * noise + t * y, torch.full((2,), t), labels) - 1
+print(float((ours - theirs).abs().max()), sum(p.numel() for p in network.parameters()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    difference, parameters = done.stdout.split()
+    assert float(difference) < 1e-4 and int(parameters) == 208_705

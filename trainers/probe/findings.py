@@ -30,6 +30,7 @@ class Findings:
         fakes: The fake after some steps, by its rate.
         students: The student after a short trial, by its rate.
         gradients: The gradients in the samples, by objective.
+        memory: The bytes that the recipe takes on one GPU at its peak, as `distill plan` has it.
         seconds: The seconds that the probe took.
     """
 
@@ -46,4 +47,5 @@ class Findings:
     fakes: list[FakeTrial] = field(default_factory=list)
     students: list[StudentTrial] = field(default_factory=list)
     gradients: dict[str, list[Gradient]] = field(default_factory=dict)
+    memory: float | None = None
     seconds: float = 0.0

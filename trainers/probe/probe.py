@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distill.errors import UserError
+from trainers.plan.trace import plan
 from trainers.probe.findings import Findings
 from trainers.probe.measure import measure, open_subject
 from trainers.probe.recipe import to_text, values
 from trainers.probe.report import write
 from trainers.probe.rules import recipe
 from trainers.recipe.load import build_experiment
-from trainers.recipe.run import Run
+from trainers.recipe.run import Run, TeacherRun
 
 HEAD = """Written by `distill probe {teacher}`. Each value has its reason above it, and report.md has the measurements.
 Train it with `distill train {file}`."""
@@ -37,7 +38,17 @@ def probe(
     found = measure(subject, say)
     pixels = subject.dataset.read is not None and not subject.teacher.latents
     choices = recipe(run, found, run_minutes, pixels)
-    build_experiment(values(choices), "recipe.yaml")  # raises where a rule gives what no recipe takes
+    say("memory")
+    found.memory = peak_memory_of(build_experiment(values(choices), "recipe.yaml"))
     text = to_text(choices, HEAD.format(teacher=run.teacher, file=folder / "recipe.yaml"))
     write(found, folder, f"Probe of {Path(run.teacher).name}", text, subject.teacher)
     return found
+
+
+def peak_memory_of(run: Run | TeacherRun) -> float | None:
+    """Return the bytes that a recipe takes on one GPU at its peak, or None if its network cannot be traced."""
+    assert isinstance(run, Run)
+    try:
+        return plan(run, 1).peak.bytes
+    except UserError:
+        return None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trainers.io.images import grid, to_images
+from trainers.plan.report import gigabytes
 from trainers.probe.entry import PICTURED
 from trainers.probe.findings import Findings
 from trainers.probe.levels import half_level
@@ -39,6 +40,7 @@ def numbers(found: Findings) -> dict[str, Any]:
         "fake_by_rate": [_without(one._asdict(), "fake") for one in found.fakes] or None,
         "student_by_rate": [_without(one._asdict(), "student") for one in found.students] or None,
         "gradient_by_level": {name: [g._asdict() for g in rows] for name, rows in found.gradients.items()} or None,
+        "memory": found.memory,
         "unusual": unusual(found),
         "seconds": found.seconds,
     }
@@ -95,7 +97,8 @@ def _network(found: Findings) -> Iterator[str]:
     yield f"Samples {list(known.shape)}, {known.classes or 'no'} classes, {'a' if known.null else 'no'} null condition."
     yield f"Norms: {norms}. Dropout: {dropout}. An evaluation of one sample takes {1000 * found.second:.3g} ms here."
     yield f"The reference: {count} {reference}, with mean {found.mean:.3g} and standard deviation {found.std:.3g}."
-    yield f"The teacher states sigma_data {found.sigma_data:g}."
+    memory = NOT_KNOWN if found.memory is None else gigabytes(found.memory)
+    yield f"The teacher states sigma_data {found.sigma_data:g}. The recipe takes {memory} on one GPU (`distill plan`)."
 
 
 def _levels(found: Findings) -> Iterator[str]:
