@@ -9,6 +9,7 @@ from torch import Tensor
 from distill.errors import UserError, options
 from distill.objectives import Objective
 from distill.sampling import sample
+from trainers.data.encode import DatasetEncoder
 from trainers.engine.world import default_device
 from trainers.probe import rules
 from trainers.probe.entry import ENTRIES, PICTURED, Components, students_by_entry
@@ -21,7 +22,7 @@ from trainers.probe.recipe import values
 from trainers.probe.subject import SAMPLED_IN, Reference, Subject, slices
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import build
-from trainers.runs.open import encode_data, open_run
+from trainers.runs.open import open_run
 
 LEAST, MOST = 8, 512
 """The samples of the reference, at least and at most."""
@@ -49,8 +50,8 @@ def open_subject(run: Run, minutes: float) -> Subject:
     teacher = opened.teacher
     assert teacher is not None
     teacher.to(device).requires_grad_(False).eval()
-    # Latents of a whole data set would take hours, so samples of the teacher stand for them.
-    dataset = encode_data(opened, device)
+    # Latents of a whole data set would take hours, so samples of the teacher stand for them (real=False).
+    dataset = DatasetEncoder(run.cache, device, run.negative_prompt).encode(opened.source, teacher, real=False)
     return Subject(run, teacher, run.objective.target(teacher), dataset, device, 60 * minutes)
 
 
@@ -65,10 +66,11 @@ def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) ->
     say("network")
     known = facts(subject)
     say("reference")
-    made = not (subject.dataset.read is not None and subject.target is subject.teacher)
-    # Its own samples cost evaluations. With images, the number is that which the levels and the entries can take.
-    cost = SAMPLED_IN * (1 + (subject.target is not subject.teacher)) if made else 0
-    count = budget.samples(0.2, cost + 2 * len(LEVELS) + len(ENTRIES), MOST, least=1)
+    guided = subject.target is not subject.teacher
+    cost = SAMPLED_IN * (1 + guided) if guided or subject.dataset.read is None else 0
+    steps = budget.samples(0.12 / len(FAKE_RATES), TRAINED * TRIAL_BATCH, most=100, least=30)
+    share = 0.2 if steps else 0.6  # where no rate can be tried, the samples have the time
+    count = budget.samples(share, cost + 2 * len(LEVELS) + len(ENTRIES), MOST, least=1)
     reference = subject.reference(max(count, LEAST))
     x = reference.samples
     say("error by noise level")
@@ -89,26 +91,37 @@ def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) ->
         sampled,
         students_by_entry(subject, reference, components),
     )
-    law, weight, entry = rules.times(levels, whole)[0], rules.weight(levels)[0], rules.entry(found.entries)[0]
-    steps = budget.samples(0.12 / len(FAKE_RATES), TRAINED * TRIAL_BATCH, most=100, least=30)
-    fake = subject.teacher
     if steps:
-        say("rates of the fake")
-        found.fakes = fakes_by_rate(subject, subject.generator(entry), law, weight, steps)
-        fake = min(found.fakes, key=lambda one: one.loss).fake
-        rounds = (
-            budget.samples(0.5 / len(GENERATOR_RATES), rules.ROUND, 120 * TRIAL_BATCH, least=30 * TRIAL_BATCH)
-            // TRIAL_BATCH
-        )
-        if rounds:
-            say("rates of the student")
-            objective = build(Objective, values(rules.objective_values(subject.run.objective, found)))
-            updates = rules.fake_updates(objective)
-            found.students = students_by_rate(subject, objective, fake, entry, updates, components, rounds)
-        say("gradients")
-        found.gradients = gradients_by_level(subject, subject.generator(entry), fake)
+        try_rates(subject, found, components, steps, say)
     found.seconds = time.perf_counter() - start
     return found
+
+
+def try_rates(
+    subject: Subject, found: Findings, components: Components, steps: int, say: Callable[[str], None]
+) -> None:
+    """Add to the findings what fake and student do at some learning rates, and the gradients after that.
+
+    Args:
+        subject: The teacher under the probe.
+        found: The findings so far, from which laws, weight and entry follow.
+        components: The components in which distances are measured.
+        steps: The steps of the fake.
+        say: Is told the next step.
+    """
+    objective = build(Objective, values(rules.objective_values(subject.run.objective, found)))
+    inner, entry = rules.inner(objective), rules.entry(found.entries)[0]
+    student = subject.generator(entry)
+    say("rates of the fake")
+    found.fakes = fakes_by_rate(subject, student, inner.fake_times, inner.fake_weight, steps)
+    fake = min(found.fakes, key=lambda one: one.loss).fake
+    rounds = subject.budget.samples(0.5 / len(GENERATOR_RATES), rules.ROUND * TRIAL_BATCH, most=120, least=30)
+    if rounds and (subject.dataset.read is not None or "real" not in objective.needs):
+        say("rates of the student")
+        updates = rules.fake_updates(objective)
+        found.students = students_by_rate(subject, objective, fake, entry, updates, components, rounds)
+    say("gradients")
+    found.gradients = gradients_by_level(subject, student, fake)
 
 
 @torch.no_grad()

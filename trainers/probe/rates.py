@@ -70,7 +70,12 @@ class StudentTrial(NamedTuple):
 
 
 def fakes_by_rate(
-    subject: Subject, student: Generator, law: Times, weight: Weight, steps: int, rates: tuple[float, ...] = FAKE_RATES
+    subject: Subject,
+    student: Generator,
+    law: Times,
+    weight: Weight | None,
+    steps: int,
+    rates: tuple[float, ...] = FAKE_RATES,
 ) -> list[FakeTrial]:
     """Train a copy of the teacher on the student's samples at each rate, and return what each has learnt.
 
@@ -98,7 +103,7 @@ def fakes_by_rate(
 
 @torch.no_grad()
 def _judge(
-    subject: Subject, student: Generator, fake: Denoiser, law: Times, weight: Weight, trained: tuple[float, int]
+    subject: Subject, student: Generator, fake: Denoiser, law: Times, weight: Weight | None, trained: tuple[float, int]
 ) -> FakeTrial:
     """Compare the fake with the teacher on new samples of the student, at the same noise."""
     teacher, meter, losses = subject.teacher, Meter(), [0.0, 0.0]

@@ -39,7 +39,7 @@ def test_a_plain_value_and_a_group_are_both_read(given: dict[str, Any], value: H
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"weight": "edn"}, "key 'weight' must be one of 'edm', 'x0' or a mapping or null, got 'edn'"),
+        ({"weight": "edmm"}, "key 'weight' must be one of 'edm', 'x0' or a mapping or null, got 'edmm'"),
         ({"weight": {"high": 1}}, "missing key 'weight.low': it must be a number"),
         ({"weight": {"low": 1, "hihg": 1}}, "unknown key 'weight.hihg' (did you mean 'weight.high'?)"),
         ({"warmup": 1.5}, "key 'warmup' must be an integer or a mapping, got 1.5"),
