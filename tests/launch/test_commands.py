@@ -251,6 +251,11 @@ def test_wandb_without_a_login_records_offline(recipe_file: Write, tmp_path: Pat
         for record in read(run / "log.jsonl")
         for name, value in record.items()
         if name not in ("images", "time")
+    } | {
+        (record["images"], f"health/{name}"): pytest.approx(value, rel=1e-5)
+        for record in read(run / "health.jsonl")
+        for name, value in record.items()
+        if name not in ("images", "alarms")
     }
     assert not (tmp_path / "wandb").exists()
 

@@ -56,7 +56,7 @@ def test_a_probe_without_images_says_unknown(distill: Command, teachers: Path, t
     told = distill("probe", teachers / "edm", "--folder", folder, "--minutes", "0.01")
     assert told.code == 0, told.err
     numbers = json.loads((folder / "report.json").read_text())
-    assert numbers["reference"] == {"samples": 8, "are_data": False}
+    assert not numbers["reference"]["are_data"] and 8 <= numbers["reference"]["samples"] < 512
     assert numbers["fake_by_rate"] is numbers["student_by_rate"] is numbers["gradient_by_level"] is None
     assert all(one["floor"] is None for one in numbers["error_by_level"])
     assert "The fake: unknown." in (folder / "report.md").read_text()

@@ -26,6 +26,7 @@ OURS = r"""# \w+
 (text|latents|pairs): \d+ of \d+
 \d+ of \d+ pairs
 text: 20 of 21 prompts are longer than the 32 tokens that the teacher reads; their ends are left out
+left out, and taken from the teacher's kind: objective\.objective\.times: uniform_steps first 20 last 979, .*
 tiny: 4 of 4 images, \d+ images/s, .*""".splitlines()
 
 

@@ -5,7 +5,7 @@ be known before training raises UserError here.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -143,11 +143,22 @@ def follow_teacher(run: Run, teacher: Denoiser) -> tuple[Run, list[str]]:
     There is no line where EDM's own defaults stay, which the papers have.
     """
     followed = replace(run, objective=run.objective.following(teacher))
-    changed = {key: new for key, (_, new) in differences(dump(run), dump(followed)).items() if new != "edm"}
-    if not changed:
-        return followed, []
-    given = ", ".join(f"{key}: {value}" for key, value in changed.items())
-    return followed, [f"the recipe leaves out what follows from the teacher: {given}; `distill probe` measures it"]
+    changed = [key for key, (_, new) in differences(dump(run), dump(followed)).items() if new != "edm"]
+    laws = _laws(dump(followed)["objective"])
+    told = [f"{key}: {value}" for key, value in laws if any(one.startswith(key) for one in changed)]
+    advice = "`distill probe` measures better ones"
+    return followed, [f"left out, and taken from the teacher's kind: {', '.join(told)}; {advice}"] if told else []
+
+
+def _laws(settings: Mapping[str, Any], group: str = "objective") -> Iterator[tuple[str, str]]:
+    """Yield the key and the value, in words, of each law and weight of an objective, and of the one inside it."""
+    for name in ("times", "fake_times", "fake_weight"):
+        value = settings.get(name)
+        if isinstance(value, Mapping):
+            value = " ".join(str(one) if key == "name" else f"{key} {one}" for key, one in value.items())
+        yield f"{group}.{name}", str(value)
+    if isinstance(inner := settings.get("objective"), Mapping):
+        yield from _laws(inner, f"{group}.objective")
 
 
 def encode_data(opened: Opened, device: torch.device | None = None, quiet: bool = False) -> Dataset:

@@ -20,7 +20,7 @@ from trainers.checkpoints import checkpoint, saver
 from trainers.checkpoints.posthoc_ema import snapshots
 from trainers.engine import adam8bit
 from trainers.engine.session import Session
-from trainers.hooks import Checkpoints, Evaluate, FiniteCheck, Hook, Log, Samples, Snapshots
+from trainers.hooks import Checkpoints, CompareSamples, Evaluate, FiniteCheck, Hook, Log, Samples, Snapshots
 
 DROPPING = {"generator": DROPOUT, "fake": DROPOUT}
 POWER_EMA = {"stds": [0.1, 0.2], "snapshot_every": 16}
@@ -141,7 +141,8 @@ def test_checkpoints_are_the_last_of_the_hooks(teachers: Path, tmp_path: Path, m
     given: list[Sequence[Hook]] = []
     monkeypatch.setattr(loop, "call_due", lambda session, hooks, before: given.append(hooks))
     fit(recipe(teachers / "edm"), tmp_path / "run")
-    assert [type(hook) for hook in given[0]] == [Log, FiniteCheck, Evaluate, Samples, Snapshots, Checkpoints]
+    expected = [Log, FiniteCheck, Evaluate, CompareSamples, Samples, Snapshots, Checkpoints]
+    assert [type(hook) for hook in given[0]] == expected
 
 
 # Kills. Saves are made slow, so that a kill can fall into one.

@@ -185,7 +185,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_update(teach
     """The second is told before its fourth update, and both leave one later, saved; then both go on to the end."""
     run = tmp_path / "run"
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe(teachers / "edm", checkpoint_every=1000)))
+    file.write_text(yaml.safe_dump(recipe(teachers / "edm", checkpoint_every=1000, health={"every": 0})))
     job = launch(["-c", PROGRAM, "train", str(file), "--folder", str(run)], tmp_path / "out.txt", 2)
     assert job.finish() == 75, job.text
     assert [process.returncode for process in job.processes] == [75, 75]
@@ -235,7 +235,8 @@ main()
 def test_two_processes_agree_on_the_clock(teachers: Path, tmp_path: Path) -> None:
     """The clock of the second alone asks for saves; both save after the same updates."""
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe(teachers / "edm", images=48, checkpoint_every=None, keep=99)))
+    settings = recipe(teachers / "edm", images=48, checkpoint_every=None, keep=99, health={"every": 0})
+    file.write_text(yaml.safe_dump(settings))
     job = launch(["-c", CLOCK, "train", str(file), "--folder", str(tmp_path / "run")], tmp_path / "out.txt", 2)
     assert job.finish() == 0, job.text
     found = checkpoint.folders(tmp_path / "run/checkpoints")
