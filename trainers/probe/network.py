@@ -11,6 +11,7 @@ from distill.discriminator import middle_tap
 from distill.errors import UserError
 from trainers.probe.subject import Subject
 
+DROPOUT = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 TRIED = 4
 """The samples of the two forwards."""
 
@@ -51,7 +52,7 @@ def facts(subject: Subject) -> Facts:
     teacher, network = subject.teacher, subject.teacher.network
     modules = dict(network.named_modules())
     norms = Counter(type(one).__name__ for one in modules.values() if "Norm" in type(one).__name__)
-    dropout = {name: float(one.p) for name, one in modules.items() if isinstance(one, nn.modules.dropout._DropoutNd)}
+    dropout = {name: float(one.p) for name, one in modules.items() if isinstance(one, DROPOUT)}
     return Facts(
         network.own_class or network.display_name,
         sum(parameter.numel() for parameter in network.parameters()),
