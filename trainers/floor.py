@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.objectives import DMD2, Guided, HiPA, Objective
+from distill.guidance import GuidedDenoiser
+from distill.objectives import DMD2, HiPA, Objective
+from distill.objectives.wrapper import Wrapper
 from distill.times import Times
 from trainers.api import resume, train
 from trainers.engine.world import default_device
@@ -81,7 +83,7 @@ def ways_of(
     """
     objective = run.objective
     alone = replace(run, pairs=None, fake_updates=1, fake_warmup=0, reuse_samples=False, backprop="joint")
-    scale = objective.teacher_cfg if isinstance(objective, Guided) else 1.0
+    scale = student.target.scale if isinstance(student.target, GuidedDenoiser) else 1.0  # as the evaluation guides it
     settings = PairSettings(teacher_cfg=scale)
     made = make_pairs(
         run.teacher, student.source, folder / "pairs", pairs, settings, SAMPLED_AT_ONCE, default_device(), run.cache
@@ -96,7 +98,9 @@ def ways_of(
 
 def discriminating(objective: Objective) -> DMD2:
     """Return DMD2 without DMD's term, with the laws, the weight and the tap of an objective where it has them."""
-    inner = objective.objective if isinstance(objective, Guided) else objective
+    inner = objective
+    while isinstance(inner, Wrapper):
+        inner = inner.objective
     laws: dict[str, Any] = {"fake_times": inner.fake_times, "fake_weight": inner.fake_weight}
     if isinstance(times := getattr(inner, "times", None), Times):
         laws["times"] = times

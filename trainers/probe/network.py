@@ -10,6 +10,7 @@ from distill.denoiser import Denoiser
 from distill.discriminator import middle_tap
 from distill.errors import UserError
 from trainers.probe.subject import Subject
+from trainers.runs.probe import train_mode_ratio, train_mode_squares
 
 DROPOUT = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 TRIED = 4
@@ -30,7 +31,8 @@ class Facts:
         null: Whether it has a null condition, as guidance needs.
         norms: The normalisation layers by the name of their class.
         dropout: The dropout layers with their probability, by the name of the module.
-        train_mode: The relative difference between a forward in train mode and one in eval mode. 0 without any.
+        train_mode: The relative difference between a forward in train mode and one in eval mode. It is infinite where
+            the network fails in train mode.
         middle: The submodule in the middle of the network whose output a discriminator can read. None if none is.
     """
 
@@ -71,17 +73,9 @@ def facts(subject: Subject) -> Facts:
 @torch.no_grad()
 def train_mode_difference(subject: Subject) -> float:
     """Return the relative difference between a forward in train mode and one in eval mode."""
-    teacher = subject.teacher
     noise, cond, _ = subject.inputs("train mode", 0, TRIED)
     t = subject.time(1.0, TRIED)
-    buffers = {name: value.clone() for name, value in teacher.named_buffers()}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        plain, training = teacher(noise, t, cond), teacher.train()(noise, t, cond)
-    teacher.eval()
-    for name, value in teacher.named_buffers():  # a forward in train mode moves the statistics of a BatchNorm
-        value.copy_(buffers[name])
-    return float((training - plain).norm() / plain.norm().clamp(min=1e-12))
+    return train_mode_ratio(train_mode_squares(subject.teacher, noise, t, cond, subject.run.seed)[None])
 
 
 def _tap(teacher: Denoiser) -> str | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ def markdown(found: Findings, title: str) -> str:
 
 def numbers(found: Findings) -> dict[str, Any]:
     """Return the numbers of the report as plain values. What is unknown is null."""
+    share = found.facts.train_mode
     return {
-        "network": asdict(found.facts),
+        "network": asdict(found.facts) | {"train_mode": share if isfinite(share) else None},
         "seconds_an_evaluation": found.second,
         "reference": {"samples": len(found.reference.samples), "are_data": found.reference.are_data},
         "mean": found.mean,

@@ -1,5 +1,7 @@
 """The unusual facts about a teacher, in words."""
 
+from math import isfinite
+
 from trainers.probe.findings import Findings
 from trainers.probe.levels import half_level
 
@@ -10,9 +12,10 @@ CLEAR = 0.05
 def unusual(found: Findings) -> list[str]:
     """Return what is unusual about a teacher, a sentence or two for each fact."""
     told = []
-    if found.facts.train_mode > 1e-4:
+    if (share := found.facts.train_mode) > 1e-4:
+        differs = f"computes otherwise: its outputs differ by {share:.0%}" if isfinite(share) else "fails"
         told.append(
-            f"In train mode the network computes otherwise: its outputs differ by {found.facts.train_mode:.0%}."
+            f"In train mode the network {differs}."
             " Generator and fake train in eval mode (`dropout: off`), as the network that is sampled."
         )
     mean = [one for one in found.levels if one.error > (1 + CLEAR) * found.whole]

@@ -61,7 +61,9 @@ def probe_teacher(session: Session) -> None:
                     f" (noise-to-signal ratio {denoiser.path.nsr(t).item():.4g}){advice}"
                 )
         t = torch.full((len(x),), generator.t, dtype=torch.float64, device=x.device)
-        difference = _train_mode_difference(session, generator.scale * batch.noise, t, batch.cond)
+        teacher = cast(Denoiser, session.teacher)
+        squares = train_mode_squares(teacher, generator.scale * batch.noise, t, batch.cond, run.seed)
+        difference = train_mode_ratio(cast(Tensor, session.accelerator.gather(squares[None])))
     if not difference <= (1e-2 if run.precision == "bfloat16" else 1e-4):  # more than rounding
         plain(stderr=True, quiet=not session.accelerator.is_main_process).print(_told(run, difference))
 
@@ -98,26 +100,36 @@ def _bad_times(session: Session, denoiser: Denoiser, x: Tensor, cond: Any, rando
     return bad > 0
 
 
-def _train_mode_difference(session: Session, x_t: Tensor, t: Tensor, cond: Any) -> float:
-    """Return how far the teacher's estimates in train mode are from those in eval mode, as a ratio. Collective.
+def train_mode_squares(teacher: Denoiser, x_t: Tensor, t: Tensor, cond: Any, seed: int) -> Tensor:
+    """Return two sums of squares [2]: of what train mode changes in the estimates of x0, and of the estimates.
 
-    It is infinite where the teacher fails in train mode. Buffers and torch's random numbers are put back.
+    The first is infinite where the teacher fails in train mode. Buffers and torch's random numbers are put back.
+
+    Args:
+        teacher: The teacher, in eval mode.
+        x_t: Noisy samples [B, ...].
+        t: Times [B] on the path.
+        cond: The condition [B, ...].
+        seed: The seed of dropout.
     """
-    accelerator, teacher = session.accelerator, cast(Denoiser, session.teacher)
     expected = teacher(x_t, t, cond)
     tables = [module._buffers for module in teacher.modules()]
     buffers = [(table, name, b, b.clone()) for table in tables for name, b in table.items() if b is not None]
-    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
-        torch.manual_seed(session.run.seed)
+    with torch.random.fork_rng([x_t.device] if x_t.device.type == "cuda" else []):
+        torch.manual_seed(seed)
         try:
-            squares = torch.stack([(teacher.train()(x_t, t, cond) - expected).square().sum(), expected.square().sum()])
+            return torch.stack([(teacher.train()(x_t, t, cond) - expected).square().sum(), expected.square().sum()])
         except Exception:  # the user's code may raise anything
-            squares = expected.new_tensor([math.inf, 1.0])
+            return torch.tensor([math.inf, 1.0], dtype=expected.dtype, device=expected.device)
         finally:
             teacher.eval()
             for table, name, buffer, value in buffers:
                 table[name] = buffer.copy_(value)
-    difference, size = cast(Tensor, accelerator.gather(squares[None])).double().sum(0).sqrt().tolist()
+
+
+def train_mode_ratio(squares: Tensor) -> float:
+    """Return how far the estimates in train mode are from those in eval mode, from `train_mode_squares` [ranks, 2]."""
+    difference, size = squares.double().sum(0).sqrt().tolist()
     return float(difference / max(size, 1e-30))  # the estimates may be 0
 
 

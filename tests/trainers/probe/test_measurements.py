@@ -179,3 +179,19 @@ def test_objectives_without_rules_are_refused_before_anything_loads() -> None:
     run = Run(name="probe", teacher="no such folder", data=Digits(), objective=SiDA(), images=1, batch_size=1)
     with pytest.raises(UserError, match="rules are known for sid, sim, fgm, diff_instruct, dmd2, got SiDA"):
         measure.open_subject(run, 1.0)
+
+
+class OnlyEval(nn.Module):
+    """A class that cannot be called in train mode."""
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        if self.training:
+            raise RuntimeError("no training")
+        return x
+
+
+def test_a_network_that_fails_in_train_mode_is_told_and_not_raised(gaussian: Subject) -> None:
+    teacher = Denoiser(OnlyEval(), EDM(), "x0").eval()
+    teacher.network.shape, teacher.network.classes = SHAPE, 2
+    tried = replace(gaussian, teacher=teacher, target=teacher)
+    assert network.train_mode_difference(tried) == math.inf and not teacher.training
