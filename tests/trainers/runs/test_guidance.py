@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from distill.sampling import sample
 from distill.teachers import load_denoiser
 from tests.tiny import build_session, distillation, experiment, fit_run, opened, placed, recipe, teacher_recipe
 from trainers.data import Dataset
+from trainers.floor import measure_floor
 from trainers.recipe.load import resolve
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.open import check_teacher_data
@@ -143,3 +145,5 @@ def test_a_student_is_compared_with_the_equally_guided_teacher(teachers: Path, t
     assert not torch.allclose(guided, sample(trained.teacher, noise, labels))
     assert trained.evaluate(64)["teacher_cfg"] == 1.5
     assert trained.sample(2, teacher=True).shape == (2, 1, 8, 8)
+    measure_floor(tmp_path / "run", samples=64, pairs=8)  # its pairs are of the same teacher
+    assert json.loads((tmp_path / "run/floor/pairs/pairs.json").read_text())["teacher_cfg"] == 1.5
