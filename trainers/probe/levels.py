@@ -15,6 +15,8 @@ from trainers.probe.subject import Reference, Subject, slices
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 80.0)
 """The noise-to-signal ratios at which the error is measured."""
+MIDDLE = 0.4
+"""The error at the median of the times, over that in pure noise. docs/probe.md has the runs in which it was found."""
 BEST_OF = 2**23
 """The most values of images among which the best possible estimate is looked for."""
 
@@ -125,14 +127,14 @@ def spread(subject: Subject, reference: Reference, levels: Sequence[Level]) -> f
     return total / sum(group.numel() for group in groups)
 
 
-def half_level(levels: Sequence[Level], whole: float) -> float | None:
-    """Return the noise-to-signal ratio at which the teacher's error is half of `whole`, or None if there is none.
+def middle_level(levels: Sequence[Level], whole: float) -> float | None:
+    """Return the noise-to-signal ratio at which the teacher's error is MIDDLE of `whole`, or None if there is none.
 
     Between two levels the error is taken as linear in the logarithm of the ratio.
     """
     for below, above in pairwise(levels):
-        if below.error <= whole / 2 < above.error:
-            share = (whole / 2 - below.error) / (above.error - below.error)
+        if below.error <= MIDDLE * whole < above.error:
+            share = (MIDDLE * whole - below.error) / (above.error - below.error)
             return float(below.nsr * (above.nsr / below.nsr) ** share)
     return None
 

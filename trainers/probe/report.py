@@ -14,7 +14,7 @@ from trainers.io.images import grid, to_images
 from trainers.plan.report import gigabytes
 from trainers.probe.entry import PICTURED
 from trainers.probe.findings import Findings
-from trainers.probe.levels import half_level
+from trainers.probe.levels import MIDDLE, middle_level
 from trainers.probe.unusual import unusual
 
 NOT_KNOWN = "unknown"
@@ -36,7 +36,7 @@ def numbers(found: Findings) -> dict[str, Any]:
         "sigma_data": {"measured": found.std, "stated": found.sigma_data},
         "error_by_level": [one._asdict() for one in found.levels],
         "error_in_pure_noise": found.whole,
-        "half_level": half_level(found.levels, found.whole),
+        "middle_level": middle_level(found.levels, found.whole),
         "distance_by_evaluations": {str(steps): distance for steps, (_, distance) in found.sampled.items()},
         "student_by_entry": [{"nsr": e.nsr, "distance": e.distance, "contrast": e.contrast} for e in found.entries],
         "fake_by_rate": [_without(one._asdict(), "fake") for one in found.fakes] or None,
@@ -105,7 +105,7 @@ def _network(found: Findings) -> Iterator[str]:
 
 def _levels(found: Findings) -> Iterator[str]:
     """Yield the lines about the error by noise level."""
-    half = half_level(found.levels, found.whole)
+    middle = middle_level(found.levels, found.whole)
     yield from _table(
         ("ratio", "error", "of pure noise", "best possible", "bfloat16 changes"),
         (
@@ -113,8 +113,8 @@ def _levels(found: Findings) -> Iterator[str]:
             for o in found.levels
         ),
     )
-    at = NOT_KNOWN if half is None else f"{half:.3g}"
-    yield from ["", f"The error is half of that in pure noise ({found.whole:.3g}) at the ratio {at}."]
+    at = NOT_KNOWN if middle is None else f"{middle:.3g}"
+    yield from ["", f"The error is {MIDDLE} of that in pure noise ({found.whole:.3g}) at the ratio {at}."]
 
 
 def _samples(found: Findings) -> Iterator[str]:

@@ -12,7 +12,7 @@ from distill.objectives import DMD2, FGM, SIM, DiffInstruct, Guided, Objective, 
 from distill.times import LogNormal
 from trainers.probe.entry import Entry
 from trainers.probe.findings import Findings
-from trainers.probe.levels import Level, half_level
+from trainers.probe.levels import MIDDLE, Level, middle_level
 from trainers.probe.rates import TTUR, StudentTrial
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump
@@ -25,8 +25,8 @@ ROUND = 16
 """The evaluations that a round costs for each sample, where gradients pass through teacher and fake."""
 RATE = 1e-4
 """The generator's rate where none could be tried."""
-TIE = 0.05
-"""The difference of distances below which the higher rate is as good. It gets further in a longer run."""
+TIE = 0.25
+"""The difference of distances after a trial, below which the higher rate is better. It gets further in a longer run."""
 KNOWN = 1.0
 """The error of the fake over the teacher's, at any level, up to which no warm-up is needed."""
 ADVERSARIAL = 0.5
@@ -55,14 +55,14 @@ class Choice(NamedTuple):
 def times(levels: Sequence[Level], whole: float) -> tuple[LogNormal, str]:
     """Return the law of the times of generator and fake, with its reason.
 
-    Its median is where the teacher's error is half of what it is in pure noise. Around it lie the levels at which a
+    Its median is where the teacher's error is MIDDLE of what it is in pure noise. Around it lie the levels at which a
     denoiser decides what a sample becomes: below, the sample is all but known, and above, nothing of it is.
     """
-    half = half_level(levels, whole)
-    if half is None:
-        return LogNormal(-1.2, STD), "EDM's law: unknown where the teacher's error is half of its largest"
-    law = LogNormal(round(math.log(half), 2), STD)
-    return law, f"the median is {half:.2g}, where the teacher's error is half of what it is in pure noise"
+    middle = middle_level(levels, whole)
+    if middle is None:
+        return LogNormal(-1.2, STD), f"EDM's law: unknown where the teacher's error is {MIDDLE} of its largest"
+    law = LogNormal(round(math.log(middle), 2), STD)
+    return law, f"the median is {middle:.2g}, where the teacher's error is {MIDDLE} of what it is in pure noise"
 
 
 def weight(levels: Sequence[Level]) -> tuple[WeightTable, str]:

@@ -3,7 +3,7 @@
 from math import isfinite
 
 from trainers.probe.findings import Findings
-from trainers.probe.levels import half_level
+from trainers.probe.levels import MIDDLE, middle_level
 
 CLEAR = 0.05
 """The part by which a number must differ before it is told."""
@@ -37,8 +37,8 @@ def unusual(found: Findings) -> list[str]:
             f" {first.nsr**2:.2g}, as in networks that predict the sample. The weights keep such levels"
             " from ruling the fake's loss."
         )
-    if half_level(found.levels, found.whole) is None:
-        told.append("Its error never crosses half of its largest. The law of times is EDM's, which is a guess.")
+    if middle_level(found.levels, found.whole) is None:
+        told.append(f"Its error never crosses {MIDDLE} of its largest. The law of times is EDM's, which is a guess.")
     if found.facts.prediction == "edm" and not 0.5 < found.std / found.sigma_data < 2:
         told.append(f"It states sigma_data {found.sigma_data:g}, and its samples have {found.std:.3g}.")
     ends = [distance for _, distance in found.sampled.values() if distance is not None]

@@ -49,7 +49,7 @@ def test_the_error_is_that_of_the_posterior_mean(gaussian: Subject) -> None:
     assert [one.error for one in found] == pytest.approx(exact, rel=0.05)
     whole = levels.spread(gaussian, reference, found)
     assert whole == pytest.approx(STD**2, rel=0.03)  # within the classes: over all it is 0.34
-    assert levels.half_level(found, whole) == pytest.approx(STD, rel=0.1)
+    assert levels.middle_level(found, whole) == pytest.approx(STD * (0.4 / 0.6) ** 0.5, rel=0.1)
     for one in found:  # the exact denoiser lies between the two bounds from the data, but for the noise of 512 samples
         assert one.floor is not None and one.ceiling is not None
         assert one.floor < 1.05 * one.error and one.error < 1.05 * one.ceiling
@@ -60,7 +60,7 @@ def test_the_error_is_that_of_the_posterior_mean(gaussian: Subject) -> None:
 def test_the_rules_follow_from_the_error(gaussian: Subject) -> None:
     found = levels.error_by_level(gaussian, gaussian.reference(COUNT))
     law, _ = rules.times(found, STD**2)
-    assert law.mean == pytest.approx(math.log(STD), abs=0.1)
+    assert law.mean == pytest.approx(math.log(STD * (0.4 / 0.6) ** 0.5), abs=0.1)  # s^2 v / (s^2 + v) = 0.4 s^2
     assert law.std == 1.2
     table, _ = rules.weight(found)
     assert table.weight == pytest.approx([1 / one.error for one in found], rel=0.01)
@@ -115,12 +115,12 @@ def test_without_images_the_teachers_samples_are_the_reference(gaussian: Subject
 
 
 @pytest.mark.parametrize(
-    ("errors", "half"),
-    [((0.1, 0.4, 0.9), 1.0 * (2 / 1) ** 0.2), ((0.6, 0.8, 0.9), None), ((0.1, 0.2, 0.3), None)],
+    ("errors", "middle"),
+    [((0.1, 0.3, 0.8), 2 * (4 / 2) ** 0.2), ((0.6, 0.8, 0.9), None), ((0.1, 0.2, 0.3), None)],
 )
-def test_the_half_level_is_between_its_neighbours(errors: tuple[float, ...], half: float | None) -> None:
+def test_the_middle_level_is_between_its_neighbours(errors: tuple[float, ...], middle: float | None) -> None:
     found = [Level(float(2**n), error, None, None, 0.0) for n, error in enumerate(errors)]
-    assert levels.half_level(found, 1.0) == (None if half is None else pytest.approx(2 * (4 / 2) ** 0.2))
+    assert levels.middle_level(found, 1.0) == (None if middle is None else pytest.approx(middle))
 
 
 def test_a_budget_counts_what_fits_and_says_when_too_little_does() -> None:
