@@ -88,6 +88,7 @@ bench-objectives: .venv/.installed
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps torch-fidelity  # its requirements would bring torchvision, which nothing here imports
 	@touch $@
 
 clean:

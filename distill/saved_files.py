@@ -42,14 +42,14 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
     set_permissions(file)
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the content of a safetensors file, for a file that the caller writes.
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file, for a file that the caller writes. `metadata` goes into its header.
 
     `save_tensors` writes beside its file under a random name, which a kill leaves behind for good.
     """
     from safetensors.torch import save
 
-    content: bytes = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    content: bytes = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     return content
 
 

@@ -27,6 +27,7 @@ from launch.commands import (
     probe,
     quickstart,
     recipes,
+    reference,
     sample,
     train,
     try_,
@@ -46,7 +47,14 @@ app = typer.Typer(
 LONGEST = 1_500  # characters of an error that is printed
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `distill --help`
     "Begin": (quickstart.quickstart, recipes.recipes, doctor.doctor, plan.plan, try_.try_),
-    "Teachers and data": (train.teacher, probe.probe, classifier.classifier, pairs.pairs, cache.cache),
+    "Teachers and data": (
+        train.teacher,
+        probe.probe,
+        classifier.classifier,
+        reference.reference,
+        pairs.pairs,
+        cache.cache,
+    ),
     "Train": (train.train, train.resume),
     "Use what was trained": (sample.sample, evaluate.evaluate, floor.floor, export.export, ema.ema),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -59,7 +59,7 @@ def resolve_recipe(recipe: str, overrides: list[str] | None = None, tiny: Path |
     run = resolve(_named(recipe), overrides or [], tiny=tiny)
     if not isinstance(run, Run):
         raise UserError(f"{recipe}: this recipe is for `distill teacher`")
-    return dataclasses.replace(run, cache=cache_folder(run.cache))
+    return cast("Run", inception_weights(dataclasses.replace(run, cache=cache_folder(run.cache))))
 
 
 def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> TeacherRun:
@@ -78,7 +78,24 @@ def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> T
     run = resolve(_named(recipe), overrides or [])
     if not isinstance(run, TeacherRun):
         raise UserError(f"{recipe}: this recipe is for `distill train`")
-    return run
+    return cast("TeacherRun", inception_weights(run))
+
+
+def inception_weights(run: Run | TeacherRun) -> Any:
+    """Return a recipe with the file of the Inception weights that DISTILL_INCEPTION names, if the recipe names none."""
+    from distill.metrics.features import InceptionFeatures
+
+    features, file = run.evaluation.features, inception_file()
+    if file is None or not isinstance(features, InceptionFeatures) or features.weights is not None:
+        return run
+    named = dataclasses.replace(features, weights=file)
+    return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, features=named))
+
+
+def inception_file() -> str | None:
+    """Return the file of the Inception weights that DISTILL_INCEPTION names."""
+    file = os.environ.get("DISTILL_INCEPTION")
+    return None if file is None else str(Path(file).resolve())
 
 
 def _named(recipe: str) -> str | dict[str, Any]:

@@ -70,6 +70,7 @@ FLOORS = {
         "recipe": 2,
         "engine": 3,
         "checkpoints": 4,
+        "references": 4,
         "evaluation": 5,
         "hooks": 6,
         "runs": 7,
@@ -81,7 +82,7 @@ FLOORS = {
     },
 }
 # Modules that may import even less than their floor allows.
-ONLY = {("distill", "metrics"): {"errors", "records", "saved_files", "weights"}}
+ONLY = {("distill", "metrics"): {"annotations", "errors", "installed", "records", "saved_files", "weights"}}
 NO_FILES = "distill.objectives"  # an objective declares what it needs; the trainer opens it
 FILE_MODULES = ("pathlib", "os", "io", "json", "safetensors", "shutil", "tempfile", "distill.teachers")
 READS_ENVIRONMENT = ("launch",)  # the package that may read os.environ

@@ -1,20 +1,27 @@
 """The evaluation of samples under a named protocol, divided over the ranks."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from distill.denoiser import Denoiser
 from distill.errors import UserError
-from distill.metrics import Classifier, ClassifierFeatures, Extractor, Protocol
+from distill.metrics import METRICS, Classifier, ClassifierFeatures, Extractor, Protocol, Tally, allowed_metrics
 from distill.metrics.extractor import MOST_FITTED
 from distill.random import Random
 from trainers.data import Dataset
 from trainers.data.batches import inputs
+from trainers.data.cache import DEFAULT_CACHE
 from trainers.engine.sampler import Sampler
 from trainers.engine.stopping import STOP
-from trainers.recipe.run import Evaluation
+from trainers.recipe.measures import Evaluation
+from trainers.references import check_reference, compute_reference, read_reference
 
 EVALUATED_AT_ONCE = 500  # samples, or fewer if they are large
 PIXELS_AT_ONCE = 2**22
@@ -23,36 +30,89 @@ LEAST_REAL = 4  # real images, so that they can be halved
 LOOKED_AT = 4  # images for each component that a check before training reads at first
 
 
-def fit_protocol(dataset: Dataset, settings: Evaluation) -> Protocol:
+def fit_protocol(
+    dataset: Dataset,
+    settings: Evaluation,
+    cache: str = DEFAULT_CACHE,
+    device: torch.device | None = None,
+    shape: tuple[int, ...] | None = None,
+    quiet: bool = False,
+) -> Protocol:
     """Return the protocol of a data set, with the statistics of its real images.
 
-    Of more than FIT_LIMIT images it takes that many at random, the same ones every time.
+    Principal components and the features of a classifier are of FIT_LIMIT images at most, at random, the same ones
+    every time.
 
     Args:
         dataset: The data set.
-        settings: The classifier or the number of components, which determine the features.
+        settings: The features, the reference and the metrics.
+        cache: The folder in which the features of real images are kept.
+        device: The device of the extractor. None for the CPU.
+        shape: (C, *spatial) of the samples. None if it is that of the data set.
+        quiet: Whether to print no progress.
 
     Raises:
-        UserError: The data set has no images, or they do not go with the classifier.
+        UserError: The data set has no images, or they do not go with the features or the reference.
         Stopped: The process was told to stop.
     """
+    if settings.features is not None:
+        return _published_protocol(dataset, settings, cache, device, shape or dataset.shape, quiet)
     positions = _fitted_positions(dataset)
     parts = (_read_images(dataset, part) for part in positions.split(EVALUATED_AT_ONCE))
     if extractor := load_extractor(dataset, settings):
-        features = torch.cat([extractor.features(part.double()) for part in parts])
-        return Protocol.of(dataset.name, extractor, features)
-    images = torch.cat(list(parts))
-    labels = None if dataset.labels is None else dataset.labels[positions]
-    return Protocol.fit(dataset.name, images, labels, min(settings.components, images[0].numel()))
+        features = torch.cat([extractor.extract(part).features for part in parts])
+        protocol = Protocol.of(dataset.name, extractor, features)
+    else:
+        images = torch.cat(list(parts))
+        labels = None if dataset.labels is None else dataset.labels[positions]
+        protocol = Protocol.fit(dataset.name, images, labels, min(settings.components, images[0].numel()))
+    return replace(protocol, metrics=_metrics(protocol, settings, ("frechet", "label_agreement")))
 
 
-def check_evaluation(source: Dataset, settings: Evaluation) -> None:
+def _published_protocol(
+    dataset: Dataset, settings: Evaluation, cache: str, device: torch.device | None, shape: tuple[int, ...], quiet: bool
+) -> Protocol:
+    """Return the protocol of features that are not fitted to the data. The arguments are those of `fit_protocol`."""
+    assert settings.features is not None
+    extractor = settings.features.load()
+    if device is not None:
+        extractor.to(device)
+    if settings.reference is not None:
+        file = Path(settings.reference)
+        check_reference(stored := read_reference(file, extractor.name), file, shape, dataset)
+    else:
+        stored = compute_reference(dataset, extractor, cache, quiet)
+    protocol = Protocol(extractor, stored.reference)
+    return replace(protocol, metrics=_metrics(protocol, settings, METRICS))
+
+
+def _metrics(protocol: Protocol, settings: Evaluation, default: Iterable[str]) -> frozenset[str]:
+    """Return the metrics of a protocol: those of the settings, or those of the default that it allows.
+
+    Raises:
+        UserError: It cannot measure a metric of the settings.
+    """
+    allowed = allowed_metrics(protocol.extractor, protocol.real, settings.count)
+    wanted = frozenset(settings.metrics or default)
+    if settings.metrics is not None and (missing := sorted(wanted - allowed)):
+        kept = ", ".join(name for name in METRICS if name in allowed)
+        raise UserError(f"evaluation.metrics: {protocol.name} cannot measure {missing[0]} here; allowed: {kept}")
+    if settings.best not in wanted & allowed:
+        raise UserError(f"evaluation.best: {protocol.name} does not measure {settings.best}")
+    return wanted & allowed
+
+
+def check_evaluation(source: Dataset, settings: Evaluation, shape: tuple[int, ...] | None = None) -> None:
     """Raise UserError when `fit_protocol` would refuse a data set, from as few of its images as can tell.
 
     Args:
         source: The data set as it was opened, with images.
-        settings: The classifier or the number of components.
+        settings: The features, the reference and the metrics.
+        shape: (C, *spatial) of the samples. None if it is that of the data set.
     """
+    if settings.features is not None:
+        _check_features(source, settings, shape or source.shape)
+        return
     advice = "set evaluation.every to 0, or take more data"
     if source.count < LEAST_REAL:
         raise UserError(f"evaluation: {source.name} has {source.count} images, it needs {LEAST_REAL}; {advice}")
@@ -72,6 +132,17 @@ def check_evaluation(source: Dataset, settings: Evaluation) -> None:
             f"evaluation.components: {settings.components} given, expected 1 to {spanned}, the directions that the"
             f" {len(positions):,} real images of {source.name} span; {advice}"
         )
+
+
+def _check_features(source: Dataset, settings: Evaluation, shape: tuple[int, ...]) -> None:
+    """Raise UserError when features, reference and metrics do not go together, or one of them is missing."""
+    assert settings.features is not None
+    extractor = settings.features.load()
+    extractor.extract(torch.zeros(1, *shape))
+    if settings.reference is not None:
+        file = Path(settings.reference)
+        check_reference(stored := read_reference(file, extractor.name), file, shape, source)
+        _metrics(Protocol(extractor, stored.reference), settings, METRICS)
 
 
 def _spanned(images: torch.Tensor) -> int:
@@ -94,18 +165,20 @@ def _fitted_positions(dataset: Dataset) -> torch.Tensor:
     return positions
 
 
-def check_images(source: Dataset, teacher: Denoiser) -> None:
+def check_images(source: Dataset, teacher: Denoiser, settings: Evaluation) -> None:
     """Raise UserError when the teacher's samples, decoded if they are latents, cannot be compared with real images.
 
     Args:
-        source: The data set as it was opened. It must have images of the same shape.
+        source: The data set as it was opened. It must have images of the same shape, unless a reference replaces them.
         teacher: The teacher.
+        settings: The reference.
     """
     if (shape := teacher.image_shape) is None:
         raise UserError("evaluation: judges pixels, the teacher's samples are latents and have no decoder")
-    if source.read is None:
-        raise UserError(f"evaluation: needs real images, data: {source.name} has none")
-    if shape != source.shape:
+    if source.read is None and settings.reference is None:
+        advice = "name evaluation.reference, or set evaluation.every to 0"
+        raise UserError(f"evaluation: needs real images, data: {source.name} has none; {advice}")
+    if source.read is not None and shape != source.shape:
         raise UserError(f"evaluation: {source.name} has images {list(source.shape)}, the teacher makes {list(shape)}")
 
 
@@ -127,59 +200,45 @@ def load_extractor(dataset: Dataset, settings: Evaluation) -> Extractor | None:
 
 
 def draw_samples(
-    sampler: Sampler,
-    dataset: Dataset,
-    first: int,
-    last: int,
-    seed: int,
-    device: torch.device,
-    shape: tuple[int, ...] | None = None,
+    sampler: Sampler, dataset: Dataset, numbers: torch.Tensor, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Draw samples, with the same noise and conditions for every model.
 
     Args:
         sampler: The sampler of the model.
         dataset: The data as the teacher takes them, for the shape of the noise and for the conditions.
-        first: The number of the first sample.
-        last: The number after that of the last sample.
+        numbers: The numbers of the samples, int64 [N], on the device of the model.
         seed: The seed of noise and conditions.
-        device: The device of the model.
-        shape: (C, *spatial) of a sample. None if it is that of the noise.
 
     Returns:
-        Samples [N, C, *spatial] and their labels [N], both on the CPU. The labels are None without classes.
+        Samples [N, C, *spatial] on the device, and their labels [N] on the CPU. The labels are None without classes.
     """
-    shape = shape or dataset.shape
-    images, labels, chunk = [], [], _chunk(shape)
-    for start in range(first, last, chunk):
-        index = torch.arange(start, min(start + chunk, last), device=device)
-        noise, cond = inputs(dataset, Random.at(seed, index).stream("evaluation"))
-        images.append(sampler(noise, cond).float().cpu())
-        if cond.labels is not None:
-            labels.append(cond.labels.cpu())
-    return torch.cat(images), torch.cat(labels) if labels else None
+    noise, cond = inputs(dataset, Random.at(seed, numbers).stream("evaluation"))
+    return sampler(noise, cond).float(), None if cond.labels is None else cond.labels.cpu()
 
 
 class NotMeasured(UserError):
-    """A refusal of the samples by the protocol. All ranks hold the same samples, so all raise it or none."""
+    """A refusal of the samples by the protocol. All ranks raise it or none, with the same message."""
 
 
 def evaluate(
     sampler: Sampler,
     dataset: Dataset,
     protocol: Protocol,
-    samples: int,
+    settings: Evaluation,
     seed: int,
     accelerator: Accelerator,
     shape: tuple[int, ...] | None = None,
 ) -> dict[str, float | int | str]:
     """Evaluate a model, and return the report of the protocol. Collective.
 
+    The ranks divide the samples, and send each other sums: the numbers do not depend on their number but for rounding.
+
     Args:
         sampler: The sampler of the model, which returns images.
         dataset: The data as the teacher takes them.
         protocol: The protocol of the real images.
-        samples: The number of samples.
+        settings: The number of samples, and how many are drawn at once.
         seed: The seed of noise and conditions.
         accelerator: Ranks, device and collectives.
         shape: (C, *spatial) of an image. None if it is that of the noise.
@@ -189,22 +248,39 @@ def evaluate(
         NotMeasured: The protocol refuses the samples, such as those that are not finite.
     """
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    share, chunk, parts = -(-samples // world), _chunk(shape or dataset.shape), []
+    count, share = settings.count, -(-settings.count // world)
+    chunk = settings.batch_size or _chunk(shape or dataset.shape)
+    tally, refusal = None, None
     # Every rank draws as many samples, so that all reach the same polls and the same forwards of sharded networks. The
-    # last ranks may draw a few too many, which are cut off below.
-    for start in range(rank * share, (rank + 1) * share, chunk):
+    # last ranks may draw a few too many, which do not count. A rank that refuses its samples draws on, too.
+    for numbers in torch.arange(rank * share, (rank + 1) * share, device=device).split(chunk):
         STOP.poll()
-        parts.append(draw_samples(sampler, dataset, start, min(start + chunk, (rank + 1) * share), seed, device, shape))
-    images = torch.cat([part for part, _ in parts])
-    label_parts = [part for _, part in parts if part is not None]
-    labels = torch.cat(label_parts) if label_parts else None
-    if world > 1:  # every rank gets all samples, and computes the same report
-        images = accelerator.gather(images.to(device)).cpu()[:samples]
-        labels = None if labels is None else accelerator.gather(labels.to(device)).cpu()[:samples]
+        images, labels = draw_samples(sampler, dataset, numbers, seed)
+        try:
+            part = protocol.tally(images, numbers.cpu(), count, labels)
+            tally = part if tally is None else tally.merge(part)
+        except UserError as error:
+            refusal = refusal or str(error)
+    # Collective, so that no rank is left waiting by one that refuses its samples.
+    if refusals := [one for one in gather_object([refusal]) if one is not None]:
+        raise NotMeasured(refusals[0])
+    assert tally is not None
     try:
-        return protocol.report(images, labels)
+        return protocol.report(_over_ranks(tally, accelerator))
     except UserError as error:
         raise NotMeasured(str(error)) from error
+
+
+def _over_ranks(tally: Tally, accelerator: Accelerator) -> Tally:
+    """Return the statistics of the samples of all ranks, the same on each. Collective."""
+    if accelerator.num_processes == 1:
+        return tally
+    rows = {
+        name: accelerator.gather(value[None].to(accelerator.device)).cpu()
+        for name, value in sorted(tally.tensors().items())  # in the same order on every rank
+    }
+    parts = [{name: values[rank] for name, values in rows.items()} for rank in range(accelerator.num_processes)]
+    return reduce(Tally.merge, map(Tally.of_tensors, parts))
 
 
 def _chunk(shape: tuple[int, ...]) -> int:

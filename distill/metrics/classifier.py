@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from distill.errors import UserError, one_line, require
-from distill.metrics.images import Shape
+from distill.metrics.extractor import Extracted, content_hash
+from distill.metrics.images import Shape, checked_images
 from distill.records import STRICT, read_record
 from distill.saved_files import load_tensors, tensor_bytes
 from distill.weights import fill
@@ -75,10 +75,7 @@ class Classifier(nn.Module):
     @property
     def hash(self) -> str:
         """The first six hexadecimal digits of the SHA-256 of the weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()[:6]
+        return content_hash(self.state_dict())
 
     def save(self, folder: str | Path) -> None:
         """Write `classifier.safetensors` and `classifier.json` to `folder`."""
@@ -131,13 +128,23 @@ class ClassifierFeatures:
     def labels(self) -> Tensor:
         return torch.arange(self.classifier.classes)
 
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        return torch.cat([self.classifier.features(part.float()).double() for part in images.split(_CHUNK)])
+    @property
+    def logits(self) -> bool:
+        return False  # a score by a classifier of one's own compares with no other
+
+    def to(self, device: torch.device) -> ClassifierFeatures:
+        self.classifier.to(device)
+        return self
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        return torch.cat([self.classifier(part.float()).argmax(dim=1) for part in images.split(_CHUNK)])
+    def extract(self, images: Tensor, labelled: bool = False) -> Extracted:
+        """Return features [N, width], float64, and predicted labels of images [N, C, H, W]."""
+        device, found = next(self.classifier.parameters()).device, []
+        for part in checked_images(images, self.shape).split(_CHUNK):
+            found.append(self.classifier.features(part.float().to(device)))
+        features = torch.cat(found)
+        predicted = self.classifier.head(features).argmax(dim=1).cpu() if labelled else None
+        return Extracted(features.double(), predicted)
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:

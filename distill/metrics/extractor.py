@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,29 +27,56 @@ MOST_FITTED = 5_000  # the support vector machine fits at most this many images:
 _LARGEST = 1 + 1e-4  # the largest absolute value of a real image, with room for rounding
 
 
-class Extractor(typing.Protocol):
-    """The interface of an extractor, which turns images into features and predicts their labels.
+class Extracted(NamedTuple):
+    """The findings of an extractor in images.
 
-    Images are float64 [N, C, H, W] on the CPU, in [-1, 1].
+    Attributes:
+        features: Features [N, D], float32 or float64, on any device.
+        predicted: The predicted labels, int64 [N] on the CPU. None if they were not asked for.
+        logits: Logits [N, K] of classes, for the Inception Score. None for an extractor without them.
     """
+
+    features: Tensor
+    predicted: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Extractor(typing.Protocol):
+    """The interface of an extractor, which turns images into features and may predict their labels."""
 
     @property
     def name(self) -> str:
         """The extractor's part of the name of a protocol."""
 
     @property
-    def shape(self) -> Shape:
-        """The shape (C, H, W) of the images."""
-
-    @property
     def labels(self) -> Tensor | None:
         """The labels that it predicts, int64 [K], or None for an extractor without labels."""
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return features, float64 [N, D] on the CPU."""
+    @property
+    def logits(self) -> bool:
+        """Whether it has logits, for the Inception Score."""
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Return the predicted labels, int64 [N] on the CPU."""
+    def to(self, device: torch.device) -> Extractor:
+        """Move its networks to a device, and return the extractor."""
+
+    def extract(self, images: Tensor, labelled: bool = False) -> Extracted:
+        """Return its findings in images.
+
+        Args:
+            images: Images [N, C, *spatial] on any device, clamped to [-1, 1].
+            labelled: Whether to predict labels, which `labels` must then allow.
+
+        Raises:
+            UserError: It takes no such images, or values are integers, NaN or infinite.
+        """
+
+
+def content_hash(state: Mapping[str, Tensor]) -> str:
+    """Return the first six hexadecimal digits of the SHA-256 of weights, for the names of protocols."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:6]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,17 +137,25 @@ class Components:
         """The labels of the real images, or None where there were none."""
         return None if self.classifier is None else torch.from_numpy(self.classifier.classes_)
 
-    def features(self, images: Tensor) -> Tensor:
-        return (images.flatten(1) - self.centre) @ self.basis
+    @property
+    def logits(self) -> bool:
+        return False
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Return the predicted labels, int64 [N].
+    def to(self, device: torch.device) -> Components:
+        return self  # they are computed in float64 on the CPU, so that they are the same on every machine
 
-        They are right for 99.0 % of the real digits that were held out, which is the most that a perfect generator can
-        reach.
+    def extract(self, images: Tensor, labelled: bool = False) -> Extracted:
+        """Return features [N, D], float64, and predicted labels of images [N, C, H, W].
+
+        The labels are right for 99.0 % of the real digits that were held out, which is the most that a perfect
+        generator can reach.
         """
-        assert self.classifier is not None
-        return torch.from_numpy(self.classifier.predict(images.flatten(1).numpy()))
+        pixels = checked_images(images, self.shape).flatten(1)
+        features, predicted = (pixels - self.centre) @ self.basis, None
+        if labelled:
+            assert self.classifier is not None
+            predicted = torch.from_numpy(self.classifier.predict(pixels.numpy()))
+        return Extracted(features, predicted)
 
 
 def _principal(covariance: Tensor, components: int) -> Tensor:

@@ -33,9 +33,37 @@ def checked_images(images: Tensor, shape: Shape) -> Tensor:
         raise UserError(f"images: {list(images.shape)} given, expected [N, {', '.join(map(str, shape))}]")
     require(images.is_floating_point(), f"images: {images.dtype} given, expected floating point in [-1, 1]")
     pixels = images.detach().to("cpu", torch.float64)
-    if broken := int((~pixels.isfinite()).flatten(1).any(dim=1).sum()):
-        raise UserError(f"images: {broken} of {len(pixels)} hold NaN or infinity, expected finite values")
+    check_values(pixels)
     return pixels.clamp(-1, 1)
+
+
+def as_bytes(images: Tensor, who: str) -> Tensor:
+    """Return images as pixels of 8 bits, as an image file holds them, with three channels.
+
+    Half a grey level is rounded up: it is the floor of 127.5 x + 128, as EDM and StyleGAN have it.
+
+    Args:
+        images: Images [N, 1 or 3, H, W], floating-point and finite. Those outside [-1, 1] are clamped.
+        who: The network that takes the pixels, in messages.
+
+    Returns:
+        Pixels, uint8 [N, 3, H, W], on the device of the images.
+
+    Raises:
+        UserError: They are no such images.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(f"{who}: images {list(images.shape)} given, expected [N, 1 or 3, H, W]")
+    require(images.is_floating_point(), f"{who}: {images.dtype} images given, expected floating point in [-1, 1]")
+    check_values(images)
+    pixels = (images.detach().float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1)
+
+
+def check_values(images: Tensor) -> None:
+    """Raise UserError if some of the images [N, ...] hold NaN or infinity."""
+    if broken := int((~images.isfinite()).flatten(1).any(dim=1).sum()):
+        raise UserError(f"images: {broken} of {len(images)} hold NaN or infinity, expected finite values")
 
 
 def checked_labels(labels: Tensor, count: int) -> Tensor:

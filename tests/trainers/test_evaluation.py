@@ -15,7 +15,7 @@ from trainers import evaluation
 from trainers.data import Dataset, Digits
 from trainers.evaluation import check_evaluation, fit_protocol
 from trainers.hooks import Evaluate
-from trainers.recipe.run import Evaluation
+from trainers.recipe.measures import Evaluation
 from trainers.runs.open import Objects, open_run
 
 

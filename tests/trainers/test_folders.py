@@ -23,7 +23,7 @@ from trainers import loop
 from trainers.checkpoints import checkpoint
 from trainers.engine.session import Session
 from trainers.hooks import trackers
-from trainers.hooks.evaluate import smallest_distance
+from trainers.hooks.evaluate import best_value
 from trainers.io import jsonl
 from trainers.io.atomic import sha256
 from trainers.loop import refuse_used
@@ -108,7 +108,8 @@ def test_a_damaged_log_ends_no_resume(teachers: Path, tmp_path: Path) -> None:
     fit_run({**settings, "images": 24}, tmp_path, resume=True)
     assert [record["images"] for record in jsonl.read(tmp_path / "log.jsonl")] == [8, 16, 24]
     assert [record["images"] for record in jsonl.read(tmp_path / "metrics.jsonl")] == [24]
-    assert smallest_distance(tmp_path / "best/metrics.json") < 1e6
+    (record,) = jsonl.read(tmp_path / "metrics.jsonl")
+    assert best_value(tmp_path / "best/metrics.json", "frechet", record) == record["frechet"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_a_damaged_log_ends_no_resume(teachers: Path, tmp_path: Path) -> None:
 )
 def test_a_best_that_cannot_be_read_is_replaced(text: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(text)
-    assert smallest_distance(tmp_path / "metrics.json") == float("inf")
+    assert best_value(tmp_path / "metrics.json", "frechet", {"protocol": "a", "samples": 8}) is None
 
 
 def identity(folder: Path, fresh: bool = False) -> str:

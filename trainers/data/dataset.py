@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.errors import UserError
 
 SAMPLED = 16  # samples of a digest, at equal distances
+HASHED_AT_ONCE = 32  # samples that are read at once for a hash of all
 SAMPLE_PARTS = 8  # parts of a sample, whose means a digest holds
 UNKNOWN: tuple[int, ...] = ()
 """The shape of a data set of prompts, until the teacher's is known."""
@@ -86,6 +87,15 @@ class Dataset:
             values = [float(part.mean()) for part in parts if len(part)]
             means.append([round(value, 4) if math.isfinite(value) else None for value in values])
         return means
+
+    def pixels_hash(self) -> str:
+        """Return a hash of the samples, the cheap one if there is one. Raises UserError if there are no samples."""
+        if self.content is not None:
+            return self.content()
+        digest = hashlib.sha256()
+        for positions in torch.arange(self.count).split(HASHED_AT_ONCE):
+            digest.update(self.images(positions).numpy().tobytes())
+        return digest.hexdigest()
 
     def order(self, seed: int, index: Tensor) -> Tensor:
         """Return the positions [B] of the items `index` [B] in an endless stream of shuffled epochs."""

@@ -4,7 +4,6 @@ A data set is encoded once. Later runs read it from the cache and load no encode
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -94,7 +93,7 @@ class DatasetEncoder:
         encoder, shape = teacher.network.autoencoder, teacher.network.shape
         if encoder is None:
             raise UserError(f"data: {dataset.name} holds pixels, the teacher's samples are latents and have no encoder")
-        content = (dataset.content or (lambda: _pixels(dataset)))()
+        content = dataset.pixels_hash()
 
         def encode(first: int, last: int) -> dict[str, Tensor]:
             mean, std = encoder.encode(dataset.images(torch.arange(first, last)).to(self.device))
@@ -145,11 +144,3 @@ def _checked(what: str, name: str, value: Tensor) -> Tensor:
 def _shard_length(row: Mapping[str, Tensor]) -> int:
     """Return the number of rows of a shard, given one row."""
     return max(1, SHARD_BYTES // sum(value.nbytes for value in row.values()))
-
-
-def _pixels(dataset: Dataset) -> str:
-    """Return a hash of all images of a data set."""
-    digest = hashlib.sha256()
-    for positions in torch.arange(dataset.count).split(ITEMS_AT_ONCE):
-        digest.update(dataset.images(positions).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """The hook that evaluates the average while it trains, and keeps the best weights."""
 
 import json
-import math
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.metrics import Protocol
+from distill.metrics import Protocol, better
 from trainers.checkpoints.checkpoint import AVERAGE, save_tensors, unfrozen_state
 from trainers.checkpoints.formats import read_best
+from trainers.data.cache import DEFAULT_CACHE
 from trainers.engine.sampler import make_image_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import gather_to_main
@@ -20,16 +21,16 @@ from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import log_numbers
 from trainers.io.atomic import atomic_folder
 from trainers.io.console import plain, tolerate_disk_errors
-from trainers.io.images import free_decoder
+from trainers.io.images import denoiser_of, free_decoder
 from trainers.io.jsonl import append
-from trainers.recipe.run import Evaluation
+from trainers.recipe.measures import Evaluation
 
 
 class Evaluate(Hook):
     """A hook that evaluates the averaged network.
 
-    Each evaluation writes a line of metrics.jsonl. best/ holds the averaged weights with the smallest Frechet distance
-    so far.
+    Each evaluation writes a line of metrics.jsonl. best/ holds the averaged weights with the best value of the metric
+    that the recipe names.
     """
 
     def __init__(self, folder: Path, settings: Evaluation) -> None:
@@ -37,13 +38,16 @@ class Evaluate(Hook):
         self.protocol: Protocol | None = None
 
     def __call__(self, session: Session) -> None:
+        shape, accelerator = denoiser_of(session.model).image_shape, session.accelerator
         if self.protocol is None:
-            self.protocol = fit_protocol(session.source, self.settings)
-        samples, seed, shape = self.settings.samples, session.run.seed, session.source.shape
+            cache, quiet = getattr(session.run, "cache", DEFAULT_CACHE), not accelerator.is_main_process
+            self.protocol = fit_protocol(session.source, self.settings, cache, accelerator.device, shape, quiet)
         sampler = make_image_sampler(session.sampler, session.model)
         at = f"the evaluation at {session.state.images:,} images is"
         try:
-            report = evaluate(sampler, session.dataset, self.protocol, samples, seed, session.accelerator, shape)
+            report = evaluate(
+                sampler, session.dataset, self.protocol, self.settings, session.run.seed, accelerator, shape
+            )
         except NotMeasured as error:  # on all ranks alike: samples that are not finite, of weights that are
             plain(stderr=True, quiet=not session.accelerator.is_main_process).print(f"{at} not done: {error}")
             return
@@ -52,17 +56,19 @@ class Evaluate(Hook):
         # Collective where weights are sharded, hence on all ranks although the main process alone writes.
         weights = gather_to_main(unfrozen_state(session.model, session.state.ema.frozen_names))
         if session.accelerator.is_main_process:
-            record = {"images": session.state.images, **report, "halves": self.protocol.halves}
+            record = {"images": session.state.images, **report}
+            if self.protocol.halves is not None:
+                record["halves"] = self.protocol.halves
             numbers = {f"evaluation/{key}": value for key, value in report.items() if isinstance(value, float)}
             log_numbers(session.accelerator, numbers, session.state.images)
             with tolerate_disk_errors(at):
                 self._write(session, weights, record)
 
     def _write(self, session: Session, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Write the line of an evaluation, and best/ if the distance is the smallest so far."""
+        """Write the line of an evaluation, and best/ if the metric is the best so far."""
         append(self.folder / "metrics.jsonl", record)
-        best = self.folder / "best" / "metrics.json"
-        if record["frechet"] < smallest_distance(best):
+        best, metric = self.folder / "best" / "metrics.json", self.settings.best
+        if better(metric, record[metric], best_value(best, metric, record)):
             with atomic_folder(best.parent) as staging:
                 save_tensors(weights, staging / AVERAGE)
                 changes = {"changes": session.state.changes} if session.state.changes else {}
@@ -70,8 +76,14 @@ class Evaluate(Hook):
                 (staging / best.name).write_text(json.dumps(facts) + "\n")
 
 
-def smallest_distance(file: Path) -> float:
-    """Return the Frechet distance in best/metrics.json, or infinity if there is none, as in a damaged file."""
+def best_value(file: Path, metric: str, record: Mapping[str, Any]) -> float | None:
+    """Return the value of a metric in best/metrics.json.
+
+    It is None if there is none, as in a damaged file, or if it was measured under another protocol or of another number
+    of samples than the record, since such numbers do not compare.
+    """
     with suppress(OSError, UserError):
-        return float(read_best(file.parent)["frechet"])
-    return math.inf
+        found = read_best(file.parent)
+        if all(found.get(key, record[key]) == record[key] for key in ("protocol", "samples")) and metric in found:
+            return float(found[metric])
+    return None

@@ -5,9 +5,7 @@ batch. A loss is the sum over the elements of a sample, averaged over the global
 ratios.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +15,7 @@ from distill.errors import UserError
 from distill.generator import PRESETS
 from distill.lora import Lora
 from distill.loss_weights import Weight
+from distill.metrics import FEATURES, FeatureSettings
 from distill.objectives import OBJECTIVES, Objective
 from distill.objectives.sim import DISTANCES, Distance
 from distill.paths import EDM, PATHS, Path
@@ -27,6 +26,8 @@ from distill.rewards import REWARDS, Reward
 from distill.times import TIMES, LogNormal, Times
 from trainers.data import DATA, Data, Digits
 from trainers.data.cache import DEFAULT_CACHE
+from trainers.recipe.limits import not_negative, positive, require
+from trainers.recipe.measures import Evaluation, Health
 from trainers.recipe.strict_yaml import register_choices
 
 register_choices(Objective, OBJECTIVES, "docs/objectives/README.md")
@@ -36,21 +37,11 @@ register_choices(Perceptual, PERCEPTUALS)
 register_choices(Times, TIMES)
 register_choices(Reward, REWARDS)
 register_choices(Data, DATA)
+register_choices(FeatureSettings, FEATURES)
 
 
 MOST_FAKE_UPDATES = 5
 """The largest number of fake updates in a round under `fake_updates: auto`: that of DMD2."""
-
-
-def _require(owner: object, *names: str, rule: str, holds: Callable[[Any], bool]) -> None:
-    """Raise UserError unless the rule holds for each of these fields that is not None."""
-    for name in names:
-        if (value := getattr(owner, name)) is not None and not holds(value):
-            raise UserError(f"{name}: must be {rule}, got {value}")
-
-
-_positive = partial(_require, rule="positive", holds=lambda value: value > 0)
-_not_negative = partial(_require, rule="at least 0", holds=lambda value: value >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +61,8 @@ class Optimizer:
     decay: Literal["none", "linear", "cosine"] = "none"  # from lr to 0 at the run's last image
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "eps")
-        _not_negative(self, "weight_decay", "warmup")
+        positive(self, "lr", "eps")
+        not_negative(self, "weight_decay", "warmup")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas: must be at least 0 and below 1, got {list(self.betas)}")
 
@@ -98,8 +89,8 @@ class FakeWarmup:
     most: int = 100_000  # the images after which it ends with a warning; SiDA and Uni-Instruct wait for as many
 
     def __post_init__(self) -> None:
-        _not_negative(self, "images")
-        _positive(self, "until", "most")
+        not_negative(self, "images")
+        positive(self, "until", "most")
         if self.images > self.most:
             raise UserError(f"images: must be at most `most`, {self.most}, got {self.images}")
 
@@ -112,7 +103,7 @@ class Average:
     ramp_up: float = 0.05  # the half-life is at most this fraction of the images seen; 0 turns the ramp off
 
     def __post_init__(self) -> None:
-        _not_negative(self, "half_life", "ramp_up")
+        not_negative(self, "half_life", "ramp_up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +117,7 @@ class PowerEMA:
     snapshot_every: int  # images; EDM2 takes 8,388,608 in a run of 2,147,483,648
 
     def __post_init__(self) -> None:
-        _positive(self, "snapshot_every")
+        positive(self, "snapshot_every")
         if not self.stds or len(set(self.stds)) < len(self.stds):
             raise UserError(f"stds: must be one or more different widths, got {list(self.stds)}")
         for std in self.stds:
@@ -156,7 +147,7 @@ class GeneratorInput:
             raise UserError(f"preset: must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if self.preset is not None and self.scale is not None:
             raise UserError(f"scale: the preset {self.preset!r} has its own; give t and scale instead")
-        _positive(self, "nsr", "scale")
+        positive(self, "nsr", "scale")
 
     def at(self, path: Path) -> tuple[float, float | None]:
         """Return (t, scale) on a path.
@@ -176,34 +167,6 @@ class GeneratorInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The measurement of Frechet distance and label agreement under a named protocol."""
-
-    every: int = 0  # images between two evaluations of a run; 0: `distill evaluate` alone
-    samples: int = 10_000
-    components: int = 48  # the features are this many principal components of the real images
-    classifier: LocalPath | None = None  # a folder of `distill classifier`, whose features and labels replace them
-
-    def __post_init__(self) -> None:
-        _not_negative(self, "every")
-        _positive(self, "components")
-        _require(self, "samples", rule="at least 2", holds=lambda count: count >= 2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Health:
-    """The comparison of the generator's samples with the teacher's while a run trains (docs/health.md)."""
-
-    every: int | None = None  # images between two of them; null: a hundredth of the run, or 4 x samples; 0: none
-    # The teacher takes 35 evaluations for each, once. null: 256, or fewer if they are large or the run is short.
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        _not_negative(self, "every")
-        _require(self, "samples", rule="at least 4", holds=lambda count: count >= 4)
-
-
-@dataclass(frozen=True, kw_only=True)
 class OdePairs:
     """The ODE pairs of a run."""
 
@@ -211,7 +174,7 @@ class OdePairs:
     fraction: float = 1.0  # pairs of a batch for each of its samples; DMD on Stable Diffusion took 1/2
 
     def __post_init__(self) -> None:
-        _require(self, "fraction", rule="in (0, 1]", holds=lambda fraction: 0 < fraction <= 1)
+        require(self, "fraction", rule="in (0, 1]", holds=lambda fraction: 0 < fraction <= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +192,7 @@ class Sharding:
     offload: Literal["teacher", "all"] | None = None  # keeps the shards of these networks in host memory
 
     def __post_init__(self) -> None:
-        _positive(self, "replicas")
+        positive(self, "replicas")
         if self.offload == "teacher" and not self.teacher:
             raise UserError("offload: only what is sharded is offloaded; set teacher: true")
 
@@ -260,11 +223,11 @@ class Experiment:
     objects: tuple[str, ...] = ()  # the names of Python objects that the caller gave, which a resume needs again
 
     def __post_init__(self) -> None:
-        _positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
-        _positive(self, "checkpoint_every", "keep", "max_grad_norm")
+        positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
+        positive(self, "checkpoint_every", "keep", "max_grad_norm")
         if self.batch_size % self.micro_batches:
             raise UserError(f"micro_batches: {self.micro_batches} must divide batch_size {self.batch_size}")
-        _require(self, "seed", rule="at least 0 and below 2^31", holds=lambda seed: 0 <= seed < 2**31)
+        require(self, "seed", rule="at least 0 and below 2^31", holds=lambda seed: 0 <= seed < 2**31)
         if "/" in self.name or self.name in ("", ".", ".."):
             raise UserError(f"name: must be a plain folder name, got {self.name!r}")
 
@@ -316,7 +279,7 @@ class Run(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fake_updates != "auto":
-            _positive(self, "fake_updates")
+            positive(self, "fake_updates")
         self._check_warmup()
         for name, player in (("generator", self.generator), ("fake", self.fake)):
             sharded = self.sharding is not None and getattr(self.sharding, name)
@@ -385,8 +348,8 @@ class TeacherRun(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "sigma_data")
-        _require(self, "label_dropout", rule="at least 0 and below 1", holds=lambda rate: 0 <= rate < 1)
+        positive(self, "sigma_data")
+        require(self, "label_dropout", rule="at least 0 and below 1", holds=lambda rate: 0 <= rate < 1)
         self.times.check(self.path)
         reserved = {"sample_size", "in_channels", "out_channels", "num_class_embeds"} & set(self.network)
         if reserved:

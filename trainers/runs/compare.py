@@ -1,20 +1,26 @@
 """The comparison of student and teacher with the real images, under one named protocol."""
 
+import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, cast
 
 from accelerate import Accelerator
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
+from distill.errors import UserError
 from distill.guidance import GuidedDenoiser
-from distill.records import EXTENSIBLE, Count
-from trainers.engine.sampler import make_image_sampler
+from distill.metrics import Protocol, content_hash
+from distill.records import EXTENSIBLE, Count, read_record
+from trainers.data.cache import DEFAULT_CACHE
+from trainers.engine.collectives import on_main_process
+from trainers.engine.sampler import Sampler, make_image_sampler
 from trainers.evaluation import check_images, evaluate, fit_protocol
 from trainers.io.atomic import atomic_file
-from trainers.io.console import plain
+from trainers.io.console import plain, tolerate_disk_errors
+from trainers.recipe.measures import Evaluation
 from trainers.runs.trained_model import TrainedModel
 
 Numbers = dict[str, Annotated[float, Field(allow_inf_nan=True)]]
@@ -28,41 +34,106 @@ class Comparison(TypedDict):
     samples: Count
     images: Count
     average: str
-    halves: Annotated[float, Field(allow_inf_nan=True)]
-    teacher: Numbers
+    halves: NotRequired[Annotated[float, Field(allow_inf_nan=True)]]
+    teacher: NotRequired[Numbers]
     student: NotRequired[Numbers]
     ratio: NotRequired[Annotated[float, Field(allow_inf_nan=True)]]
     teacher_cfg: NotRequired[float]
 
 
-def compare(trained: TrainedModel, samples: int | None = None, classifier: str | Path | None = None) -> dict[str, Any]:
+def compare(trained: TrainedModel, settings: Evaluation, student_only: bool = False) -> dict[str, Any]:
     """Compare student and teacher with the real images, and write evaluation.json. Collective.
 
-    Both models get the same noise and labels. Arguments and result are those of `Trained.evaluate`.
+    Both models get the same noise and labels. The teacher's numbers are kept in the cache, since they are those of
+    every run with this teacher, protocol and seed.
+
+    Args:
+        trained: The trained model.
+        settings: The protocol.
+        student_only: Whether to leave out the teacher.
+
+    Returns:
+        The content of evaluation.json, as `Trained.evaluate` describes it.
     """
-    run = trained.run
-    settings = run.evaluation if classifier is None else replace(run.evaluation, classifier=str(classifier))
-    check_images(trained.source, trained.denoiser)
-    protocol = fit_protocol(trained.source, settings)
-    count = samples or settings.samples
-    accelerator = Accelerator(cpu=trained.device.type == "cpu")
-    report: dict[str, Any] = {"protocol": protocol.name, "samples": count, "images": trained.images}
-    report |= {"average": trained.average, "halves": protocol.halves}
-    if isinstance(trained.target, GuidedDenoiser) and trained.target.scale != 1:
-        report["teacher_cfg"] = trained.target.scale
-    samplers = {"student": trained.sampler, "teacher": trained.teacher_sampler}
-    if trained.teacher_sampler is None:
-        samplers = {"teacher": trained.sampler}
-    for name, sampler in samplers.items():
-        assert sampler is not None
-        with plain(stderr=True).status(f"{name}: {count:,} samples"):
+    check_images(trained.source, trained.denoiser, settings)
+    accelerator, shape = Accelerator(cpu=trained.device.type == "cpu"), trained.denoiser.image_shape
+    cache = getattr(trained.run, "cache", DEFAULT_CACHE)
+    protocol = fit_protocol(trained.source, settings, cache, trained.device, shape)
+    report: dict[str, Any] = {"protocol": protocol.name, "samples": settings.count, "images": trained.images}
+    report["average"] = trained.average
+    if protocol.halves is not None:
+        report["halves"] = protocol.halves
+    guided = isinstance(trained.target, GuidedDenoiser) and trained.target.scale != 1
+    if guided and not student_only:
+        report["teacher_cfg"] = cast(GuidedDenoiser, trained.target).scale
+
+    def measure(name: str, sampler: Sampler) -> dict[str, float]:
+        """Return the numbers of a model. Collective."""
+        with plain(stderr=True).status(f"{name}: {settings.count:,} samples"):
             images = make_image_sampler(sampler, trained.model)
-            shape = trained.source.shape
-            numbers = evaluate(images, trained.dataset, protocol, count, run.seed, accelerator, shape)
-        report[name] = {key: value for key, value in numbers.items() if isinstance(value, float)}
-    if "student" in report:
-        report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
+            found = evaluate(images, trained.dataset, protocol, settings, trained.run.seed, accelerator, shape)
+        return {key: value for key, value in found.items() if isinstance(value, float)}
+
+    if trained.teacher_sampler is None:
+        report["teacher"] = measure("teacher", trained.sampler)
+    else:
+        report["student"] = measure("student", trained.sampler)
+        if not student_only:
+            report["teacher"] = _teacher_numbers(trained, protocol, settings, measure, accelerator, cache)
+            report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
     if accelerator.is_main_process:
         with atomic_file(trained.folder / "evaluation.json") as staging:
             staging.write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _teacher_numbers(
+    trained: TrainedModel,
+    protocol: Protocol,
+    settings: Evaluation,
+    measure: Callable[[str, Sampler], dict[str, float]],
+    accelerator: Accelerator,
+    cache: str,
+) -> dict[str, float]:
+    """Return the numbers of the teacher, from the cache if they are there. Collective.
+
+    Args:
+        trained: The trained model.
+        protocol: The protocol.
+        settings: The number of samples, and the metrics.
+        measure: (name, sampler) -> the numbers of a model.
+        accelerator: Ranks and collectives.
+        cache: The folder of the cache.
+    """
+    assert trained.teacher_sampler is not None
+    moments, digest = protocol.real.moments, trained.source.digest
+    key = {
+        "teacher": trained.weights.teacher_hash,
+        "cfg": trained.target.scale if isinstance(trained.target, GuidedDenoiser) else 1,
+        "precision": trained.run.precision,
+        "protocol": protocol.name,
+        "real": content_hash({"mean": moments.mean, "covariance": moments.covariance}),
+        "metrics": sorted(protocol.metrics),
+        "samples": settings.count,
+        "seed": trained.run.seed,
+        "conditions": {name: digest.get(name) for name in ("count", "classes", "labels", "prompts")},
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    file = Path(cache).expanduser() / "evaluations" / f"{name}.json"
+
+    def load() -> dict[str, float] | None:
+        """Return the numbers in the cache, or None if they are not there."""
+        try:
+            return cast(dict[str, float], read_record(file, Numbers, finite=False))
+        except (FileNotFoundError, UserError):
+            return None
+
+    if (found := on_main_process(accelerator, load)) is not None:
+        return found
+    numbers = measure("teacher", trained.teacher_sampler)
+    if accelerator.is_main_process:
+        with tolerate_disk_errors(f"'{file}' is"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(file) as staging:
+                staging.write_text(json.dumps(numbers) + "\n")
+    return numbers

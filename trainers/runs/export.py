@@ -72,7 +72,9 @@ def metrics_of(trained: TrainedModel) -> dict[str, Any] | None:
         return None
     if (report["images"], report["average"]) != (trained.images, trained.average) or "student" not in report:
         return None
-    metrics = {"protocol": report["protocol"], "samples": report["samples"], "real halves, frechet": report["halves"]}
+    metrics = {"protocol": report["protocol"], "samples": report["samples"]}
+    if "halves" in report:
+        metrics["real halves, frechet"] = report["halves"]
     for model in ("student", "teacher"):
-        metrics |= {f"{model}, {name}": value for name, value in report[model].items()}
+        metrics |= {f"{model}, {name}": value for name, value in report.get(model, {}).items()}
     return metrics

@@ -67,23 +67,34 @@ class Trained(TrainedModel):
         """
         return draw(self, count, label, seed, teacher, prompts)
 
-    def evaluate(self, samples: int | None = None, classifier: str | Path | None = None) -> dict[str, Any]:
+    def evaluate(
+        self,
+        samples: int | None = None,
+        classifier: str | Path | None = None,
+        protocol: str | None = None,
+        reference: str | Path | None = None,
+        student_only: bool = False,
+    ) -> dict[str, Any]:
         """Compare student and teacher with the real images under a named protocol, and write evaluation.json.
 
         Args:
-            samples: The number of samples of each model. None for the recipe's.
+            samples: The number of samples of each model. None for the recipe's, or the protocol's.
             classifier: The folder of the classifier whose features are measured. None for the recipe's.
+            protocol: A published protocol, such as fid50k. None for the recipe's.
+            reference: The file of statistics of real images. None for the recipe's, or those of the data.
+            student_only: Whether to leave out the teacher.
 
         Returns:
             The content of evaluation.json: `protocol`, `samples` and `images`. `average` is the kind of the weights.
             `student` and `teacher` are the numbers of the models, and `ratio` is that of their Frechet distances.
-            `halves` is the distance between two halves of the real images. `teacher_cfg` is there if the teacher is
-            guided, at the scale at which the objective guides it.
+            `halves` is the distance between two halves of the real images, for features that are fitted to them.
+            `teacher_cfg` is there if the teacher is guided, at the scale at which the objective guides it.
 
         Raises:
-            UserError: There are no real images, or they have another shape than the model's.
+            UserError: There are no real images, or they have another shape than the model's, or what the protocol needs
+                is missing.
         """
-        return compare(self, samples, classifier)
+        return compare(self, self.run.evaluation.asked(samples, classifier, protocol, reference), student_only)
 
     def export(self, folder: str | Path | None = None, format: str = "diffusers", hub: str | None = None) -> float:
         """Write the averaged generator in a format that other software loads, and compare its samples with ours.
@@ -149,13 +160,14 @@ def _read_weights(
 ) -> Weights:
     """Read the networks of a trained run. The arguments are those of `load_trained`."""
     found = _find_weights(folder, which)
-    description, teacher = found[1], None
+    description, teacher, identity = found[1], None, None
     model: Generator | Denoiser
     if isinstance(run, Run):
         if "teacher" in run.objects and objects.teacher is None:
             how = "load it in Python, with trainers.load(folder, teacher=...)"
             raise UserError(f"'{folder}' was trained from a teacher that its caller gave as an object; {how}")
-        if not is_hash_of(description["teacher"], run.teacher, teacher_identity(run, objects)):
+        identity = teacher_identity(run, objects)
+        if not is_hash_of(description["teacher"], run.teacher, identity):
             raise UserError(f"'{folder}' was trained from another teacher than is now in '{run.teacher}'")
         teacher = set_precision(objects.copy_teacher() or load_denoiser(run.teacher), run)
         denoiser = copy.deepcopy(teacher)
@@ -182,7 +194,7 @@ def _read_weights(
     # That of best/ has changes of its own, since it may be of images that a resume has dropped.
     changes = (state if which.startswith("posthoc") else description).get("changes", [])
     before = [change for change in changes if change["images"] < description["images"]]
-    return Weights(model, teacher, description["images"], average, frozen, before)
+    return Weights(model, teacher, description["images"], average, frozen, before, identity)
 
 
 def name_classes(model: Generator | Denoiser, names: Sequence[str] | None, unseen: Sequence[int] = ()) -> None:

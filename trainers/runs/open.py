@@ -211,15 +211,12 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapp
             lora.targets(teacher.network, settings.lora)
     if run.negative_prompt is not None and dataset.prompts is None:
         raise UserError(f"negative_prompt: {dataset.name} has no prompts; leave it out")
-    if dataset.read is not None:
-        if run.evaluation.every:
-            check_images(dataset, teacher)
-        if 0 < run.evaluation.every <= run.images:
-            check_evaluation(dataset, run.evaluation)
-    elif "real" in run.objective.needs:
+    if dataset.read is None and "real" in run.objective.needs:
         raise UserError(f"objective: {type(run.objective).__name__} needs real images, data: {dataset.name} has none")
-    elif run.evaluation.every:
-        raise UserError(f"evaluation.every: needs real images, data: {dataset.name} has none; set it to 0")
+    if run.evaluation.every:
+        check_images(dataset, teacher, run.evaluation)
+    if 0 < run.evaluation.every <= run.images:
+        check_evaluation(dataset, run.evaluation, teacher.image_shape)
 
 
 def has_exact_slope(objective: Objective) -> bool:

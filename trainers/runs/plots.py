@@ -1,5 +1,6 @@
 """Pictures of a finished distillation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,42 @@ def distance_curve(folder: Path, report: dict[str, Any], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     axes.loglog(*zip(*points, strict=True), "o-", label="student, 1 evaluation")
     axes.axhline(report["teacher"]["frechet"], color="C1", label="teacher, 35 evaluations")
-    axes.axhline(report["halves"], color="C2", linestyle="--", label="real halves against each other")
+    if "halves" in report:
+        axes.axhline(report["halves"], color="C2", linestyle="--", label="real halves against each other")
     axes.set_xlabel("images of generator training")
     axes.set_ylabel(f"Frechet distance, {report['protocol']}")
     axes.grid(which="both", alpha=0.3)
     axes.legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def distances(reports: Mapping[str, dict[str, Any]], file: Path) -> None:
+    """Plot the Frechet distances of several runs, measured under one protocol, as bars. A line marks each teacher's.
+
+    Args:
+        reports: The contents of evaluation.json by the name of the run.
+        file: The picture to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # draws to files alone, without a display
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.4 * len(reports)), layout="constrained")
+    for row, report in enumerate(reports.values()):
+        model = "student" if "student" in report else "teacher"
+        bar = axes.barh(row, report[model]["frechet"], color="C0" if model == "student" else "C1")
+        axes.bar_label(bar, fmt="%.4g", padding=3)
+        if "teacher" in report:
+            teacher = report["teacher"]["frechet"]
+            axes.plot([teacher, teacher], [row - 0.4, row + 0.4], color="C1", label="its teacher" if row == 0 else None)
+    axes.set_yticks(range(len(reports)), list(reports))
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    first = next(iter(reports.values()))
+    axes.set_xlabel(f"Frechet distance, {first['protocol']}, {first['samples']:,} samples")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     figure.savefig(file, dpi=120)
     plt.close(figure)

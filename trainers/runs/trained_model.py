@@ -30,6 +30,7 @@ class Weights(NamedTuple):
         average: The kind of average, in words.
         frozen_names: The parameters of the model that did not train. Checkpoints lack them.
         changes: The changes that resumes made before these images.
+        teacher_hash: The hash of the teacher. None for a run that trains a teacher.
     """
 
     model: Generator | Denoiser
@@ -38,6 +39,7 @@ class Weights(NamedTuple):
     average: str
     frozen_names: frozenset[str]
     changes: Sequence[Change] = ()
+    teacher_hash: str | None = None
 
 
 @dataclass(eq=False)

@@ -144,7 +144,7 @@ def test_the_protocol_of_a_classifier(classifier: Classifier) -> None:
     """Every number from its definition, more images than a chunk holds."""
     real, other = noise(1200), noise(700, seed=1) * 2
     extractor = ClassifierFeatures(classifier)
-    protocol = Protocol.of("noise", extractor, extractor.features(real.double()))
+    protocol = Protocol.of("noise", extractor, extractor.extract(real).features)
     assert protocol.name == f"classifier-{classifier.hash}(noise, 1200 real)"
     features = classifier.features(real).double()
     given = classifier.features(other.clamp(-1, 1)).double()
@@ -166,10 +166,10 @@ def test_the_protocol_of_a_classifier(classifier: Classifier) -> None:
 
 def test_wrong_images_and_labels_are_refused(classifier: Classifier) -> None:
     extractor = ClassifierFeatures(classifier)
-    protocol = Protocol.of("noise", extractor, extractor.features(noise(8).double()))
+    protocol = Protocol.of("noise", extractor, extractor.extract(noise(8)).features)
     with pytest.raises(UserError, match=r"\[4, 1, 9, 6\] given, expected \[N, 2, 9, 6\]"):
         protocol.distance(torch.zeros(4, 1, 9, 6))
     with pytest.raises(UserError, match="labels: 5 given, expected one of the real labels 0, 1, 2, 3, 4"):
         protocol.agreement(noise(2), torch.tensor([0, 5]))
     with pytest.raises(UserError, match="real images: 3 given, expected at least 4"):
-        Protocol.of("noise", extractor, extractor.features(noise(3).double()))
+        Protocol.of("noise", extractor, extractor.extract(noise(3)).features)

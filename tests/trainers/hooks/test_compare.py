@@ -68,7 +68,7 @@ def test_the_size_and_the_pace_follow_from_the_run(teachers: Path, tmp_path: Pat
 
     assert of(images=96) == (4, 16, 2)
     assert of(images=20_000) == (256, 1_024, 10)
-    assert of(images=1_000_000) == (256, 20_000, 10)
+    assert of(images=1_000_000) == (256, 10_000, 10)
     assert of(images=1_000_000, health={"samples": 30, "every": 7}) == (30, 7, 10)
     session = build_session(recipe(teachers / "edm", images=1_000_000))
     session.dataset = replace(session.dataset, shape=(16, 128, 128))

@@ -18,12 +18,13 @@ from distill.errors import UserError
 from distill.records import read_record
 from trainers.checkpoints.formats import Posthoc, read_best
 from trainers.checkpoints.posthoc_ema import rewind_snapshots, snapshots
-from trainers.hooks.evaluate import smallest_distance
+from trainers.hooks.evaluate import best_value
+from trainers.recipe.measures import Evaluation
 from trainers.runs import compare as comparison
 from trainers.runs.export import metrics_of
 from trainers.runs.trained_model import TrainedModel
 
-BEST = {"images": 40, "frechet": 2.5, "protocol": "a", "halves": math.nan, "teacher": None}
+BEST = {"images": 40, "frechet": 2.5, "protocol": "a", "samples": 8, "halves": math.nan, "teacher": None}
 POSTHOC = {
     "images": 40,
     "std": 0.1,
@@ -45,7 +46,7 @@ REPORT = {
 
 def test_what_a_run_writes_is_read(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps(BEST))
-    assert read_best(tmp_path)["frechet"] == smallest_distance(tmp_path / "metrics.json") == 2.5
+    assert read_best(tmp_path)["frechet"] == best_value(tmp_path / "metrics.json", "frechet", BEST) == 2.5
     (tmp_path / "posthoc.json").write_text(json.dumps(POSTHOC))
     assert read_record(tmp_path / "posthoc.json", Posthoc) == POSTHOC
 
@@ -80,7 +81,7 @@ def test_a_damaged_description_is_refused(how: str, tmp_path: Path) -> None:
         read_best(tmp_path)
     with pytest.raises(UserError, match="^'{}' {}".format(tmp_path / "posthoc.json", message.replace("[", r"\["))):
         read_record(tmp_path / "posthoc.json", Posthoc)
-    assert smallest_distance(tmp_path / "metrics.json") == math.inf
+    assert best_value(tmp_path / "metrics.json", "frechet", BEST) is None
 
 
 def test_an_evaluation_is_that_of_the_weights(tmp_path: Path) -> None:
@@ -126,11 +127,12 @@ def test_half_an_evaluation_replaces_none(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(comparison, name, MagicMock())
     monkeypatch.setattr(comparison, "evaluate", lambda *_: {"frechet": 1.0})
     monkeypatch.setattr(comparison, "fit_protocol", lambda *_: SimpleNamespace(name="a", halves=1.0))
+    monkeypatch.setattr(comparison, "_teacher_numbers", lambda *_: {"frechet": 2.0})
     trained = MagicMock(folder=tmp_path, images=40, average="ema", device=torch.device("cpu"))
-    report = comparison.compare(trained, 8)
+    report = comparison.compare(trained, Evaluation(samples=8))
     assert read_record(tmp_path / "evaluation.json", comparison.Comparison) == report
     monkeypatch.setattr(Path, "write_text", killed)
     with pytest.raises(KeyboardInterrupt):
-        comparison.compare(trained, 8)
+        comparison.compare(trained, Evaluation(samples=8))
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report
     assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]

@@ -31,6 +31,7 @@ from trainers.hooks import Evaluate, Samples
 from trainers.hooks.samples import layout, preview_inputs
 from trainers.io.images import denoiser_of, grid, to_images
 from trainers.io.jsonl import read
+from trainers.recipe.measures import Evaluation
 from trainers.recipe.run import Run
 
 SCALE = Normalisation((0.5, -1.0, 0.25, 2.0), (1.5, 2.0, 0.75, 3.0))
@@ -124,7 +125,7 @@ def test_evaluation_compares_images_with_images(latents: Path, tmp_path: Path) -
     Evaluate(tmp_path, session.run.evaluation)(session)
     (record,) = read(tmp_path / "metrics.jsonl")
     protocol = fit_protocol(session.source, session.run.evaluation)
-    samples, labels = draw_samples(session.sampler, session.dataset, 0, 64, 0, torch.device("cpu"))
+    samples, labels = draw_samples(session.sampler, session.dataset, torch.arange(64), 0)
     assert record["protocol"] == protocol.name == "pca8(images, 30 real)"
     wanted = protocol.report(by_hand(latents, samples), labels)["frechet"]
     assert record["frechet"] == pytest.approx(wanted, rel=1e-5) and float(wanted) > 0
@@ -138,8 +139,8 @@ def test_what_cannot_be_evaluated(latents: Path) -> None:
         session_of(run_of(latents, "blind", **every))
     assert str(caught.value) == "evaluation: judges pixels, the teacher's samples are latents and have no decoder"
     blank = DataFree((4, 8, 8)).load()
-    with pytest.raises(UserError, match=r"^evaluation: needs real images, data: data_free has none$"):
-        check_images(blank, load_denoiser(latents / "decoded"))
+    with pytest.raises(UserError, match=r"^evaluation: needs real images, data: data_free has none; name eval"):
+        check_images(blank, load_denoiser(latents / "decoded"), Evaluation())
     with pytest.raises(UserError) as caught:
         session_of(run_of(latents, "decoded", 8, **every))
     assert str(caught.value) == "evaluation: images has images [3, 8, 8], the teacher makes [3, 16, 16]"

@@ -1,0 +1,104 @@
+"""The settings of what a run measures of its samples, while it trains and after."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from distill.annotations import LocalPath
+from distill.errors import UserError
+from distill.metrics import FeatureSettings, read_protocol
+from trainers.recipe.limits import not_negative, positive, require
+
+Metric = Literal["frechet", "inception_score", "kid", "precision", "recall", "label_agreement"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The measurement of samples under a named protocol (docs/evaluation.md)."""
+
+    every: int = 0  # images between two evaluations of a run; 0: `distill evaluate` alone
+    protocol: str | None = None  # a published one, such as fid50k, which sets features and samples
+    features: FeatureSettings | None = None  # null: those of the classifier, or principal components of the real images
+    samples: int | None = None  # null: 10,000, or those of the protocol
+    # null: all that published features and the reference allow; of a classifier and of components the first and the
+    # last alone
+    metrics: tuple[Metric, ...] | None = None
+    best: Metric = "frechet"  # best/ holds the weights with the best value of it
+    reference: LocalPath | None = None  # a file of published statistics or of `distill reference`; null: of the data
+    batch_size: int | None = None  # samples at once on a process; null: 500, or fewer if they are large
+    components: int = 48  # the features are this many principal components of the real images
+    classifier: LocalPath | None = None  # a folder of `distill classifier`, whose features and labels replace them
+
+    def __post_init__(self) -> None:
+        not_negative(self, "every")
+        positive(self, "components", "batch_size")
+        if self.protocol is not None:
+            self._follow(*read_protocol(self.protocol))
+        if self.samples is None:
+            object.__setattr__(self, "samples", 10_000)
+        require(self, "samples", rule="at least 2", holds=lambda count: count >= 2)
+        if self.features is None and self.reference is not None:
+            raise UserError("reference: needs features, such as protocol: fid50k")
+        if self.features is not None and self.classifier is not None:
+            raise UserError("classifier: has features of its own; leave out protocol and features")
+        if self.metrics is not None and self.best not in self.metrics:
+            raise UserError(f"best: {self.best} is not among the metrics {', '.join(self.metrics)}")
+
+    def _follow(self, features: FeatureSettings, samples: int) -> None:
+        """Take features and samples of the protocol, where they are not given. Raise UserError if others are."""
+        if self.features is None:
+            object.__setattr__(self, "features", features)
+        if type(self.features) is not type(features):
+            raise UserError(f"features: {self.protocol} has its own; leave out one of them")
+        if self.samples not in (None, samples):
+            raise UserError(f"samples: {self.protocol} takes {samples:,}, got {self.samples:,}")
+        object.__setattr__(self, "samples", samples)
+
+    def asked(
+        self,
+        samples: int | None = None,
+        classifier: str | Path | None = None,
+        protocol: str | None = None,
+        reference: str | Path | None = None,
+    ) -> "Evaluation":
+        """Return these settings with what a caller asks for in their place.
+
+        Args:
+            samples: The number of samples.
+            classifier: The folder of a classifier, in whose features everything is measured.
+            protocol: A published protocol.
+            reference: The file of the statistics of real images.
+
+        Raises:
+            UserError: They do not go together.
+        """
+        asked = self
+        if classifier is not None or protocol is not None:
+            folder = None if classifier is None else str(classifier)
+            asked = Evaluation(every=self.every, samples=self.samples, batch_size=self.batch_size, classifier=folder)
+        if protocol is not None:
+            named, _ = read_protocol(protocol)
+            kept = self.features if type(self.features) is type(named) else named  # with its file of weights
+            asked = replace(asked, protocol=protocol, features=kept, samples=None, reference=self.reference)
+        if reference is not None:
+            asked = replace(asked, reference=str(reference))
+        return asked if samples is None else replace(asked, protocol=None, samples=samples)
+
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        assert self.samples is not None
+        return self.samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """The comparison of the generator's samples with the teacher's while a run trains (docs/health.md)."""
+
+    every: int | None = None  # images between two of them; null: a hundredth of the run, or 4 x samples; 0: none
+    # The teacher takes 35 evaluations for each, once. null: 256, or fewer if they are large or the run is short.
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        not_negative(self, "every")
+        require(self, "samples", rule="at least 4", holds=lambda count: count >= 4)
