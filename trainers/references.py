@@ -17,10 +17,11 @@ from distill.errors import UserError, one_line
 from distill.metrics import MOST_KEPT, Extractor, Moments, Reference
 from distill.saved_files import open_regular, open_tensors, tensor_bytes
 from distill.teachers.published.pickles import Object, read_pickle
-from trainers.data import Data, Dataset
+from trainers.data import Dataset
 from trainers.data.cache import Cache
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain
+from trainers.recipe.run import DataAlone
 from trainers.recipe.strict_yaml import build, override
 
 SHARD = 2_500  # images in a shard of features, which is what a kill loses
@@ -56,13 +57,6 @@ class Stored:
     content: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Real:
-    """A recipe's key `data`."""
-
-    data: Data
-
-
 def open_real(given: str, resolution: int | None = None, mode: str = "RGB") -> Dataset:
     """Open real images.
 
@@ -79,7 +73,7 @@ def open_real(given: str, resolution: int | None = None, mode: str = "RGB") -> D
         if resolution is None:
             raise UserError(f"--resolution: say to how many pixels the pictures in '{given}' are resized")
         settings = {"name": "images", "path": settings, "mode": mode, "label_column": None, "resolution": resolution}
-    return build(_Real, {"data": settings}).data.load()
+    return build(DataAlone, {"data": settings}).data.load()
 
 
 def compute_reference(dataset: Dataset, extractor: Extractor, cache: str, quiet: bool = False) -> Stored:

@@ -8,10 +8,13 @@ def cache(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Several calls at the same time divide the work.
     """
+    from dataclasses import replace
+
     from trainers.io.console import plain
+    from trainers.recipe.measures import Evaluation
     from trainers.runs.open import encode_data, open_run
 
-    run = resolve_recipe(recipe, overrides)
+    run = replace(resolve_recipe(recipe, overrides), evaluation=Evaluation())  # what it needs may come later
     opened = open_run(run, 1)
     ready = encode_data(opened)
     prompts = len(set(opened.source.prompts or ()))

@@ -356,4 +356,11 @@ class TeacherRun(Experiment):
             raise UserError(f"network: {', '.join(sorted(reserved))} follow from data and must not be given")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataAlone:
+    """The data of a command that trains nothing."""
+
+    data: Data
+
+
 EXPERIMENTS: dict[str, type[Run] | type[TeacherRun]] = {"generator": Run, "teacher": TeacherRun}
