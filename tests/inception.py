@@ -36,7 +36,7 @@ def _draw(name: str, like: Tensor, seed: int) -> Tensor:
     generator = np.random.RandomState(zlib.crc32(f"{seed} {name}".encode()))
     drawn = generator.standard_normal(tuple(like.shape)).astype(np.float32)
     if name.endswith("running_var"):
-        drawn = 0.5 + 0.1 * np.abs(drawn)
+        drawn = (0.5 + 0.1 * np.abs(drawn)).astype(np.float32)
     elif name.endswith(("running_mean", "bias")):
         drawn = 0.1 * drawn
     elif name.endswith("bn.weight"):
