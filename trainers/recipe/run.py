@@ -24,19 +24,18 @@ from distill.perceptual import PERCEPTUALS, Perceptual
 from distill.power_ema import PowerProfile
 from distill.prediction import Kind
 from distill.rewards import REWARDS, Reward
+from distill.samplers import SAMPLERS, Heun, Sampler
 from distill.times import TIMES, LogNormal, Times
 from trainers.data import DATA, Data, Digits
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.recipe.strict_yaml import register_choices
 
 register_choices(Objective, OBJECTIVES, "docs/objectives/README.md")
-register_choices(Distance, DISTANCES)
-register_choices(Path, PATHS)
-register_choices(Perceptual, PERCEPTUALS)
-register_choices(Times, TIMES)
+register_choices(Sampler, SAMPLERS, "docs/samplers.md")
+for _base, _registry in ((Distance, DISTANCES), (Path, PATHS), (Perceptual, PERCEPTUALS), (Times, TIMES)):
+    register_choices(_base, _registry)
 register_choices(Reward, REWARDS)
 register_choices(Data, DATA)
-
 
 MOST_FAKE_UPDATES = 5
 """The largest number of fake updates in a round under `fake_updates: auto`: that of DMD2."""
@@ -195,7 +194,7 @@ class Health:
     """The comparison of the generator's samples with the teacher's while a run trains (docs/health.md)."""
 
     every: int | None = None  # images between two of them; null: a hundredth of the run, or 4 x samples; 0: none
-    # The teacher takes 35 evaluations for each, once. null: 256, or fewer if they are large or the run is short.
+    # The teacher makes as many, once. null: 256, or fewer if they are large or the run is short.
     samples: int | None = None
 
     def __post_init__(self) -> None:
@@ -252,6 +251,7 @@ class Experiment:
     max_grad_norm: float | None = None
     max_skipped: int = 20  # non-finite updates in a row that end the run
     evaluation: Evaluation = Evaluation()
+    sampler: Sampler = Heun()  # of the teacher, wherever a run samples it (docs/samplers.md)
     log_every: int = 10_000
     samples_every: int = 100_000
     checkpoint_every: int | None = None  # images; null: after each tenth of the run, and every 15 minutes

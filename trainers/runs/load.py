@@ -56,8 +56,7 @@ class Trained(TrainedModel):
             label: The class of all samples, by number or name. None for the classes, or the recipe's prompts, in turn.
             prompts: Prompts that replace the recipe's. They are taken in turn.
             seed: The seed of the noise.
-            teacher: Whether to sample the teacher, in 35 evaluations and guided as by the objective, and not the
-                student.
+            teacher: Whether to sample the teacher, by the recipe's `sampler`, and not the student.
 
         Returns:
             Images [N, C, *spatial], in [-1, 1] but for overshoots.

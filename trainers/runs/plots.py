@@ -15,7 +15,7 @@ CLASSES, SAMPLES_A_CLASS = 10, 5
 def side_by_side(trained: Trained, file: Path) -> None:
     """Draw samples of the teacher (left) and of the student (right), on the same noise and labels.
 
-    Each column has one class. The teacher takes 35 evaluations, and the student one.
+    Each column has one class. The student takes one evaluation.
     """
     from PIL import Image, ImageDraw
 
@@ -26,7 +26,7 @@ def side_by_side(trained: Trained, file: Path) -> None:
     canvas = Image.new("L" if teacher.mode == "L" else "RGB", (2 * teacher.width + gap, teacher.height + head), "white")
     pen = ImageDraw.Draw(canvas)
     for left, picture, title in (
-        (0, teacher, "teacher, 35 evaluations"),
+        (0, teacher, f"teacher, {trained.run.sampler.calls} evaluations"),
         (teacher.width + gap, student, f"student, 1 evaluation, after {trained.images:,} images"),
     ):
         canvas.paste(picture, (left, head))
