@@ -36,6 +36,10 @@ TimeLimit = Annotated[
     typer.Option(help="[days-]hours:minutes:seconds within which the run saves and exits with code 75."),
 ]
 Folder = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")]
+SamplerName = Annotated[
+    str | None,
+    typer.Option(help="The teacher's sampler, by name or as '{name: ddim, eta: 1}'. Default: the recipe's."),
+]
 Which = Annotated[
     str,
     typer.Option(help="The weights: last (newest checkpoint), best (smallest distance), or posthoc/NAME."),

@@ -1,4 +1,4 @@
-"""distill sample: samples of a trained model."""
+"""distill sample: samples of a run, a teacher or an exported generator."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,13 +6,18 @@ from typing import Annotated
 import typer
 
 from distill.errors import UserError
-from launch.options import Moved, Which
+from launch.options import Moved, SamplerName, Which
 
 
 def sample(
-    folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    folder: Annotated[
+        str,
+        typer.Argument(help="A run folder, a teacher's folder, a safetensors export, or a pipeline's id on the hub."),
+    ],
     moved: Moved = None,
-    out: Annotated[Path | None, typer.Option(help="The PNG to write. Default: FOLDER/sample.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write. Default: sample.png in a run's folder, else here.")
+    ] = None,
     count: Annotated[
         int | None, typer.Option(help="The number of samples. Default: 60, or one a prompt.", min=1)
     ] = None,
@@ -25,28 +30,55 @@ def sample(
         list[str] | None, typer.Option(help="A prompt in place of the recipe's; several are taken in turn.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The seed of the noise.")] = 0,
-    teacher: Annotated[bool, typer.Option("--teacher", help="Sample the teacher, at 35 evaluations, instead.")] = False,
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="Sample the teacher of a run, by the recipe's sampler, instead.")
+    ] = False,
+    sampler: SamplerName = None,
+    evaluations: Annotated[
+        int | None, typer.Option(help="The teacher's evaluations for each sample. Default: the sampler's.", min=1)
+    ] = None,
+    cfg: Annotated[float | None, typer.Option(help="The guidance scale in D_null + scale (D - D_null).")] = None,
+    cfg_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="The noise-to-signal ratios, low and high, between which guidance is at work."),
+    ] = None,
+    cfg_rescale: Annotated[
+        float | None, typer.Option(help="The share, 0 to 1, at which guidance keeps the output's standard deviation.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="The prompt that guidance points away from. Default: the run's or pipeline's.")
+    ] = None,
     separate: Annotated[
         bool,
-        typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: FOLDER/sample."),
+        typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: sample."),
     ] = False,
     which: Which = "last",
 ) -> None:
-    """Draw samples of the trained model into one picture, or into one file for each."""
+    """Draw samples of a model into one picture, or into one file for each."""
     import trainers
     from trainers.data.labels import captions
     from trainers.io.console import plain
     from trainers.io.images import LATENTS, has_no_decoder
     from trainers.recipe.strict_yaml import override
-    from trainers.runs.draw import drawn_labels
-    from trainers.runs.load import load_trained
+    from trainers.runs.bare_model import BareModel, SamplerWords, open_model, set_sampler
+    from trainers.runs.draw import draw, drawn_labels
 
-    trained = load_trained(folder, which, changes=override({}, moved or []))
+    trained = open_model(folder, which, override({}, moved or []))
+    words = SamplerWords(
+        sampler=sampler,
+        evaluations=evaluations,
+        cfg=cfg,
+        cfg_interval=cfg_interval,
+        cfg_rescale=cfg_rescale,
+        negative_prompt=negative_prompt,
+    )
+    set_sampler(trained, words, teacher)
     count = count or len(prompt or range(60))
     labels = drawn_labels(trained, count, label).labels
     names = captions(labels, trained.denoiser.network.class_names)
-    images = trained.sample(count, label, prompt or [], seed, teacher)
-    out = out or folder / ("sample" if separate else "sample.png")
+    images = draw(trained, count, label, seed, teacher, prompt or [])
+    place = Path() if isinstance(trained, BareModel) else trained.folder
+    out = out or place / ("sample" if separate else "sample.png")
     try:
         if separate:
             out.mkdir(parents=True, exist_ok=True)

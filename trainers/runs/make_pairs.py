@@ -69,6 +69,14 @@ class PairSettings:
             require(guidance.weak_teacher is None, "sampler.guidance: pairs are guided by cfg alone, got autoguidance")
             require(self.teacher_cfg == 1, "teacher_cfg: the sampler has guidance of its own; leave one of them out")
 
+    def check(self, denoiser: Denoiser, teacher: str) -> None:
+        """Raise UserError when a teacher, called `teacher`, cannot be sampled so."""
+        if self.teacher_cfg != 1 and not denoiser.network.has_null:
+            raise UserError(f"teacher_cfg: the teacher '{teacher}' states no null condition")
+        self.used.check(denoiser.path)
+        if self.used.guidance is not None:
+            self.used.guidance.check(denoiser)
+
     @property
     def used(self) -> Sampler:
         """The sampler of the pairs."""
@@ -112,11 +120,7 @@ def make_pairs(
     denoiser = load_denoiser(teacher).to(device).requires_grad_(False)
     check_fit(denoiser, teacher, dataset)
     dataset = DatasetEncoder(cache, device).encode(dataset, denoiser, real=False)
-    if settings.teacher_cfg != 1 and not denoiser.network.has_null:
-        raise UserError(f"teacher_cfg: the teacher '{teacher}' states no null condition")
-    settings.used.check(denoiser.path)
-    if settings.used.guidance is not None:
-        settings.used.guidance.check(denoiser)
+    settings.check(denoiser, teacher)
     facts: dict[str, Any] = {"data": dataset.name, "shape": list(dataset.shape), "classes": dataset.classes}
     if dataset.prompts is not None:
         facts["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()

@@ -101,7 +101,7 @@ class TrainedModel:
         """The sampler of the model: one evaluation of a generator, or the recipe's `sampler` of a teacher."""
         if isinstance(self.model, Generator):
             return make_sampler(self.model, self.run)
-        return make_sampler(sampled_teacher(self.run, self.model), self.run)
+        return make_sampler(sampled_teacher(self.run, self.model, self._weak_teacher(self.model)), self.run)
 
     @property
     def teacher_sampler(self) -> Sampler | None:
@@ -113,15 +113,15 @@ class TrainedModel:
         """The teacher, guided by the sampler, or else by the objective with its null condition. None without one."""
         if self.teacher is None:
             return None
-        return sampled_teacher(self.run, self.teacher, self._weak_teacher())
+        return sampled_teacher(self.run, self.teacher, self._weak_teacher(self.teacher))
 
-    def _weak_teacher(self) -> dict[str, Denoiser] | None:
-        """Return the weak teacher by which the sampler guides, as one of the further networks of the run."""
+    def _weak_teacher(self, teacher: Denoiser) -> dict[str, Denoiser] | None:
+        """Return the weak teacher by which the sampler guides a teacher, as one of the further networks of the run."""
         guidance = self.run.sampler.guidance
-        if guidance is None or guidance.weak_teacher is None or self.teacher is None:
+        if guidance is None or guidance.weak_teacher is None:
             return None
         weak = self.context.copy().run(load_denoiser, guidance.weak_teacher)
-        guidance.check_weak(weak, self.teacher)
+        guidance.check_weak(weak, teacher)
         return {WEAK_TEACHER: weak.to(self.device, self.run.dtype).requires_grad_(False)}
 
     @property
