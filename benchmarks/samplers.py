@@ -1,6 +1,6 @@
 """The distance of a teacher's samples to the data, by sampler and number of evaluations.
 
-    python -m benchmarks.samplers runs/digits_teacher/teacher --data digits --out docs/results/samplers_digits.md
+    python -m benchmarks.samplers runs/digits_teacher/teacher --data digits --out table.md
 
 Every cell has the same noise and the same conditions. A sampler that the teacher's path cannot take is left out, with
 the reason below the table.
