@@ -1,12 +1,18 @@
 """distill sample: samples of a run, a teacher or an exported generator."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distill.errors import UserError
-from launch.options import Moved, SamplerName, Which
+from launch.options import Cfg, CfgInterval, CfgRescale, Evaluations, Moved, NegativePrompt, SamplerName, Which
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sample(
@@ -34,20 +40,11 @@ def sample(
         bool, typer.Option("--teacher", help="Sample the teacher of a run, by the recipe's sampler, instead.")
     ] = False,
     sampler: SamplerName = None,
-    evaluations: Annotated[
-        int | None, typer.Option(help="The teacher's evaluations for each sample. Default: the sampler's.", min=1)
-    ] = None,
-    cfg: Annotated[float | None, typer.Option(help="The guidance scale in D_null + scale (D - D_null).")] = None,
-    cfg_interval: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="The noise-to-signal ratios, low and high, between which guidance is at work."),
-    ] = None,
-    cfg_rescale: Annotated[
-        float | None, typer.Option(help="The share, 0 to 1, at which guidance keeps the output's standard deviation.")
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="The prompt that guidance points away from. Default: the run's or pipeline's.")
-    ] = None,
+    evaluations: Evaluations = None,
+    cfg: Cfg = None,
+    cfg_interval: CfgInterval = None,
+    cfg_rescale: CfgRescale = None,
+    negative_prompt: NegativePrompt = None,
     separate: Annotated[
         bool,
         typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: sample."),
@@ -55,7 +52,6 @@ def sample(
     which: Which = "last",
 ) -> None:
     """Draw samples of a model into one picture, or into one file for each."""
-    import trainers
     from trainers.data.labels import captions
     from trainers.io.console import plain
     from trainers.io.images import LATENTS, has_no_decoder
@@ -64,14 +60,7 @@ def sample(
     from trainers.runs.draw import draw, drawn_labels
 
     trained = open_model(folder, which, override({}, moved or []))
-    words = SamplerWords(
-        sampler=sampler,
-        evaluations=evaluations,
-        cfg=cfg,
-        cfg_interval=cfg_interval,
-        cfg_rescale=cfg_rescale,
-        negative_prompt=negative_prompt,
-    )
+    words = SamplerWords(sampler, evaluations, cfg, cfg_interval, cfg_rescale, negative_prompt)
     set_sampler(trained, words, teacher)
     count = count or len(prompt or range(60))
     labels = drawn_labels(trained, count, label).labels
@@ -79,6 +68,28 @@ def sample(
     images = draw(trained, count, label, seed, teacher, prompt or [])
     place = Path() if isinstance(trained, BareModel) else trained.folder
     out = out or place / ("sample" if separate else "sample.png")
+    write(images, out, separate, columns, names)
+    if has_no_decoder(trained.model):
+        plain(stderr=True).print(LATENTS, style="yellow")
+    of = f" of {names[0]}" if label is not None and names else ""
+    plain().print(f"{count} samples{of}: {out}")
+
+
+def write(images: Tensor, out: Path, separate: bool, columns: int, names: Sequence[str]) -> None:
+    """Write images [N, C, *spatial] as one picture, or as one file for each into a folder.
+
+    Args:
+        images: The images, in [-1, 1].
+        out: The file or the folder.
+        separate: Whether each has a file.
+        columns: The images in a row of the picture.
+        names: The captions.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    import trainers
+
     try:
         if separate:
             out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +99,3 @@ def sample(
             trainers.grid(images, columns, captions=names).save(out)
     except (OSError, ValueError) as error:  # ValueError: the ending of the file is no format of pictures
         raise UserError(f"--out: cannot write '{out}': {error}") from error
-    if has_no_decoder(trained.model):
-        plain(stderr=True).print(LATENTS, style="yellow")
-    of = f" of {names[0]}" if label is not None and names else ""
-    plain().print(f"{count} samples{of}: {out}")

@@ -123,9 +123,9 @@ def _is_bare(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (DESCRIPTION, INDEX, GENERATOR_FILE, CHECK))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SamplerWords:
-    """What a command line says of a sampler. None stands for what is not said.
+    """The words of a command line on a sampler. None stands for what is not said.
 
     Attributes:
         sampler: The name of a sampler, or a mapping in YAML as in a recipe.
