@@ -47,6 +47,18 @@ class Random:
         """
         return cls(_mix(_mix(torch.full_like(index, seed) + _GOLDEN) + index * _GOLDEN))
 
+    @classmethod
+    def of(cls, values: Tensor) -> Random:
+        """Return random numbers that are a function of each sample of `values` [B, ...] alone, and of all its bits.
+
+        Samples that differ have independent numbers, whatever the batch that they lie in.
+        """
+        rows = values.detach().flatten(1)
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        bits = rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32).long()
+        places = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _GOLDEN
+        return cls(_mix(_mix(_mix(bits) + places).sum(1)))
+
     def stream(self, name: str) -> Random:
         """Return further random numbers for the same samples. Streams of different names are independent."""
         return Random(_mix(self.keys ^ _mix(torch.full_like(self.keys, zlib.crc32(name.encode())) + _GOLDEN)))

@@ -36,6 +36,24 @@ TimeLimit = Annotated[
     typer.Option(help="[days-]hours:minutes:seconds within which the run saves and exits with code 75."),
 ]
 Folder = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME.")]
+SamplerName = Annotated[
+    str | None,
+    typer.Option(help="The teacher's sampler, by name or as '{name: ddim, eta: 1}'. Default: the recipe's."),
+]
+Evaluations = Annotated[
+    int | None, typer.Option(help="The teacher's evaluations for each sample. Default: the sampler's.", min=1)
+]
+Cfg = Annotated[float | None, typer.Option(help="The guidance scale in D_null + scale (D - D_null).")]
+CfgInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="The noise-to-signal ratios, low and high, between which guidance is at work."),
+]
+CfgRescale = Annotated[
+    float | None, typer.Option(help="The share, 0 to 1, at which guidance keeps the output's standard deviation.")
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="The prompt that guidance points away from. Default: the run's or pipeline's.")
+]
 Which = Annotated[
     str,
     typer.Option(help="The weights: last (newest checkpoint), best (smallest distance), or posthoc/NAME."),

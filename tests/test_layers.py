@@ -19,8 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("distill", "trainers", "launch")
 FOLDERS = (*PACKAGES, "configs", "tests", "benchmarks")
-MAX_LINES = 400
-IMPORT_SECONDS = 1.5
+MAX_LINES, IMPORT_SECONDS = 400, 1.5
 
 NEVER = {
     "distill": ("accelerate", "wandb", "trainers", "launch", "configs", "tensorboard", "torch.utils.tensorboard"),
@@ -54,10 +53,11 @@ FLOORS = {
         "prediction": 3,
         "denoiser": 5,
         "generator": 6,
-        "sampling": 6,
         "guidance": 6,
         "discriminator": 6,
         "perceptual": 6,
+        "samplers": 7,
+        "sampling": 8,
         "teachers": 7,
         "rewards": 7,
         "tiny": 8,

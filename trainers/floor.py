@@ -16,6 +16,7 @@ from distill.errors import UserError
 from distill.guidance import GuidedDenoiser
 from distill.objectives import DMD2, HiPA, Objective
 from distill.objectives.wrapper import Wrapper
+from distill.samplers import Heun
 from distill.times import Times
 from trainers.api import resume, train
 from trainers.engine.world import default_device
@@ -83,8 +84,9 @@ def ways_of(
     """
     objective = run.objective
     alone = replace(run, pairs=None, fake_updates=1, fake_warmup=0, reuse_samples=False, backprop="joint")
-    scale = student.target.scale if isinstance(student.target, GuidedDenoiser) else 1.0  # as the evaluation guides it
-    settings = PairSettings(teacher_cfg=scale)
+    settings = PairSettings(sampler=None if run.sampler == Heun() else run.sampler)
+    if run.sampler.guidance is None and isinstance(student.target, GuidedDenoiser):
+        settings = replace(settings, teacher_cfg=student.target.scale)  # as the evaluation guides it
     made = make_pairs(
         run.teacher, student.source, folder / "pairs", pairs, settings, SAMPLED_AT_ONCE, default_device(), run.cache
     )

@@ -85,7 +85,12 @@ def table(report: dict[str, Any], name: str = "") -> Table:
 
     for model, numbers in rows.items():
         distance = numbers["frechet"]
-        cells = [model, "1" if model == "student" else "35", f"{distance:.4f}", *ratios(distance)]
+        cells = [
+            model,
+            "1" if model == "student" else str(report.get("teacher_evaluations", 35)),
+            f"{distance:.4f}",
+            *ratios(distance),
+        ]
         cells += [f"{numbers[key]:.4g}" for key in more]
         found.add_row(*cells, *[f"{numbers['label_agreement']:.2%}"] * agreement)
     if halves is not None:

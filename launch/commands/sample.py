@@ -1,18 +1,29 @@
-"""distill sample: samples of a trained model."""
+"""distill sample: samples of a run, a teacher or an exported generator."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distill.errors import UserError
-from launch.options import Moved, Which
+from launch.options import Cfg, CfgInterval, CfgRescale, Evaluations, Moved, NegativePrompt, SamplerName, Which
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sample(
-    folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    folder: Annotated[
+        str,
+        typer.Argument(help="A run folder, a teacher's folder, a safetensors export, or a pipeline's id on the hub."),
+    ],
     moved: Moved = None,
-    out: Annotated[Path | None, typer.Option(help="The PNG to write. Default: FOLDER/sample.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write. Default: sample.png in a run's folder, else here.")
+    ] = None,
     count: Annotated[
         int | None, typer.Option(help="The number of samples. Default: 60, or one a prompt.", min=1)
     ] = None,
@@ -25,28 +36,60 @@ def sample(
         list[str] | None, typer.Option(help="A prompt in place of the recipe's; several are taken in turn.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The seed of the noise.")] = 0,
-    teacher: Annotated[bool, typer.Option("--teacher", help="Sample the teacher, at 35 evaluations, instead.")] = False,
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="Sample the teacher of a run, by the recipe's sampler, instead.")
+    ] = False,
+    sampler: SamplerName = None,
+    evaluations: Evaluations = None,
+    cfg: Cfg = None,
+    cfg_interval: CfgInterval = None,
+    cfg_rescale: CfgRescale = None,
+    negative_prompt: NegativePrompt = None,
     separate: Annotated[
         bool,
-        typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: FOLDER/sample."),
+        typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: sample."),
     ] = False,
     which: Which = "last",
 ) -> None:
-    """Draw samples of the trained model into one picture, or into one file for each."""
-    import trainers
+    """Draw samples of a model into one picture, or into one file for each."""
     from trainers.data.labels import captions
     from trainers.io.console import plain
     from trainers.io.images import LATENTS, has_no_decoder
     from trainers.recipe.strict_yaml import override
-    from trainers.runs.draw import drawn_labels
-    from trainers.runs.load import load_trained
+    from trainers.runs.bare_model import BareModel, SamplerWords, open_model, set_sampler
+    from trainers.runs.draw import draw, drawn_labels
 
-    trained = load_trained(folder, which, changes=override({}, moved or []))
+    trained = open_model(folder, which, override({}, moved or []))
+    words = SamplerWords(sampler, evaluations, cfg, cfg_interval, cfg_rescale, negative_prompt)
+    set_sampler(trained, words, teacher)
     count = count or len(prompt or range(60))
     labels = drawn_labels(trained, count, label).labels
     names = captions(labels, trained.denoiser.network.class_names)
-    images = trained.sample(count, label, prompt or [], seed, teacher)
-    out = out or folder / ("sample" if separate else "sample.png")
+    images = draw(trained, count, label, seed, teacher, prompt or [])
+    place = Path() if isinstance(trained, BareModel) else trained.folder
+    out = out or place / ("sample" if separate else "sample.png")
+    write(images, out, separate, columns, names)
+    if has_no_decoder(trained.model):
+        plain(stderr=True).print(LATENTS, style="yellow")
+    of = f" of {names[0]}" if label is not None and names else ""
+    plain().print(f"{count} samples{of}: {out}")
+
+
+def write(images: Tensor, out: Path, separate: bool, columns: int, names: Sequence[str]) -> None:
+    """Write images [N, C, *spatial] as one picture, or as one file for each into a folder.
+
+    Args:
+        images: The images, in [-1, 1].
+        out: The file or the folder.
+        separate: Whether each has a file.
+        columns: The images in a row of the picture.
+        names: The captions.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    import trainers
+
     try:
         if separate:
             out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +99,3 @@ def sample(
             trainers.grid(images, columns, captions=names).save(out)
     except (OSError, ValueError) as error:  # ValueError: the ending of the file is no format of pictures
         raise UserError(f"--out: cannot write '{out}': {error}") from error
-    if has_no_decoder(trained.model):
-        plain(stderr=True).print(LATENTS, style="yellow")
-    of = f" of {names[0]}" if label is not None and names else ""
-    plain().print(f"{count} samples{of}: {out}")

@@ -94,8 +94,8 @@ def test_dtype_and_graph() -> None:
     assert not x.requires_grad
 
 
-@pytest.mark.parametrize("evaluations", [36, 2, 1, 0, -3])
-def test_other_numbers_of_evaluations_are_refused(evaluations: int) -> None:
+@pytest.mark.parametrize("evaluations", [0, -3])
+def test_no_evaluations_are_refused(evaluations: int) -> None:
     with pytest.raises(UserError) as error:
         sample(teacher(ALL_PATHS["edm"]), Z, evaluations=evaluations)
-    assert str(error.value) == f"evaluations: Heun's method takes an odd number of at least 3, got {evaluations}"
+    assert str(error.value) == f"evaluations: must be at least 1, got {evaluations}"

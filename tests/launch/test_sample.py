@@ -82,7 +82,8 @@ def test_without_an_autoencoder(painter: Path, distill: Command, monkeypatch: py
     for denoiser in (trained.teacher, cast(Any, trained.model).denoiser):
         assert denoiser.network.autoencoder is not None
         denoiser.network.autoencoder = None
-    monkeypatch.setattr("trainers.runs.load.load_trained", lambda *arguments, **options: trained)
+    for module in ("load", "bare_model"):
+        monkeypatch.setattr(f"trainers.runs.{module}.load_trained", lambda *arguments, **options: trained)
     result = distill("sample", painter, "--count", 2, "--out", "a.png")
     assert result.err == (
         "these pictures are of latents, their first 3 channels: a vae/ in the teacher's folder decodes them\n"
@@ -91,3 +92,50 @@ def test_without_an_autoencoder(painter: Path, distill: Command, monkeypatch: py
     result = distill("evaluate", painter)
     line = "evaluation: judges pixels, the teacher's samples are latents and have no decoder"
     assert (result.code, result.err) == (2, f"distill: {line}\n")
+
+
+def test_a_teachers_folder_and_an_export(teachers: Path, student: Path, distill: Command, tmp_path: Path) -> None:
+    """Neither is written to. A sampler goes with a teacher, and a generator takes one evaluation."""
+    before = sorted(path.name for path in (teachers / "null").iterdir())
+    sampler = ("--sampler", "{name: ddim, eta: 1}", "--evaluations", 3, "--cfg", 2, "--cfg-interval", 0.1, 5)
+    result = distill("sample", teachers / "null", *sampler, "--count", 3)
+    assert (result.code, result.out) == (0, "3 samples: sample.png\n")
+    assert sorted(path.name for path in (teachers / "null").iterdir()) == before
+    load_trained(student).export(tmp_path / "exported", "safetensors")
+    result = distill("sample", tmp_path / "exported", "--count", 3, "--out", "export.png")
+    assert (result.code, result.out) == (0, "3 samples: export.png\n")
+    result = distill("sample", student, "--count", 3, "--out", "run.png")
+    assert np.array_equal(np.array(Image.open("run.png")), np.array(Image.open("export.png")))
+    for place in (student, tmp_path / "exported"):
+        refused = distill("sample", place, "--sampler", "euler")
+        assert refused.code and "--sampler: a generator takes one evaluation and no guidance" in refused.err
+    load_trained(student).export(tmp_path / "diffusers")
+    refused = distill("sample", tmp_path / "diffusers")
+    assert refused.code and "this export is for other software" in refused.err
+
+
+def test_the_teacher_of_a_run_by_another_sampler(student: Path, distill: Command) -> None:
+    pictures = []
+    for options in ((), ("--sampler", "euler", "--evaluations", 3), ("--evaluations", 36)):
+        result = distill("sample", student, "--teacher", "--count", 2, "--out", "one.png", *options)
+        assert result.code == 0, result.err
+        pictures.append(np.array(Image.open("one.png")))
+    assert not np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+    refused = distill("sample", student, "--teacher", "--sampler", "eulr")
+    assert refused.code and "--sampler: must be one of" in refused.err and "euler" in refused.err
+    refused = distill("sample", student, "--teacher", "--cfg", 2)
+    assert refused.code and "the teacher states no null condition" in refused.err
+    refused = distill("sample", student, "--teacher", "--cfg-rescale", 0.5)
+    assert refused.code and "--cfg-interval, --cfg-rescale: go with --cfg" in refused.err
+
+
+def test_a_pipeline_is_guided_by_prompts(pipelines: Callable[[str], Path], distill: Command) -> None:
+    pictures = []
+    for options in ((), ("--cfg", 5), ("--cfg", 5, "--negative-prompt", "a blue hat")):
+        arguments = ("--prompt", PROMPTS[0], "--sampler", "unipc", "--evaluations", 3, *options)
+        result = distill("sample", pipelines("sd15"), *arguments)
+        assert (result.code, result.out) == (0, "1 samples: sample.png\n"), result.err
+        pictures.append(np.array(Image.open("sample.png")).astype(int))
+    assert all((pictures[a] != pictures[b]).any() for a, b in ((0, 1), (1, 2), (0, 2)))
+    refused = distill("sample", pipelines("sd15"))
+    assert refused.code and "has no prompts of its own" in refused.err

@@ -47,6 +47,7 @@ class PairsRecord(TypedDict):
     evaluations: Count
     teacher_cfg: float
     seed: int
+    sampler: NotRequired[dict[str, Any]]
     count: Annotated[int, Field(ge=1, lt=2**63)]
     shards: dict[Annotated[str, Field(pattern=r"^pairs-\d+\.safetensors$")], ShardRecord]
 

@@ -1,7 +1,8 @@
-"""Samplers of a model, in the precision of its run."""
+"""Samplers of a model, in the precision and by the sampler of its run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +10,11 @@ from torch import Tensor
 from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.generator import Generator
-from distill.sampling import sample
 from trainers.io.images import to_images
-from trainers.recipe.run import Experiment
+from trainers.recipe.run import Experiment, Run
+
+WEAK_TEACHER = "weak teacher of the sampler"
+"""The name among the further networks of a run of the weak teacher by which its sampler guides."""
 
 Sampler = Callable[[Tensor, ConditionLike], Tensor]
 """(z [B, C, *spatial] unit normal, cond) -> samples [B, C, *spatial], without a graph."""
@@ -21,13 +24,14 @@ def make_sampler(model: Generator | GuidableDenoiser, run: Experiment) -> Sample
     """Return the sampler of a model.
 
     Args:
-        model: A Generator, which takes one evaluation, or a denoiser, guided or not, which takes 35 (Heun's method).
-        run: The recipe, whose dtype the noise and the condition are cast to.
+        model: A Generator, which takes one evaluation, or a denoiser, guided or not, which the recipe's sampler takes
+            several of.
+        run: The recipe, with the sampler, and the dtype that the noise and the condition are cast to.
 
     Returns:
         (z [B, C, *spatial] unit normal of any dtype, condition) -> samples [B, C, *spatial].
     """
-    draw = model if isinstance(model, Generator) else partial(sample, model)
+    draw = model if isinstance(model, Generator) else partial(run.sampler.sample, model)
 
     @torch.no_grad()
     def sampler(z: Tensor, cond: ConditionLike = None) -> Tensor:
@@ -35,6 +39,21 @@ def make_sampler(model: Generator | GuidableDenoiser, run: Experiment) -> Sample
         return samples
 
     return sampler
+
+
+def sampled_teacher(
+    run: Experiment, teacher: GuidableDenoiser, frozen: Mapping[str, Any] | None = None
+) -> GuidableDenoiser:
+    """Return a teacher as a run samples it: under the guidance of its sampler, or else under that of its objective.
+
+    Args:
+        run: The recipe.
+        teacher: The teacher.
+        frozen: The further networks of the run. None where they are not loaded, and do not guide.
+    """
+    if run.sampler.guidance is not None:
+        return run.sampler.guidance.guide(teacher, None if frozen is None else frozen.get(WEAK_TEACHER))
+    return run.objective.target(teacher, frozen) if isinstance(run, Run) else teacher
 
 
 def make_image_sampler(sampler: Sampler, model: Generator | Denoiser) -> Sampler:

@@ -15,10 +15,11 @@ from distill.guidance import GuidedDenoiser
 from distill.metrics.sample_statistics import compare_samples
 from distill.objectives import Denoisers
 from distill.random import Random
+from distill.samplers import Heun
 from distill.saved_files import load_tensors, tensor_bytes
 from trainers.data.batches import preview_conditions, unit_noise
 from trainers.engine.collectives import on_main_process
-from trainers.engine.sampler import Sampler, make_sampler
+from trainers.engine.sampler import Sampler, make_sampler, sampled_teacher
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP
 from trainers.hooks.alarms import HEALTH_RULES, Alarms
@@ -98,10 +99,11 @@ class CompareSamples(Hook):
         """Load the teacher's samples, or make and keep them. Collective."""
         file, accelerator = self.folder / REFERENCE, session.accelerator
         nets = cast(Denoisers, session.nets)
-        target = self.run.objective.target(nets.teacher, nets.frozen)
+        target = sampled_teacher(self.run, nets.teacher, nets.frozen)
         scale = target.scale if isinstance(target, GuidedDenoiser) else 1
-        # A resume with another teacher, seed or scale of guidance does not take these samples for its own.
-        name = f"{session.teacher_hash} seed {self.run.seed} scale {scale:g} of {self.groups}"
+        by = "" if self.run.sampler == Heun() else f" by {self.run.sampler}"
+        # A resume with another teacher, seed, guidance or sampler does not take these samples for its own.
+        name = f"{session.teacher_hash} seed {self.run.seed} scale {scale:g} of {self.groups}{by}"
         shape = self.count, *session.dataset.shape
 
         def load() -> bool:

@@ -12,7 +12,7 @@ from trainers.recipe.strict_yaml import diff, difference_lines, differences, dum
 
 PLACES = {"teacher", "start", "cache", "pairs.folder", "data.path"}
 """The keys that are paths, whose content is compared by its hash."""
-FREE_KEYS = PLACES | {"name", "images", "keep", "tracking", "evaluation", "health", "max_skipped", "objects"}
+FREE_KEYS = PLACES | {"name", "images", "keep", "tracking", "evaluation", "health", "max_skipped", "objects", "sampler"}
 """The keys whose change leaves the training as it was."""
 
 
@@ -21,7 +21,7 @@ def load_moved_run(folder: Path, changes: Mapping[str, Any]) -> Run | TeacherRun
 
     Args:
         folder: The run folder.
-        changes: The new values of PLACES and of `evaluation`, by key or dotted key.
+        changes: The new values of PLACES, `evaluation` and `sampler`, by key or dotted key.
 
     Raises:
         UserError: Another key is changed, or the run is wrong.
@@ -31,7 +31,7 @@ def load_moved_run(folder: Path, changes: Mapping[str, Any]) -> Run | TeacherRun
         return run
     run = resolve_paths(run)
     with naming(None, folder):
-        moved, allowed = resolve(run, changes=changes), sorted(PLACES | {"evaluation"})
+        moved, allowed = resolve(run, changes=changes), sorted(PLACES | {"evaluation", "sampler"})
     for line in diff(dump(run), dump(moved)):
         if not line.startswith(tuple(f"{key}{end}" for key in allowed for end in ".:")):
             raise UserError(f"'{folder}': {line}: a trained run takes other values of {', '.join(allowed)} alone")

@@ -96,7 +96,7 @@ class Health:
     """The comparison of the generator's samples with the teacher's while a run trains (docs/health.md)."""
 
     every: int | None = None  # images between two of them; null: a hundredth of the run, or 4 x samples; 0: none
-    # The teacher takes 35 evaluations for each, once. null: 256, or fewer if they are large or the run is short.
+    # The teacher makes as many, once. null: 256, or fewer if they are large or the run is short.
     samples: int | None = None
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from distill.perceptual import PERCEPTUALS, Perceptual
 from distill.power_ema import PowerProfile
 from distill.prediction import Kind
 from distill.rewards import REWARDS, Reward
+from distill.samplers import SAMPLERS, Heun, Sampler
 from distill.times import TIMES, LogNormal, Times
 from trainers.data import DATA, Data, Digits
 from trainers.data.cache import DEFAULT_CACHE
@@ -31,6 +32,7 @@ from trainers.recipe.measures import Evaluation, Health
 from trainers.recipe.strict_yaml import register_choices
 
 register_choices(Objective, OBJECTIVES, "docs/objectives/README.md")
+register_choices(Sampler, SAMPLERS, "docs/samplers.md")
 register_choices(Distance, DISTANCES)
 register_choices(Path, PATHS)
 register_choices(Perceptual, PERCEPTUALS)
@@ -38,7 +40,6 @@ register_choices(Times, TIMES)
 register_choices(Reward, REWARDS)
 register_choices(Data, DATA)
 register_choices(FeatureSettings, FEATURES)
-
 
 MOST_FAKE_UPDATES = 5
 """The largest number of fake updates in a round under `fake_updates: auto`: that of DMD2."""
@@ -215,6 +216,7 @@ class Experiment:
     max_grad_norm: float | None = None
     max_skipped: int = 20  # non-finite updates in a row that end the run
     evaluation: Evaluation = Evaluation()
+    sampler: Sampler = Heun()  # of the teacher, wherever a run samples it (docs/samplers.md)
     log_every: int = 10_000
     samples_every: int = 100_000
     checkpoint_every: int | None = None  # images; null: after each tenth of the run, and every 15 minutes

@@ -21,6 +21,7 @@ from trainers.evaluation import check_images, evaluate, fit_protocol
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.recipe.measures import Evaluation
+from trainers.recipe.strict_yaml import dump
 from trainers.runs.trained_model import TrainedModel
 
 Numbers = dict[str, Annotated[float, Field(allow_inf_nan=True)]]
@@ -38,6 +39,7 @@ class Comparison(TypedDict):
     teacher: NotRequired[Numbers]
     student: NotRequired[Numbers]
     ratio: NotRequired[Annotated[float, Field(allow_inf_nan=True)]]
+    teacher_evaluations: NotRequired[Count]
     teacher_cfg: NotRequired[float]
 
 
@@ -63,6 +65,8 @@ def compare(trained: TrainedModel, settings: Evaluation, student_only: bool = Fa
     report["average"] = trained.average
     if protocol.halves is not None:
         report["halves"] = protocol.halves
+    if not student_only:
+        report["teacher_evaluations"] = trained.run.sampler.calls
     guided = isinstance(trained.target, GuidedDenoiser) and trained.target.scale != 1
     if guided and not student_only:
         report["teacher_cfg"] = cast(GuidedDenoiser, trained.target).scale
@@ -110,6 +114,7 @@ def _teacher_numbers(
     key = {
         "teacher": trained.weights.teacher_hash,
         "cfg": trained.target.scale if isinstance(trained.target, GuidedDenoiser) else 1,
+        "sampler": dump(trained.run)["sampler"],
         "precision": trained.run.precision,
         "protocol": protocol.name,
         "real": content_hash({"mean": moments.mean, "covariance": moments.covariance}),

@@ -56,8 +56,7 @@ class Trained(TrainedModel):
             label: The class of all samples, by number or name. None for the classes, or the recipe's prompts, in turn.
             prompts: Prompts that replace the recipe's. They are taken in turn.
             seed: The seed of the noise.
-            teacher: Whether to sample the teacher, in 35 evaluations and guided as by the objective, and not the
-                student.
+            teacher: Whether to sample the teacher, by the recipe's `sampler`, and not the student.
 
         Returns:
             Images [N, C, *spatial], in [-1, 1] but for overshoots.
@@ -88,7 +87,8 @@ class Trained(TrainedModel):
             The content of evaluation.json: `protocol`, `samples` and `images`. `average` is the kind of the weights.
             `student` and `teacher` are the numbers of the models, and `ratio` is that of their Frechet distances.
             `halves` is the distance between two halves of the real images, for features that are fitted to them.
-            `teacher_cfg` is there if the teacher is guided, at the scale at which the objective guides it.
+            `teacher_evaluations` is the number of the teacher's network evaluations for a sample. `teacher_cfg` is there if
+            the teacher is guided, at the scale at which the objective guides it.
 
         Raises:
             UserError: There are no real images, or they have another shape than the model's, or what the protocol needs

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError, require
 from distill.guidance import classifier_free
 from distill.random import Random
-from distill.sampling import heun_steps, sample
+from distill.samplers import Heun, Sampler
 from distill.saved_files import tensor_bytes
 from distill.teachers import DESCRIPTION as TEACHER
 from distill.teachers import load_denoiser
@@ -32,7 +32,7 @@ from trainers.data.encode import DatasetEncoder
 from trainers.data.pairs import DESCRIPTION, columns_of, read_description
 from trainers.io.atomic import atomic_file, remove_staging_files, sha256
 from trainers.recipe.load import RUN_FILE, load_run
-from trainers.recipe.strict_yaml import build, override
+from trainers.recipe.strict_yaml import build, dump, override
 from trainers.runs.open import check_fit
 from trainers.runs.teacher_hash import is_hash_of, teacher_hash
 
@@ -47,14 +47,46 @@ class PairSettings:
         evaluations: The number of the teacher's evaluations for each sample, by Heun's method.
         teacher_cfg: The teacher's guidance scale, in the convention of distill.guidance. 1 is no guidance.
         seed: The seed of noise and conditions.
+        sampler: The sampler, in place of Heun's method at `evaluations`. It follows the probability flow, and may guide
+            by the null condition in place of `teacher_cfg`.
+
+    Raises:
+        UserError: The sampler makes no pairs, or guides beside `teacher_cfg`.
     """
 
     evaluations: int = 35
     teacher_cfg: float = 1.0
     seed: int = 0
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
-        heun_steps(self.evaluations)
+        require(self.evaluations >= 1, f"evaluations: must be at least 1, got {self.evaluations}")
+        if self.sampler is None:
+            return
+        name = type(self.sampler).__name__
+        require(not self.sampler.stochastic, f"sampler: {name} adds noise, and pairs need the probability flow")
+        if (guidance := self.sampler.guidance) is not None:
+            require(guidance.weak_teacher is None, "sampler.guidance: pairs are guided by cfg alone, got autoguidance")
+            require(self.teacher_cfg == 1, "teacher_cfg: the sampler has guidance of its own; leave one of them out")
+
+    def check(self, denoiser: Denoiser, teacher: str) -> None:
+        """Raise UserError when a teacher, called `teacher`, cannot be sampled so."""
+        if self.teacher_cfg != 1 and not denoiser.network.has_null:
+            raise UserError(f"teacher_cfg: the teacher '{teacher}' states no null condition")
+        self.used.check(denoiser.path)
+        if self.used.guidance is not None:
+            self.used.guidance.check(denoiser)
+
+    @property
+    def used(self) -> Sampler:
+        """The sampler of the pairs."""
+        return self.sampler or Heun(evaluations=self.evaluations)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings as pairs.json holds them."""
+        facts = {"evaluations": self.used.calls, "teacher_cfg": self.teacher_cfg, "seed": self.seed}
+        return facts if self.sampler is None else {**facts, "sampler": dump(self)["sampler"]}
 
 
 def make_pairs(
@@ -88,12 +120,11 @@ def make_pairs(
     denoiser = load_denoiser(teacher).to(device).requires_grad_(False)
     check_fit(denoiser, teacher, dataset)
     dataset = DatasetEncoder(cache, device).encode(dataset, denoiser, real=False)
-    if settings.teacher_cfg != 1 and not denoiser.network.has_null:
-        raise UserError(f"teacher_cfg: the teacher '{teacher}' states no null condition")
+    settings.check(denoiser, teacher)
     facts: dict[str, Any] = {"data": dataset.name, "shape": list(dataset.shape), "classes": dataset.classes}
     if dataset.prompts is not None:
         facts["prompts"] = hashlib.sha256(json.dumps(list(dataset.prompts)).encode()).hexdigest()
-    description = {"teacher": _hash_in(folder, teacher), **facts, **asdict(settings)}
+    description = {"teacher": _hash_in(folder, teacher), **facts, **settings.facts}
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / DESCRIPTION).is_file() and any("pairs" not in path.name for path in folder.iterdir()):
         raise UserError(f"pairs: '{folder}' holds something else; name another folder")
@@ -158,8 +189,10 @@ def _intact_shards(folder: Path, description: dict[str, Any], count: int) -> dic
 def _solve(denoiser: Denoiser, settings: PairSettings, dataset: Dataset, index: Tensor) -> dict[str, Tensor]:
     """Return the pairs with the numbers `index` [B], as columns of a shard."""
     noise, cond = inputs(dataset, Random.at(settings.seed, index).stream("pairs"))
-    guided = classifier_free(denoiser, settings.teacher_cfg, denoiser.null)
-    pair = {"noise": noise, "target": sample(guided, noise, cond, settings.evaluations)}
+    sampler, guided = settings.used, classifier_free(denoiser, settings.teacher_cfg, denoiser.null)
+    if sampler.guidance is not None:
+        guided = sampler.guidance.guide(denoiser)
+    pair = {"noise": noise, "target": sampler.sample(guided, noise, cond)}
     return {**pair, **columns_of(cond)}
 
 

@@ -25,6 +25,7 @@ from trainers.data.encode import DatasetEncoder
 from trainers.data.pairs import PairSet, open_pairs
 from trainers.engine.networks import set_precision
 from trainers.engine.player import OptimizerFactory
+from trainers.engine.sampler import WEAK_TEACHER
 from trainers.engine.world import default_device
 from trainers.evaluation import check_evaluation, check_images, load_extractor
 from trainers.hooks.hook import Hook
@@ -128,6 +129,10 @@ def open_run(
     run, told = follow_teacher(run, teacher)
     further = {name: load_denoiser(folder, weights) for name, folder in run.objective.further_teachers().items()}
     check_objective(run, source, teacher, further)
+    check_sampler(run, teacher)
+    if run.sampler.guidance is not None and run.sampler.guidance.weak_teacher is not None:
+        further[WEAK_TEACHER] = load_denoiser(run.sampler.guidance.weak_teacher, weights)
+        run.sampler.guidance.check_weak(further[WEAK_TEACHER], teacher)
     generator = Generator(teacher, *run.entry.at(teacher.path))
     if fresh and run.start is not None:
         check_start(run.start, run, generator)
@@ -219,6 +224,13 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapp
         check_evaluation(dataset, run.evaluation, teacher.image_shape)
 
 
+def check_sampler(run: Run, teacher: Denoiser) -> None:
+    """Raise UserError when the recipe's sampler cannot sample a teacher."""
+    run.sampler.check(teacher.path)
+    if run.sampler.guidance is not None:
+        run.sampler.guidance.check(teacher)
+
+
 def has_exact_slope(objective: Objective) -> bool:
     """Return whether an R1 penalty in the objective differentiates the fake twice."""
     values: Iterable[Any] = (getattr(objective, one.name) for one in fields(objective))
@@ -238,5 +250,10 @@ def check_teacher_data(run: TeacherRun, dataset: Dataset) -> None:
         raise UserError(f"data: a teacher is trained on labels or none, {dataset.name} has prompts")
     if run.label_dropout and not dataset.classes:
         raise UserError(f"label_dropout: {dataset.name} has no labels to drop; set it to 0")
+    run.sampler.check(run.path)
+    if (guidance := run.sampler.guidance) is not None and guidance.weak_teacher is not None:
+        raise UserError("sampler.guidance.weak_teacher: a teacher that trains is sampled without one; take cfg")
+    if guidance is not None and guidance.cfg != 1 and not run.label_dropout:
+        raise UserError("sampler.guidance.cfg: needs a null condition; set label_dropout, or leave guidance out")
     if 0 < run.evaluation.every <= run.images:
         check_evaluation(dataset, run.evaluation)

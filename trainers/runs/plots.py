@@ -16,7 +16,7 @@ CLASSES, SAMPLES_A_CLASS = 10, 5
 def side_by_side(trained: Trained, file: Path) -> None:
     """Draw samples of the teacher (left) and of the student (right), on the same noise and labels.
 
-    Each column has one class. The teacher takes 35 evaluations, and the student one.
+    Each column has one class. The student takes one evaluation.
     """
     from PIL import Image, ImageDraw
 
@@ -27,7 +27,7 @@ def side_by_side(trained: Trained, file: Path) -> None:
     canvas = Image.new("L" if teacher.mode == "L" else "RGB", (2 * teacher.width + gap, teacher.height + head), "white")
     pen = ImageDraw.Draw(canvas)
     for left, picture, title in (
-        (0, teacher, "teacher, 35 evaluations"),
+        (0, teacher, f"teacher, {trained.run.sampler.calls} evaluations"),
         (teacher.width + gap, student, f"student, 1 evaluation, after {trained.images:,} images"),
     ):
         canvas.paste(picture, (left, head))
@@ -53,7 +53,9 @@ def distance_curve(folder: Path, report: dict[str, Any], file: Path) -> None:
     points = [(r["images"], r["frechet"]) for r in jsonl.read(folder / "metrics.jsonl")]
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     axes.loglog(*zip(*points, strict=True), "o-", label="student, 1 evaluation")
-    axes.axhline(report["teacher"]["frechet"], color="C1", label="teacher, 35 evaluations")
+    axes.axhline(
+        report["teacher"]["frechet"], color="C1", label=f"teacher, {report.get('teacher_evaluations', 35)} evaluations"
+    )
     if "halves" in report:
         axes.axhline(report["halves"], color="C2", linestyle="--", label="real halves against each other")
     axes.set_xlabel("images of generator training")

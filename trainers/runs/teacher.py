@@ -16,7 +16,7 @@ from trainers.data.batches import Batches, BatchSizes
 from trainers.engine.ema import average, power_averages
 from trainers.engine.networks import recompute_activations, set_precision
 from trainers.engine.player import Player, TrainState
-from trainers.engine.sampler import make_sampler
+from trainers.engine.sampler import make_sampler, sampled_teacher
 from trainers.engine.session import Session
 from trainers.engine.step import Terms, update
 from trainers.io.atomic import atomic_folder
@@ -40,7 +40,7 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
     batches = Batches(dataset, sizes, run.seed, run.dtype, True, rank, world, accelerator.device)
     state = TrainState({"teacher": player}, average(denoiser, run.ema), power_averages(denoiser, run.power_ema))
     model = cast(Denoiser, state.ema.module)
-    sampler = make_sampler(model, run)
+    sampler = make_sampler(sampled_teacher(run, model), run)
     return Session(
         run, accelerator, dataset, dataset, batches, state, teacher_round, model, sampler, finish=write_result
     )

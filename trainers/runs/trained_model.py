@@ -12,10 +12,11 @@ import torch
 from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.errors import UserError
 from distill.generator import Generator
+from distill.teachers import load_denoiser
 from trainers.checkpoints.formats import Change
 from trainers.data import Dataset
 from trainers.data.encode import DatasetEncoder
-from trainers.engine.sampler import Sampler, make_sampler
+from trainers.engine.sampler import WEAK_TEACHER, Sampler, make_sampler, sampled_teacher
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.open import Objects, check_fit
 
@@ -99,20 +100,31 @@ class TrainedModel:
 
     @property
     def sampler(self) -> Sampler:
-        """The sampler of the model, which takes one evaluation of a generator and 35 of a teacher."""
-        return make_sampler(self.model, self.run)
+        """The sampler of the model: one evaluation of a generator, or the recipe's `sampler` of a teacher."""
+        if isinstance(self.model, Generator):
+            return make_sampler(self.model, self.run)
+        return make_sampler(sampled_teacher(self.run, self.model, self._weak_teacher(self.model)), self.run)
 
     @property
     def teacher_sampler(self) -> Sampler | None:
-        """The sampler of the teacher, guided where the objective guides it, in 35 steps. None for a teacher's run."""
+        """The sampler of the teacher, by the recipe's `sampler`. None for a teacher's run."""
         return None if self.target is None else make_sampler(self.target, self.run)
 
-    @property
+    @cached_property
     def target(self) -> GuidableDenoiser | None:
-        """The teacher, guided where the objective guides it by its null condition. None for a teacher's run."""
-        if self.teacher is None or not isinstance(self.run, Run):
+        """The teacher, guided by the sampler, or else by the objective with its null condition. None without one."""
+        if self.teacher is None:
             return None
-        return self.run.objective.target(self.teacher)
+        return sampled_teacher(self.run, self.teacher, self._weak_teacher(self.teacher))
+
+    def _weak_teacher(self, teacher: Denoiser) -> dict[str, Denoiser] | None:
+        """Return the weak teacher by which the sampler guides a teacher, as one of the further networks of the run."""
+        guidance = self.run.sampler.guidance
+        if guidance is None or guidance.weak_teacher is None:
+            return None
+        weak = self.context.copy().run(load_denoiser, guidance.weak_teacher)
+        guidance.check_weak(weak, teacher)
+        return {WEAK_TEACHER: weak.to(self.device, self.run.dtype).requires_grad_(False)}
 
     @property
     def denoiser(self) -> Denoiser:

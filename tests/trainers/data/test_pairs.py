@@ -130,7 +130,7 @@ def test_what_is_whole_is_kept_and_what_is_damaged_made_again(
         ({"count": 12}, "pairs: '{}' is of count 20, not 12; name another folder"),
         ({"teacher": "dropout"}, "pairs: '{}' is of teacher "),
         ({"teacher": "nowhere"}, "teacher: no folder "),
-        ({"evaluations": 4}, "evaluations: Heun's method takes an odd number of at least 3, got 4"),
+        ({"evaluations": 0}, "evaluations: must be at least 1, got 0"),
     ],
 )
 def test_other_pairs_are_not_mixed_in(changes: dict[str, Any], message: str, teachers: Path) -> None:

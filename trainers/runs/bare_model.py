@@ -1,0 +1,201 @@
+"""A teacher or an exported generator that is sampled without a run."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.denoiser import Denoiser
+from distill.errors import UserError, require
+from distill.export import load_generator
+from distill.export.export import CHECK
+from distill.export.to_safetensors import GENERATOR_FILE
+from distill.generator import Generator
+from distill.pipeline_folder import INDEX
+from distill.samplers import Guidance, Sampler
+from distill.teachers import DESCRIPTION, download, load_denoiser
+from trainers.data import Dataset
+from trainers.engine.sampler import WEAK_TEACHER, make_sampler, sampled_teacher
+from trainers.engine.sampler import Sampler as DrawFunction
+from trainers.engine.world import default_device
+from trainers.recipe.load import RUN_FILE
+from trainers.recipe.run import Experiment
+from trainers.recipe.strict_yaml import build, override
+from trainers.runs.load import Trained, load_trained
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Experiment):
+    """The settings of samples that no run says.
+
+    Attributes:
+        negative_prompt: The null condition of a teacher of prompts. None for that of its pipeline.
+    """
+
+    negative_prompt: str | None = None
+
+
+@dataclass(eq=False)
+class BareModel:
+    """A teacher or a generator without a run. It has the part of a TrainedModel that samples are drawn from.
+
+    Attributes:
+        folder: The folder that it was loaded from.
+        model: The model, on its device.
+        device: The device.
+        run: The sampler, and the precision of the samples.
+    """
+
+    folder: Path
+    model: Generator | Denoiser
+    device: torch.device
+    run: Experiment
+
+    teacher: Denoiser | None = None
+    teacher_sampler: DrawFunction | None = None
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser in the model."""
+        return self.model.denoiser if isinstance(self.model, Generator) else self.model
+
+    @cached_property
+    def sampler(self) -> DrawFunction:
+        """The sampler of the model, under the guidance of the run's."""
+        if isinstance(self.model, Generator):
+            return make_sampler(self.model, self.run)
+        guidance, further = self.run.sampler.guidance, {}
+        if guidance is not None and guidance.weak_teacher is not None:
+            weak = load_denoiser(guidance.weak_teacher).to(self.device).requires_grad_(False)
+            guidance.check_weak(weak, self.model)
+            further = {WEAK_TEACHER: weak}
+        return make_sampler(sampled_teacher(self.run, self.model, further), self.run)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data, of which it has none. Raises UserError."""
+        raise UserError(f"prompts: '{self.folder}' has no prompts of its own; give some")
+
+
+def open_model(place: str, which: str = "last", changes: Mapping[str, Any] | None = None) -> Trained | BareModel:
+    """Open what samples can be drawn of.
+
+    Args:
+        place: A run folder, a teacher's folder or that of a pipeline, an export as safetensors, or the id of a pipeline
+            on the hub.
+        which: The weights of a run, as for `load_trained`.
+        changes: Where the teacher and the data of a run lie now.
+
+    Raises:
+        UserError: There is no such model, or it can only be called by other software.
+    """
+    folder = Path(place)
+    if not folder.is_dir() and HUB_ID.fullmatch(place) and not folder.parent.is_dir():
+        folder = download(place)
+    if not _is_bare(folder):
+        return load_trained(folder, which, changes=changes or {})
+    require(not changes, f"'{folder}': is no run folder, and takes no changes to a recipe")
+    model: Generator | Denoiser
+    if (folder / GENERATOR_FILE).is_file():
+        model = load_generator(folder)
+    elif (folder / CHECK).is_file():
+        raise UserError(
+            f"'{folder}': this export is for other software, and its README.md says how to call it; export it as"
+            " safetensors to draw its samples here"
+        )
+    else:
+        model = load_denoiser(folder)
+    device = default_device()
+    model.to(device).requires_grad_(False).eval()
+    return BareModel(folder, model, device, Drawing(name="samples", images=1, batch_size=1))
+
+
+def _is_bare(folder: Path) -> bool:
+    """Return whether a folder is that of a model without a run."""
+    if (folder / RUN_FILE).is_file() or not folder.is_dir():
+        return False
+    return any((folder / name).is_file() for name in (DESCRIPTION, INDEX, GENERATOR_FILE, CHECK))
+
+
+@dataclass(frozen=True)
+class SamplerWords:
+    """The words of a command line on a sampler. None stands for what is not said.
+
+    Attributes:
+        sampler: The name of a sampler, or a mapping in YAML as in a recipe.
+        evaluations: The number of evaluations.
+        cfg: The scale of classifier-free guidance.
+        cfg_interval: The noise-to-signal ratios at which it guides.
+        cfg_rescale: The share of its rescaled output.
+        negative_prompt: The null condition of a teacher of prompts.
+    """
+
+    sampler: str | None = None
+    evaluations: int | None = None
+    cfg: float | None = None
+    cfg_interval: tuple[float, float] | None = None
+    cfg_rescale: float | None = None
+    negative_prompt: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was said."""
+        return self == SamplerWords()
+
+    def apply(self, default: Sampler) -> Sampler:
+        """Return the sampler that was asked for, with the settings of `default` where nothing was said.
+
+        Raises:
+            UserError: There is no such sampler, or a setting is wrong.
+        """
+        method = default
+        if self.sampler is not None:
+            words = override({}, [f"sampler={self.sampler}"])["sampler"]
+            method = build(Sampler, words, "--sampler")
+            method = method if method.guidance is not None else replace(method, guidance=default.guidance)
+        if self.evaluations is not None:
+            method = replace(method, evaluations=self.evaluations)
+        guidance = method.guidance
+        if self.cfg is not None:
+            guidance = Guidance(cfg=self.cfg) if guidance is None else replace(guidance, cfg=self.cfg)
+        elif guidance is None and (self.cfg_interval, self.cfg_rescale) != (None, None):
+            raise UserError("--cfg-interval, --cfg-rescale: go with --cfg, the scale")
+        if guidance is not None and self.cfg_interval is not None:
+            guidance = replace(guidance, interval=self.cfg_interval)
+        if guidance is not None and self.cfg_rescale is not None:
+            guidance = replace(guidance, rescale=self.cfg_rescale)
+        return replace(method, guidance=guidance)
+
+
+def set_sampler(opened: Trained | BareModel, words: SamplerWords, teacher: bool) -> None:
+    """Let a model that was opened be sampled as a command line says, and check that it can be.
+
+    Args:
+        opened: The model.
+        words: What the command line says.
+        teacher: Whether the teacher of a run is sampled.
+
+    Raises:
+        UserError: A generator would be sampled, which takes one evaluation, or the sampler cannot sample the model.
+    """
+    if words.empty:
+        return
+    sampled = opened.teacher if teacher else opened.model
+    if not isinstance(sampled, Denoiser):
+        raise UserError("--sampler: a generator takes one evaluation and no guidance; --teacher samples its teacher")
+    method = words.apply(opened.run.sampler)
+    method.check(sampled.path)
+    if method.guidance is not None and sampled.network.text_encoder is None:
+        method.guidance.check(sampled)
+    changes: dict[str, Any] = {"sampler": method}
+    if words.negative_prompt is not None:
+        if sampled.network.text_encoder is None:
+            raise UserError("--negative-prompt: the teacher takes no prompts")
+        changes["negative_prompt"] = words.negative_prompt
+    opened.run = replace(opened.run, **changes)
