@@ -12,7 +12,7 @@ import typer
 from distill.errors import UserError
 
 if TYPE_CHECKING:
-    from trainers.recipe.run import Run, TeacherRun
+    from trainers.recipe.run import Experiment, Run, TeacherRun
 
 Recipe = Annotated[
     str, typer.Argument(help="A shipped recipe (see `distill recipes`), a YAML file, or - for the changes alone.")
@@ -99,7 +99,7 @@ def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> T
     return cast("TeacherRun", inception_weights(run))
 
 
-def inception_weights(run: Run | TeacherRun) -> Any:
+def inception_weights(run: Experiment) -> Any:
     """Return a recipe with the file of the Inception weights that DISTILL_INCEPTION names, if the recipe names none."""
     from distill.metrics.features import InceptionFeatures
 

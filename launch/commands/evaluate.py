@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import Which, inception_weights
+from launch.options import Cfg, CfgInterval, CfgRescale, Evaluations, SamplerName, Which, inception_weights
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,11 @@ LABELS = {"inception_score": "IS", "kid": "KID", "precision": "precision", "reca
 
 def evaluate(
     folders: Annotated[
-        list[str], typer.Argument(help="Run folders. Then where teacher and data are now, such as data.path=FOLDER.")
+        list[str],
+        typer.Argument(
+            help="Folders of runs, teachers and safetensors exports, or ids of pipelines on the hub. Then where the"
+            " teacher and the data of a run are now, such as data.path=FOLDER."
+        ),
     ],
     which: Which = "last",
     samples: Annotated[
@@ -34,26 +38,36 @@ def evaluate(
         Path | None, typer.Option(help="The classifier whose features are measured. Default: the recipe's.")
     ] = None,
     student_only: Annotated[bool, typer.Option("--student-only", help="Leave out the teacher.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="For a model without a run: pictures by their path, or as in a recipe.")
+    ] = None,
+    sampler: SamplerName = None,
+    evaluations: Evaluations = None,
+    cfg: Cfg = None,
+    cfg_interval: CfgInterval = None,
+    cfg_rescale: CfgRescale = None,
     plot: Annotated[Path | None, typer.Option(help="A picture of the distances of all folders to write.")] = None,
 ) -> None:
-    """Print the Frechet distances of student and teacher to the real images, and write them to evaluation.json."""
+    """Print the Frechet distances of student and teacher to the real images.
+
+    Those of a run are written to its evaluation.json.
+    """
     from rich.console import Console
 
-    from distill.errors import UserError
     from trainers.recipe.strict_yaml import override
-    from trainers.runs.load import load_trained
+    from trainers.runs.bare_model import BareModel, SamplerWords, open_model, set_sampler
     from trainers.runs.plots import distances
 
     changes = override({}, [one for one in folders if "=" in one])
-    reports = {}
+    words, reports = SamplerWords(sampler, evaluations, cfg, cfg_interval, cfg_rescale), {}
     for folder in (one for one in folders if "=" not in one):
-        trained = load_trained(folder, which, changes=changes)
-        trained.run = inception_weights(trained.run)
-        reports[folder] = trained.evaluate(samples, classifier, protocol, reference, student_only)
+        opened = open_model(folder, which, changes)
+        set_sampler(opened, words, teacher=opened.teacher is not None)
+        opened.run = inception_weights(opened.run)
+        if isinstance(opened, BareModel):
+            opened.data = data
+        reports[folder] = opened.evaluate(samples, classifier, protocol, reference, student_only)
         Console().print(table(reports[folder], folder if len(folders) > 1 else ""))
-    kinds = {(report["protocol"], report["samples"]) for report in reports.values()}
-    if plot is not None and len(kinds) > 1:
-        raise UserError("--plot: the folders were measured under different protocols, which do not compare")
     if plot is not None:
         distances(reports, plot)
         Console().print(str(plot))
@@ -85,12 +99,8 @@ def table(report: dict[str, Any], name: str = "") -> Table:
 
     for model, numbers in rows.items():
         distance = numbers["frechet"]
-        cells = [
-            model,
-            "1" if model == "student" else str(report.get("teacher_evaluations", 35)),
-            f"{distance:.4f}",
-            *ratios(distance),
-        ]
+        calls = 1 if model == "student" else report.get("teacher_evaluations", 35)
+        cells = [model, str(calls), f"{distance:.4f}", *ratios(distance)]
         cells += [f"{numbers[key]:.4g}" for key in more]
         found.add_row(*cells, *[f"{numbers['label_agreement']:.2%}"] * agreement)
     if halves is not None:

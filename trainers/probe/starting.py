@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError
 from distill.teachers import DESCRIPTION, load_denoiser
 from trainers.recipe.load import resolve
 from trainers.recipe.run import Run
-from trainers.recipe.strict_yaml import override
+from trainers.recipe.words import data_settings
 
 
 def starting_recipe(
@@ -42,7 +41,7 @@ def starting_recipe(
     recipe: dict[str, Any] = {
         "name": f"{(folder.parent if folder is inner else folder).resolve().name}_{objective}",
         "teacher": str(folder),
-        "data": _data(data, folder),
+        "data": data_settings(data, load_denoiser(folder, weights=False).network, folder),
         "objective": settings,
         "images": 1,  # the rules give these two
         "batch_size": 1,
@@ -52,24 +51,3 @@ def starting_recipe(
     run = resolve(recipe)
     assert isinstance(run, Run)
     return run
-
-
-def _data(given: str | Mapping[str, Any] | None, folder: Path) -> Any:
-    """Return the value of the key `data`."""
-    words = override({}, [f"data={given}"])["data"] if isinstance(given, str) else given
-    if isinstance(words, Mapping):
-        return words
-    network = load_denoiser(folder, weights=False).network
-    if given is None:
-        if network.text_encoder is not None:
-            raise UserError(f"--data: the teacher '{folder}' takes prompts; name a file of them")
-        return {"name": "data_free", "shape": list(network.shape), "classes": network.classes}
-    if not Path(str(given)).exists():
-        return given  # the name of a source, such as digits
-    if network.text_encoder is not None:
-        return {"name": "prompts", "path": str(given)}
-    size = list(network.shape[1:])
-    resolution = size[0] if len(set(size)) == 1 else size
-    labels = {} if network.classes else {"label_column": None}
-    mode = "L" if network.shape[0] == 1 else "RGB"
-    return {"name": "images", "path": str(given), "resolution": resolution, "mode": mode, **labels}

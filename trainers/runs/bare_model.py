@@ -19,13 +19,18 @@ from distill.pipeline_folder import INDEX
 from distill.samplers import Guidance, Sampler
 from distill.teachers import DESCRIPTION, download, load_denoiser
 from trainers.data import Dataset
+from trainers.data.cache import DEFAULT_CACHE
+from trainers.data.encode import DatasetEncoder
 from trainers.engine.sampler import WEAK_TEACHER, make_sampler, sampled_teacher
 from trainers.engine.sampler import Sampler as DrawFunction
 from trainers.engine.world import default_device
 from trainers.recipe.load import RUN_FILE
-from trainers.recipe.run import Experiment
+from trainers.recipe.run import DataAlone, Experiment
 from trainers.recipe.strict_yaml import build, override
+from trainers.recipe.words import data_settings
+from trainers.runs.compare import compare
 from trainers.runs.load import Trained, load_trained
+from trainers.runs.open import check_fit
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -36,9 +41,11 @@ class Drawing(Experiment):
 
     Attributes:
         negative_prompt: The null condition of a teacher of prompts. None for that of its pipeline.
+        cache: The folder of embeddings, and of the features of real images.
     """
 
     negative_prompt: str | None = None
+    cache: str = DEFAULT_CACHE
 
 
 @dataclass(eq=False)
@@ -49,16 +56,22 @@ class BareModel:
         folder: The folder that it was loaded from.
         model: The model, on its device.
         device: The device.
-        run: The sampler, and the precision of the samples.
+        run: The sampler, the protocol, and the precision of the samples.
+        teacher: None, as the other attributes of a TrainedModel that only runs have.
+        data: The data, as a command line names them. None for none.
     """
 
     folder: Path
     model: Generator | Denoiser
     device: torch.device
-    run: Experiment
+    run: Drawing
 
     teacher: Denoiser | None = None
     teacher_sampler: DrawFunction | None = None
+    target: None = None
+    images: int = 0
+    average: str = "as it was loaded"
+    data: str | None = None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -77,10 +90,35 @@ class BareModel:
             further = {WEAK_TEACHER: weak}
         return make_sampler(sampled_teacher(self.run, self.model, further), self.run)
 
-    @property
+    def evaluate(
+        self,
+        samples: int | None = None,
+        classifier: str | Path | None = None,
+        protocol: str | None = None,
+        reference: str | Path | None = None,
+        student_only: bool = False,
+    ) -> dict[str, Any]:
+        """Compare the model with the real images of `data`. Arguments and result are those of `Trained.evaluate`."""
+        settings = self.run.evaluation.asked(samples, classifier, protocol, reference)
+        return compare(self, settings, student_only, write=False)
+
+    @cached_property
+    def source(self) -> Dataset:
+        """The data as they were opened: pixels, prompts. Raises UserError if there are none."""
+        if self.data is None:
+            raise UserError(f"data: '{self.folder}' is no run and has no data of its own; name some by --data")
+        words = data_settings(self.data, self.denoiser.network, self.folder)
+        dataset = build(DataAlone, {"data": words}, "--data").data.load()
+        check_fit(self.denoiser, str(self.folder), dataset)
+        return dataset
+
+    @cached_property
     def dataset(self) -> Dataset:
-        """The data, of which it has none. Raises UserError."""
-        raise UserError(f"prompts: '{self.folder}' has no prompts of its own; give some")
+        """The data as the model takes them, without images. Raises UserError if there are none."""
+        if self.data is None:
+            raise UserError(f"prompts: '{self.folder}' has no prompts of its own; give some")
+        encoder = DatasetEncoder(self.run.cache, self.device, self.run.negative_prompt)
+        return encoder.encode(self.source, self.denoiser, real=False)
 
 
 def open_model(place: str, which: str = "last", changes: Mapping[str, Any] | None = None) -> Trained | BareModel:

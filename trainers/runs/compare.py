@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, cast
 
+import torch
 from accelerate import Accelerator
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
+from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.errors import UserError
+from distill.generator import Generator
 from distill.guidance import GuidedDenoiser
 from distill.metrics import Protocol, content_hash
 from distill.records import EXTENSIBLE, Count, read_record
+from trainers.data import Dataset
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.engine.collectives import on_main_process
 from trainers.engine.sampler import Sampler, make_image_sampler
@@ -21,6 +26,7 @@ from trainers.evaluation import check_images, evaluate, fit_protocol
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.recipe.measures import Evaluation
+from trainers.recipe.run import Experiment
 from trainers.recipe.strict_yaml import dump
 from trainers.runs.trained_model import TrainedModel
 
@@ -43,16 +49,47 @@ class Comparison(TypedDict):
     teacher_cfg: NotRequired[float]
 
 
-def compare(trained: TrainedModel, settings: Evaluation, student_only: bool = False) -> dict[str, Any]:
+class Measurable(typing.Protocol):
+    """The part of a trained model, and of a model without a run, that is measured. TrainedModel describes it."""
+
+    folder: Path
+    device: torch.device
+
+    @property
+    def run(self) -> Experiment: ...
+    @property
+    def model(self) -> Generator | Denoiser: ...
+    @property
+    def denoiser(self) -> Denoiser: ...
+    @property
+    def target(self) -> GuidableDenoiser | None: ...
+    @property
+    def sampler(self) -> Sampler: ...
+    @property
+    def teacher_sampler(self) -> Sampler | None: ...
+    @property
+    def source(self) -> Dataset: ...
+    @property
+    def dataset(self) -> Dataset: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def average(self) -> str: ...
+
+
+def compare(
+    trained: Measurable, settings: Evaluation, student_only: bool = False, write: bool = True
+) -> dict[str, Any]:
     """Compare student and teacher with the real images, and write evaluation.json. Collective.
 
     Both models get the same noise and labels. The teacher's numbers are kept in the cache, since they are those of
     every run with this teacher, protocol and seed.
 
     Args:
-        trained: The trained model.
+        trained: The trained model, or a model without a run.
         settings: The protocol.
         student_only: Whether to leave out the teacher.
+        write: Whether to write evaluation.json.
 
     Returns:
         The content of evaluation.json, as `Trained.evaluate` describes it.
@@ -79,13 +116,15 @@ def compare(trained: TrainedModel, settings: Evaluation, student_only: bool = Fa
         return {key: value for key, value in found.items() if isinstance(value, float)}
 
     if trained.teacher_sampler is None:
-        report["teacher"] = measure("teacher", trained.sampler)
+        name = "student" if isinstance(trained.model, Generator) else "teacher"
+        report[name] = measure(name, trained.sampler)
     else:
         report["student"] = measure("student", trained.sampler)
         if not student_only:
+            assert isinstance(trained, TrainedModel)
             report["teacher"] = _teacher_numbers(trained, protocol, settings, measure, accelerator, cache)
             report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
-    if accelerator.is_main_process:
+    if write and accelerator.is_main_process:
         with atomic_file(trained.folder / "evaluation.json") as staging:
             staging.write_text(json.dumps(report, indent=2) + "\n")
     return report

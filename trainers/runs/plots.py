@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.errors import UserError
 from trainers.data.labels import captions
 from trainers.io import jsonl
 from trainers.io.images import grid
@@ -72,7 +73,12 @@ def distances(reports: Mapping[str, dict[str, Any]], file: Path) -> None:
     Args:
         reports: The contents of evaluation.json by the name of the run.
         file: The picture to write.
+
+    Raises:
+        UserError: They were measured under different protocols, or of different numbers of samples.
     """
+    if len({(report["protocol"], report["samples"]) for report in reports.values()}) > 1:
+        raise UserError("--plot: the folders were measured under different protocols, which do not compare")
     import matplotlib
 
     matplotlib.use("Agg")  # draws to files alone, without a display
