@@ -166,5 +166,5 @@ def test_what_cannot_be_judged_or_read(clip: Path, tmp_path: Path) -> None:
     wide = str(tmp_path / "wide.safetensors")
     save_file({"0.weight": torch.ones(2, WIDTH), "0.bias": torch.ones(2)}, wide)
     assert refusal(AestheticReward(clip=str(clip), head=wide).load) == (
-        f"reward.head: '{wide}' ends in 2 numbers, expected one"
+        f"reward.head: '{wide}': the layers end in 2 numbers, expected one"
     )
