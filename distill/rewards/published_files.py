@@ -138,7 +138,8 @@ def build(kind: Any, config: PreTrainedConfig, state: Mapping[str, Tensor], **se
         if not fits(value.dtype, torch.float32):
             raise UserError(f"weights: '{name}' is of {value.dtype}, expected floating point")
     state = {name: value.float() for name, value in state.items()}
-    model, info = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **settings)
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which are refused here, by name
+    model, info = kind.from_pretrained(None, config=config, state_dict=state, **told, **settings)
     if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"], *(one[0] for one in info["mismatched_keys"])]):
         raise UserError(f"weights: they do not fit the model, first at {wrong[0]}")
     check_loaded(model, ())
