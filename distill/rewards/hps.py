@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from distill.annotations import LocalPath
-from distill.errors import UserError
+from distill.errors import UserError, require
 from distill.quiet import quiet_libraries
 from distill.rewards.clip import ClipImages, ClipScore, ClipTexts
 from distill.rewards.prepare import CLIP_MEAN, CLIP_STD, fit_inside
@@ -96,6 +96,8 @@ class HpsReward(TextReward):
         with naming_file("reward.clip", self.clip), quiet_libraries():
             from transformers import CLIPConfig, CLIPModel
 
+            settings, _ = CLIPConfig.get_config_dict(self.clip)  # which is empty where there is none
+            require(settings.get("model_type") == "clip", "expected the config.json of a CLIP")
             config = CLIPConfig.from_pretrained(self.clip)
         with naming_file("reward.weights", self.weights), quiet_libraries():
             model = build(CLIPModel, config, from_open_clip(state))
