@@ -5,6 +5,7 @@ from distill.rewards.hps import HpsReward
 from distill.rewards.image_reward import ImageReward
 from distill.rewards.label_likelihood import ClassifierReward
 from distill.rewards.reward import Reward
+from distill.rewards.scores import SCORES, text_scores
 from distill.rewards.text_score import TextReward, TextScore
 
 REWARDS: dict[str, type[Reward]] = {
@@ -18,6 +19,7 @@ REWARDS: dict[str, type[Reward]] = {
 
 __all__ = [
     "REWARDS",
+    "SCORES",
     "AestheticReward",
     "ClassifierReward",
     "ClipReward",
@@ -27,4 +29,5 @@ __all__ = [
     "Reward",
     "TextReward",
     "TextScore",
+    "text_scores",
 ]
