@@ -14,7 +14,7 @@ from distill.errors import UserError, require
 from distill.quiet import quiet_libraries
 from distill.rewards.clip import ClipImages, ClipScore, ClipTexts
 from distill.rewards.prepare import CLIP_MEAN, CLIP_STD, fit_inside
-from distill.rewards.published_files import build, find_file, load_tokenizer, naming_file, read_state
+from distill.rewards.published_files import find_file, load_tokenizer, model_with, naming_file, read_state
 from distill.rewards.text_score import TextReward
 
 # open_clip's names of the parts of a CLIP -> transformers'. The former are those of class CLIP in
@@ -100,6 +100,6 @@ class HpsReward(TextReward):
             require(settings.get("model_type") == "clip", "expected the config.json of a CLIP")
             config = CLIPConfig.from_pretrained(self.clip)
         with naming_file("reward.weights", self.weights), quiet_libraries():
-            model = build(CLIPModel, config, from_open_clip(state))
+            model = model_with(CLIPModel, config, from_open_clip(state))
         images = ClipImages(model, CLIP_MEAN, CLIP_STD, fit_inside)
         return ClipScore(images, ClipTexts(model, load_tokenizer(self.clip, "reward.clip")))

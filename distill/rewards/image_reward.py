@@ -14,7 +14,14 @@ from distill.annotations import LocalPath
 from distill.errors import UserError
 from distill.quiet import quiet_libraries
 from distill.rewards.prepare import CLIP_MEAN, CLIP_STD, Prepare, cut_rounded
-from distill.rewards.published_files import build, find_file, linear_layers, load_tokenizer, naming_file, read_state
+from distill.rewards.published_files import (
+    find_file,
+    linear_layers,
+    load_tokenizer,
+    model_with,
+    naming_file,
+    read_state,
+)
 from distill.rewards.text_score import TextReward, TextScore
 
 # ImageReward/ImageReward.py of github.com/THUDM/ImageReward: the statistics of the head's output over the training
@@ -111,7 +118,7 @@ def _image_encoder(state: Mapping[str, Tensor]) -> Any:
         patch_size=patch,
         layer_norm_eps=1e-6,  # models/vit.py; the default of transformers is another
     )
-    return build(BlipVisionModel, config, dict(_renamed(name, value) for name, value in state.items()))
+    return model_with(BlipVisionModel, config, dict(_renamed(name, value) for name, value in state.items()))
 
 
 def _renamed(name: str, value: Tensor) -> tuple[str, Tensor]:
@@ -143,7 +150,7 @@ def _text_encoder(state: Mapping[str, Tensor]) -> Any:
         layer_norm_eps=1e-12,
         is_decoder=True,  # builds cross-attention; a call without this argument attends in both directions
     )
-    return build(BlipTextModel, config, state, add_pooling_layer=False)
+    return model_with(BlipTextModel, config, state, add_pooling_layer=False)
 
 
 def _depth(state: Mapping[str, Tensor], pattern: str) -> int:

@@ -122,7 +122,7 @@ def image_statistics(source: str, key: str) -> tuple[tuple[float, ...], tuple[fl
         return tuple(settings["image_mean"]), tuple(settings["image_std"])
 
 
-def build(kind: Any, config: PreTrainedConfig, state: Mapping[str, Tensor], **settings: Any) -> Any:
+def model_with(kind: Any, config: PreTrainedConfig, state: Mapping[str, Tensor], **settings: Any) -> Any:
     """Build a model of transformers with these weights, in float32, frozen and in eval mode.
 
     Args:

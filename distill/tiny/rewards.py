@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.saved_files import save_tensors, set_permissions
 from distill.tiny.parts import numbered
 
-WIDTH, LAYERS, PATCH, SIZE, LENGTH = 8, 2, 8, 16, 40
+WIDTH, LAYERS, PATCH, SIZE, POSITIONS = 8, 2, 8, 16, 40
 
 
 def bert_tokenizer() -> transformers.BertTokenizer:
@@ -42,7 +42,7 @@ def image_reward_weights(words: int) -> dict[str, Tensor]:
     sizes |= {f"{vision}.patch_embed.proj.bias": (WIDTH,)}
     norm(f"{vision}.norm")
     sizes[f"{text}.embeddings.word_embeddings.weight"] = (words, WIDTH)
-    sizes[f"{text}.embeddings.position_embeddings.weight"] = (LENGTH, WIDTH)
+    sizes[f"{text}.embeddings.position_embeddings.weight"] = (POSITIONS, WIDTH)
     norm(f"{text}.embeddings.LayerNorm")
     for number in range(LAYERS):
         block, layer = f"{vision}.blocks.{number}", f"{text}.encoder.layer.{number}"

@@ -5,8 +5,15 @@ from typing import Annotated
 
 import typer
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 from launch.options import Moved, Which
+
+PromptsFile = Annotated[
+    Path | None, typer.Option(help="A benchmark's file or folder of prompts. OUT is then a folder: FOLDER/LAYOUT.")
+]
+LayoutOption = Annotated[str, typer.Option(help="The folders to write for --prompts: plain, geneval or dpg.")]
+PerPrompt = Annotated[int | None, typer.Option(help="Samples of each of --prompts. Default: the layout's.", min=1)]
+Part = Annotated[str, typer.Option(help="Which part of --prompts to make, such as 2/8. Default: all of them.")]
 
 
 def sample(
@@ -31,8 +38,17 @@ def sample(
         typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: FOLDER/sample."),
     ] = False,
     which: Which = "last",
+    prompts: PromptsFile = None,
+    layout: LayoutOption = "plain",
+    per_prompt: PerPrompt = None,
+    part: Part = "1/1",
 ) -> None:
     """Draw samples of the trained model into one picture, or into one file for each."""
+    if prompts is not None:
+        require(
+            count is None and label is None and prompt is None, "--prompts: goes without --count, --label and --prompt"
+        )
+        return _benchmark(folder, moved, which, out, prompts, layout, per_prompt, part, seed, teacher)
     import trainers
     from trainers.data.labels import captions
     from trainers.io.console import plain
@@ -60,3 +76,34 @@ def sample(
         plain(stderr=True).print(LATENTS, style="yellow")
     of = f" of {names[0]}" if label is not None and names else ""
     plain().print(f"{count} samples{of}: {out}")
+
+
+def _benchmark(
+    folder: Path,
+    moved: list[str] | None,
+    which: str,
+    out: Path | None,
+    prompts: Path,
+    layout: str,
+    per_prompt: int | None,
+    part: str,
+    seed: int,
+    teacher: bool,
+) -> None:
+    """Write samples for the prompts of a benchmark."""
+    from trainers.io.console import plain, progress
+    from trainers.recipe.strict_yaml import override
+    from trainers.runs.layouts import write_layout
+    from trainers.runs.load import load_trained
+
+    number, _, parts = part.partition("/")
+    valid = number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)
+    require(valid, f"--part: must be like 2/8, got {part!r}")
+    trained = load_trained(folder, which, changes=override({}, moved or []))
+    out = out or folder / layout
+    with progress() as say:
+        done = write_layout(
+            trained, prompts, out, layout, per_prompt, seed, teacher, (int(number) - 1, int(parts)), say
+        )
+    of = f"{done.prompts:,} prompts, {done.samples} samples each"
+    plain().print(f"{of}: made {done.made:,} pictures, {done.kept:,} were there: {out}")
