@@ -37,8 +37,8 @@ def read_prompts(path: str | Path) -> list[BenchmarkPrompt]:
 
     Args:
         path: A text file with one prompt on a line; a .jsonl, .tsv or .csv file, one of whose columns is named prompt,
-            prompts, text or caption; or a folder of text files, each of which is the prompt of its name. A column id or
-            item_id names the prompts, and a name that comes again (dpg_bench.csv) is skipped.
+            prompts, text or caption; or a folder of text files, each of which is the prompt of its name. A column id
+            names the prompts. So does a column item_id, whose names come again for each question of dpg_bench.csv.
 
     Raises:
         UserError: There is no such file, it is damaged, or it holds no prompts.
@@ -48,11 +48,10 @@ def read_prompts(path: str | Path) -> list[BenchmarkPrompt]:
         found = list(_folder(place) if place.is_dir() else _file(place))
     except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8, no JSON
         raise UserError(f"prompts: cannot read '{path}': {one_line(error)}") from error
-    named: dict[object, BenchmarkPrompt] = {}
-    for number, one in enumerate(found):
-        named.setdefault(one.name or number, one)
-    require(len(named) > 0, f"prompts: '{path}' holds no prompts")
-    return list(named.values())
+    require(len(found) > 0, f"prompts: '{path}' holds no prompts")
+    if "item_id" in found[0].entry:
+        return list({one.name: one for one in reversed(found)}.values())[::-1]
+    return found
 
 
 def _folder(place: Path) -> Iterator[BenchmarkPrompt]:

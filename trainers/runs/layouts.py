@@ -94,6 +94,10 @@ def _dpg_check(prompts: Sequence[BenchmarkPrompt], samples: int) -> None:
                 "layout: dpg names a picture as the prompt's file; give the folder of prompts, or a file with a column"
                 f" id of plain names, got {prompt.name!r}"
             )
+    require(
+        len({one.name for one in prompts}) == len(prompts),
+        "layout: dpg names a picture as the prompt's file, and a name comes twice",
+    )
 
 
 LAYOUTS: dict[str, PictureLayout] = {
