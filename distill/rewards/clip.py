@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -76,12 +77,12 @@ class ClipScore(TextScore):
     Args:
         images: The image encoder.
         texts: The text encoder.
-        scale: The factor, which is 100 in the CLIP score that tables quote.
+        scale: The factor [], such as a model's own. None for 100, as in the CLIP score that tables quote.
     """
 
-    def __init__(self, images: ClipImages, texts: ClipTexts, scale: float = 100.0) -> None:
+    def __init__(self, images: ClipImages, texts: ClipTexts, scale: Tensor | None = None) -> None:
         super().__init__()
-        self.images, self.scale = images, scale
+        self.images, self.scale = images, nn.Buffer(torch.tensor(100.0) if scale is None else scale)
         self.texts: ClipTexts | None = texts
 
     def read(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -137,7 +138,7 @@ class PickReward(TextReward):
         model = load_clip(self.clip, "reward.clip")
         images = ClipImages(model, *image_statistics(self.processor, "reward.processor"))
         texts = ClipTexts(model, load_tokenizer(self.processor, "reward.processor"))
-        return ClipScore(images, texts, scale=float(model.logit_scale.exp()))
+        return ClipScore(images, texts, scale=model.logit_scale.exp())
 
 
 @dataclass(frozen=True, kw_only=True)

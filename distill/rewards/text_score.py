@@ -46,7 +46,8 @@ class TextScore(nn.Module):
 
     def _kept(self, labels: Tensor | None, batch: int) -> dict[str, Tensor]:
         """Return the rows of the prompts that are kept."""
-        kept = {name.removeprefix("prompts_"): value for name, value in self.named_buffers(recurse=False)}
+        named = [(name, value) for name, value in self.named_buffers(recurse=False) if name.startswith("prompts_")]
+        kept = {name.removeprefix("prompts_"): value for name, value in named}
         return {name: value.expand(batch, -1) if labels is None else value[labels] for name, value in kept.items()}
 
 
