@@ -100,6 +100,12 @@ def test_the_pictures_of_dpg_and_geneval(trained: Trained, prompts: Path, tmp_pa
     assert contents(tmp_path / "one")["000001.png"] == found["00001/samples/0000.png"]  # whatever their number
 
 
+def test_no_two_samples_have_one_noise(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "same.txt").write_text("a cat\n" * 9)
+    write_layout(trained, tmp_path / "same.txt", tmp_path / "out", samples=4)
+    assert len({pixels(file).tobytes() for file in (tmp_path / "out").glob("*.png")}) == 36
+
+
 def test_what_is_missing_or_damaged_is_made_again_to_the_bit(
     trained: Trained, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
