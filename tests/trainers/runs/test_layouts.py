@@ -72,6 +72,7 @@ def test_plain_pictures_are_those_of_sample(trained: Trained, prompts: Path, tmp
         assert np.abs(pixels(tmp_path / "out" / name) - np.array(grid(image[None], 1, 1, 0)).astype(int)).max() <= 1
     taught = write_layout(trained, prompts, tmp_path / "taught", seed=3, teacher=True)
     assert taught.made == 9 and contents(tmp_path / "taught") != contents(tmp_path / "out")
+    assert trained.teacher is not None and trained.teacher.network.null is not None  # without it nothing is guided
     teacher = trained.sample(9, prompts=PROMPTS, seed=3, teacher=True)
     wanted = np.array(grid(teacher[5][None], 1, 1, 0)).astype(int)
     assert np.abs(pixels(tmp_path / "taught/000005.png") - wanted).max() <= 1
