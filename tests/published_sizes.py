@@ -17,7 +17,8 @@ import diffusers
 import torch
 import transformers
 
-from distill.rewards.clip import AestheticScore, ClipImages
+from distill.rewards.image_reward import ImageRewardScore
+from distill.tiny.rewards import bert_tokenizer
 
 VP = {"model_type": "SongUNet", "embedding_type": "positional", "encoder_type": "standard", "augment_dim": 9}
 VP |= {"channel_mult_noise": 1, "resample_filter": [1, 1], "model_channels": 128, "dropout": 0.13}
@@ -153,17 +154,14 @@ TEACHERS: dict[str, Callable[[Path], None]] = {  # the last part of a recipe's t
 }
 
 
-def aesthetic_score() -> AestheticScore:
-    """Return CLIP ViT-L/14 with the head of LAION's predictor, without values."""
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
-    vision |= {"image_size": 224, "patch_size": 14}
+def image_reward_score() -> ImageRewardScore:
+    """Return ImageReward-v1.0, BLIP's ViT-L/16 and its BERT with cross-attention, without values."""
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    text = {"encoder_hidden_size": 1024, "num_attention_heads": 12}
     with torch.device("meta"):
-        model = transformers.CLIPModel(
-            transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)
-        )
-        sizes = (768, 1024, 128, 64, 16, 1)
-        head = torch.nn.Sequential(*(torch.nn.Linear(*pair) for pair in pairwise(sizes)))
-        score = AestheticScore(ClipImages(model, (0.5,) * 3, (0.5,) * 3), head).requires_grad_(False)
+        images = transformers.BlipVisionModel(transformers.BlipVisionConfig(**vision, image_size=224))
+        words = transformers.BlipTextModel(transformers.BlipTextConfig(**text), add_pooling_layer=False)
+        head = torch.nn.Sequential(*(torch.nn.Linear(*pair) for pair in pairwise((768, 1024, 128, 64, 16, 1))))
+        score = ImageRewardScore(images, words, head, bert_tokenizer()).requires_grad_(False)
     score._apply(lambda value: value)  # in a plan, whose `_apply` makes the tensors fake
     return score

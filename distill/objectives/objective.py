@@ -1,6 +1,6 @@
 """The contract of an objective, and the denoising loss of the fake that all objectives share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -80,6 +80,7 @@ class Batch:
         cond: The condition [B, ...].
         real: Real samples [B, C, *spatial], where the objective needs them. Images are in [-1, 1].
         pairs: ODE pairs, where the objective needs them.
+        texts: The B prompts of the condition, as they are written, where the objective needs them.
     """
 
     noise: Tensor
@@ -87,6 +88,7 @@ class Batch:
     cond: Condition = field(default_factory=Condition)
     real: Tensor | None = None
     pairs: Pairs | None = None
+    texts: Sequence[str] | None = None
 
 
 class Estimates(NamedTuple):
@@ -194,7 +196,7 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The optional fields of Batch that the losses use: "real", "pairs"."""
+        """The optional fields of Batch that the losses use: "real", "pairs", "texts"."""
         return frozenset()
 
     def check(self, teacher: Denoiser) -> None:

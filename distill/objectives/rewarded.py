@@ -1,5 +1,6 @@
 """A reward beside any objective (Diff-Instruct++, arXiv:2410.18881; Diff-Instruct*, arXiv:2410.20898)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ class Rewarded(Wrapper):
     """The terms of the inner objective, and the term -reward_scale reward(x).
 
     DI++ has diff_instruct as the inner objective, and DI* has sim, each of them guided or decoupled. The reward sees x
-    as an image file would hold it: latents are decoded, and values are clamped to [-1, 1].
+    as an image file would hold it: latents are decoded, and values are clamped to [-1, 1]. It is handed the condition
+    too, and the texts of the prompts where it reads them.
     """
 
     reward: Reward
@@ -30,6 +32,10 @@ class Rewarded(Wrapper):
                 raise UserError(f"reward: {self.reward.name} is there twice; give it one reward_scale")
             inner = inner.objective
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"texts"} if self.reward.reads_texts else super().needs
+
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
         self.reward.check(teacher)
@@ -41,6 +47,11 @@ class Rewarded(Wrapper):
         terms = super().generator_loss(nets, x, batch)
         decoder = nets.teacher.network.autoencoder
         images = x if decoder is None else decoder.decode(x, graph=True)
-        reward = nets.frozen[self.reward.name](images.clamp(-1, 1), batch.cond)
+        texts: tuple[Sequence[str], ...] = ()
+        if self.reward.reads_texts:
+            if batch.texts is None:
+                raise UserError(f"reward: {self.reward.name} reads prompts, the batch has no texts")
+            texts = (batch.texts,)
+        reward = nets.frozen[self.reward.name](images.clamp(-1, 1), batch.cond, *texts)
         nets.note(self.reward.name, reward)
         return {**terms, self.reward.name: -self.reward_scale * reward}

@@ -19,11 +19,16 @@ class Reward:
 
     name: ClassVar[str]
 
-    def load(self) -> nn.Module:
-        """Return the network (x, cond) -> reward.
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the network takes the texts of the prompts, which a data set of labels or of neither lacks."""
+        return False
 
-        Its arguments are images x [B, C, H, W] in [-1, 1] and their condition. The rewards [B] are larger for better
-        images, and differentiable in x.
+    def load(self) -> nn.Module:
+        """Return the network (x, cond) -> reward, or (x, cond, texts) -> reward where `reads_texts` is true.
+
+        Its arguments are images x [B, C, H, W] in [-1, 1], their condition, and their B prompts as they are written.
+        The rewards [B] are larger for better images, and differentiable in x.
 
         Raises:
             UserError: The files of the network are missing or damaged.

@@ -41,6 +41,14 @@ def write_aesthetic(folder: Path) -> None:
     save_aesthetic(folder)
 
 
+@quiet_libraries()
+def write_image_reward(folder: Path) -> None:
+    """Write the weights of an ImageReward with BERT's tokenizer, as distill.rewards.ImageReward reads them."""
+    from distill.tiny.rewards import save_image_reward
+
+    save_image_reward(folder)
+
+
 TEACHERS: dict[str, Callable[[Path], None]] = {
     **{name: partial(write_network, name) for name in ("edm", "edm_cond", "adm", "edm2")},
     **{name: partial(write_pipeline, name) for name in PIPELINES},

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.errors import UserError
+from distill.errors import UserError, require
 from launch.options import Cfg, CfgInterval, CfgRescale, Evaluations, Moved, NegativePrompt, SamplerName, Which
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trainers.runs.draw import Drawable
+
+PromptsFile = Annotated[
+    Path | None, typer.Option(help="A benchmark's file or folder of prompts. OUT is then a folder: FOLDER/LAYOUT.")
+]
+LayoutOption = Annotated[str, typer.Option(help="The folders to write for --prompts: plain, geneval or dpg.")]
+PerPrompt = Annotated[int | None, typer.Option(help="Samples of each of --prompts. Default: the layout's.", min=1)]
+Part = Annotated[str, typer.Option(help="Which part of --prompts to make, such as 2/8. Default: all of them.")]
 
 
 def sample(
@@ -50,6 +59,10 @@ def sample(
         typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: sample."),
     ] = False,
     which: Which = "last",
+    prompts: PromptsFile = None,
+    layout: LayoutOption = "plain",
+    per_prompt: PerPrompt = None,
+    part: Part = "1/1",
 ) -> None:
     """Draw samples of a model into one picture, or into one file for each."""
     from trainers.data.labels import captions
@@ -62,11 +75,15 @@ def sample(
     trained = open_model(folder, which, override({}, moved or []))
     words = SamplerWords(sampler, evaluations, cfg, cfg_interval, cfg_rescale, negative_prompt)
     set_sampler(trained, words, teacher)
+    place = Path() if isinstance(trained, BareModel) else trained.folder
+    if prompts is not None:
+        alone = count is None and label is None and prompt is None
+        require(alone, "--prompts: goes without --count, --label and --prompt")
+        return _benchmark(trained, out or place / layout, prompts, layout, per_prompt, part, seed, teacher)
     count = count or len(prompt or range(60))
     labels = drawn_labels(trained, count, label).labels
     names = captions(labels, trained.denoiser.network.class_names)
     images = draw(trained, count, label, seed, teacher, prompt or [])
-    place = Path() if isinstance(trained, BareModel) else trained.folder
     out = out or place / ("sample" if separate else "sample.png")
     write(images, out, separate, columns, names)
     if has_no_decoder(trained.model):
@@ -99,3 +116,27 @@ def write(images: Tensor, out: Path, separate: bool, columns: int, names: Sequen
             trainers.grid(images, columns, captions=names).save(out)
     except (OSError, ValueError) as error:  # ValueError: the ending of the file is no format of pictures
         raise UserError(f"--out: cannot write '{out}': {error}") from error
+
+
+def _benchmark(
+    trained: Drawable,
+    out: Path,
+    prompts: Path,
+    layout: str,
+    per_prompt: int | None,
+    part: str,
+    seed: int,
+    teacher: bool,
+) -> None:
+    """Write samples for the prompts of a benchmark."""
+    from trainers.io.console import plain, progress
+    from trainers.runs.layouts import write_layout
+
+    number, _, parts = part.partition("/")
+    valid = number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)
+    require(valid, f"--part: must be like 2/8, got {part!r}")
+    share = int(number) - 1, int(parts)
+    with progress() as say:
+        done = write_layout(trained, prompts, out, layout, per_prompt, seed, teacher, share, say)
+    of = f"{done.prompts:,} prompts, {done.samples} samples each"
+    plain().print(f"{of}: made {done.made:,} pictures, {done.kept:,} were there: {out}")

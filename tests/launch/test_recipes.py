@@ -181,7 +181,7 @@ def test_try_of_latents(name: str, distill: Command, monkeypatch: pytest.MonkeyP
     moved = [record["generator/grad_norm"] > 0 for record in log if "generator/grad_norm" in record]
     assert moved == [True] * (3 if name == "imagenet512_sida" else 4)  # SiDA's fake begins alone
     assert ("generator/adversarial" in log[-1]) == (name == "imagenet512_sida")
-    assert ("generator/aesthetic" in log[-1]) == (name == "sdxl_di_star")
+    assert ("generator/image_reward" in log[-1]) == (name == "sdxl_di_star")
     assert Image.open(tmp_path / "run/sample.png").size[0] > 4 * 16
     assert (tmp_path / "run/export/README.md").is_file()
     again = distill("try", name, "--folder", tmp_path / "run")

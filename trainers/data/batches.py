@@ -44,6 +44,7 @@ class Batches:
         world: The number of processes.
         device: The device of the batches.
         pairs: The ODE pairs for the batches of the stream "generator". None for no pairs.
+        texts: Whether a batch has the texts of its prompts.
         size: The number of samples of a micro-batch.
         pairs_size: The number of ODE pairs of a micro-batch.
     """
@@ -57,6 +58,7 @@ class Batches:
     world: int
     device: torch.device
     pairs: PairSet | None = None
+    texts: bool = False
 
     def __post_init__(self) -> None:
         parts = self.world * self.sizes.micro_batches
@@ -75,17 +77,17 @@ class Batches:
         host = Random.at(self.seed, index).stream(stream)  # the same numbers on the host, for lookups
         random = Random(self._to_device(host.keys))
         pairs = self._pairs(first, micro) if self.pairs is not None and stream == "generator" else None
-        if not self.real:
-            noise, cond = inputs(self.dataset, random, self.dtype, host)
-            return Batch(noise, random, cond, pairs=pairs)
         noise = unit_noise(self.dataset.shape, random, self.dtype)
-        positions = self.dataset.order(self.seed, index)
+        positions = self.dataset.order(self.seed, index) if self.real else drawn_positions(self.dataset, host)
+        cond = condition_at(self.dataset, positions).to(self.device, self.dtype)  # generated samples share it
+        texts = texts_at(self.dataset, positions) if self.texts else None
+        if not self.real:
+            return Batch(noise, random, cond, None, pairs, texts)
         real = self._to_device(self.dataset.images(positions))
         if self.dataset.spread is not None:  # a new latent of the same image in every epoch
             std = self._to_device(self.dataset.spread(positions))
             real = real + std * random.stream("latent of an image").normal(*real.shape[1:], dtype=real.dtype)
-        cond = condition_at(self.dataset, positions).to(self.device, self.dtype)  # generated samples share it
-        return Batch(noise, random, cond, real, pairs)
+        return Batch(noise, random, cond, real, pairs, texts)
 
     def _pairs(self, first: int, micro: int) -> Pairs:
         """Return the ODE pairs of one micro-batch."""
@@ -114,9 +116,19 @@ def inputs(
     Returns:
         Unit normal noise [B, C, *spatial], and a condition [B, ...].
     """
-    host = host or Random(random.keys.cpu())
-    positions = (host.stream("label").uniform() * dataset.count).long()
+    positions = drawn_positions(dataset, host or Random(random.keys.cpu()))
     return unit_noise(dataset.shape, random, dtype), condition_at(dataset, positions).to(random.keys.device, dtype)
+
+
+def drawn_positions(dataset: Dataset, host: Random) -> Tensor:
+    """Return the positions [B] of the conditions of B samples, whose random numbers are on the host."""
+    return (host.stream("label").uniform() * dataset.count).long()
+
+
+def texts_at(dataset: Dataset, positions: Tensor) -> tuple[str, ...]:
+    """Return the prompts of the samples at `positions` [B], on the host, as they are written."""
+    assert dataset.prompts is not None, "open_run refuses an objective that reads prompts where there are none"
+    return tuple(dataset.prompts[position] for position in positions.tolist())
 
 
 def condition_at(dataset: Dataset, positions: Tensor) -> Condition:

@@ -117,8 +117,8 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
         accelerator = cast(Accelerator, PlannedAccelerator(processes, ledger))
         dataset = Dataset("shapes", 1, teacher.network.shape, None, None)
         sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
-        real = "real" in run.objective.needs
-        batches = ShapeBatches(dataset, sizes, run.seed, run.dtype, real, 0, processes, CPU)
+        real, texts = ("real" in run.objective.needs), ("texts" in run.objective.needs)
+        batches = ShapeBatches(dataset, sizes, run.seed, run.dtype, real, 0, processes, CPU, texts=texts)
         batches.say = say
         with mode:
             batches.example = example(teacher, run)
@@ -203,7 +203,8 @@ class ShapeBatches(Batches):
         pairs = None
         if self.pairs_size and stream == "generator":
             pairs = Pairs(self._zeros(self.pairs_size)[0], *self._zeros(self.pairs_size))
-        return Batch(noise, Random(torch.zeros(self.size, dtype=torch.int64)), cond, real, pairs)
+        random = Random(torch.zeros(self.size, dtype=torch.int64))
+        return Batch(noise, random, cond, real, pairs, ("",) * self.size if self.texts else None)
 
     def _zeros(self, count: int) -> tuple[Tensor, Condition]:
         cond = self.example.map(lambda value: value.new_zeros(count, *value.shape[1:]))

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from distill.errors import UserError, options
-from distill.tiny import TEACHERS, write_aesthetic
+from distill.tiny import TEACHERS, write_aesthetic, write_image_reward
 from trainers.io.atomic import atomic_folder
 from trainers.recipe.strict_yaml import assign
 
@@ -109,5 +109,6 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "captioned": _captioned,
     "prompts": lambda folder: shutil.copy(_prompts(), folder),
     "aesthetic": write_aesthetic,
+    "image_reward": write_image_reward,
 }
 """{name: a function that fills a folder}."""

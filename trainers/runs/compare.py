@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, cast
 
-import torch
 from accelerate import Accelerator
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
@@ -26,8 +25,8 @@ from trainers.evaluation import check_images, evaluate, fit_protocol
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.recipe.measures import Evaluation
-from trainers.recipe.run import Experiment
 from trainers.recipe.strict_yaml import dump
+from trainers.runs.draw import Drawable
 from trainers.runs.trained_model import TrainedModel
 
 Numbers = dict[str, Annotated[float, Field(allow_inf_nan=True)]]
@@ -49,32 +48,20 @@ class Comparison(TypedDict):
     teacher_cfg: NotRequired[float]
 
 
-class Measurable(typing.Protocol):
-    """The part of a trained model, and of a model without a run, that is measured. TrainedModel describes it."""
-
-    folder: Path
-    device: torch.device
+class Measurable(Drawable, typing.Protocol):
+    """The part of a trained model, and of a model without a run, that is measured."""
 
     @property
-    def run(self) -> Experiment: ...
+    def denoiser(self) -> Denoiser:
+        """The denoiser in the model."""
+
     @property
-    def model(self) -> Generator | Denoiser: ...
+    def target(self) -> GuidableDenoiser | None:
+        """The teacher as it is sampled. None without one."""
+
     @property
-    def denoiser(self) -> Denoiser: ...
-    @property
-    def target(self) -> GuidableDenoiser | None: ...
-    @property
-    def sampler(self) -> Sampler: ...
-    @property
-    def teacher_sampler(self) -> Sampler | None: ...
-    @property
-    def source(self) -> Dataset: ...
-    @property
-    def dataset(self) -> Dataset: ...
-    @property
-    def images(self) -> int: ...
-    @property
-    def average(self) -> str: ...
+    def source(self) -> Dataset:
+        """The data as they were opened."""
 
 
 def compare(

@@ -60,10 +60,10 @@ def build_distillation(opened: Opened, accelerator: Accelerator) -> Session:
 
 def make_batches(run: Run, dataset: Dataset, accelerator: Accelerator, pairs: PairSet | None) -> Batches:
     """Return the batches of this process."""
-    real = "real" in run.objective.needs
+    real, texts = ("real" in run.objective.needs), ("texts" in run.objective.needs)
     sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
     rank, world = accelerator.process_index, accelerator.num_processes
-    return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, accelerator.device, pairs)
+    return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, accelerator.device, pairs, texts)
 
 
 def assemble(

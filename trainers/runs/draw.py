@@ -1,6 +1,7 @@
 """The sampling of a trained model."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -25,7 +26,16 @@ SAMPLES_AT_ONCE = 20
 class Drawable(Protocol):
     """The part of a TrainedModel that samples are drawn from."""
 
+    folder: Path
     device: torch.device
+
+    @property
+    def images(self) -> int:
+        """The number of images that the model was trained on."""
+
+    @property
+    def average(self) -> str:
+        """The kind of average that the model is."""
 
     @property
     def run(self) -> Experiment:

@@ -216,6 +216,8 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapp
             lora.targets(teacher.network, settings.lora)
     if run.negative_prompt is not None and dataset.prompts is None:
         raise UserError(f"negative_prompt: {dataset.name} has no prompts; leave it out")
+    if "texts" in run.objective.needs and dataset.prompts is None:
+        raise UserError(f"objective: {type(run.objective).__name__} reads prompts, data: {dataset.name} has none")
     if dataset.read is None and "real" in run.objective.needs:
         raise UserError(f"objective: {type(run.objective).__name__} needs real images, data: {dataset.name} has none")
     if run.evaluation.every:

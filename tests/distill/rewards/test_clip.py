@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from distill import UserError
-from distill.rewards import AestheticReward, ClipReward
+from distill.rewards import AestheticReward, ClipReward, PickReward
 from tests.distill.rewards.test_label_likelihood import teacher
 
 SIZE, WIDTH = 32, 12
@@ -24,13 +25,14 @@ MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PROMPTS = ("a zero", "the digit one", "two")
 
 
-def write_clip(folder: Path) -> None:
+def write_clip(folder: Path, act: str = "quick_gelu") -> None:
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=16)
-    blocks = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    blocks: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    blocks |= {"num_attention_heads": 2, "hidden_act": act}
     text = blocks | {"vocab_size": len(words), "max_position_embeddings": 16}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     vision = blocks | {"image_size": SIZE, "patch_size": 8}
@@ -89,6 +91,44 @@ def test_the_clip_score_is_the_models_own(clip: Path) -> None:
     assert torch.allclose(reward(x, labels), 100 * logits[torch.arange(2), labels], rtol=1e-4)
     alone = ClipReward(clip=str(clip), prompts=PROMPTS[1:2]).load()
     assert torch.allclose(alone(x, None), 100 * logits[:, 1], rtol=1e-4)
+
+
+def test_the_clip_score_of_prompts_as_they_are_written(clip: Path) -> None:
+    """Equal to that of prompts by class, and to transformers' own with its padding and its mask."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    reward, (x, _) = ClipReward(clip=str(clip)), pictures(3, 48, 48)
+    assert reward.reads_texts and not ClipReward(clip=str(clip), prompts=PROMPTS).reads_texts
+    score, texts = reward.load(), ["two", "a prompt of more than the sixteen tokens that are read"]
+    model, tokenizer = CLIPModel.from_pretrained(clip).eval(), CLIPTokenizer.from_pretrained(clip)
+    tokens = tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        cosines = model(**tokens, pixel_values=score.images.prepare(x)).logits_per_image / model.logit_scale.exp()
+    assert torch.allclose(score(x, None, texts), 100 * cosines.diagonal(), rtol=1e-4)
+    kept = ClipReward(clip=str(clip), prompts=PROMPTS).load()
+    assert torch.allclose(score(x, None, ["two", "a zero"]), kept(x, torch.tensor([2, 0])), rtol=1e-5)
+    with pytest.raises(UserError, match=r"^ClipScore: needs a text for each image$"):
+        score(x, torch.tensor([2, 0]))
+
+
+def test_pick_score_is_the_models_own_logit(clip: Path, tmp_path: Path) -> None:
+    """As README.md of github.com/yuvalkirstain/PickScore computes it, its processor in a folder of its own."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(clip)
+    with torch.no_grad():
+        model.logit_scale.fill_(4.5)
+    model.save_pretrained(tmp_path / "pick")
+    score, (x, _) = PickReward(clip=str(tmp_path / "pick"), processor=str(clip)).load(), pictures(3, 40, 64)
+    tokens = CLIPTokenizer.from_pretrained(clip)(["two", "a zero"], padding=True, return_tensors="pt")
+    x = x.requires_grad_()
+    logits = model.eval()(**tokens, pixel_values=score.images.prepare(x)).logits_per_image.diagonal()
+    found = score(x, None, ["two", "a zero"])
+    assert torch.allclose(found, logits, rtol=1e-4) and float((logits.detach().abs() / 90).max()) < 1.01
+    (ours,), (theirs,) = (torch.autograd.grad(values.sum(), x) for values in (found, logits))
+    assert bool(theirs.any()) and torch.allclose(ours, theirs, atol=1e-5)
+    with pytest.raises(UserError, match=r"^reward.processor: cannot read '.*pick': "):
+        PickReward(clip=str(tmp_path / "pick"), processor=str(tmp_path / "pick")).load()
 
 
 def test_it_rises_along_its_gradient_and_is_frozen(clip: Path) -> None:
@@ -153,6 +193,15 @@ def test_what_cannot_be_judged_or_read(clip: Path, tmp_path: Path) -> None:
     assert refusal(reward.check, teacher(classes=10)) == (
         "reward.prompts: must be one a class (one for an unconditional teacher), 3 given, the teacher has 10 classes"
     )
+    of_prompts = teacher(classes=0)
+    of_prompts.network.text_encoder = object()  # type: ignore[assignment]
+    ClipReward(clip=str(clip)).check(of_prompts)
+    assert refusal(reward.check, of_prompts) == (
+        "reward.prompts: leave them out; the teacher takes prompts, and each image has its own"
+    )
+    assert refusal(ClipReward(clip=str(clip)).check, teacher(classes=0)) == (
+        "reward.prompts: must be one a class (one for an unconditional teacher), 0 given, the teacher has 0 classes"
+    )
     assert "latents and have no decoder" in refusal(reward.check, teacher(latents=True))
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -166,5 +215,5 @@ def test_what_cannot_be_judged_or_read(clip: Path, tmp_path: Path) -> None:
     wide = str(tmp_path / "wide.safetensors")
     save_file({"0.weight": torch.ones(2, WIDTH), "0.bias": torch.ones(2)}, wide)
     assert refusal(AestheticReward(clip=str(clip), head=wide).load) == (
-        f"reward.head: '{wide}' ends in 2 numbers, expected one"
+        f"reward.head: '{wide}': the layers end in 2 numbers, expected one"
     )

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from distill.rewards import AestheticReward
+from distill.rewards import ImageReward
 from launch.commands.plan import HEADROOM
-from tests.published_sizes import TEACHERS, aesthetic_score
+from tests.published_sizes import TEACHERS, image_reward_score
 from tests.trainers.plan.test_plan import run_of
 from trainers.plan.trace import plan
 from trainers.recipe.load import resolve
@@ -60,7 +60,7 @@ def test_a_recipe_fits_on_what_it_says_and_on_no_less(
     run, gpus = cast(Run, resolve(name)), claimed(name)
     folder = tmp_path / Path(run.teacher).name
     TEACHERS[folder.name](folder)
-    monkeypatch.setattr(AestheticReward, "load", lambda self: aesthetic_score())
+    monkeypatch.setattr(ImageReward, "load", lambda self: image_reward_score())
     run = shortened(replace(run, teacher=str(folder)))
     assert plan(run, gpus).peak.bytes <= ROOM
     if gpus > 1:

@@ -109,7 +109,8 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], str]] = {
     "reward": (
         "edm",
         {"name": "rewarded", "objective": "sid", "reward": "clip", "reward_scale": 1.0},
-        "test: key 'objective.reward' must be one of classifier, clip_score, aesthetic or your own 'module:Class'",
+        "test: key 'objective.reward' must be one of classifier, clip_score, pick_score, hps, image_reward, aesthetic"
+        " or your own 'module:Class'",
     ),
     "no inner": (
         "null",
