@@ -15,9 +15,11 @@ from distill.errors import UserError
 from distill.metrics import METRICS, Classifier, ClassifierFeatures, Extractor, Protocol, Tally, allowed_metrics
 from distill.metrics.extractor import MOST_FITTED
 from distill.random import Random
-from trainers.data import Dataset
-from trainers.data.batches import inputs
+from distill.rewards import scores_by
+from trainers.data import Dataset, Prompts
+from trainers.data.batches import condition_at, drawn_positions, texts_at, unit_noise
 from trainers.data.cache import DEFAULT_CACHE
+from trainers.data.encode import DatasetEncoder
 from trainers.engine.sampler import Sampler
 from trainers.engine.stopping import STOP
 from trainers.recipe.measures import Evaluation
@@ -55,8 +57,12 @@ def fit_protocol(
         UserError: The data set has no images, or they do not go with the features or the reference.
         Stopped: The process was told to stop.
     """
+    scores = {name: scores_by(reward, device or "cpu") for name, reward in settings.scores.named().items()}
+    if not _measures_features(dataset, settings):
+        return Protocol(None, None, frozenset(), scores=scores)
     if settings.features is not None:
-        return _published_protocol(dataset, settings, cache, device, shape or dataset.shape, quiet)
+        protocol = _published_protocol(dataset, settings, cache, device, shape or dataset.shape, quiet)
+        return replace(protocol, scores=scores)
     positions = _fitted_positions(dataset)
     parts = (_read_images(dataset, part) for part in positions.split(EVALUATED_AT_ONCE))
     if extractor := load_extractor(dataset, settings):
@@ -66,7 +72,14 @@ def fit_protocol(
         images = torch.cat(list(parts))
         labels = None if dataset.labels is None else dataset.labels[positions]
         protocol = Protocol.fit(dataset.name, images, labels, min(settings.components, images[0].numel()))
-    return replace(protocol, metrics=_metrics(protocol, settings, ("frechet", "label_agreement")))
+    metrics = _metrics(protocol, settings, ("frechet", "label_agreement"))
+    return replace(protocol, metrics=metrics, scores=scores)
+
+
+def _measures_features(dataset: Dataset, settings: Evaluation) -> bool:
+    """Return whether features are compared with those of real images. Otherwise the samples are scored alone."""
+    named = settings.features is not None or settings.classifier is not None
+    return named or dataset.read is not None or not settings.scores.named()
 
 
 def _published_protocol(
@@ -74,7 +87,7 @@ def _published_protocol(
 ) -> Protocol:
     """Return the protocol of features that are not fitted to the data. The arguments are those of `fit_protocol`."""
     assert settings.features is not None
-    extractor = settings.features.load()
+    extractor, shape = settings.features.load(), _seen_shape(shape, settings)
     if device is not None:
         extractor.to(device)
     if settings.reference is not None:
@@ -82,8 +95,13 @@ def _published_protocol(
         check_reference(stored := read_reference(file, extractor.name), file, shape, dataset)
     else:
         stored = compute_reference(dataset, extractor, cache, quiet)
-    protocol = Protocol(extractor, stored.reference)
+    protocol = Protocol(extractor, stored.reference, resize=settings.resize)
     return replace(protocol, metrics=_metrics(protocol, settings, METRICS))
+
+
+def _seen_shape(shape: tuple[int, ...], settings: Evaluation) -> tuple[int, ...]:
+    """Return the shape of the samples of which features are taken."""
+    return shape if settings.resize is None else (*shape[:-2], settings.resize, settings.resize)
 
 
 def _metrics(protocol: Protocol, settings: Evaluation, default: Iterable[str]) -> frozenset[str]:
@@ -92,12 +110,13 @@ def _metrics(protocol: Protocol, settings: Evaluation, default: Iterable[str]) -
     Raises:
         UserError: It cannot measure a metric of the settings.
     """
+    assert protocol.extractor is not None and protocol.real is not None
     allowed = allowed_metrics(protocol.extractor, protocol.real, settings.count)
     wanted = frozenset(settings.metrics or default)
     if settings.metrics is not None and (missing := sorted(wanted - allowed)):
         kept = ", ".join(name for name in METRICS if name in allowed)
         raise UserError(f"evaluation.metrics: {protocol.name} cannot measure {missing[0]} here; allowed: {kept}")
-    if settings.best not in wanted & allowed:
+    if settings.best not in wanted & allowed | settings.scores.named().keys():
         raise UserError(f"evaluation.best: {protocol.name} does not measure {settings.best}")
     return wanted & allowed
 
@@ -110,8 +129,11 @@ def check_evaluation(source: Dataset, settings: Evaluation, shape: tuple[int, ..
         settings: The features, the reference and the metrics.
         shape: (C, *spatial) of the samples. None if it is that of the data set.
     """
+    _check_scores(source, settings)
     if settings.features is not None:
         _check_features(source, settings, shape or source.shape)
+        return
+    if not _measures_features(source, settings):
         return
     advice = "set evaluation.every to 0, or take more data"
     if source.count < LEAST_REAL:
@@ -134,11 +156,29 @@ def check_evaluation(source: Dataset, settings: Evaluation, shape: tuple[int, ..
         )
 
 
+def _check_scores(source: Dataset, settings: Evaluation) -> None:
+    """Raise UserError when scores read prompts and there are none, or nothing else decides what is best."""
+    if settings.prompts is not None:
+        if source.prompts is None:
+            raise UserError("evaluation.prompts: the teacher takes none; leave them out")
+        Prompts(settings.prompts).load()
+    for name, reward in settings.scores.named().items():
+        if settings.prompts is None and source.prompts is None and reward.reads_texts:
+            raise UserError(f"evaluation.scores: {name} reads prompts, data: {source.name} has none")
+    if not _measures_features(source, settings) and settings.best not in settings.scores.named():
+        raise UserError(
+            f"evaluation.best: {settings.best} is not measured, {source.name} has no real images; name one of"
+            f" {', '.join(settings.scores.named())}, or a protocol with a reference"
+        )
+
+
 def _check_features(source: Dataset, settings: Evaluation, shape: tuple[int, ...]) -> None:
     """Raise UserError when features, reference and metrics do not go together, or one of them is missing."""
     assert settings.features is not None
-    extractor = settings.features.load()
+    extractor, shape = settings.features.load(), _seen_shape(shape, settings)
     extractor.extract(torch.zeros(1, *shape))
+    if settings.resize is not None and settings.reference is None:
+        raise UserError("evaluation.resize: needs a reference of this size; `distill reference` computes one")
     if settings.reference is not None:
         file = Path(settings.reference)
         check_reference(stored := read_reference(file, extractor.name), file, shape, source)
@@ -175,7 +215,7 @@ def check_images(source: Dataset, teacher: Denoiser, settings: Evaluation) -> No
     """
     if (shape := teacher.image_shape) is None:
         raise UserError("evaluation: judges pixels, the teacher's samples are latents and have no decoder")
-    if source.read is None and settings.reference is None:
+    if source.read is None and settings.reference is None and _measures_features(source, settings):
         advice = "name evaluation.reference, or set evaluation.every to 0"
         raise UserError(f"evaluation: needs real images, data: {source.name} has none; {advice}")
     if source.read is not None and shape != source.shape:
@@ -199,8 +239,36 @@ def load_extractor(dataset: Dataset, settings: Evaluation) -> Extractor | None:
     return ClassifierFeatures(classifier)
 
 
+def evaluation_data(dataset: Dataset, settings: Evaluation, teacher: Denoiser, encoder: DatasetEncoder) -> Dataset:
+    """Return the data whose conditions the samples of an evaluation have, encoded for the teacher.
+
+    Args:
+        dataset: The data as the teacher takes them.
+        settings: The prompts of the evaluation, if it has some of its own.
+        teacher: The teacher, whose encoder reads them.
+        encoder: The cache of embeddings.
+    """
+    if settings.prompts is None:
+        return dataset
+    return encoder.encode(Prompts(settings.prompts).load(), teacher, real=False)
+
+
+def sample_positions(dataset: Dataset, numbers: torch.Tensor, seed: int, in_order: bool = False) -> torch.Tensor:
+    """Return the positions in the data of the conditions of samples, int64 [N] on the host.
+
+    Args:
+        dataset: The data as the teacher takes them.
+        numbers: The numbers of the samples, int64 [N].
+        seed: The seed of conditions.
+        in_order: Whether sample n has the condition n, and so from the first again. Otherwise they are drawn at random.
+    """
+    if in_order:
+        return numbers.cpu() % dataset.count
+    return drawn_positions(dataset, Random.at(seed, numbers.cpu()).stream("evaluation"))
+
+
 def draw_samples(
-    sampler: Sampler, dataset: Dataset, numbers: torch.Tensor, seed: int
+    sampler: Sampler, dataset: Dataset, numbers: torch.Tensor, seed: int, in_order: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Draw samples, with the same noise and conditions for every model.
 
@@ -209,11 +277,13 @@ def draw_samples(
         dataset: The data as the teacher takes them, for the shape of the noise and for the conditions.
         numbers: The numbers of the samples, int64 [N], on the device of the model.
         seed: The seed of noise and conditions.
+        in_order: Whether the conditions come in the order of the data.
 
     Returns:
         Samples [N, C, *spatial] on the device, and their labels [N] on the CPU. The labels are None without classes.
     """
-    noise, cond = inputs(dataset, Random.at(seed, numbers).stream("evaluation"))
+    noise = unit_noise(dataset.shape, Random.at(seed, numbers).stream("evaluation"))
+    cond = condition_at(dataset, sample_positions(dataset, numbers, seed, in_order)).to(numbers.device, noise.dtype)
     return sampler(noise, cond).float(), None if cond.labels is None else cond.labels.cpu()
 
 
@@ -250,14 +320,15 @@ def evaluate(
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     count, share = settings.count, -(-settings.count // world)
     chunk = settings.batch_size or _chunk(shape or dataset.shape)
-    tally, refusal = None, None
+    tally, refusal, in_order = None, None, settings.prompts is not None
     # Every rank draws as many samples, so that all reach the same polls and the same forwards of sharded networks. The
     # last ranks may draw a few too many, which do not count. A rank that refuses its samples draws on, too.
     for numbers in torch.arange(rank * share, (rank + 1) * share, device=device).split(chunk):
         STOP.poll()
-        images, labels = draw_samples(sampler, dataset, numbers, seed)
+        images, labels = draw_samples(sampler, dataset, numbers, seed, in_order)
         try:
-            part = protocol.tally(images, numbers.cpu(), count, labels)
+            texts = texts_at(dataset, sample_positions(dataset, numbers, seed, in_order)) if dataset.prompts else ()
+            part = protocol.tally(images, numbers.cpu(), count, labels, texts)
             tally = part if tally is None else tally.merge(part)
         except UserError as error:
             refusal = refusal or str(error)

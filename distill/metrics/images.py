@@ -60,6 +60,27 @@ def as_bytes(images: Tensor, who: str) -> Tensor:
     return pixels.expand(-1, 3, -1, -1)
 
 
+def resized(images: Tensor, side: int) -> Tensor:
+    """Return images of `side` x `side` pixels, resized in 8 bits by Pillow's Lanczos filter.
+
+    Args:
+        images: Images [N, 1 or 3, H, W] in [-1, 1].
+        side: Pixels to a side.
+
+    Returns:
+        Images [N, 3, side, side], float32 in [-1, 1] on the CPU, in 256 levels.
+
+    Raises:
+        UserError: They are no such images.
+    """
+    import numpy as np
+    from PIL import Image
+
+    pictures = [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in as_bytes(images, "resize").cpu()]
+    small = np.stack([np.asarray(one.resize((side, side), Image.Resampling.LANCZOS)) for one in pictures])
+    return torch.from_numpy(small).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def check_values(images: Tensor) -> None:
     """Raise UserError if some of the images [N, ...] hold NaN or infinity."""
     if broken := int((~images.isfinite()).flatten(1).any(dim=1).sum()):

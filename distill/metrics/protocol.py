@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,11 +11,12 @@ from torch import Tensor
 from distill.errors import UserError, require
 from distill.metrics.extractor import COMPONENTS, Components, Extractor
 from distill.metrics.frechet import Moments, frechet_distance
-from distill.metrics.images import checked_labels
+from distill.metrics.images import checked_labels, resized
 from distill.metrics.kid import SUBSET, kernel_distance
 from distill.metrics.precision_recall import NEIGHBOURS, precision_recall
 from distill.metrics.reference import Reference
 from distill.metrics.tally import Tally
+from distill.metrics.text_scores import TextScores
 
 METRICS = ("frechet", "inception_score", "kid", "precision", "recall", "label_agreement")
 """The metrics of a protocol. The smaller the first and the third, the better; of the others the larger."""
@@ -32,17 +34,21 @@ class Protocol:
     distances are computed in float64 on the CPU.
 
     Attributes:
-        extractor: The extractor of features, labels and logits.
-        real: The statistics of the real images.
-        metrics: The metrics that are measured.
+        extractor: The extractor of features, labels and logits. None where scores alone are measured.
+        real: The statistics of the real images. None without an extractor.
+        metrics: The metrics that are measured beside the scores.
         halves: The mean distance between random halves of the real images, as a reference value. A generator of the
             true distribution has a smaller distance to all real images. None where it was not measured.
+        scores: Models that score the samples for their prompts, by the name of the metric.
+        resize: The side in pixels to which samples are resized before features are taken. None for their own.
     """
 
-    extractor: Extractor
-    real: Reference
+    extractor: Extractor | None
+    real: Reference | None
     metrics: frozenset[str] = frozenset({"frechet", "label_agreement"})
     halves: float | None = None
+    scores: Mapping[str, TextScores] = field(default_factory=dict)
+    resize: int | None = None
 
     @classmethod
     def fit(cls, data: str, images: Tensor, labels: Tensor | None = None, components: int = COMPONENTS) -> Protocol:
@@ -83,12 +89,27 @@ class Protocol:
     @property
     def name(self) -> str:
         """The name to print beside a distance, with extractor and real data: `pca48(digits, 1797 real)`."""
-        return f"{self.extractor.name}({self.real})"
+        size = "" if self.resize is None else f"@{self.resize}"
+        features = [] if self.extractor is None else [f"{self.extractor.name}{size}({self.real})"]
+        return " + ".join([*features, *(judge.name for judge in self.scores.values())])
 
     def __str__(self) -> str:
         return self.name
 
-    def tally(self, images: Tensor, numbers: Tensor, count: int, labels: Tensor | None = None) -> Tally:
+    def to(self, device: torch.device | str) -> Protocol:
+        """Return the protocol with its networks on a device, to which they are moved."""
+        if self.extractor is not None:
+            self.extractor.to(torch.device(device))
+        return replace(self, scores={name: judge.to(device) for name, judge in self.scores.items()})
+
+    def tally(
+        self,
+        images: Tensor,
+        numbers: Tensor,
+        count: int,
+        labels: Tensor | None = None,
+        texts: Sequence[str] = (),
+    ) -> Tally:
         """Return the statistics of some samples of an evaluation. `report` turns their union into numbers.
 
         Args:
@@ -96,15 +117,19 @@ class Protocol:
             numbers: Their numbers in the evaluation, int64 [N] on the CPU. Those from `count` on do not count.
             count: The number of samples of the evaluation.
             labels: The labels [N] that they should show, integers.
+            texts: Their N prompts, for the scores.
 
         Raises:
             UserError: The extractor refuses the images, or a label is not among its labels.
         """
-        judged = None
-        if labels is not None and "label_agreement" in self.metrics and self.extractor.labels is not None:
-            judged = self._known(labels, len(images))
-        found = self.extractor.extract(images, labelled=judged is not None)
-        return Tally.of(found, numbers, count, judged, keep=bool(self.metrics & FROM_FEATURES))
+        found, judged, extractor = None, None, self.extractor
+        if extractor is not None:
+            if labels is not None and "label_agreement" in self.metrics and extractor.labels is not None:
+                judged = self._known(labels, len(images))
+            seen = images if self.resize is None else resized(images, self.resize)
+            found = extractor.extract(seen, labelled=judged is not None)
+        scores = {name: judge.score(images, texts or [""] * len(images)).each for name, judge in self.scores.items()}
+        return Tally.of(found, numbers, count, judged, scores, keep=bool(self.metrics & FROM_FEATURES))
 
     def report(self, samples: Tensor | Tally, labels: Tensor | None = None) -> dict[str, float | int | str]:
         """Return the numbers of samples by metric, with `protocol` and `samples`.
@@ -120,12 +145,14 @@ class Protocol:
             tally = samples
         else:
             tally = self.tally(samples, torch.arange(len(samples)), len(samples), labels)
-        count, wanted = tally.moments.count, self.metrics
-        numbers: dict[str, float | int | str] = {"frechet": self.distance(tally.moments)}
+        count, wanted = tally.count, self.metrics
+        numbers: dict[str, float | int | str] = {name: total / count for name, total in tally.totals.items()}
+        if tally.moments is not None:
+            numbers["frechet"] = self.distance(tally.moments)
         if tally.predictions is not None and "inception_score" in wanted:
             numbers["inception_score"] = tally.predictions.score()[0]
         if tally.features and wanted & FROM_FEATURES:
-            assert self.real.features is not None
+            assert self.real is not None and self.real.features is not None
             features = torch.cat(tally.features)[:count]
             if "kid" in wanted:
                 numbers["kid"] = kernel_distance(features, self.real.features)[0]
@@ -142,6 +169,7 @@ class Protocol:
         Raises:
             UserError: The extractor refuses the images.
         """
+        assert self.extractor is not None
         return self.extractor.extract(images).features
 
     def distance(self, images: Tensor | Moments) -> float:
@@ -154,6 +182,7 @@ class Protocol:
             UserError: The extractor refuses the images, or there are fewer than 2.
         """
         moments = images if isinstance(images, Moments) else Moments.of(self.features(images))
+        assert self.real is not None
         return frechet_distance(moments, self.real.moments)
 
     def agreement(self, images: Tensor, labels: Tensor) -> float:
@@ -166,7 +195,7 @@ class Protocol:
         Raises:
             UserError: The extractor has no labels, a label is not among its labels, or there are no images.
         """
-        if self.extractor.labels is None:
+        if self.extractor is None or self.extractor.labels is None:
             raise UserError(f"label agreement: {self.name} was fitted without labels, expected real labels")
         wanted = self._known(labels, len(images))
         require(len(images) > 0, "label agreement: 0 images given, expected at least 1")
@@ -176,7 +205,7 @@ class Protocol:
 
     def _known(self, labels: Tensor, count: int) -> Tensor:
         """Return labels, int64 [N] on the CPU, or raise UserError if one is not among those of the extractor."""
-        assert self.extractor.labels is not None
+        assert self.extractor is not None and self.extractor.labels is not None
         wanted, known = checked_labels(labels, count), self.extractor.labels.tolist()
         if unknown := sorted(set(wanted.tolist()) - set(known)):
             raise UserError(f"labels: {unknown[0]} given, expected one of the real labels {_listed(known)}")

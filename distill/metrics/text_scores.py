@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import UserError, require
 from distill.metrics.images import checked_images, image_shape
@@ -67,6 +67,12 @@ class TextScores:
     least: float | None = None
     at_once: int = 16
     device: torch.device | str = "cpu"
+
+    def to(self, device: torch.device | str) -> TextScores:
+        """Return the protocol with its model on a device, to which it is moved."""
+        if isinstance(self.judge, nn.Module):
+            self.judge.to(device)
+        return replace(self, device=device)
 
     @torch.no_grad()
     def score(self, images: Tensor, texts: Sequence[str]) -> ScoredSet:

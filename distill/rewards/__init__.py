@@ -5,7 +5,7 @@ from distill.rewards.hps import HpsReward
 from distill.rewards.image_reward import ImageReward
 from distill.rewards.label_likelihood import ClassifierReward
 from distill.rewards.reward import Reward
-from distill.rewards.scores import SCORES, text_scores
+from distill.rewards.scores import SCORES, scores_by, text_scores
 from distill.rewards.text_score import TextReward, TextScore
 
 REWARDS: dict[str, type[Reward]] = {
@@ -29,5 +29,6 @@ __all__ = [
     "Reward",
     "TextReward",
     "TextScore",
+    "scores_by",
     "text_scores",
 ]

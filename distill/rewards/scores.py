@@ -43,6 +43,20 @@ def text_scores(score: str, device: torch.device | str = "cpu", at_once: int = 1
         raise UserError(f"score: {score}: {error}") from error
     if getattr(reward, "prompts", ()):
         raise UserError(f"score: {score}: prompts are given with the images")
-    model = Path(str(getattr(reward, _MODEL[score]))).name
-    least = 0.0 if score == "clip_score" else None
-    return TextScores(f"{score}({model})", reward.load().to(device), least, at_once, device)
+    return scores_by(reward, device, at_once)
+
+
+def scores_by(reward: PictureReward, device: torch.device | str = "cpu", at_once: int = 16) -> TextScores:
+    """Load the model of a reward, and return the protocol that scores samples by it, as `text_scores` does.
+
+    Args:
+        reward: A reward of SCORES without prompts of its own.
+        device: The device of the model.
+        at_once: The number of images in one pass.
+
+    Raises:
+        UserError: Its files are missing or damaged.
+    """
+    model = Path(str(getattr(reward, _MODEL[reward.name]))).name
+    least = 0.0 if reward.name == "clip_score" else None
+    return TextScores(f"{reward.name}({model})", reward.load().to(device), least, at_once, device)

@@ -12,7 +12,17 @@ from launch.options import Cfg, CfgInterval, CfgRescale, Evaluations, SamplerNam
 if TYPE_CHECKING:
     from rich.table import Table
 
-LABELS = {"inception_score": "IS", "kid": "KID", "precision": "precision", "recall": "recall"}
+LABELS = {
+    "inception_score": "IS",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "clip_score": "CLIP",
+    "pick_score": "PickScore",
+    "hps": "HPS",
+    "image_reward": "ImageReward",
+    "aesthetic": "aesthetic",
+}
 """The columns of the metrics that not every protocol has."""
 
 
@@ -83,13 +93,15 @@ def table(report: dict[str, Any], name: str = "") -> Table:
     from rich.table import Table
 
     guided = f", teacher guided at {report['teacher_cfg']:g}" if "teacher_cfg" in report else ""
-    title = f"Frechet distance in {report['protocol']}, {report['samples']:,} samples each{guided}"
+    distances = any("frechet" in report.get(model, {}) for model in ("student", "teacher"))
+    title = f"{report['protocol']}, {report['samples']:,} samples each{guided}"
+    title = f"Frechet distance in {title}" if distances else title
     found = Table(title=f"{name}: {title}" if name else title)
     rows = {key: report[key] for key in ("student", "teacher") if key in report}
     more = [key for key in LABELS if any(key in numbers for numbers in rows.values())]
     agreement = any("label_agreement" in numbers for numbers in rows.values())
     teacher, halves = report.get("teacher", {}).get("frechet"), report.get("halves")
-    columns = ["", "evaluations", "distance"]
+    columns = ["", "evaluations", *["distance"] * distances]
     columns += ["/ teacher"] * (teacher is not None) + ["/ halves"] * (halves is not None)
     for column in [*columns, *(LABELS[key] for key in more), *["agreement"] * agreement]:
         found.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
@@ -98,9 +110,10 @@ def table(report: dict[str, Any], name: str = "") -> Table:
         return [f"{distance / base:.2f}" for base in (teacher, halves) if base is not None]
 
     for model, numbers in rows.items():
-        distance = numbers["frechet"]
         calls = 1 if model == "student" else report.get("teacher_evaluations", 35)
-        cells = [model, str(calls), f"{distance:.4f}", *ratios(distance)]
+        cells = [model, str(calls)]
+        if distances:
+            cells += [f"{numbers['frechet']:.4f}", *ratios(numbers["frechet"])]
         cells += [f"{numbers[key]:.4g}" for key in more]
         found.add_row(*cells, *[f"{numbers['label_agreement']:.2%}"] * agreement)
     if halves is not None:

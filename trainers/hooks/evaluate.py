@@ -4,19 +4,23 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
+from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.metrics import Protocol, better
+from distill.objectives import Denoisers
 from trainers.checkpoints.checkpoint import AVERAGE, save_tensors, unfrozen_state
 from trainers.checkpoints.formats import read_best
+from trainers.data import Dataset
 from trainers.data.cache import DEFAULT_CACHE
+from trainers.data.encode import DatasetEncoder
 from trainers.engine.sampler import make_image_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import gather_to_main
-from trainers.evaluation import NotMeasured, evaluate, fit_protocol
+from trainers.evaluation import NotMeasured, evaluate, evaluation_data, fit_protocol
 from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import log_numbers
 from trainers.io.atomic import atomic_folder
@@ -24,6 +28,7 @@ from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.images import denoiser_of, free_decoder
 from trainers.io.jsonl import append
 from trainers.recipe.measures import Evaluation
+from trainers.recipe.run import Run
 
 
 class Evaluate(Hook):
@@ -36,23 +41,51 @@ class Evaluate(Hook):
     def __init__(self, folder: Path, settings: Evaluation) -> None:
         self.folder, self.settings, self.every = folder, settings, settings.every
         self.protocol: Protocol | None = None
+        self.dataset: Dataset | None = None
+
+    def start(self, session: Session) -> None:
+        """Read all that the evaluations need, so that nothing is missing later. Ranks divide the work.
+
+        Networks wait on the CPU between evaluations. Principal components and a classifier are fitted when they are
+        first used, which takes seconds.
+        """
+        if not self.every:
+            return
+        if self.settings.features is not None or self.settings.scores.named():
+            self.protocol = self._fit(session).to("cpu")
+        if self.settings.prompts is not None:
+            run, teacher = cast(Run, session.run), cast(Denoisers, session.nets).teacher
+            quiet = not session.accelerator.is_main_process
+            encoder = DatasetEncoder(run.cache, session.accelerator.device, run.negative_prompt, quiet)
+            self.dataset = evaluation_data(session.dataset, self.settings, cast(Denoiser, teacher), encoder)
+
+    def _fit(self, session: Session) -> Protocol:
+        """Return the protocol, on the device of the run."""
+        shape, accelerator = denoiser_of(session.model).image_shape, session.accelerator
+        cache, quiet = getattr(session.run, "cache", DEFAULT_CACHE), not accelerator.is_main_process
+        return fit_protocol(session.source, self.settings, cache, accelerator.device, shape, quiet)
 
     def __call__(self, session: Session) -> None:
         shape, accelerator = denoiser_of(session.model).image_shape, session.accelerator
-        if self.protocol is None:
-            cache, quiet = getattr(session.run, "cache", DEFAULT_CACHE), not accelerator.is_main_process
-            self.protocol = fit_protocol(session.source, self.settings, cache, accelerator.device, shape, quiet)
+        self.protocol = self._fit(session) if self.protocol is None else self.protocol.to(accelerator.device)
         sampler = make_image_sampler(session.sampler, session.model)
         at = f"the evaluation at {session.state.images:,} images is"
         try:
             report = evaluate(
-                sampler, session.dataset, self.protocol, self.settings, session.run.seed, accelerator, shape
+                sampler,
+                self.dataset or session.dataset,
+                self.protocol,
+                self.settings,
+                session.run.seed,
+                accelerator,
+                shape,
             )
         except NotMeasured as error:  # on all ranks alike: samples that are not finite, of weights that are
             plain(stderr=True, quiet=not session.accelerator.is_main_process).print(f"{at} not done: {error}")
             return
         finally:
             free_decoder(session.model)
+            self.protocol = self.protocol.to("cpu")
         # Collective where weights are sharded, hence on all ranks although the main process alone writes.
         weights = gather_to_main(unfrozen_state(session.model, session.state.ema.frozen_names))
         if session.accelerator.is_main_process:

@@ -1,15 +1,39 @@
 """The settings of what a run measures of its samples, while it trains and after."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from distill.annotations import LocalPath
 from distill.errors import UserError
 from distill.metrics import FeatureSettings, read_protocol
+from distill.rewards import AestheticReward, ClipReward, HpsReward, ImageReward, PickReward
+from distill.rewards.text_score import PictureReward
 from trainers.recipe.limits import not_negative, positive, require
 
 Metric = Literal["frechet", "inception_score", "kid", "precision", "recall", "label_agreement"]
+Score = Literal["clip_score", "pick_score", "hps", "image_reward", "aesthetic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The models that score samples for their prompts (docs/text_to_image.md)."""
+
+    clip_score: ClipReward | None = None
+    pick_score: PickReward | None = None
+    hps: HpsReward | None = None
+    image_reward: ImageReward | None = None
+    aesthetic: AestheticReward | None = None
+
+    def __post_init__(self) -> None:
+        for name, reward in self.named().items():
+            if getattr(reward, "prompts", ()):
+                raise UserError(f"{name}.prompts: leave them out; each sample has its own")
+
+    def named(self) -> dict[str, PictureReward]:
+        """Return the models that are given, by the name of the score."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: reward for name, reward in given.items() if reward is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +47,31 @@ class Evaluation:
     # null: all that published features and the reference allow; of a classifier and of components the first and the
     # last alone
     metrics: tuple[Metric, ...] | None = None
-    best: Metric = "frechet"  # best/ holds the weights with the best value of it
+    best: Metric | Score = "frechet"  # best/ holds the weights with the best value of it
+    scores: Scores = Scores()
+    prompts: LocalPath | None = None  # a file of prompts, of which the samples are, in order; null: those of the data
     reference: LocalPath | None = None  # a file of published statistics or of `distill reference`; null: of the data
+    # The side in pixels to which samples are resized before published features are taken (Pillow's Lanczos filter), as
+    # for FID on COCO. The reference is of this size.
+    resize: int | None = None
     batch_size: int | None = None  # samples at once on a process; null: 500, or fewer if they are large
     components: int = 48  # the features are this many principal components of the real images
     classifier: LocalPath | None = None  # a folder of `distill classifier`, whose features and labels replace them
 
     def __post_init__(self) -> None:
         not_negative(self, "every")
-        positive(self, "components", "batch_size")
+        positive(self, "components", "batch_size", "resize")
         if self.protocol is not None:
             self._follow(*read_protocol(self.protocol))
         if self.samples is None:
             object.__setattr__(self, "samples", 10_000)
         require(self, "samples", rule="at least 2", holds=lambda count: count >= 2)
-        if self.features is None and self.reference is not None:
-            raise UserError("reference: needs features, such as protocol: fid50k")
+        for name in ("reference", "resize"):
+            if self.features is None and getattr(self, name) is not None:
+                raise UserError(f"{name}: needs features, such as protocol: fid50k")
         if self.features is not None and self.classifier is not None:
             raise UserError("classifier: has features of its own; leave out protocol and features")
-        if self.metrics is not None and self.best not in self.metrics:
+        if self.metrics is not None and self.best not in (*self.metrics, *self.scores.named()):
             raise UserError(f"best: {self.best} is not among the metrics {', '.join(self.metrics)}")
 
     def _follow(self, features: FeatureSettings, samples: int) -> None:

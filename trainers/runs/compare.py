@@ -19,10 +19,11 @@ from distill.metrics import Protocol, content_hash
 from distill.records import EXTENSIBLE, Count, read_record
 from trainers.data import Dataset
 from trainers.data.cache import DEFAULT_CACHE
+from trainers.data.encode import DatasetEncoder
 from trainers.engine.collectives import on_main_process
 from trainers.engine.sampler import Sampler, make_image_sampler
-from trainers.evaluation import check_images, evaluate, fit_protocol
-from trainers.io.atomic import atomic_file
+from trainers.evaluation import check_images, evaluate, evaluation_data, fit_protocol
+from trainers.io.atomic import atomic_file, sha256
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.recipe.measures import Evaluation
 from trainers.recipe.strict_yaml import dump
@@ -85,6 +86,9 @@ def compare(
     accelerator, shape = Accelerator(cpu=trained.device.type == "cpu"), trained.denoiser.image_shape
     cache = getattr(trained.run, "cache", DEFAULT_CACHE)
     protocol = fit_protocol(trained.source, settings, cache, trained.device, shape)
+    encoder = DatasetEncoder(cache, trained.device, getattr(trained.run, "negative_prompt", None))
+    reader = trained.denoiser if trained.teacher is None else trained.teacher
+    dataset = evaluation_data(trained.source if settings.prompts else trained.dataset, settings, reader, encoder)
     report: dict[str, Any] = {"protocol": protocol.name, "samples": settings.count, "images": trained.images}
     report["average"] = trained.average
     if protocol.halves is not None:
@@ -99,7 +103,7 @@ def compare(
         """Return the numbers of a model. Collective."""
         with plain(stderr=True).status(f"{name}: {settings.count:,} samples"):
             images = make_image_sampler(sampler, trained.model)
-            found = evaluate(images, trained.dataset, protocol, settings, trained.run.seed, accelerator, shape)
+            found = evaluate(images, dataset, protocol, settings, trained.run.seed, accelerator, shape)
         return {key: value for key, value in found.items() if isinstance(value, float)}
 
     if trained.teacher_sampler is None:
@@ -110,7 +114,8 @@ def compare(
         if not student_only:
             assert isinstance(trained, TrainedModel)
             report["teacher"] = _teacher_numbers(trained, protocol, settings, measure, accelerator, cache)
-            report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
+            if protocol.real is not None:
+                report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
     if write and accelerator.is_main_process:
         with atomic_file(trained.folder / "evaluation.json") as staging:
             staging.write_text(json.dumps(report, indent=2) + "\n")
@@ -136,18 +141,21 @@ def _teacher_numbers(
         cache: The folder of the cache.
     """
     assert trained.teacher_sampler is not None
-    moments, digest = protocol.real.moments, trained.source.digest
+    digest, real = trained.source.digest, None
+    if protocol.real is not None:
+        real = content_hash({"mean": protocol.real.moments.mean, "covariance": protocol.real.moments.covariance})
     key = {
         "teacher": trained.weights.teacher_hash,
         "cfg": trained.target.scale if isinstance(trained.target, GuidedDenoiser) else 1,
         "sampler": dump(trained.run)["sampler"],
         "precision": trained.run.precision,
         "protocol": protocol.name,
-        "real": content_hash({"mean": moments.mean, "covariance": moments.covariance}),
+        "real": real,
         "metrics": sorted(protocol.metrics),
         "samples": settings.count,
         "seed": trained.run.seed,
         "conditions": {name: digest.get(name) for name in ("count", "classes", "labels", "prompts")},
+        "prompts": None if settings.prompts is None else sha256(Path(settings.prompts)),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     file = Path(cache).expanduser() / "evaluations" / f"{name}.json"
