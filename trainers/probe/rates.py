@@ -19,7 +19,7 @@ from trainers.probe.entry import Components
 from trainers.probe.subject import Subject, slices
 
 FAKE_RATES = (1e-4, 3e-4, 1e-3)
-GENERATOR_RATES = (5e-5, 1e-4, 2e-4, 4e-4)
+GENERATOR_RATES = (5e-5, 1e-4, 2e-4)
 TTUR = 3
 """The fake's rate over the generator's, as in the recipes of the digits and of Fashion-MNIST."""
 AVERAGED = 10
