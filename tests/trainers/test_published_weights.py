@@ -1,6 +1,6 @@
 """The published Inception weights against the published statistics of CIFAR-10, where a machine has both.
 
-DISTILL_INCEPTION names the weights, DISTILL_CIFAR10_REFERENCE the file cifar10-32x32.npz of EDM, and DISTILL_CIFAR10 the
+DISTILL_INCEPTION names the weights, DISTILL_CIFAR10_REFERENCE EDM's file cifar10-32x32.npz, and DISTILL_CIFAR10 the
 50,000 training pictures, as a folder or a table.
 """
 
