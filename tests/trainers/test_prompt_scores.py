@@ -53,10 +53,13 @@ def scored(tmp_path: Path, **changes: Any) -> dict[str, Any]:
 def test_samples_are_scored_by_captions_in_order(painter: dict[str, Any], tmp_path: Path) -> None:
     """Without real images the scores are all that is measured: 7 samples of 5 captions, the first two again."""
     evaluation = scored(tmp_path, prompts=str(tmp_path / "captions.txt"))
-    fit_run({**painter, "evaluation": evaluation}, tmp_path / "run")
-    (line,) = read(tmp_path / "run/metrics.jsonl")
+    fit_run({**painter, "images": 24, "evaluation": evaluation}, tmp_path / "run")
+    lines = read(tmp_path / "run/metrics.jsonl")
+    line = lines[-1]
     assert line["protocol"] == "clip_score(clip)" and "frechet" not in line
-    assert json.loads((tmp_path / "run/best/metrics.json").read_text())["clip_score"] == line["clip_score"]
+    best = json.loads((tmp_path / "run/best/metrics.json").read_text())
+    assert best["clip_score"] == max(line["clip_score"] for line in lines) and len(lines) == 3
+    assert load_trained(tmp_path / "run", "best").images == best["images"]
     trained = load_trained(tmp_path / "run")
     report = trained.evaluate()
     assert report["student"] == {"clip_score": pytest.approx(line["clip_score"], rel=1e-6)} and "ratio" not in report

@@ -84,7 +84,7 @@ class Best(TypedDict):
     """The content of best/metrics.json: a line of metrics.jsonl and the hash of the teacher."""
 
     images: Count
-    frechet: float
+    frechet: NotRequired[float]  # without one where scores alone are measured
     teacher: str | None
     changes: NotRequired[list[Change]]
 
