@@ -12,8 +12,8 @@ import torch
 import typer
 
 from distill.metrics import Classifier, ClassifierFeatures, Moments, frechet_distance
+from trainers.evaluation.references import open_real
 from trainers.io.console import plain
-from trainers.references import open_real
 
 COUNTS = (250, 500, 1_000, 2_000, 5_000, 10_000, 25_000)
 REPEATS = 4

@@ -70,7 +70,6 @@ FLOORS = {
         "recipe": 2,
         "engine": 3,
         "checkpoints": 4,
-        "references": 4,
         "evaluation": 5,
         "hooks": 6,
         "runs": 7,

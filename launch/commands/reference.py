@@ -27,8 +27,8 @@ def reference(
     from distill.metrics import read_protocol
     from distill.metrics.features import InceptionFeatures
     from trainers.engine.world import default_device
+    from trainers.evaluation.references import compute_reference, open_real, write_reference
     from trainers.io.console import plain
-    from trainers.references import compute_reference, open_real, write_reference
 
     if out.suffix != ".safetensors":
         raise UserError(f"--out: '{out}' must end in .safetensors")

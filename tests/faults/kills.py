@@ -50,7 +50,7 @@ SAVING: list[Place] = [
     ("trainers.checkpoints.saver:shutil.rmtree", 2, 0.001),
 ]
 EVALUATING: list[Place] = [
-    ("trainers.evaluation:draw_samples", 1, 0.1),
+    ("trainers.evaluation.measure:draw_samples", 1, 0.1),
     ("trainers.hooks.evaluate:fit_protocol", 1, 0.1),
     ("trainers.hooks.evaluate:Evaluate._write", 2, None),
     ("trainers.hooks.evaluate:Evaluate._write", 2, 0.01),

@@ -18,11 +18,12 @@ from filelock import FileLock
 
 from distill.errors import UserError
 from tests.tiny import fit_run, launch, recipe
-from trainers import evaluation, loop
+from trainers import loop
 from trainers.checkpoints import checkpoint
 from trainers.engine import stopping
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP, Stopped
+from trainers.evaluation import measure
 from trainers.hooks import Log
 from trainers.io import jsonl
 from trainers.recipe.load import build_experiment
@@ -77,9 +78,9 @@ def test_a_stop_in_an_evaluation_comes_back_to_it(
         recipe(teachers / "edm", evaluation={"every": 40, "samples": 64}, samples_every=40, health={"every": 40}),
         tmp_path / "run",
     )
-    monkeypatch.setattr(evaluation, "EVALUATED_AT_ONCE", 16)
+    monkeypatch.setattr(measure, "EVALUATED_AT_ONCE", 16)
     fit_run(settings, tmp_path / "whole")
-    draw, drawn = evaluation.draw_samples, 0
+    draw, drawn = measure.draw_samples, 0
 
     def drawing(*arguments: Any) -> Any:
         nonlocal drawn
@@ -89,7 +90,7 @@ def test_a_stop_in_an_evaluation_comes_back_to_it(
         return draw(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "draw_samples", drawing)
+        patch.setattr(measure, "draw_samples", drawing)
         with pytest.raises(Stopped, match=f"^stopped by SIGTERM at {at} images"):
             fit_run(settings, run)
     assert drawn == (2 if at == 40 else 10)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.metrics import Extracted, Moments
-from trainers import references
 from trainers.data import Dataset
-from trainers.references import check_reference, compute_reference, read_reference, write_reference
+from trainers.evaluation import references
+from trainers.evaluation.references import check_reference, compute_reference, read_reference, write_reference
 
 IMAGES = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 DATA = Dataset("noise", 30, (3, 8, 8), None, lambda at: IMAGES[at], content=lambda: "a hash")

@@ -13,7 +13,7 @@ import pytest
 
 from distill.metrics import frechet_distance
 from distill.metrics.inception import Inception
-from trainers.references import compute_reference, open_real, read_reference
+from trainers.evaluation.references import compute_reference, open_real, read_reference
 
 NAMES = ("DISTILL_INCEPTION", "DISTILL_CIFAR10_REFERENCE", "DISTILL_CIFAR10")
 

@@ -23,8 +23,8 @@ from tests.texts import install, write_text_teacher
 from tests.tiny import experiment, fit_run, recipe, shared, teachers
 from trainers.data import Dataset
 from trainers.data.batches import unit_noise
+from trainers.evaluation.references import compute_reference, write_reference
 from trainers.io.jsonl import read
-from trainers.references import compute_reference, write_reference
 from trainers.runs.load import load_trained
 from trainers.runs.open import open_run
 

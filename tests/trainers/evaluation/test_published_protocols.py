@@ -18,9 +18,9 @@ from tests.inception import write_stand_in
 from tests.tiny import build_session, experiment, fit_run, recipe, shared, teachers
 from trainers.data import Digits
 from trainers.evaluation import draw_samples, evaluate, fit_protocol
+from trainers.evaluation.references import compute_reference, write_reference
 from trainers.io.jsonl import read
 from trainers.recipe.measures import Evaluation
-from trainers.references import compute_reference, write_reference
 from trainers.runs.load import load_trained
 from trainers.runs.open import open_run
 

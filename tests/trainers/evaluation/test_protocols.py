@@ -11,9 +11,8 @@ import torch
 from distill.errors import UserError
 from distill.metrics import Protocol, extractor
 from tests.tiny import build_session, experiment, teacher_recipe
-from trainers import evaluation
 from trainers.data import Dataset, Digits
-from trainers.evaluation import check_evaluation, fit_protocol
+from trainers.evaluation import check_evaluation, fit_protocol, protocols
 from trainers.hooks import Evaluate
 from trainers.recipe.measures import Evaluation
 from trainers.runs.open import Objects, open_run
@@ -30,7 +29,7 @@ def test_a_large_data_set_that_is_sorted_by_class_is_judged_on_all_classes(monke
     assert digits.labels is not None
     order = digits.labels.argsort(stable=True)
     folder = Dataset("sorted", digits.count, digits.shape, digits.labels[order], lambda p: digits.images(order[p]))
-    monkeypatch.setattr(evaluation, "FIT_LIMIT", 600)
+    monkeypatch.setattr(protocols, "FIT_LIMIT", 600)
     protocol = fit_protocol(folder, Evaluation(components=32))
     assert protocol.real.count == 600
     images = digits.images(torch.arange(digits.count))
@@ -73,7 +72,7 @@ def test_only_what_all_ranks_see_skips_an_evaluation(tmp_path: Path, monkeypatch
     hook = Evaluate(tmp_path, session.run.evaluation)
     monkeypatch.setattr(Protocol, "report", failing)
     hook(session)  # a line on stderr, and the training goes on
-    monkeypatch.setattr("trainers.evaluation.draw_samples", failing)
+    monkeypatch.setattr("trainers.evaluation.measure.draw_samples", failing)
     with pytest.raises(UserError, match="column 'prompt' is not finite"):
         hook(session)
 
@@ -92,7 +91,7 @@ def test_a_folder_sorted_by_class_fits_a_classifier(monkeypatch: pytest.MonkeyPa
     assert digits.labels is not None
     order = digits.labels.argsort(stable=True)
     folder = Dataset("sorted", digits.count, digits.shape, digits.labels[order], lambda p: digits.images(order[p]))
-    for module in (evaluation, extractor):
+    for module in (protocols, extractor):
         monkeypatch.setattr(module, "MOST_FITTED", 170)
     protocol = fit_protocol(folder, Evaluation(components=32))
     assert protocol.extractor.labels is not None and protocol.extractor.labels.tolist() == list(range(10))
