@@ -22,8 +22,8 @@ from distill.samplers.statistics import ModelStatistics
 
 PANEL = 0.5
 """The largest length in lambda over which an integral is taken by one rule of 4 points."""
-NODES = (-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526)
-WEIGHTS = (0.34785484513745385, 0.6521451548625461, 0.6521451548625461, 0.34785484513745385)
+GAUSS_NODES = (-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526)
+GAUSS_WEIGHTS = (0.34785484513745385, 0.6521451548625461, 0.6521451548625461, 0.34785484513745385)
 MISSING = (
     "sampler.statistics: dpm_v3 needs the statistics of the teacher; `distill sample TEACHER --sampler dpm_v3` computes"
     " them and says their file (in Python: distill.samplers.measure_statistics)"
@@ -200,7 +200,7 @@ class _Curves:
         inside = self.knots[(self.knots > here) & (self.knots < there)]
         edges = torch.cat([here[None], inside, there[None]])
         half = edges.diff()[:, None] / 2
-        nodes, weights = torch.tensor(NODES).to(edges), torch.tensor(WEIGHTS).to(edges)
+        nodes, weights = torch.tensor(GAUSS_NODES).to(edges), torch.tensor(GAUSS_WEIGHTS).to(edges)
         return (edges[:-1, None] + half * (1 + nodes)).flatten(), (half * weights).flatten()
 
     def _place(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ class _Curves:
         """Return the integrals [P, ...] of exp(-integral of s) b over shares [P] of cells [P]."""
         length = (self.knots[left + 1] - self.knots[left]) * share
         total = torch.zeros_like(self.values[2, left])
-        for node, weight in zip(NODES, WEIGHTS, strict=True):
+        for node, weight in zip(GAUSS_NODES, GAUSS_WEIGHTS, strict=True):
             part = share * (1 + node) / 2
             slopes = self.areas[1, left] + self._areas(left, part)[1]
             total += _column(length * weight / 2, total) * (-slopes).exp() * self._line(left, part)[2]

@@ -23,13 +23,13 @@ from distill.random import Random, expand
 from distill.samplers.levels import Levels, apart, log_levels
 from distill.saved_files import open_tensors, save_tensors
 
-FORMAT = "distill model statistics 1"
+STATISTICS_FORMAT = "distill model statistics 1"
 """The value of the key `format` in the header of a file."""
-LARGEST = 3.0
+LARGEST_S = 3.0
 """The largest size of s, a choice of ours: where f is almost constant, s is the ratio of two errors."""
-RIDGE = 1e-4
+FAINT_VARIANCE = 1e-4
 """The variance of f, in units of the smaller of those of the data and of e, below which s fades to 0. Ours too."""
-NAMES = ("log_snr", "l", "s", "b")
+TENSORS = ("log_snr", "l", "s", "b")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +93,9 @@ class ModelStatistics:
         """
         from safetensors import SafetensorError
 
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in NAMES}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
         try:
-            save_tensors(tensors, file, {"format": FORMAT, "path": self.path, "teacher": self.teacher})
+            save_tensors(tensors, file, {"format": STATISTICS_FORMAT, "path": self.path, "teacher": self.teacher})
         except (OSError, SafetensorError) as error:
             raise UserError(f"statistics: cannot write '{file}': {one_line(error)}") from error
 
@@ -112,10 +112,10 @@ class ModelStatistics:
             with open_tensors(file) as opened:
                 facts = dict(opened.metadata() or {})
                 names = set(opened.keys())
-                tensors = {name: opened.get_tensor(name) for name in names & set(NAMES)}
+                tensors = {name: opened.get_tensor(name).clone() for name in names & set(TENSORS)}  # not mapped
         except (OSError, SafetensorError) as error:
             raise UserError(f"sampler.statistics: cannot read '{file}': {one_line(error)}") from error
-        if facts.get("format") != FORMAT or names != set(NAMES) or "path" not in facts:
+        if facts.get("format") != STATISTICS_FORMAT or names != set(TENSORS) or "path" not in facts:
             raise UserError(f"sampler.statistics: '{file}' holds no statistics of a model; `distill sample` makes some")
         if not _sound(**tensors):
             raise UserError(
@@ -223,8 +223,10 @@ def _solve(means: Tensor, log_snr: Tensor, eps: float) -> tuple[Tensor, Tensor, 
     spread = ee - 2 * linear * ye + linear**2 * yy  # the variance of f
     together = (e_change + linear * ee - bend * ye) - linear * (y_change + linear * ye - bend * yy)
     # Where f hardly varies, beside the data and beside e, its slope is the ratio of two errors, and moves few samples.
-    floor = RIDGE * torch.minimum(ee, yy[-1:]) + (30 * eps) ** 2 * (yy + y * y) + torch.finfo(torch.float64).tiny
-    slope = (together / (spread.clamp(min=0) + floor)).clamp(-LARGEST, LARGEST)
+    floor = (
+        FAINT_VARIANCE * torch.minimum(ee, yy[-1:]) + (30 * eps) ** 2 * (yy + y * y) + torch.finfo(torch.float64).tiny
+    )
+    slope = (together / (spread.clamp(min=0) + floor)).clamp(-LARGEST_S, LARGEST_S)
     return linear, slope, (change + linear * e - bend * y) - slope * (e - linear * y)
 
 

@@ -18,7 +18,7 @@ from trainers.io.atomic import atomic_file
 from trainers.io.console import plain, progress
 from trainers.runs.teacher_hash import weights_hash
 
-SAMPLES, POINTS = 256, 120
+TRAJECTORIES, STATISTICS_LEVELS = 256, 120
 
 
 def with_statistics(sampler: Sampler, teacher: Denoiser, cache: str, device: torch.device) -> Sampler:
@@ -46,7 +46,7 @@ def with_statistics(sampler: Sampler, teacher: Denoiser, cache: str, device: tor
     guidance = sampler.guidance if sampler.guidance is not None and sampler.guidance.cfg is not None else None
     identity = weights_hash(teacher)
     low, high = sampler.low, sampler.high
-    origin = {"teacher": identity, "samples": SAMPLES, "points": POINTS, "low": low, "high": high}
+    origin = {"teacher": identity, "samples": TRAJECTORIES, "points": STATISTICS_LEVELS, "low": low, "high": high}
     text = json.dumps({**origin, "guidance": str(guidance)}, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
     file = Path(cache).expanduser() / "statistics" / f"{name}.safetensors"
@@ -71,7 +71,7 @@ def _intact(file: Path) -> bool:
 
 def _measure(model: GuidableDenoiser, device: torch.device, low: float, high: float) -> ModelStatistics:
     """Return the statistics of a teacher, guided or not, on labels in turn."""
-    index = torch.arange(SAMPLES, device=device)
+    index = torch.arange(TRAJECTORIES, device=device)
     noise = unit_noise(model.network.shape, Random.at(0, index).stream("statistics"))
     labels = labels_in_turn(model.network.classes, index)
     with progress() as say:
@@ -79,8 +79,8 @@ def _measure(model: GuidableDenoiser, device: torch.device, low: float, high: fl
             model,
             noise,
             labels,
-            POINTS,
+            STATISTICS_LEVELS,
             low,
             high,
-            say=lambda done: say(f"statistics: {done:,} of {SAMPLES:,} trajectories"),
+            say=lambda done: say(f"statistics: {done:,} of {TRAJECTORIES:,} trajectories"),
         )
