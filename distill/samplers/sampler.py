@@ -94,6 +94,9 @@ class Sampler:
         if not bool((levels.times.isfinite() & levels.nsr[:-1].gt(0)).all()) or not bool((finite.diff() <= 0).all()):
             raise UserError(f"sampler.times: {list(self.times)!s:.200} do not lie on the teacher's path {path!s:.80}")
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise UserError when the sampler has no meaning for samples of `shape`."""
+
     def levels(self, path: Path) -> Levels:
         """Return the noise levels that the sampler visits on a path.
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.options import Cfg, CfgInterval, CfgRescale, Evaluations, SamplerName, Which, inception_weights
+from launch.options import (
+    Cfg,
+    CfgInterval,
+    CfgRescale,
+    Evaluations,
+    SamplerName,
+    Which,
+    cache_folder,
+    inception_weights,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,7 +81,7 @@ def evaluate(
     words, reports = SamplerWords(sampler, evaluations, cfg, cfg_interval, cfg_rescale), {}
     for folder in (one for one in folders if "=" not in one):
         opened = open_model(folder, which, changes)
-        set_sampler(opened, words, teacher=opened.teacher is not None)
+        set_sampler(opened, words, teacher=opened.teacher is not None, cache=cache_folder())
         opened.run = inception_weights(opened.run)
         if isinstance(opened, BareModel):
             opened.data = data

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.errors import UserError, require
-from launch.options import Cfg, CfgInterval, CfgRescale, Evaluations, Moved, NegativePrompt, SamplerName, Which
+from launch.options import (
+    Cfg,
+    CfgInterval,
+    CfgRescale,
+    Evaluations,
+    Moved,
+    NegativePrompt,
+    SamplerName,
+    Which,
+    cache_folder,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +84,7 @@ def sample(
 
     trained = open_model(folder, which, override({}, moved or []))
     words = SamplerWords(sampler, evaluations, cfg, cfg_interval, cfg_rescale, negative_prompt)
-    set_sampler(trained, words, teacher)
+    set_sampler(trained, words, teacher, cache_folder())
     place = Path() if isinstance(trained, BareModel) else trained.folder
     if prompts is not None:
         alone = count is None and label is None and prompt is None

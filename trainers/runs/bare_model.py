@@ -30,6 +30,7 @@ from trainers.recipe.strict_yaml import build, override
 from trainers.recipe.words import data_settings
 from trainers.runs.compare import compare
 from trainers.runs.load import Trained, load_trained
+from trainers.runs.model_statistics import with_statistics
 from trainers.runs.open import check_fit
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -211,13 +212,14 @@ class SamplerWords:
         return replace(method, guidance=guidance)
 
 
-def set_sampler(opened: Trained | BareModel, words: SamplerWords, teacher: bool) -> None:
+def set_sampler(opened: Trained | BareModel, words: SamplerWords, teacher: bool, cache: str = DEFAULT_CACHE) -> None:
     """Let a model that was opened be sampled as a command line says, and check that it can be.
 
     Args:
         opened: The model.
         words: What the command line says.
         teacher: Whether the teacher of a run is sampled.
+        cache: The folder where the statistics of a teacher are kept, which DPM-Solver-v3 needs.
 
     Raises:
         UserError: A generator would be sampled, which takes one evaluation, or the sampler cannot sample the model.
@@ -228,9 +230,11 @@ def set_sampler(opened: Trained | BareModel, words: SamplerWords, teacher: bool)
     if not isinstance(sampled, Denoiser):
         raise UserError("--sampler: a generator takes one evaluation and no guidance; --teacher samples its teacher")
     method = words.apply(opened.run.sampler)
-    method.check(sampled.path)
     if method.guidance is not None and sampled.network.text_encoder is None:
         method.guidance.check(sampled)
+    method = with_statistics(method, sampled, cache, opened.device)
+    method.check(sampled.path)
+    method.check_shape(sampled.network.shape)
     changes: dict[str, Any] = {"sampler": method}
     if words.negative_prompt is not None:
         if sampled.network.text_encoder is None:

@@ -229,6 +229,7 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapp
 def check_sampler(run: Run, teacher: Denoiser) -> None:
     """Raise UserError when the recipe's sampler cannot sample a teacher."""
     run.sampler.check(teacher.path)
+    run.sampler.check_shape(teacher.network.shape)
     if run.sampler.guidance is not None:
         run.sampler.guidance.check(teacher)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from functools import cache
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill import EDM, Path
-from distill.samplers import Heun, Sampler
+from distill.samplers import SAMPLERS, Heun, ModelStatistics, Sampler, measure_statistics
 from distill.teachers import GaussianMixture
 
 Z = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -27,6 +29,30 @@ def mixture(path: Path, dtype: torch.dtype = torch.float64) -> GaussianMixture:
 def exact() -> Tensor:
     """Return the end of the probability flow from 80 Z, the same on every continuous path."""
     return Heun(evaluations=20_001, **LOW).sample(mixture(EDM()), Z)
+
+
+FILES = tempfile.TemporaryDirectory()  # of statistics, until the process ends
+
+
+@cache
+def statistics(path: Path, low: float = 1e-4, count: int = 256) -> ModelStatistics:
+    """Return the statistics of the mixture on a path."""
+    z = torch.randn(count, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return measure_statistics(mixture(path), z, low=low, batch=count)
+
+
+@cache
+def statistics_file(path: Path) -> str:
+    """Return a file with the statistics of the mixture on a path."""
+    file = FilePath(FILES.name) / f"{len(list(FilePath(FILES.name).iterdir()))}.safetensors"
+    statistics(path).save(file)
+    return str(file)
+
+
+def named(name: str, path: Path, **settings: Any) -> Sampler:
+    """Return a sampler by its name, which may need the statistics of the mixture on a path."""
+    further = {"statistics": statistics_file(path)} if name == "dpm_v3" else {}
+    return SAMPLERS[name](**settings, **further)
 
 
 def error(sampler: Sampler) -> float:

@@ -11,7 +11,7 @@ import torch
 from distill import EDM, VP, ContinuousVP, Denoiser, DiscreteVP, Flow, Path, UserError
 from distill.networks.network import Network
 from distill.samplers import DDIM, DPM2M, DPMSDE, SAMPLERS, Euler, Guidance, Heun, Sampler, SASolver
-from tests.distill.samplers.mixture import Z, mixture
+from tests.distill.samplers.mixture import Z, mixture, named
 
 SETTINGS: dict[str, tuple[Callable[[], Any], str]] = {
     "evaluations": (lambda: Euler(evaluations=0), r"^evaluations: must be at least 1, got 0$"),
@@ -70,7 +70,7 @@ def test_paths(name: str) -> None:
 def test_a_grid_of_steps(name: str) -> None:
     """As many evaluations as it has steps are taken, each at a step of its own, and more are refused."""
     path = DiscreteVP(steps=40, beta_start=0.001, beta_end=0.3)
-    teacher, sampler = mixture(path), SAMPLERS[name](evaluations=40)
+    teacher, sampler = mixture(path), named(name, path, evaluations=40)
     seen: list[float] = []
     teacher.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[1][0])))
     samples = sampler.sample(teacher, Z)
@@ -78,13 +78,15 @@ def test_a_grid_of_steps(name: str) -> None:
     if name not in ("heun", "euler", "ddim"):  # these may ask a step twice: they divide by no distance of two levels
         assert seen == [float(step) for step in reversed(range(40))]
         with pytest.raises(UserError, match=r"^evaluations: the teacher's path has 40 steps, got 41 levels$"):
-            SAMPLERS[name](evaluations=41).sample(teacher, Z)
+            named(name, path, evaluations=41).sample(teacher, Z)
 
 
-@pytest.mark.parametrize("name", ["euler", "ddim", "dpm_2m", "dpm_3m", "dpm_sde", "unipc", "deis", "sa_solver"])
+@pytest.mark.parametrize(
+    "name", ["euler", "ddim", "dpm_2m", "dpm_3m", "dpm_sde", "unipc", "deis", "sa_solver", "dpm_v3"]
+)
 def test_pure_noise_is_a_start(name: str) -> None:
     """On a flow at t = 1, where x_t / alpha is infinite, samples are those of a start at a large finite ratio."""
-    start = SAMPLERS[name](evaluations=60, spacing="uniform")
+    start = named(name, Flow(), evaluations=60, spacing="uniform")
     samples = start.sample(mixture(Flow(), torch.float32), Z.float())
     assert samples.isfinite().all()
     if not start.stochastic:

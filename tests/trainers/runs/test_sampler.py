@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ from distill.denoiser import GuidableDenoiser
 from distill.errors import UserError
 from distill.guidance import classifier_free
 from distill.random import Random
-from distill.samplers import DDIM, DPM2M, DPMSDE, Guidance, Heun, Sampler
+from distill.samplers import DDIM, DPM2M, DPMSDE, DPMV3, Guidance, Heun, ModelStatistics, Sampler
 from distill.teachers import load_denoiser
+from tests.pipelines import pipelines
 from tests.tiny import experiment, fit_run, opened, recipe, teacher_recipe
 from trainers.engine.sampler import make_sampler
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump
-from trainers.runs import make_pairs
+from trainers.runs import make_pairs, model_statistics
 from trainers.runs.bare_model import BareModel, SamplerWords, open_model, set_sampler
 from trainers.runs.draw import draw
+from trainers.runs.open import check_sampler
+from trainers.runs.teacher_hash import weights_hash
+
+__all__ = ["pipelines"]
 
 SHORT = {"name": "dpm_2m", "evaluations": 3}
 
@@ -161,3 +167,55 @@ def test_a_teacher_without_a_run_is_drawn(teachers: Path) -> None:
     plain = open_model(str(teachers / "edm"))
     with pytest.raises(UserError, match=r"^sampler.guidance.cfg: the teacher states no null condition"):
         set_sampler(plain, SamplerWords(cfg=2.0), teacher=False)
+
+
+def test_statistics_are_measured_once(
+    teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the first command that needs them, into the cache. A recipe names the file, and is refused without one."""
+    monkeypatch.setattr(model_statistics, "TRAJECTORIES", 4)
+    monkeypatch.setattr(model_statistics, "STATISTICS_LEVELS", 5)
+    words = SamplerWords(sampler="dpm_v3", evaluations=3)
+
+    def chosen(folder: str, words: SamplerWords) -> DPMV3:
+        model = open_model(str(teachers / folder))
+        set_sampler(model, words, teacher=False, cache=str(tmp_path))
+        assert isinstance(model, BareModel) and draw(model, 2).isfinite().all()
+        assert isinstance(model.run.sampler, DPMV3)
+        return model.run.sampler
+
+    first = chosen("null", words)
+    file = Path(str(first.statistics))
+    assert first == DPMV3(evaluations=3, statistics=str(file)) and file.parent == tmp_path / "statistics"
+    assert capfd.readouterr().err.endswith(f"sampler.statistics: {file}\n")
+    found = ModelStatistics.load(file)
+    assert found.l.shape == (5, 1, 8, 8) and found.teacher == weights_hash(load_denoiser(teachers / "null"))
+    with monkeypatch.context() as again:
+        again.setattr(model_statistics, "measure_statistics", lambda *given, **more: pytest.fail("measured again"))
+        assert chosen("null", words) == first
+    guided = chosen("null", replace(words, cfg=2.0))
+    other = chosen("edm", words)
+    assert len({first.statistics, guided.statistics, other.statistics}) == 3
+    strong = ModelStatistics.load(Path(str(guided.statistics)))
+    assert not torch.allclose(strong.l, found.l, atol=1e-4)
+    file.write_bytes(b"damaged")
+    chosen("null", words)
+    assert torch.equal(ModelStatistics.load(file).l, found.l)
+
+    teacher = load_denoiser(teachers / "null")
+    named = experiment(recipe(teachers / "null", sampler={"name": "dpm_v3", "statistics": str(file), "order": 2}))
+    assert isinstance(named, Run)
+    check_sampler(named, teacher)
+    with pytest.raises(UserError, match=r"^sampler.statistics: dpm_v3 needs the statistics of the teacher; `distill"):
+        check_sampler(experiment(recipe(teachers / "null", sampler="dpm_v3")), teacher)  # type: ignore[arg-type]
+    ModelStatistics.constant(teacher.path, (3,), 1.0).save(file)
+    with pytest.raises(
+        UserError, match=r"^sampler.statistics: are of samples with shape \(3,\), these have \(1, 8, 8\)$"
+    ):
+        check_sampler(named, teacher)
+
+
+def test_a_teacher_of_prompts_needs_a_file(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    model = open_model(str(pipelines("sd15")))
+    with pytest.raises(UserError, match=r"^--sampler: dpm_v3 needs the statistics of this teacher on some prompts"):
+        set_sampler(model, SamplerWords(sampler="dpm_v3"), teacher=False, cache=str(tmp_path))
