@@ -67,7 +67,8 @@ def main(
     columns = sorted(evaluations or [5, 10, 20, 35, 70])
     dataset = build(Data, override({}, [f"data={data}"])["data"], "--data").load()  # type: ignore[type-abstract]
     denoiser = load_denoiser(teacher, trust_code=trust_code).requires_grad_(False)
-    protocol = fit_protocol(dataset, Evaluation(classifier=None if classifier is None else str(classifier)))
+    settings = Evaluation(samples=samples, classifier=None if classifier is None else str(classifier))
+    protocol = fit_protocol(dataset, settings)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     denoiser.to(accelerator.device)
     lines = [f"Frechet distance in `{protocol.name}`, {samples:,} samples a cell; real halves: {protocol.halves:.3f}"]
@@ -80,7 +81,7 @@ def main(
         model: Any = denoiser if method.guidance is None else method.guidance.guide(denoiser)
         run = Experiment(name="benchmark", images=1, batch_size=1, sampler=method)
         images = make_image_sampler(make_sampler(model, run), denoiser)
-        return float(evaluate(images, dataset, protocol, samples, seed, accelerator, dataset.shape)["frechet"])
+        return float(evaluate(images, dataset, protocol, settings, seed, accelerator, dataset.shape)["frechet"])
 
     for text in sampler or ALL:
         rows[text] = []

@@ -124,7 +124,7 @@ class _Steps:
         """Return the samples [B, ...] at the level after `index`.
 
         The exact solution is y_t = A (y_s - integral of E (g + B)), where f = exp(S) (g + B) along the trajectory. g is
-        replaced by the polynomial through its values at `nodes` (arXiv:2310.13268, section 3.3).
+        replaced by the polynomial through its values at `nodes` (arXiv:2310.13268).
 
         Args:
             index: The number of the level.

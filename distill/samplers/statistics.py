@@ -57,7 +57,7 @@ class ModelStatistics:
     def constant(
         cls, path: Path, shape: tuple[int, ...], linear: float, slope: float = 0.0, offset: float = 0.0
     ) -> ModelStatistics:
-        """Return statistics that are the same at every level and element (arXiv:2310.13268, section 3.1).
+        """Return statistics that are the same at every level and element (arXiv:2310.13268).
 
         The values (l, s, b) = (1, 0, 0) make DPM-Solver++, and (0, -1, 0) DPM-Solver. Of order 1, both are DDIM.
 
@@ -134,7 +134,7 @@ def measure_statistics(
     batch: int = 16,
     say: Callable[[int], None] | None = None,
 ) -> ModelStatistics:
-    """Measure the statistics of a teacher on its own trajectories (arXiv:2310.13268, sections 3.1 and 3.2).
+    """Measure the statistics of a teacher on its own trajectories (arXiv:2310.13268).
 
     Each sample walks from noise by DPM-Solver++ (2M) over all points. At each, Hutchinson's estimator gives the
     diagonal of the Jacobian by one product with a vector. The change of x0 is its difference along the trajectory,

@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 
     from trainers.runs.draw import Drawable
 
+Model = Annotated[
+    str, typer.Argument(help="A run folder, a teacher's folder, a safetensors export, or a pipeline's id on the hub.")
+]
+Out = Annotated[Path | None, typer.Option(help="The PNG to write. Default: sample.png in a run's folder, else here.")]
+Count = Annotated[int | None, typer.Option(help="The number of samples. Default: 60, or one a prompt.", min=1)]
+Label = Annotated[
+    str | None, typer.Option(help="One class for all samples, by number or name. Default: classes or prompts in turn.")
+]
+Prompt = Annotated[list[str] | None, typer.Option(help="A prompt in place of the recipe's; several are taken in turn.")]
+OfTeacher = Annotated[
+    bool, typer.Option("--teacher", help="Sample the teacher of a run, by the recipe's sampler, instead.")
+]
+Separate = Annotated[bool, typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: sample.")]
 PromptsFile = Annotated[
     Path | None, typer.Option(help="A benchmark's file or folder of prompts. OUT is then a folder: FOLDER/LAYOUT.")
 ]
@@ -35,39 +48,22 @@ Part = Annotated[str, typer.Option(help="Which part of --prompts to make, such a
 
 
 def sample(
-    folder: Annotated[
-        str,
-        typer.Argument(help="A run folder, a teacher's folder, a safetensors export, or a pipeline's id on the hub."),
-    ],
+    folder: Model,
     moved: Moved = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The PNG to write. Default: sample.png in a run's folder, else here.")
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option(help="The number of samples. Default: 60, or one a prompt.", min=1)
-    ] = None,
+    out: Out = None,
+    count: Count = None,
     columns: Annotated[int, typer.Option(help="Samples in a row.", min=1)] = 10,
-    label: Annotated[
-        str | None,
-        typer.Option(help="One class for all samples, by number or name. Default: classes or prompts in turn."),
-    ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="A prompt in place of the recipe's; several are taken in turn.")
-    ] = None,
+    label: Label = None,
+    prompt: Prompt = None,
     seed: Annotated[int, typer.Option(help="The seed of the noise.")] = 0,
-    teacher: Annotated[
-        bool, typer.Option("--teacher", help="Sample the teacher of a run, by the recipe's sampler, instead.")
-    ] = False,
+    teacher: OfTeacher = False,
     sampler: SamplerName = None,
     evaluations: Evaluations = None,
     cfg: Cfg = None,
     cfg_interval: CfgInterval = None,
     cfg_rescale: CfgRescale = None,
     negative_prompt: NegativePrompt = None,
-    separate: Annotated[
-        bool,
-        typer.Option("--separate", help="Write one PNG for each sample into OUT. Default: sample."),
-    ] = False,
+    separate: Separate = False,
     which: Which = "last",
     prompts: PromptsFile = None,
     layout: LayoutOption = "plain",
