@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Argument(help="A run folder, a teacher's folder, a safetensors export, or a pipeline's id on the hub.")
 ]
-Out = Annotated[Path | None, typer.Option(help="The PNG to write. Default: sample.png in a run's folder, else here.")]
+Picture = Annotated[Path | None, typer.Option(help="The PNG to write. Default: sample.png in a run's folder, else here.")]
 Count = Annotated[int | None, typer.Option(help="The number of samples. Default: 60, or one a prompt.", min=1)]
 Label = Annotated[
     str | None, typer.Option(help="One class for all samples, by number or name. Default: classes or prompts in turn.")
@@ -50,7 +50,7 @@ Part = Annotated[str, typer.Option(help="Which part of --prompts to make, such a
 def sample(
     folder: Model,
     moved: Moved = None,
-    out: Out = None,
+    out: Picture = None,
     count: Count = None,
     columns: Annotated[int, typer.Option(help="Samples in a row.", min=1)] = 10,
     label: Label = None,

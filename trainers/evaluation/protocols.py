@@ -18,7 +18,7 @@ from trainers.engine.stopping import STOP
 from trainers.evaluation.references import check_reference, compute_reference, read_reference
 from trainers.recipe.measures import Evaluation
 
-READ_AT_ONCE = 500  # real images
+FITTED_AT_ONCE = 500  # real images
 FIT_LIMIT = 60_000  # real images in a protocol: as many as MNIST has
 LEAST_REAL = 4  # real images, so that they can be halved
 LOOKED_AT = 4  # images for each component that a check before training reads at first
@@ -56,7 +56,7 @@ def fit_protocol(
         protocol = _published_protocol(dataset, settings, cache, device, shape or dataset.shape, quiet)
         return replace(protocol, scores=scores)
     positions = _fitted_positions(dataset)
-    parts = (_read_images(dataset, part) for part in positions.split(READ_AT_ONCE))
+    parts = (_read_images(dataset, part) for part in positions.split(FITTED_AT_ONCE))
     if extractor := load_extractor(dataset, settings):
         features = torch.cat([extractor.extract(part).features for part in parts])
         protocol = Protocol.of(dataset.name, extractor, features)
