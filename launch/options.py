@@ -110,6 +110,13 @@ def inception_weights(run: Experiment) -> Any:
     return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, features=named))
 
 
+def with_environment(run: Experiment) -> Any:
+    """Return a recipe that was loaded, with the cache and the Inception weights that the environment names."""
+    cache = getattr(run, "cache", None)
+    changes: Any = {} if cache is None else {"cache": cache_folder(cache)}
+    return inception_weights(dataclasses.replace(run, **changes))
+
+
 def inception_file() -> str | None:
     """Return the file of the Inception weights that DISTILL_INCEPTION names."""
     file = os.environ.get("DISTILL_INCEPTION")

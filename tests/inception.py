@@ -1,6 +1,5 @@
 """Weights for the Inception network that stand in for the published ones, which are too large for a test."""
 
-import io
 import zlib
 from pathlib import Path
 from unittest.mock import patch
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.metrics.inception import _import_library
+from distill.metrics.inception import _build, _import_library
 
 
 def write_stand_in(file: Path, seed: int = 0) -> Path:
@@ -21,12 +20,9 @@ def write_stand_in(file: Path, seed: int = 0) -> Path:
 
 def _outline() -> dict[str, Tensor]:
     """The state dict of the network, whose constructor cannot do without weights."""
-    network = _import_library().FeatureExtractorInceptionV3
-    buffer = io.BytesIO()
-    torch.save({}, buffer)
-    buffer.seek(0)
-    with patch.object(network, "load_state_dict"):
-        state: dict[str, Tensor] = network("fid", ["2048"], feature_extractor_weights_path=buffer).state_dict()
+    library = _import_library()
+    with patch.object(library.FeatureExtractorInceptionV3, "load_state_dict"):
+        state: dict[str, Tensor] = _build(library, {}, "fid").state_dict()
     return state
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import io
-import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
+from unittest.mock import patch
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -61,11 +60,8 @@ class Inception:
         file = Path(weights) if weights is not None else default_weights()
         _check_file(file, weights is None)
         content = _read_weights(file)
-        buffer = io.BytesIO()  # the constructor reads a file, without bounds on what its pickle may run
-        torch.save(content, buffer)
-        buffer.seek(0)
         try:
-            network = library.FeatureExtractorInceptionV3(name, ["2048"], feature_extractor_weights_path=buffer)
+            network = _build(library, content, name)
         except RuntimeError as error:
             raise UserError(f"Inception: '{file}' holds other weights: {one_line(error):.200}") from None
         layers = dict(network.named_children())
@@ -127,11 +123,21 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
             return load_tensors(file)
         with open_regular(file) as stream:
             content = torch.load(stream, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file raises many types
         raise UserError(f"Inception: cannot read '{file}': {one_line(error):.200}") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"Inception: '{file}' holds no tensors by name")
     return cast(dict[str, Tensor], content)
+
+
+def _build(library: Any, content: Mapping[str, Tensor], name: str) -> Any:
+    """Return the network with its weights.
+
+    Its constructor downloads weights, or reads a file whose pickle may run anything. The download is replaced by the
+    tensors that were read, in the module that we have imported for ourselves.
+    """
+    with patch.object(library, "load_state_dict_from_url", lambda *_, **__: content):
+        return library.FeatureExtractorInceptionV3(name, ["2048"])
 
 
 def _sha256(file: Path) -> str:

@@ -15,7 +15,7 @@ from launch.options import (
     SamplerName,
     Which,
     cache_folder,
-    inception_weights,
+    with_environment,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def evaluate(
     for folder in (one for one in folders if "=" not in one):
         opened = open_model(folder, which, changes)
         set_sampler(opened, words, teacher=opened.teacher is not None, cache=cache_folder())
-        opened.run = inception_weights(opened.run)
+        opened.run = with_environment(opened.run)
         if isinstance(opened, BareModel):
             opened.data = data
         reports[folder] = opened.evaluate(samples, classifier, protocol, reference, student_only)

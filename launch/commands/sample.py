@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Argument(help="A run folder, a teacher's folder, a safetensors export, or a pipeline's id on the hub.")
 ]
-Picture = Annotated[Path | None, typer.Option(help="The PNG to write. Default: sample.png in a run's folder, else here.")]
+Picture = Annotated[
+    Path | None, typer.Option(help="The PNG to write. Default: sample.png in a run's folder, else here.")
+]
 Count = Annotated[int | None, typer.Option(help="The number of samples. Default: 60, or one a prompt.", min=1)]
 Label = Annotated[
     str | None, typer.Option(help="One class for all samples, by number or name. Default: classes or prompts in turn.")

@@ -112,8 +112,9 @@ def compare(
     else:
         report["student"] = measure("student", trained.sampler)
         if not student_only:
-            assert isinstance(trained, TrainedModel)
-            report["teacher"] = _teacher_numbers(trained, protocol, settings, measure, accelerator, cache)
+            report["teacher"] = _teacher_numbers(
+                cast(TrainedModel, trained), protocol, settings, measure, accelerator, cache
+            )
             if protocol.real is not None:
                 report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]
     if write and accelerator.is_main_process:

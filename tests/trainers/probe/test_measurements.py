@@ -60,7 +60,8 @@ def test_the_error_is_that_of_the_posterior_mean(gaussian: Subject) -> None:
 def test_the_rules_follow_from_the_error(gaussian: Subject) -> None:
     found = levels.error_by_level(gaussian, gaussian.reference(COUNT))
     law, _ = rules.times(found, STD**2)
-    assert law.mean == pytest.approx(math.log(STD * (0.4 / 0.6) ** 0.5), abs=0.1)  # s^2 v / (s^2 + v) = 0.4 s^2
+    variance = math.exp(2 * law.mean)
+    assert variance / (STD**2 + variance) == pytest.approx(0.4, abs=0.05)  # the error over that in pure noise
     assert law.std == 1.2
     table, _ = rules.weight(found)
     assert table.weight == pytest.approx([1 / one.error for one in found], rel=0.01)
