@@ -64,7 +64,8 @@ def fit_protocol(
         images = torch.cat(list(parts))
         labels = None if dataset.labels is None else dataset.labels[positions]
         protocol = Protocol.fit(dataset.name, images, labels, min(settings.components, images[0].numel()))
-    metrics = _metrics(protocol, settings, ("frechet", "label_agreement"))
+    default = ("frechet",) if dataset.labels is None else ("frechet", "label_agreement")
+    metrics = _metrics(protocol, settings, default)
     return replace(protocol, metrics=metrics, scores=scores)
 
 
@@ -122,6 +123,8 @@ def check_evaluation(source: Dataset, settings: Evaluation, shape: tuple[int, ..
         shape: (C, *spatial) of the samples. None if it is that of the data set.
     """
     _check_scores(source, settings)
+    if settings.best == "label_agreement" and source.labels is None:
+        raise UserError(f"evaluation.best: label_agreement needs labels, data: {source.name} has none")
     if settings.features is not None:
         _check_features(source, settings, shape or source.shape)
         return

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distill.annotations import LocalPath
 from distill.errors import UserError
@@ -102,14 +102,17 @@ class Evaluation:
         Raises:
             UserError: They do not go together.
         """
+        if classifier is not None and protocol is not None:
+            raise UserError("classifier: has features of its own; leave out the protocol")
         asked = self
-        if classifier is not None or protocol is not None:
-            folder = None if classifier is None else str(classifier)
-            asked = Evaluation(every=self.every, samples=self.samples, batch_size=self.batch_size, classifier=folder)
+        default: dict[str, Any] = {"metrics": None, "best": "frechet"}  # other features may not allow the recipe's
+        if classifier is not None:
+            plain = replace(asked, protocol=None, features=None, reference=None, resize=None, **default)
+            asked = replace(plain, classifier=str(classifier))
         if protocol is not None:
             named, _ = read_protocol(protocol)
             kept = self.features if type(self.features) is type(named) else named  # with its file of weights
-            asked = replace(asked, protocol=protocol, features=kept, samples=None, reference=self.reference)
+            asked = replace(asked, protocol=protocol, features=kept, samples=None, classifier=None, **default)
         if reference is not None:
             asked = replace(asked, reference=str(reference))
         return asked if samples is None else replace(asked, protocol=None, samples=samples)

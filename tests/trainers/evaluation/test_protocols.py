@@ -62,6 +62,13 @@ def test_what_an_evaluation_lacks_is_known_before_training(dataset: Dataset, mes
         fit_protocol(dataset, Evaluation())
 
 
+def test_agreement_needs_labels() -> None:
+    """Without labels it is not measured, and decides about no weights."""
+    assert fit_protocol(numbered(60), Evaluation(components=8)).metrics == {"frechet"}
+    with pytest.raises(UserError, match=r"^evaluation.best: label_agreement needs labels, data: few has none$"):
+        check_evaluation(numbered(60), Evaluation(components=8, best="label_agreement"))
+
+
 def test_only_what_all_ranks_see_skips_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of one rank ends the run: the others wait for its samples."""
 

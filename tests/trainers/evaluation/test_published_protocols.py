@@ -14,13 +14,14 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.metrics import Extracted, FeatureSettings, kernel_distance, precision_recall
 from distill.metrics.inception import Inception
+from distill.rewards import AestheticReward
 from tests.inception import write_stand_in
 from tests.tiny import build_session, experiment, fit_run, recipe, shared, teachers
 from trainers.data import Digits
 from trainers.evaluation import draw_samples, evaluate, fit_protocol
 from trainers.evaluation.references import compute_reference, write_reference
 from trainers.io.jsonl import read
-from trainers.recipe.measures import Evaluation
+from trainers.recipe.measures import Evaluation, Scores
 from trainers.runs.load import load_trained
 from trainers.runs.open import open_run
 
@@ -174,6 +175,16 @@ def test_what_a_caller_asks_for_replaces_the_recipes() -> None:
     assert (fid.count, fid.classifier, type(fid.features).__name__) == (10_000, None, "InceptionFeatures")
     assert ours.asked(protocol="fid10k", samples=7).count == 7
     assert ours.asked(7).classifier == "c" and ours.asked(classifier="d").count == 64
+    scores = Scores(aesthetic=AestheticReward(clip="c", head="h"))
+    painted = Evaluation(
+        protocol="fid30k", prompts="p.txt", scores=scores, resize=256, reference="r.npz", best="aesthetic"
+    )
+    few = painted.asked(protocol="fid10k")
+    assert (few.prompts, few.scores, few.resize, few.reference) == ("p.txt", scores, 256, "r.npz")
+    assert (few.count, few.best) == (10_000, "frechet")
+    assert painted.asked(classifier="d").prompts == "p.txt" and painted.asked(classifier="d").resize is None
+    with pytest.raises(UserError, match=r"^classifier: has features of its own; leave out the protocol$"):
+        ours.asked(classifier="d", protocol="fid10k")
     named = replace(Evaluation(), features=replace(fid.features, weights="w"))  # type: ignore[type-var]
     assert named.asked(protocol="fid50k").features == named.features
     with pytest.raises(UserError, match=r"^reference: needs features"):
