@@ -85,7 +85,9 @@ def evaluate(
         opened.run = with_environment(opened.run)
         if isinstance(opened, BareModel):
             opened.data = data
-        reports[folder] = opened.evaluate(samples, classifier, protocol, reference, student_only)
+        reports[folder] = opened.evaluate(
+            samples, student_only, classifier=classifier, protocol=protocol, reference=reference
+        )
         Console().print(table(reports[folder], folder if len(folders) > 1 else ""))
     if plot is not None:
         distances(reports, plot)
@@ -102,6 +104,7 @@ def table(report: dict[str, Any], name: str = "") -> Table:
     from rich.table import Table
 
     guided = f", teacher guided at {report['teacher_cfg']:g}" if "teacher_cfg" in report else ""
+    guided += "" if report.get("precision", "float32") == "float32" else f", in {report['precision']}"
     distances = any("frechet" in report.get(model, {}) for model in ("student", "teacher"))
     title = f"{report['protocol']}, {report['samples']:,} samples each{guided}"
     title = f"Frechet distance in {title}" if distances else title

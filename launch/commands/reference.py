@@ -27,14 +27,17 @@ def reference(
     from distill.metrics import read_protocol
     from distill.metrics.features import InceptionFeatures
     from trainers.engine.world import default_device
-    from trainers.evaluation.references import compute_reference, open_real, write_reference
+    from trainers.evaluation.references import compute_reference, write_reference
     from trainers.io.console import plain
+    from trainers.recipe.words import open_pictures
 
     if out.suffix != ".safetensors":
         raise UserError(f"--out: '{out}' must end in .safetensors")
     features, _ = read_protocol(protocol)
     if isinstance(features, InceptionFeatures):
         features = dataclasses.replace(features, weights=inception_file())
-    stored = compute_reference(open_real(data, resolution, mode), features.load().to(default_device()), cache_folder())
+    stored = compute_reference(
+        open_pictures(data, resolution, mode), features.load().to(default_device()), cache_folder()
+    )
     write_reference(stored, out)
     plain().print(f"{stored.protocol}({stored.reference}): {out}")

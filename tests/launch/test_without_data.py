@@ -100,8 +100,8 @@ def test_what_a_trained_run_does_not_take(student: Path, teachers: Path, distill
     for change, key in (("objective.alpha=0.5", "objective.alpha: 1.2 -> 0.5"), ("entry.nsr=3", "entry.nsr: ")):
         result = distill("sample", student, change)
         assert result.code == 2 and f"'{student}': {key}" in result.err, result.err
-        keys = "cache, data.path, evaluation, pairs.folder, sampler, start, teacher"
-        allowed = f"a trained run takes other values of {keys} alone"
+        keys = "cache, data.path, evaluation, pairs.folder, precision, sampler, start, teacher"
+        allowed = f"can be changed here: {keys}"
         assert result.err.endswith(f": {allowed}\n") and result.err.count("\n") == 1
     result = distill("sample", student, f"teacher={teachers}/null")
     assert result.code == 2 and "was trained from another teacher than is now in" in result.err

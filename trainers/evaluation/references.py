@@ -21,8 +21,6 @@ from trainers.data import Dataset
 from trainers.data.cache import Cache
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain
-from trainers.recipe.run import DataAlone
-from trainers.recipe.strict_yaml import build, override
 
 SHARD = 2_500  # images in a shard of features, which is what a kill loses
 READ_AT_ONCE = 250  # images
@@ -55,25 +53,6 @@ class Stored:
     protocol: str
     resolution: tuple[int, int] | None
     content: str | None = None
-
-
-def open_real(given: str, resolution: int | None = None, mode: str = "RGB") -> Dataset:
-    """Open real images.
-
-    Args:
-        given: Pictures by their path, or the data as in a recipe: `digits`, or `{name: images, ...}`.
-        resolution: The side in pixels to which pictures are cropped and resized. Needed with a path.
-        mode: RGB, or L for grey pictures.
-
-    Raises:
-        UserError: There are no such images.
-    """
-    settings: Any = override({}, [f"data={given}"])["data"]
-    if isinstance(settings, str) and Path(settings).exists():
-        if resolution is None:
-            raise UserError(f"--resolution: say to how many pixels the pictures in '{given}' are resized")
-        settings = {"name": "images", "path": settings, "mode": mode, "label_column": None, "resolution": resolution}
-    return build(DataAlone, {"data": settings}).data.load()
 
 
 def compute_reference(dataset: Dataset, extractor: Extractor, cache: str, quiet: bool = False) -> Stored:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distill.errors import FEW, UserError, options
 from distill.user_code import naming
-from trainers.recipe.load import build_experiment, load_run, resolve, resolve_paths
+from trainers.recipe.load import build_experiment, changed, load_run, resolve_paths
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import diff, difference_lines, differences, dump
 
@@ -14,6 +14,9 @@ PLACES = {"teacher", "start", "cache", "pairs.folder", "data.path"}
 """The keys that are paths, whose content is compared by its hash."""
 FREE_KEYS = PLACES | {"name", "images", "keep", "tracking", "evaluation", "health", "max_skipped", "objects", "sampler"}
 """The keys whose change leaves the training as it was."""
+DRAWN = frozenset({"evaluation", "precision", "sampler"})
+"""The keys that say how samples are drawn and measured, which every model can be given anew."""
+_T = TypeVar("_T")
 
 
 def load_moved_run(folder: Path, changes: Mapping[str, Any]) -> Run | TeacherRun:
@@ -21,20 +24,32 @@ def load_moved_run(folder: Path, changes: Mapping[str, Any]) -> Run | TeacherRun
 
     Args:
         folder: The run folder.
-        changes: The new values of PLACES, `evaluation` and `sampler`, by key or dotted key.
+        changes: The new values of PLACES and of DRAWN, by key or dotted key.
 
     Raises:
         UserError: Another key is changed, or the run is wrong.
     """
     run = load_run(folder)
-    if not changes:
-        return run
-    run = resolve_paths(run)
     with naming(None, folder):
-        moved, allowed = resolve(run, changes=changes), sorted(PLACES | {"evaluation", "sampler"})
-    for line in diff(dump(run), dump(moved)):
-        if not line.startswith(tuple(f"{key}{end}" for key in allowed for end in ".:")):
-            raise UserError(f"'{folder}': {line}: a trained run takes other values of {', '.join(allowed)} alone")
+        return change_alone(resolve_paths(run), changes, PLACES | DRAWN, f"'{folder}'") if changes else run
+
+
+def change_alone(experiment: _T, changes: Mapping[str, Any], allowed: Iterable[str], where: str) -> _T:
+    """Return an experiment with other values of the allowed keys.
+
+    Args:
+        experiment: The experiment.
+        changes: The new values, by key or dotted key.
+        allowed: The keys.
+        where: The beginning of every error message.
+
+    Raises:
+        UserError: Another key is changed, or a value is wrong.
+    """
+    moved, keys = changed(experiment, changes), sorted(allowed)
+    for line in diff(dump(experiment), dump(moved)):
+        if not line.startswith(tuple(f"{key}{end}" for key in keys for end in ".:")):
+            raise UserError(f"{where}: {line}: can be changed here: {', '.join(keys)}")
     return moved
 
 

@@ -86,12 +86,25 @@ def resolve(
         settings = shrink(settings, shrunk, tiny, where)
     settings = override(settings, overrides)
     places = {one.partition("=")[0].strip(): "command line" for one in overrides}
-    for key, value in (changes or {}).items():
-        for dotted, one in _flat(key, value):
-            assign(settings, dotted, one, f"{key}=")
-            places[dotted] = "arguments"
+    places |= dict.fromkeys(_assign_all(settings, changes or {}), "arguments")
     with naming(words, Path.cwd()) if file is None else naming_recipe(file, written, words):
         return resolve_paths(build_experiment(settings, partial(_place, places, where)))
+
+
+def changed(experiment: _T, changes: Mapping[str, Any]) -> _T:
+    """Return an experiment of any kind with changes, as `resolve` takes them. Local paths become absolute.
+
+    Args:
+        experiment: The experiment.
+        changes: The new values, by key or dotted key.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
+    settings = dump(experiment)
+    _assign_all(settings, changes)
+    with naming(list(changes.values()), Path.cwd()):
+        return resolve_paths(build(type(experiment), settings, "arguments"))
 
 
 @contextmanager
@@ -136,6 +149,14 @@ def _place(places: Mapping[str, str], otherwise: str, key: str) -> str:
         place for dotted, place in places.items() if f"{key}.".startswith(f"{dotted}.") or dotted == f"{key}.name"
     )
     return next(set_by, otherwise)
+
+
+def _assign_all(settings: dict[str, Any], changes: Mapping[str, Any]) -> list[str]:
+    """Make changes to a mapping in place, and return the dotted keys that they set."""
+    flat = [(key, *pair) for key, value in changes.items() for pair in _flat(key, value)]
+    for key, dotted, value in flat:
+        assign(settings, dotted, value, f"{key}=")
+    return [dotted for _, dotted, _ in flat]
 
 
 def _flat(key: str, value: Any) -> list[tuple[str, Any]]:

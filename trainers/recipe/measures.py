@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict
+
 from distill.annotations import LocalPath
 from distill.errors import UserError
 from distill.metrics import FeatureSettings, read_protocol
@@ -34,6 +36,20 @@ class Scores:
         """Return the models that are given, by the name of the score."""
         given = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: reward for name, reward in given.items() if reward is not None}
+
+
+class Asked(TypedDict, total=False):
+    """The settings of an evaluation that a caller asks for in place of the recipe's. None leaves the recipe's.
+
+    Attributes:
+        classifier: The folder of a classifier, in whose features everything is measured.
+        protocol: A published protocol, such as fid50k.
+        reference: The file of the statistics of real images.
+    """
+
+    classifier: str | Path | None
+    protocol: str | None
+    reference: str | Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +107,7 @@ class Evaluation:
         protocol: str | None = None,
         reference: str | Path | None = None,
     ) -> "Evaluation":
-        """Return these settings with what a caller asks for in their place.
-
-        Args:
-            samples: The number of samples.
-            classifier: The folder of a classifier, in whose features everything is measured.
-            protocol: A published protocol.
-            reference: The file of the statistics of real images.
+        """Return these settings with a number of samples and the settings of Asked in their place.
 
         Raises:
             UserError: They do not go together.

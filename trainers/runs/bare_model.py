@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from distill.denoiser import Denoiser
-from distill.errors import UserError, require
+from distill.errors import UserError
 from distill.export import load_generator
 from distill.export.export import CHECK
 from distill.export.to_safetensors import GENERATOR_FILE
@@ -21,10 +22,14 @@ from distill.teachers import DESCRIPTION, download, load_denoiser
 from trainers.data import Dataset
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.data.encode import DatasetEncoder
+from trainers.engine.networks import set_precision
 from trainers.engine.sampler import WEAK_TEACHER, make_sampler, sampled_teacher
 from trainers.engine.sampler import Sampler as DrawFunction
 from trainers.engine.world import default_device
+from trainers.io.images import denoiser_of
+from trainers.recipe.changes import DRAWN, change_alone
 from trainers.recipe.load import RUN_FILE
+from trainers.recipe.measures import Asked
 from trainers.recipe.run import DataAlone, Experiment
 from trainers.recipe.strict_yaml import build, override
 from trainers.recipe.words import data_settings
@@ -86,21 +91,16 @@ class BareModel:
             return make_sampler(self.model, self.run)
         guidance, further = self.run.sampler.guidance, {}
         if guidance is not None and guidance.weak_teacher is not None:
-            weak = load_denoiser(guidance.weak_teacher).to(self.device).requires_grad_(False)
+            weak = set_precision(load_denoiser(guidance.weak_teacher), self.run).to(self.device).requires_grad_(False)
             guidance.check_weak(weak, self.model)
             further = {WEAK_TEACHER: weak}
         return make_sampler(sampled_teacher(self.run, self.model, further), self.run)
 
     def evaluate(
-        self,
-        samples: int | None = None,
-        classifier: str | Path | None = None,
-        protocol: str | None = None,
-        reference: str | Path | None = None,
-        student_only: bool = False,
+        self, samples: int | None = None, student_only: bool = False, **asked: Unpack[Asked]
     ) -> dict[str, Any]:
         """Compare the model with the real images of `data`. Arguments and result are those of `Trained.evaluate`."""
-        settings = self.run.evaluation.asked(samples, classifier, protocol, reference)
+        settings = self.run.evaluation.asked(samples, **asked)
         return compare(self, settings, student_only, write=False)
 
     @cached_property
@@ -129,7 +129,7 @@ def open_model(place: str, which: str = "last", changes: Mapping[str, Any] | Non
         place: A run folder, a teacher's folder or that of a pipeline, an export as safetensors, or the id of a pipeline
             on the hub.
         which: The weights of a run, as for `load_trained`.
-        changes: Where the teacher and the data of a run lie now.
+        changes: Other values of DRAWN, and where the teacher and the data of a run lie now.
 
     Raises:
         UserError: There is no such model, or it can only be called by other software.
@@ -139,7 +139,7 @@ def open_model(place: str, which: str = "last", changes: Mapping[str, Any] | Non
         folder = download(place)
     if not _is_bare(folder):
         return load_trained(folder, which, changes=changes or {})
-    require(not changes, f"'{folder}': is no run folder, and takes no changes to a recipe")
+    run = change_alone(Drawing(name="samples", images=1, batch_size=1), changes or {}, DRAWN, f"'{folder}'")
     model: Generator | Denoiser
     if (folder / GENERATOR_FILE).is_file():
         model = load_generator(folder)
@@ -150,9 +150,10 @@ def open_model(place: str, which: str = "last", changes: Mapping[str, Any] | Non
         )
     else:
         model = load_denoiser(folder)
+    set_precision(denoiser_of(model), run)
     device = default_device()
     model.to(device).requires_grad_(False).eval()
-    return BareModel(folder, model, device, Drawing(name="samples", images=1, batch_size=1))
+    return BareModel(folder, model, device, run)
 
 
 def _is_bare(folder: Path) -> bool:

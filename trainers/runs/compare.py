@@ -41,6 +41,7 @@ class Comparison(TypedDict):
     samples: Count
     images: Count
     average: str
+    precision: NotRequired[str]
     halves: NotRequired[Annotated[float, Field(allow_inf_nan=True)]]
     teacher: NotRequired[Numbers]
     student: NotRequired[Numbers]
@@ -90,7 +91,7 @@ def compare(
     reader = trained.denoiser if trained.teacher is None else trained.teacher
     dataset = evaluation_data(trained.source if settings.prompts else trained.dataset, settings, reader, encoder)
     report: dict[str, Any] = {"protocol": protocol.name, "samples": settings.count, "images": trained.images}
-    report["average"] = trained.average
+    report |= {"precision": trained.run.precision, "average": trained.average}
     if protocol.halves is not None:
         report["halves"] = protocol.halves
     if not student_only:

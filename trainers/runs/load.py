@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from distill import lora
 from distill.denoiser import Denoiser
@@ -25,6 +26,7 @@ from trainers.engine.world import default_device
 from trainers.io.console import plain
 from trainers.io.images import denoiser_of
 from trainers.recipe.changes import load_moved_run
+from trainers.recipe.measures import Asked
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.compare import compare
 from trainers.runs.distillation import attach_adapters, teacher_identity
@@ -67,24 +69,18 @@ class Trained(TrainedModel):
         return draw(self, count, label, seed, teacher, prompts)
 
     def evaluate(
-        self,
-        samples: int | None = None,
-        classifier: str | Path | None = None,
-        protocol: str | None = None,
-        reference: str | Path | None = None,
-        student_only: bool = False,
+        self, samples: int | None = None, student_only: bool = False, **asked: Unpack[Asked]
     ) -> dict[str, Any]:
         """Compare student and teacher with the real images under a named protocol, and write evaluation.json.
 
         Args:
             samples: The number of samples of each model. None for the recipe's, or the protocol's.
-            classifier: The folder of the classifier whose features are measured. None for the recipe's.
-            protocol: A published protocol, such as fid50k. None for the recipe's.
-            reference: The file of statistics of real images. None for the recipe's, or those of the data.
             student_only: Whether to leave out the teacher.
+            asked: A `classifier`, a `protocol` such as fid50k, or a `reference` in place of the recipe's.
 
         Returns:
-            The content of evaluation.json: `protocol`, `samples` and `images`. `average` is the kind of the weights.
+            The content of evaluation.json: `protocol`, `samples` and `images`. `average` is the kind of the weights,
+            and `precision` that of the compute.
             `student` and `teacher` are the numbers of the models, and `ratio` is that of their Frechet distances.
             `halves` is the distance between two halves of the real images, for features that are fitted to them.
             `teacher_evaluations` is the number of the teacher's network evaluations for a sample. `teacher_cfg` is
@@ -94,7 +90,7 @@ class Trained(TrainedModel):
             UserError: There are no real images, or they have another shape than the model's, or what the protocol needs
                 is missing.
         """
-        return compare(self, self.run.evaluation.asked(samples, classifier, protocol, reference), student_only)
+        return compare(self, self.run.evaluation.asked(samples, **asked), student_only)
 
     def export(self, folder: str | Path | None = None, format: str = "diffusers", hub: str | None = None) -> float:
         """Write the averaged generator in a format that other software loads, and compare its samples with ours.
@@ -129,7 +125,8 @@ def load_trained(
             or "posthoc/0.1" for an average that `distill ema` has made.
         merged: Whether adapters are merged into the weights.
         objects: The objects that replace names in the recipe.
-        changes: Where the teacher and the data lie now (`trainers.recipe.changes.load_moved_run`).
+        changes: Where the teacher and the data lie now, and how samples are drawn
+            (`trainers.recipe.changes.load_moved_run`).
 
     Raises:
         UserError: There is no such average, or it was trained from another teacher.

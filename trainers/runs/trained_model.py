@@ -16,6 +16,7 @@ from distill.teachers import load_denoiser
 from trainers.checkpoints.formats import Change
 from trainers.data import Dataset
 from trainers.data.encode import DatasetEncoder
+from trainers.engine.networks import set_precision
 from trainers.engine.sampler import WEAK_TEACHER, Sampler, make_sampler, sampled_teacher
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.open import Objects, check_fit
@@ -124,7 +125,7 @@ class TrainedModel:
             return None
         weak = self.context.copy().run(load_denoiser, guidance.weak_teacher)
         guidance.check_weak(weak, teacher)
-        return {WEAK_TEACHER: weak.to(self.device, self.run.dtype).requires_grad_(False)}
+        return {WEAK_TEACHER: set_precision(weak, self.run).to(self.device).requires_grad_(False)}
 
     @property
     def denoiser(self) -> Denoiser:

@@ -169,6 +169,23 @@ def test_a_teacher_without_a_run_is_drawn(teachers: Path) -> None:
         set_sampler(plain, SamplerWords(cfg=2.0), teacher=False)
 
 
+def test_samples_are_drawn_in_the_precision_that_is_asked_for(teachers: Path, tmp_path: Path) -> None:
+    """Of a model without a run, of a student and of its teacher. A report says it, and no numbers are shared."""
+    changes = {"precision": "bfloat16", "sampler": SHORT, "evaluation": {"samples": 8}}
+    plain, half = (open_model(str(teachers / "edm"), changes=one) for one in ({"sampler": SHORT}, changes))
+    difference = (draw(plain, 3) - draw(half, 3)).abs().max()
+    assert 1e-5 < difference < 0.1 and half.run.evaluation.count == 8
+    with pytest.raises(UserError, match=r"images: 1 -> 2: can be changed here: evaluation, precision, sampler$"):
+        open_model(str(teachers / "edm"), changes={"images": 2})
+    cache = {"cache": str(tmp_path / "cache"), "sampler": SHORT, "evaluation": {"samples": 8, "components": 4}}
+    fit_run(recipe(teachers / "edm", images=8, **cache), tmp_path / "run")
+    full, low = (trainers.load(tmp_path / "run", precision=one).evaluate() for one in ("float32", "bfloat16"))
+    assert (full["precision"], low["precision"]) == ("float32", "bfloat16")
+    for model in ("student", "teacher"):
+        assert 0 < abs(full[model]["frechet"] - low[model]["frechet"]) < 0.05 * full[model]["frechet"]
+    assert trainers.load(tmp_path / "run").evaluate() == full
+
+
 def test_statistics_are_measured_once(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
