@@ -13,7 +13,7 @@ import typer
 
 from distill.metrics import Classifier, ClassifierFeatures, Moments, frechet_distance
 from trainers.io.console import plain
-from trainers.recipe.words import open_pictures
+from trainers.recipe.words import open_given
 
 COUNTS = (250, 500, 1_000, 2_000, 5_000, 10_000, 25_000)
 REPEATS = 4
@@ -26,7 +26,7 @@ def main(
     """Print a table of the distance by the number of samples, as means over random subsets."""
     extractor = ClassifierFeatures(Classifier.load(classifier))
     shape = extractor.shape
-    source = open_pictures(data, shape[1], "L" if shape[0] == 1 else "RGB")
+    source = open_given(data, shape[1], "L" if shape[0] == 1 else "RGB")
     parts = torch.arange(source.count).split(1_000)
     features = torch.cat([extractor.extract(source.images(part)).features for part in parts])
     console = plain()

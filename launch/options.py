@@ -22,7 +22,7 @@ Overrides = Annotated[
 ]
 Moved = Annotated[
     list[str] | None,
-    typer.Argument(help="Where the teacher and the data are now, such as teacher=FOLDER or data.path=FOLDER."),
+    typer.Argument(help="Other values of the settings, such as data.path=FOLDER or precision=bfloat16."),
 ]
 Processes = Annotated[
     int | None,

@@ -39,8 +39,8 @@ def evaluate(
     folders: Annotated[
         list[str],
         typer.Argument(
-            help="Folders of runs, teachers and safetensors exports, or ids of pipelines on the hub. Then where the"
-            " teacher and the data of a run are now, such as data.path=FOLDER."
+            help="Folders of runs, teachers and safetensors exports, or ids of pipelines on the hub. Then other values"
+            " of their settings, such as data.path=FOLDER or precision=bfloat16."
         ),
     ],
     which: Which = "last",

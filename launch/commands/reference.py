@@ -29,15 +29,14 @@ def reference(
     from trainers.engine.world import default_device
     from trainers.evaluation.references import compute_reference, write_reference
     from trainers.io.console import plain
-    from trainers.recipe.words import open_pictures
+    from trainers.recipe.words import open_given
 
     if out.suffix != ".safetensors":
         raise UserError(f"--out: '{out}' must end in .safetensors")
     features, _ = read_protocol(protocol)
     if isinstance(features, InceptionFeatures):
         features = dataclasses.replace(features, weights=inception_file())
-    stored = compute_reference(
-        open_pictures(data, resolution, mode), features.load().to(default_device()), cache_folder()
-    )
+    extractor = features.load().to(default_device())
+    stored = compute_reference(open_given(data, resolution, mode), extractor, cache_folder())
     write_reference(stored, out)
     plain().print(f"{stored.protocol}({stored.reference}): {out}")

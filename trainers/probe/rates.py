@@ -58,7 +58,7 @@ class StudentTrial(NamedTuple):
         rate: The learning rate of the student.
         before: The distance of its samples to the reference before the rounds.
         after: The distance after them.
-        seconds: The seconds of the rounds for each sample.
+        seconds: The seconds of a round for each sample.
         student: The averaged student.
     """
 
@@ -150,7 +150,7 @@ def students_by_rate(
     for rate in rates:
         student = copy.deepcopy(subject.generator(entry)).requires_grad_()
         average = copy.deepcopy(student).requires_grad_(False)
-        before, clock = _distance(subject, average, components), time.perf_counter()
+        before, clock = _distance(subject, average, components), [time.perf_counter()]
         torch.manual_seed(subject.run.seed)  # for the new weights of a discriminator
         fake = objective.build_fake(copy.deepcopy(start)).requires_grad_()
         of_fake, of_student = optimizer_of(fake, TTUR * rate), optimizer_of(student, rate)
@@ -169,7 +169,11 @@ def students_by_rate(
             fake.requires_grad_()
             for mean, value in zip(average.parameters(), student.parameters(), strict=True):
                 mean.lerp_(value.detach(), 1 - 0.5 ** (AVERAGED / rounds))
-        seconds = (time.perf_counter() - clock) / (rounds * TRIAL_BATCH)
+            if subject.device.type == "cuda":
+                torch.cuda.synchronize()
+            clock.append(time.perf_counter())
+        # The faster rounds, since other work on the machine slows some.
+        seconds = float(torch.tensor(clock, dtype=torch.float64).diff().quantile(0.25)) / TRIAL_BATCH
         found.append(StudentTrial(rate, before, _distance(subject, average, components), seconds, average))
     return found
 

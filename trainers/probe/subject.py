@@ -17,6 +17,8 @@ from trainers.data import Dataset
 from trainers.data.batches import condition_at, inputs
 from trainers.recipe.run import Run
 
+SPEED_CALLS = 20
+"""The forwards of which the fastest is the network's speed."""
 CHUNK = 64
 """The samples of one forward."""
 SAMPLED_IN = 35
@@ -87,7 +89,7 @@ class Subject:
         t = self.time(1.0, len(noise))
         took = []
         with torch.no_grad():
-            for _ in range(3):  # the first call sets up kernels
+            for _ in range(SPEED_CALLS):  # the first sets up kernels, and other work on the machine slows some
                 start = time.perf_counter()
                 self.teacher(noise, t, cond)
                 if self.device.type == "cuda":

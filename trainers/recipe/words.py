@@ -37,7 +37,7 @@ def data_settings(given: str | Mapping[str, Any] | None, network: Network, teach
     return _pictures(path, resolution, "L" if network.shape[0] == 1 else "RGB", labelled=network.classes > 0)
 
 
-def open_pictures(given: str, resolution: int | None = None, mode: str = "RGB") -> Dataset:
+def open_given(given: str, resolution: int | None = None, mode: str = "RGB") -> Dataset:
     """Open real images that no network takes.
 
     Args:

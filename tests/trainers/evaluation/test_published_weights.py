@@ -14,7 +14,7 @@ import pytest
 from distill.metrics import frechet_distance
 from distill.metrics.inception import Inception
 from trainers.evaluation.references import compute_reference, read_reference
-from trainers.recipe.words import open_pictures
+from trainers.recipe.words import open_given
 
 NAMES = ("DISTILL_INCEPTION", "DISTILL_CIFAR10_REFERENCE", "DISTILL_CIFAR10")
 
@@ -24,7 +24,7 @@ NAMES = ("DISTILL_INCEPTION", "DISTILL_CIFAR10_REFERENCE", "DISTILL_CIFAR10")
 def test_the_statistics_of_cifar10_are_the_published_ones(tmp_path: Path) -> None:
     """The distance of the training set to itself, by another program. A resize or a rounding of its own gives 0.1."""
     weights, reference, pictures = (os.environ[name] for name in NAMES)
-    ours = compute_reference(open_pictures(pictures, 32), Inception(weights), str(tmp_path))
+    ours = compute_reference(open_given(pictures, 32), Inception(weights), str(tmp_path))
     published = read_reference(Path(reference), "fid")
     assert ours.protocol == published.protocol and ours.reference.count == 50_000
     assert frechet_distance(ours.reference.moments, published.reference.moments) < 0.01
