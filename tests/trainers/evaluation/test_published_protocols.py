@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from distill.metrics import Extracted, FeatureSettings, kernel_distance, precisi
 from distill.metrics.inception import Inception
 from distill.rewards import AestheticReward
 from tests.inception import write_stand_in
-from tests.tiny import build_session, experiment, fit_run, recipe, shared, teachers
+from tests.tiny import build_session, experiment, fit_run, launch, recipe, shared, teachers
 from trainers.data import Digits
 from trainers.evaluation import draw_samples, evaluate, fit_protocol
 from trainers.evaluation.references import compute_reference, write_reference
@@ -67,6 +68,15 @@ def test_a_run_is_evaluated_while_it_trains_and_after(
     report = trained.evaluate()
     assert report["student"]["frechet"] == pytest.approx(lines[-1]["frechet"], rel=1e-6)
     assert report["ratio"] == report["student"]["frechet"] / report["teacher"]["frechet"]
+
+    shutil.rmtree(tmp_path / "cache/evaluations")  # so that two processes measure the teacher, too
+    program = tmp_path / "program.py"
+    program.write_text(f"import trainers\ntrainers.load({str(tmp_path / 'run')!r}).evaluate()\n")
+    job = launch([str(program)], tmp_path / "output.txt", world=2)
+    assert job.finish() == 0, job.text
+    divided = json.loads((tmp_path / "run/evaluation.json").read_text())
+    for model in ("student", "teacher"):
+        assert divided[model] == pytest.approx(report[model], rel=1e-6)
 
 
 def test_the_teacher_is_measured_once(
