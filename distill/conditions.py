@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from distill.random import expand
+from distill.tensors import expand, match, to_device
 
 
 class Condition(dict[str, Tensor]):
@@ -60,7 +60,11 @@ class Condition(dict[str, Tensor]):
 
     def where(self, chosen: Tensor, other: Condition) -> Condition:
         """Return the condition in which the `chosen` samples (bool [B]) have the condition of `other`."""
-        return Condition({n: torch.where(expand(chosen, value), other[n], value) for n, value in self.items()})
+
+        def pick(name: str, value: Tensor) -> Tensor:
+            return torch.where(expand(match(chosen, value), value), other[name], value)
+
+        return Condition({name: pick(name, value) for name, value in self.items()})
 
     def repeat_as(self, other: Condition) -> Condition:
         """Repeat the condition of one sample, [...] without a batch dimension, for every sample of `other` [B, ...].
@@ -72,13 +76,6 @@ class Condition(dict[str, Tensor]):
 
 ConditionLike: TypeAlias = Tensor | Mapping[str, Tensor] | None
 """The types that `Condition.of` takes."""
-
-
-def to_device(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return `value` on `device`, and in `dtype` where it is a floating-point tensor."""
-    if device.type == "cuda" and value.device.type == "cpu":  # the host does not wait for a copy from pinned memory
-        value = value.pin_memory().to(device, non_blocking=True)
-    return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
 
 def _repeat(one: Tensor, many: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from distill.errors import UserError, options, require
 from distill.networks.network import Network, PlainNetwork
 from distill.paths import Path
 from distill.prediction import KINDS, Kind, coefficients
+from distill.tensors import beside
 
 if TYPE_CHECKING:
     from distill.encoders.latents import Normalisation
@@ -110,14 +111,14 @@ class Denoiser(nn.Module):
             The estimate [B, ...] in the dtype of `x_t`, at least float32.
         """
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        c = coefficients(self.prediction, self.path, t, x_t, self.sigma_data)
-        x_in = x_t if c.input_scale is None else c.input_scale * x_t
-        time = self.path.network_time(t.double()).to(x_t.dtype)
+        c = coefficients(self.prediction, self.path, t, self.sigma_data)
+        from_x_t, from_output, scale, time = beside(x_t, *c, self.path.network_time(t.double()))
+        x_in = scale * x_t if self.prediction == "edm" else x_t
         # Each call has its own autocast context, because the context caches the weights that it casts. A cache that
         # outlives a call without a graph would give weights without a graph to a later call that needs one.
         with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            output = cast(Tensor, self.network(x_in, time, Condition.of(cond)))
-        return c.from_x_t * x_t + c.from_output * output.to(x_t.dtype)
+            output = cast(Tensor, self.network(x_in, time.flatten(), Condition.of(cond)))
+        return from_x_t * x_t + from_output * output.to(x_t.dtype)
 
     def with_features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> tuple[Tensor, Tensor]:
         """Return the estimate of x0, and the features of a submodule from the same pass.

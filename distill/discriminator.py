@@ -119,7 +119,7 @@ def _example_pass(denoiser: Denoiser, tap: str | None = None) -> Tensor:
     parameter = next(network.parameters())
     device = None if parameter.is_meta else parameter.device
     x_t = torch.zeros(1, *network.shape, dtype=parameter.dtype, device=device)
-    t = denoiser.path.time(torch.ones(1, dtype=torch.float64, device=x_t.device))
+    t = denoiser.path.time(torch.ones(1, dtype=torch.float64))
     cond = network.example(1).to(x_t.device, x_t.dtype)
     return denoiser(x_t, t, cond) if tap is None else denoiser.features(x_t, t, cond, tap)
 
@@ -259,7 +259,7 @@ class LowerPart(Times):
     share: Tensor
 
     def nsr(self, u: Tensor, path: Path) -> Tensor:
-        return self.times.nsr(u * self.share, path)
+        return self.times.nsr(u.to(self.share.device) * self.share, path)
 
 
 @dataclass(frozen=True, kw_only=True)

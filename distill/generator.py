@@ -59,5 +59,5 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, cond: ConditionLike = None) -> Tensor:
         """Return samples [B, ...], at least float32, for unit normal noise `z` [B, ...] and the condition `cond`."""
-        t = torch.full((len(z),), self.t, dtype=torch.float64, device=z.device)
+        t = torch.full((len(z),), self.t, dtype=torch.float64)
         return cast(Tensor, self.denoiser(self.scale * z, t, cond))

@@ -47,9 +47,7 @@ class WeightTable:
 
     def __call__(self, nsr: Tensor) -> Tensor:
         """Return the weights [B] at the noise-to-signal ratios `nsr` [B]."""
-        if self._logs.device != nsr.device:  # it stays on the device of its last use: no copy in each call
-            object.__setattr__(self, "_logs", self._logs.to(nsr.device))
-        knots, values = self._logs
+        knots, values = self._logs.to(nsr.device)
         at = nsr.double().log().clamp(knots[0], knots[-1])
         above = torch.searchsorted(knots, at).clamp(1, len(knots) - 1)
         share = (at - knots[above - 1]) / (knots[above] - knots[above - 1])

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.random import Random, expand
+from distill.random import Random
+from distill.tensors import beside
 
 MAX_STEPS = 100_000
 """The steps of the longest grid that is read."""
@@ -81,7 +82,8 @@ class Path:
         Returns:
             The diffused samples [B, ...] in the dtype of `x`.
         """
-        return expand(self.alpha(t), x).to(x.dtype) * x + expand(self.sigma(t), x).to(x.dtype) * noise
+        alpha, sigma = beside(x, self.alpha(t), self.sigma(t))
+        return alpha * x + sigma * noise
 
     def draw(self, x: Tensor, times: TimeLaw, random: Random) -> Draw:
         """Diffuse samples at random times.
@@ -215,14 +217,8 @@ class DiscreteVP(Path):
             raise UserError("betas: leave no signal before the last step")
         object.__setattr__(self, "alphas_cumprod", alphas_cumprod)
 
-    def _table(self, device: torch.device) -> Tensor:
-        """Return alpha^2 of every step, [steps], on `device`."""
-        if self.alphas_cumprod.device != device:  # it stays on the device of its last use: no copy in each call
-            object.__setattr__(self, "alphas_cumprod", self.alphas_cumprod.to(device))
-        return self.alphas_cumprod
-
     def _alpha_squared(self, t: Tensor) -> Tensor:
-        table = self._table(t.device)
+        table = self.alphas_cumprod.to(t.device)  # times are on the host, but for those that depend on device values
         return table[t.round().long().clamp(0, len(table) - 1)]
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -240,7 +236,7 @@ class DiscreteVP(Path):
         return -self.sigma(t), self.alpha(t)
 
     def time(self, nsr: Tensor) -> Tensor:
-        table = self._table(nsr.device)
+        table = self.alphas_cumprod.to(nsr.device)
         log_nsr = 0.5 * ((1 - table) / table).log()
         middles = (log_nsr[1:] + log_nsr[:-1]) / 2
         return torch.bucketize(nsr.double().log(), middles, right=True).to(nsr.dtype)

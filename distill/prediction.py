@@ -12,63 +12,56 @@ noise, primes for d/dt, and J = alpha' sigma - alpha sigma', the kinds and their
               (arXiv:2206.00364, table 1), for the sample x_t/alpha at the noise level sigma/alpha
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from distill.paths import Path
-from distill.random import expand
+from distill.tensors import beside
 
 Kind = Literal["x0", "eps", "v", "velocity", "score", "edm"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True)
-class Coefficients:
-    """The coefficients, [B, 1, ...] each, in x0 = from_x_t * x_t + from_output * output.
+class Coefficients(NamedTuple):
+    """The coefficients, float64 [B] each, in x0 = from_x_t * x_t + from_output * output.
 
-    `input_scale` is the factor on x_t before it enters the network. None stands for 1.
+    `input_scale` is the factor on x_t before it enters the network.
     """
 
     from_x_t: Tensor
     from_output: Tensor
-    input_scale: Tensor | None
+    input_scale: Tensor
 
 
-def coefficients(kind: Kind, path: Path, t: Tensor, like: Tensor, sigma_data: float = 0.5) -> Coefficients:
+def coefficients(kind: Kind, path: Path, t: Tensor, sigma_data: float = 0.5) -> Coefficients:
     """Return the affine map from x_t and the network's output to x0.
 
     Args:
         kind: The prediction kind of the network.
         path: The path of x_t.
         t: Times [B] on the path.
-        like: A tensor [B, ...] with the number of dimensions and the dtype of the coefficients.
         sigma_data: The standard deviation of the data, which the kind `edm` alone uses.
     """
     t = t.double()  # alpha is small near pure noise, and float32 would lose digits in the divisions by it
-    alpha, sigma = path.alpha(t), path.sigma(t)
-    input_scale = None
+    alpha, sigma, one = path.alpha(t), path.sigma(t), torch.ones_like(t)
     if kind == "x0":
-        from_x_t, from_output = torch.zeros_like(t), torch.ones_like(t)
-    elif kind == "eps":
-        from_x_t, from_output = 1 / alpha, -sigma / alpha
-    elif kind == "v":
+        return Coefficients(torch.zeros_like(t), one, one)
+    if kind == "eps":
+        return Coefficients(1 / alpha, -sigma / alpha, one)
+    if kind == "v":
         power = alpha**2 + sigma**2
-        from_x_t, from_output = alpha / power, -sigma / power
-    elif kind == "velocity":
+        return Coefficients(alpha / power, -sigma / power, one)
+    if kind == "velocity":
         alpha_dot, sigma_dot = path.derivatives(t)
         jacobian = alpha_dot * sigma - alpha * sigma_dot
-        from_x_t, from_output = -sigma_dot / jacobian, sigma / jacobian
-    elif kind == "score":
-        from_x_t, from_output = 1 / alpha, sigma**2 / alpha
-    else:
-        nsr = sigma / alpha
-        total = nsr**2 + sigma_data**2
-        from_x_t, from_output = sigma_data**2 / total / alpha, nsr * sigma_data / total.sqrt()
-        input_scale = expand(1 / (alpha * total.sqrt()), like).to(like.dtype)
-    return Coefficients(expand(from_x_t, like).to(like.dtype), expand(from_output, like).to(like.dtype), input_scale)
+        return Coefficients(-sigma_dot / jacobian, sigma / jacobian, one)
+    if kind == "score":
+        return Coefficients(1 / alpha, sigma**2 / alpha, one)
+    nsr = sigma / alpha
+    total = nsr**2 + sigma_data**2
+    return Coefficients(sigma_data**2 / total / alpha, nsr * sigma_data / total.sqrt(), 1 / (alpha * total.sqrt()))
 
 
 def from_x0(kind: Kind, path: Path, x0: Tensor, x_t: Tensor, t: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -87,5 +80,5 @@ def from_x0(kind: Kind, path: Path, x0: Tensor, x_t: Tensor, t: Tensor, sigma_da
     Returns:
         The output [B, ...].
     """
-    c = coefficients(kind, path, t, x_t, sigma_data)
-    return (x0 - c.from_x_t * x_t) / c.from_output
+    from_x_t, from_output, _ = beside(x_t, *coefficients(kind, path, t, sigma_data))
+    return (x0 - from_x_t * x_t) / from_output

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill.tensors import to_device
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -33,19 +35,27 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Random:
-    """Independent random numbers for the samples of a batch. Each sample has its key, int64 [B]."""
+    """Independent random numbers for the samples of a batch.
+
+    Attributes:
+        keys: The key of each sample, int64 [B]. They are on the host while a run trains, and so are uniform numbers:
+            times and positions that depend on them need no kernel.
+        device: The device of normal numbers, which are as many as the elements of a sample. None for that of the keys.
+    """
 
     keys: Tensor
+    device: torch.device | None = None
 
     @classmethod
-    def at(cls, seed: int, index: Tensor) -> Random:
+    def at(cls, seed: int, index: Tensor, device: torch.device | None = None) -> Random:
         """Return the random numbers of some samples of a run.
 
         Args:
             seed: The seed of the run.
-            index: The positions of the samples in the whole run, int64 [B].
+            index: The positions of the samples in the whole run, int64 [B], on the device of the keys.
+            device: The device of normal numbers. None for that of the keys.
         """
-        return cls(_mix(_mix(torch.full_like(index, seed) + _GOLDEN) + index * _GOLDEN))
+        return cls(_mix(_mix(torch.full_like(index, seed) + _GOLDEN) + index * _GOLDEN), device)
 
     @classmethod
     def of(cls, values: Tensor) -> Random:
@@ -61,10 +71,11 @@ class Random:
 
     def stream(self, name: str) -> Random:
         """Return further random numbers for the same samples. Streams of different names are independent."""
-        return Random(_mix(self.keys ^ _mix(torch.full_like(self.keys, zlib.crc32(name.encode())) + _GOLDEN)))
+        keys = _mix(self.keys ^ _mix(torch.full_like(self.keys, zlib.crc32(name.encode())) + _GOLDEN))
+        return Random(keys, self.device)
 
     def bits(self, count: int) -> Tensor:
-        """Return 64 random bits each, int64 [B, count], by splitmix64 from each sample's key."""
+        """Return 64 random bits each, int64 [B, count], by splitmix64 from each sample's key, on its device."""
         steps = torch.arange(1, count + 1, device=self.keys.device) * _GOLDEN
         return _mix(self.keys[:, None] + steps)
 
@@ -79,7 +90,8 @@ class Random:
         The method of Box and Muller (1958) makes two numbers from 64 bits.
         """
         count = math.prod(shape)
-        bits = self.bits((count + 1) // 2)
+        keys = self.keys if self.device is None else to_device(self.keys, self.device, dtype)
+        bits = Random(keys).bits((count + 1) // 2)
         work = torch.promote_types(dtype, torch.float32)  # half precision cannot represent 32-bit integers
         first = (_shift(bits, 32).to(work) + 0.5) * 2.0**-32
         angle = (bits & 0xFFFFFFFF).to(work) * (2 * math.pi * 2.0**-32)
@@ -87,8 +99,3 @@ class Random:
         radius = (-2 * first.log()).clamp_(min=0).sqrt_()
         normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
         return normal.reshape(-1, *shape).to(dtype)
-
-
-def expand(value: Tensor, like: Tensor) -> Tensor:
-    """Return `value` [B] as [B, 1, ...], with as many dimensions as `like` [B, ...]."""
-    return value.reshape(-1, *[1] * (like.ndim - 1))

@@ -97,11 +97,11 @@ def constants(generator: Generator) -> dict[str, float]:
     """
     denoiser = generator.denoiser
     t = torch.tensor([generator.t], dtype=torch.float64)
-    c = coefficients(denoiser.prediction, denoiser.path, t, t, denoiser.sigma_data)
+    c = coefficients(denoiser.prediction, denoiser.path, t, denoiser.sigma_data)
     return {
         "scale": float(generator.scale),
         "timestep": float(denoiser.path.network_time(t)),
-        "input_scale": 1.0 if c.input_scale is None else float(c.input_scale),
+        "input_scale": float(c.input_scale),
         "from_x_t": float(c.from_x_t),
         "from_output": float(c.from_output),
     }

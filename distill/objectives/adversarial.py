@@ -7,6 +7,7 @@ from torch import Tensor
 from distill.discriminator import R1, accuracy, discriminator_loss
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, per_sample
+from distill.tensors import match
 from distill.times import Times
 
 
@@ -54,7 +55,7 @@ def denoise_and_discriminate(
     assert batch.real is not None
     x, random = x.detach(), batch.random.stream("fake")
     x_t, t, noise = nets.path.draw(x, times, random)
-    w = denoising_weight(weight, nets.path.nsr(t), nets.teacher.sigma_data).to(x.dtype)
+    w = match(denoising_weight(weight, nets.path.nsr(t), nets.teacher.sigma_data), x)
     if discriminator_times is None:
         denoised, fake = nets.fake(x_t, t, batch.cond, "both")
     else:

@@ -13,6 +13,7 @@ from distill.errors import UserError, require
 from distill.objectives.adversarial import denoise_and_discriminate, logits_at
 from distill.objectives.dmd import dmd_loss
 from distill.objectives.objective import Batch, Denoisers, Estimates, Objective, l1_normaliser
+from distill.tensors import match
 from distill.times import Karras, Times
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "softened_reverse_kl", "neyman", "squared_hellinger", "jeffreys"]
@@ -100,12 +101,11 @@ class FDistill(Objective):
         """
         assert s.logits is not None
         ratio, nsr = density_ratio(s.logits, *self.ratio_range), nets.path.nsr(s.t)
-        bins = torch.arange(self.bins, device=nsr.device)
+        bins = torch.arange(self.bins)
         edges = self.times.nsr(bins[1:].to(nsr.dtype) / self.bins, nets.path)
-        index = torch.bucketize(nsr, edges)
-        inside = (index[:, None] == bins).to(ratio.dtype)
+        inside = match((torch.bucketize(nsr, edges)[:, None] == bins).to(nsr.dtype), ratio)
         mean, known = nets.mean(inside * ratio[:, None]) / nets.mean(inside), nets.memory["ratio"]
         now = self.memory * known + (1 - self.memory) * mean
         # An empty bin has the mean 0/0, and a broken update may have NaN. The memory of such bins stays as it is.
         known.copy_(torch.where(now.isfinite(), now, known))
-        return ratio / known[index].to(ratio.dtype)
+        return ratio / (inside * known.to(ratio.dtype)).sum(1)

@@ -10,7 +10,7 @@ from distill.errors import UserError
 from distill.loss_weights import Weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.paths import Path
-from distill.random import expand
+from distill.tensors import beside
 from distill.times import LogNormal, Times
 
 
@@ -73,7 +73,7 @@ def fgm_loss(x: Tensor, teacher: Tensor, fake: Tensor, velocity_weight: Tensor, 
         The loss [B].
     """
     gap = teacher - fake
-    return per_sample(expand(velocity_weight, x).to(x.dtype) * gap * (first * gap + 2 * second * (fake - x)))
+    return per_sample(beside(x, velocity_weight)[0] * gap * (first * gap + 2 * second * (fake - x)))
 
 
 @dataclass(frozen=True, kw_only=True)

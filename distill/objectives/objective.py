@@ -12,6 +12,7 @@ from distill.denoiser import Denoise, Denoiser, GuidableDenoiser
 from distill.loss_weights import Weight, denoising_weight
 from distill.paths import DiscreteVP, Flow, Path
 from distill.random import Random
+from distill.tensors import match
 from distill.times import LogNormal, Times, UniformSteps
 
 
@@ -160,7 +161,7 @@ def denoising_loss(
     """
     x_t, t, _ = path.draw(x0, times, random)
     w = denoising_weight(weight, path.nsr(t), sigma_data)
-    return w.to(x0.dtype) * per_sample((denoise(x_t, t, cond) - x0) ** 2)
+    return match(w, x0) * per_sample((denoise(x_t, t, cond) - x0) ** 2)
 
 
 def usual_times(path: Path) -> Times | None:

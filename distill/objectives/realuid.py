@@ -10,6 +10,7 @@ from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.fgm import check_velocity, velocity_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.prediction import from_x0
+from distill.tensors import match
 from distill.times import Times, UniformFlow
 
 
@@ -91,6 +92,6 @@ class RealUID(Objective):
             fake, given = (from_x0("velocity", nets.path, x0, x_t, t) for x0 in (nets.fake(x_t, t, batch.cond), x))
             # A denoising weight is for errors in x0. The quotient is for errors in the velocity: 1 for "velocity".
             weight = denoising_weight(self.fake_weight, nets.path.nsr(t), nets.teacher.sigma_data)
-            return (weight / velocity_weight(nets.path, t)).to(x.dtype) * realuid_fake_loss(given, fake, a, b)
+            return match(weight / velocity_weight(nets.path, t), x) * realuid_fake_loss(given, fake, a, b)
 
         return {"generated": loss(x.detach(), self.a, self.b), "real": loss(batch.real, 1 - self.a, 1 - self.b)}

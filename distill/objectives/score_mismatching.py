@@ -7,6 +7,7 @@ from torch import Tensor
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.prediction import from_x0
+from distill.tensors import match
 from distill.times import Karras, Times
 
 
@@ -54,7 +55,7 @@ class ScoreMismatching(Objective):
             predicted = from_x0("eps", nets.path, nets.fake(x_t, t, batch.cond), x_t, t)
             # A denoising weight is for errors in x0. Times nsr^2 it is for errors in the noise: 1 for "eps".
             weight = denoising_weight(self.fake_weight, nsr := nets.path.nsr(t), nets.teacher.sigma_data) * nsr**2
-            return weight.to(x.dtype) * noise_loss(predicted, drawn if noise is None else noise)
+            return match(weight, x) * noise_loss(predicted, drawn if noise is None else noise)
 
         other = batch.random.stream("other noise").normal(*x.shape[1:], dtype=x.dtype)
         return {"generated": loss(x.detach(), "fake", other), "real": loss(batch.real, "real")}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
+from distill.tensors import match
 from distill.times import Karras, Times
 
 
@@ -42,6 +43,6 @@ class SiD(Objective):
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
         nsr = nets.path.nsr(s.t)
-        weight = l1_normaliser(x, s.teacher) if self.weight == "l1" else generator_weight(self.weight, nsr).to(x.dtype)
+        weight = l1_normaliser(x, s.teacher) if self.weight == "l1" else match(generator_weight(self.weight, nsr), x)
         nets.note("weight", weight, nsr)
         return {"sid": self.scale * weight * sid_loss(x, s.teacher, s.fake, self.alpha)}

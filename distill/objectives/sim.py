@@ -9,7 +9,7 @@ from torch import Tensor
 from distill.errors import require
 from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
-from distill.random import expand
+from distill.tensors import beside, expand, match
 from distill.times import Karras, Times
 
 
@@ -117,7 +117,7 @@ def sim_loss(x: Tensor, teacher: Tensor, fake: Tensor, distance: Distance, unit:
     Returns:
         The loss [B].
     """
-    unit = expand(unit, x).to(x.dtype)
+    (unit,) = beside(x, unit)
     y = unit * (teacher - fake)
     return per_sample(distance.factor(y) * y * unit * (fake - x))
 
@@ -142,6 +142,6 @@ class SIM(Objective):
         weight = generator_weight(self.weight, nsr)
         unit = nets.path.alpha(s.t) / nets.path.sigma(s.t) ** 2 if self.space == "score" else torch.ones_like(nsr)
         with torch.no_grad():
-            factor = self.distance.factor(expand(unit, x).to(x.dtype) * (s.teacher - s.fake))
-            nets.note("weight", weight * unit**2 * factor.flatten(1).mean(1), nsr)
-        return {"sim": weight.to(x.dtype) * sim_loss(x, s.teacher, s.fake, self.distance, unit)}
+            factor = self.distance.factor(beside(x, unit)[0] * (s.teacher - s.fake))
+            nets.note("weight", match(weight * unit**2, x) * factor.flatten(1).mean(1), nsr)
+        return {"sim": match(weight, x) * sim_loss(x, s.teacher, s.fake, self.distance, unit)}

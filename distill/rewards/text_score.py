@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distill.conditions import Condition, ConditionLike, to_device
+from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
 from distill.errors import UserError, require
 from distill.rewards.reward import Reward
+from distill.tensors import to_device
 
 
 class TextScore(nn.Module):

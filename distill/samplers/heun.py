@@ -7,8 +7,9 @@ from torch import Tensor
 
 from distill.conditions import ConditionLike
 from distill.denoiser import GuidableDenoiser
-from distill.random import Random, expand
+from distill.random import Random
 from distill.samplers.sampler import Sampler
+from distill.tensors import beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Heun(Sampler):
         def slope(x: Tensor, index: int) -> Tensor:
             """Return the derivative of x = x_t / alpha in the noise-to-signal ratio, at a level."""
             t = levels.time(index, x)
-            x0: Tensor = denoiser(expand(path.alpha(t), x).to(x.dtype) * x, t, cond)
+            x0: Tensor = denoiser(beside(x, path.alpha(t))[0] * x, t, cond)
             return (x - x0) / levels.nsr[index]
 
         x: Tensor = first * z

@@ -34,8 +34,8 @@ class Levels:
         return cls(path, times, torch.cat([path.nsr(times), torch.zeros(1, dtype=torch.float64)]))
 
     def time(self, index: int, z: Tensor) -> Tensor:
-        """Return the time with the number `index` for each sample of `z` [B, ...], float64 [B]."""
-        return torch.full((len(z),), float(self.times[index]), dtype=torch.float64, device=z.device)
+        """Return the time with the number `index` for each sample of `z` [B, ...], float64 [B] on the host."""
+        return torch.full((len(z),), float(self.times[index]), dtype=torch.float64)
 
 
 def ramp_levels(path: Path, count: int, low: float, high: float, rho: float) -> Tensor:

@@ -12,7 +12,7 @@ from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.errors import UserError, require
 from distill.guidance import GuidedDenoiser, classifier_free
 from distill.prediction import Kind, from_x0
-from distill.random import expand
+from distill.tensors import expand, match
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class SampledGuidance(GuidedDenoiser):
             return strong
         weak = self.weak(x_t, t, cond)
         guided = self._rescaled(weak + self.scale * (strong - weak), strong, x_t, t)
-        return guided if bool(inside.all()) else torch.where(expand(inside, guided), guided, strong)
+        return guided if bool(inside.all()) else torch.where(expand(match(inside, guided), guided), guided, strong)
 
     def _inside(self, t: Tensor) -> Tensor:
         """Return whether each time of `t` [B] is one of the interval, bool [B]."""
@@ -128,7 +128,7 @@ class SampledGuidance(GuidedDenoiser):
 
     def _only(self, inside: Tensor, guided: Tensor, x_t: Tensor, t: Tensor, cond: ConditionLike) -> Tensor:
         """Return the guided estimates of the samples `inside` [B], and the plain ones of the others."""
-        return torch.where(expand(inside, guided), guided, self.strong(x_t, t, cond))
+        return torch.where(expand(match(inside, guided), guided), guided, self.strong(x_t, t, cond))
 
     def _rescaled(self, guided: Tensor, strong: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the guided estimate [B, ...] of x0, its output with the standard deviation of the strong one."""

@@ -19,9 +19,10 @@ from distill.conditions import Condition, ConditionLike
 from distill.denoiser import GuidableDenoiser
 from distill.errors import UserError, one_line, require
 from distill.paths import DiscreteVP, Path
-from distill.random import Random, expand
+from distill.random import Random
 from distill.samplers.levels import Levels, apart, log_levels
 from distill.saved_files import open_tensors, save_tensors
+from distill.tensors import beside
 
 STATISTICS_FORMAT = "distill model statistics 1"
 """The value of the key `format` in the header of a file."""
@@ -192,7 +193,7 @@ def _trajectories(
         t = levels.time(index, z)
         with torch.enable_grad():
             inner = y.detach().requires_grad_()
-            x0 = denoiser(expand(path.alpha(t), y).to(y.dtype) * inner, t, cond)
+            x0 = denoiser(beside(y, path.alpha(t))[0] * inner, t, cond)
             (product,) = torch.autograd.grad(x0, inner, signs.to(x0.dtype))
         x0 = x0.detach().to(z.dtype)
         found.append((y, y - x0, signs * product))

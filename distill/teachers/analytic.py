@@ -8,7 +8,8 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.networks.network import Network, null_label
 from distill.paths import Path
-from distill.random import Random, expand
+from distill.random import Random
+from distill.tensors import beside, expand
 
 
 class GaussianMixture(Denoiser):
@@ -45,11 +46,12 @@ class GaussianMixture(Denoiser):
         It is the mean of the components' own estimates, weighted by the components' posterior probabilities.
         """
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        alpha, sigma = self.path.alpha(t)[:, None].to(x_t.dtype), self.path.sigma(t)[:, None].to(x_t.dtype)  # [B, 1]
+        flat = x_t.flatten(1)
+        alpha, sigma = beside(flat, self.path.alpha(t), self.path.sigma(t))  # [B, 1]
         stds, log_weights = self.stds.to(x_t.dtype), self.log_weights.to(x_t.dtype)  # [K]
         variance = alpha**2 * stds**2 + sigma**2  # [B, K], of x_t under each component
-        flat, means = x_t.flatten(1)[:, None], self.means.flatten(1).to(x_t.dtype)  # [B, 1, D], [K, D]
-        offset = flat - alpha[..., None] * means  # [B, K, D]
+        means = self.means.flatten(1).to(x_t.dtype)  # [K, D]
+        offset = flat[:, None] - alpha[..., None] * means  # [B, K, D]
         log_density = -0.5 * (offset**2).sum(-1) / variance - 0.5 * means.shape[1] * variance.log()
         share = (log_weights + log_density).softmax(1)  # [B, K]
         if (labels := Condition.of(cond).labels) is not None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.conditions import Condition, to_device
+from distill.conditions import Condition
 from distill.objectives import Batch, Pairs
 from distill.random import Random
+from distill.tensors import to_device
 from trainers.data.dataset import Dataset, order
 from trainers.data.pairs import PairSet, condition_of
 
@@ -74,11 +75,10 @@ class Batches:
         """
         start = first + (micro * self.world + self.rank) * self.size
         index = torch.arange(start, start + self.size)
-        host = Random.at(self.seed, index).stream(stream)  # the same numbers on the host, for lookups
-        random = Random(self._to_device(host.keys))
+        random = Random.at(self.seed, index, self.device).stream(stream)
         pairs = self._pairs(first, micro) if self.pairs is not None and stream == "generator" else None
         noise = unit_noise(self.dataset.shape, random, self.dtype)
-        positions = self.dataset.order(self.seed, index) if self.real else drawn_positions(self.dataset, host)
+        positions = self.dataset.order(self.seed, index) if self.real else drawn_positions(self.dataset, random)
         cond = condition_at(self.dataset, positions).to(self.device, self.dtype)  # generated samples share it
         texts = texts_at(self.dataset, positions) if self.texts else None
         if not self.real:
@@ -102,27 +102,24 @@ class Batches:
         return to_device(value, self.device, self.dtype)
 
 
-def inputs(
-    dataset: Dataset, random: Random, dtype: torch.dtype = torch.float32, host: Random | None = None
-) -> tuple[Tensor, Condition]:
+def inputs(dataset: Dataset, random: Random, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Condition]:
     """Return the inputs of a generator: noise, and conditions as frequent as in the data.
 
     Args:
         dataset: The data as the teacher takes them.
-        random: The random numbers of B samples.
+        random: The random numbers of B samples, whose keys are on the host.
         dtype: The dtype of the noise and of the tensors of the condition.
-        host: The same random numbers on the host. Without them the lookup of the conditions waits for the device.
 
     Returns:
         Unit normal noise [B, C, *spatial], and a condition [B, ...].
     """
-    positions = drawn_positions(dataset, host or Random(random.keys.cpu()))
-    return unit_noise(dataset.shape, random, dtype), condition_at(dataset, positions).to(random.keys.device, dtype)
+    noise = unit_noise(dataset.shape, random, dtype)
+    return noise, condition_at(dataset, drawn_positions(dataset, random)).to(noise.device, dtype)
 
 
-def drawn_positions(dataset: Dataset, host: Random) -> Tensor:
-    """Return the positions [B] of the conditions of B samples, whose random numbers are on the host."""
-    return (host.stream("label").uniform() * dataset.count).long()
+def drawn_positions(dataset: Dataset, random: Random) -> Tensor:
+    """Return the positions [B] of the conditions of B samples, on the device of the keys: the host."""
+    return (random.stream("label").uniform() * dataset.count).long()
 
 
 def texts_at(dataset: Dataset, positions: Tensor) -> tuple[str, ...]:

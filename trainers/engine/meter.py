@@ -4,6 +4,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from distill.tensors import match
+
 BINS = ("nsr<0.1", "nsr 0.1-0.32", "nsr 0.32-1", "nsr 1-3.2", "nsr 3.2-10", "nsr>10")  # each half a decade wide
 
 
@@ -34,7 +36,7 @@ class Meter:
             pair = torch.stack([values.sum(), count])[None]
         else:
             bins = (2 * nsr.double().log10() + 3).floor().clamp(0, len(BINS) - 1)
-            inside = bins[:, None] == torch.arange(len(BINS), device=bins.device)
+            inside = match(bins[:, None] == torch.arange(len(BINS), device=bins.device), values)
             pair = torch.stack([torch.where(inside, values[:, None], 0).sum(0), inside.double().sum(0)], dim=1)
         total = self.totals.get(name)
         self.totals[name] = pair if total is None else total.add_(pair)

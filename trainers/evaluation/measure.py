@@ -46,27 +46,33 @@ def sample_positions(dataset: Dataset, numbers: torch.Tensor, seed: int, in_orde
         in_order: Whether sample n has the condition n, and so from the first again. Otherwise they are drawn at random.
     """
     if in_order:
-        return numbers.cpu() % dataset.count
-    return drawn_positions(dataset, Random.at(seed, numbers.cpu()).stream("evaluation"))
+        return numbers % dataset.count
+    return drawn_positions(dataset, Random.at(seed, numbers).stream("evaluation"))
 
 
 def draw_samples(
-    sampler: Sampler, dataset: Dataset, numbers: torch.Tensor, seed: int, in_order: bool = False
+    sampler: Sampler,
+    dataset: Dataset,
+    numbers: torch.Tensor,
+    seed: int,
+    in_order: bool = False,
+    device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Draw samples, with the same noise and conditions for every model.
 
     Args:
         sampler: The sampler of the model.
         dataset: The data as the teacher takes them, for the shape of the noise and for the conditions.
-        numbers: The numbers of the samples, int64 [N], on the device of the model.
+        numbers: The numbers of the samples, int64 [N] on the host.
         seed: The seed of noise and conditions.
         in_order: Whether the conditions come in the order of the data.
+        device: The device of the model. None for the host.
 
     Returns:
         Samples [N, C, *spatial] on the device, and their labels [N] on the CPU. The labels are None without classes.
     """
-    noise = unit_noise(dataset.shape, Random.at(seed, numbers).stream("evaluation"))
-    cond = condition_at(dataset, sample_positions(dataset, numbers, seed, in_order)).to(numbers.device, noise.dtype)
+    noise = unit_noise(dataset.shape, Random.at(seed, numbers, device).stream("evaluation"))
+    cond = condition_at(dataset, sample_positions(dataset, numbers, seed, in_order)).to(noise.device, noise.dtype)
     return sampler(noise, cond).float(), None if cond.labels is None else cond.labels.cpu()
 
 
@@ -106,12 +112,12 @@ def evaluate(
     tally, refusal, in_order = None, None, settings.prompts is not None
     # Every rank draws as many samples, so that all reach the same polls and the same forwards of sharded networks. The
     # last ranks may draw a few too many, which do not count. A rank that refuses its samples draws on, too.
-    for numbers in torch.arange(rank * share, (rank + 1) * share, device=device).split(chunk):
+    for numbers in torch.arange(rank * share, (rank + 1) * share).split(chunk):
         STOP.poll()
-        images, labels = draw_samples(sampler, dataset, numbers, seed, in_order)
+        images, labels = draw_samples(sampler, dataset, numbers, seed, in_order, device)
         try:
             texts = texts_at(dataset, sample_positions(dataset, numbers, seed, in_order)) if dataset.prompts else ()
-            part = protocol.tally(images, numbers.cpu(), count, labels, texts)
+            part = protocol.tally(images, numbers, count, labels, texts)
             tally = part if tally is None else tally.merge(part)
         except UserError as error:
             refusal = refusal or str(error)

@@ -60,6 +60,6 @@ def layout(session: Session) -> tuple[int, int]:
 def preview_inputs(session: Session) -> tuple[torch.Tensor, Condition]:
     """Return noise [N, C, *spatial] and conditions for the picture, one class or prompt for each column."""
     columns, rows = layout(session)
-    index = torch.arange(columns * rows, device=session.accelerator.device)
-    noise, _ = inputs(session.dataset, Random.at(session.run.seed, index).stream("preview"))
-    return noise, preview_conditions(session.dataset, index % columns)
+    index, device = torch.arange(columns * rows), session.accelerator.device
+    noise, _ = inputs(session.dataset, Random.at(session.run.seed, index, device).stream("preview"))
+    return noise, preview_conditions(session.dataset, (index % columns).to(device))

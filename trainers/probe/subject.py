@@ -99,14 +99,14 @@ class Subject:
 
     def inputs(self, purpose: str, first: int, count: int) -> tuple[Tensor, Condition, Random]:
         """Return unit noise [N, C, *spatial], conditions [N, ...] and random numbers, from a stream for one purpose."""
-        index = torch.arange(first, first + count, device=self.device)
-        random = Random.at(self.run.seed, index).stream(f"probe {purpose}")
+        index = torch.arange(first, first + count)
+        random = Random.at(self.run.seed, index, self.device).stream(f"probe {purpose}")
         noise, cond = inputs(self.dataset, random)
         return noise, cond, random
 
     def time(self, nsr: float, count: int) -> Tensor:
         """Return the time of a noise-to-signal ratio on the teacher's path, float64 [count]."""
-        return self.teacher.path.time(torch.full((count,), nsr, dtype=torch.float64, device=self.device))
+        return self.teacher.path.time(torch.full((count,), nsr, dtype=torch.float64))
 
     def levels(self, levels: tuple[float, ...]) -> list[float]:
         """Return the noise-to-signal ratios that the teacher's path has nearest to `levels`, each once."""

@@ -134,8 +134,8 @@ def make_pairs(
         for first in range(0, count, PAIRS_A_SHARD):
             file, rows = folder / f"pairs-{first // PAIRS_A_SHARD:05d}.safetensors", min(PAIRS_A_SHARD, count - first)
             if shards.get(file.name, {}).get("pairs") != rows:
-                parts = torch.arange(first, first + rows, device=device).split(batch)
-                pairs = [_solve(denoiser, settings, dataset, index) for index in parts]
+                parts = torch.arange(first, first + rows).split(batch)
+                pairs = [_solve(denoiser, settings, dataset, index, device) for index in parts]
                 columns = {name: torch.cat([pair[name] for pair in pairs]) for name in pairs[0]}
                 problem = f"teacher: '{teacher}' gives samples that are not finite; nothing of them was written"
                 require(is_finite(columns["target"]), problem)
@@ -186,9 +186,11 @@ def _intact_shards(folder: Path, description: dict[str, Any], count: int) -> dic
     }
 
 
-def _solve(denoiser: Denoiser, settings: PairSettings, dataset: Dataset, index: Tensor) -> dict[str, Tensor]:
+def _solve(
+    denoiser: Denoiser, settings: PairSettings, dataset: Dataset, index: Tensor, device: torch.device
+) -> dict[str, Tensor]:
     """Return the pairs with the numbers `index` [B], as columns of a shard."""
-    noise, cond = inputs(dataset, Random.at(settings.seed, index).stream("pairs"))
+    noise, cond = inputs(dataset, Random.at(settings.seed, index, device).stream("pairs"))
     sampler, guided = settings.used, classifier_free(denoiser, settings.teacher_cfg, denoiser.null)
     if sampler.guidance is not None:
         guided = sampler.guidance.guide(denoiser)

@@ -24,7 +24,7 @@ from distill.objectives.sida import SiDA
 from distill.objectives.sim import SIM, Exponential, Huber, SquaredL2
 from distill.objectives.uni_instruct import UniInstruct
 from distill.prediction import Kind, coefficients, from_x0
-from distill.random import expand
+from distill.tensors import expand
 from distill.times import Karras, LogNormal, Times
 from tests.toys import ExactCritic, White
 
