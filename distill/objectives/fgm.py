@@ -10,7 +10,7 @@ from distill.errors import UserError
 from distill.loss_weights import Weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.paths import Path
-from distill.tensors import beside
+from distill.tensors import beside, match
 from distill.times import LogNormal, Times
 
 
@@ -94,6 +94,6 @@ class FGM(Objective):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
-        weight = velocity_weight(nets.path, s.t)
+        weight = match(velocity_weight(nets.path, s.t), x)
         nets.note("weight", weight, nets.path.nsr(s.t))
         return {"fgm": fgm_loss(x, s.teacher, s.fake, weight, self.first, self.second)}

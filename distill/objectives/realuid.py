@@ -76,7 +76,7 @@ class RealUID(Objective):
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         s = self.estimate(nets, x, batch, self.times)
-        nets.note("weight", velocity_weight(nets.path, s.t), nets.path.nsr(s.t))
+        nets.note("weight", match(velocity_weight(nets.path, s.t), x), nets.path.nsr(s.t))
         teacher, fake, given = (from_x0("velocity", nets.path, x0, s.x_t, s.t) for x0 in (s.teacher, s.fake, x))
         return {"realuid": realuid_loss(given, teacher, fake, self.a, self.b)}
 

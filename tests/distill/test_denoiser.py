@@ -16,6 +16,7 @@ from distill.networks.network import Network
 from distill.objectives import Batch, Denoisers, Objective
 from distill.prediction import KINDS, Kind, coefficients, from_x0
 from distill.teachers import GaussianMixture
+from distill.tensors import beside
 from tests.toys import ALL_PATHS, PAIRLESS, Tanh
 
 SHAPE = (2, 2, 2)
@@ -33,8 +34,7 @@ class Wrapped(Network):
         logarithmic = {EDM: 250, ContinuousVP: 0.25}.get(type(path))
         one = path.network_time(torch.ones(1, dtype=torch.float64))
         t = time / one if logarithmic is None else (time / logarithmic).exp()
-        scale = coefficients(self.kind, path, t, x).input_scale
-        x_t = x if scale is None else x / scale
+        x_t = x / beside(x, coefficients(self.kind, path, t).input_scale)[0]
         return from_x0(self.kind, path, self.teacher(x_t, t, cond), x_t, t)
 
 
@@ -104,11 +104,11 @@ def test_only_the_network_runs_in_bfloat16(kind: Kind) -> None:
     t = torch.tensor([0.01, 0.6, 0.999])
     x_t = Random.at(0, torch.arange(3)).normal(6)
     x0 = denoiser(x_t, t)
-    c = coefficients(kind, VP(), t, x_t)
+    from_x_t, from_output, _ = beside(x_t, *coefficients(kind, VP(), t))
     assert seen[0].dtype == torch.float32  # preconditioned in float32; autocast does the rest inside
     assert seen[1].dtype == torch.bfloat16
     assert x0.dtype == torch.float32
-    assert torch.equal(x0, c.from_x_t * x_t + c.from_output * seen[1].float())
+    assert torch.equal(x0, from_x_t * x_t + from_output * seen[1].float())
     assert torch.equal(denoiser(x_t.bfloat16(), t), denoiser(x_t.bfloat16().float(), t))
 
 
@@ -125,8 +125,8 @@ def test_near_pure_noise_x0_is_no_worse_than_the_bfloat16_output(kind: Kind) -> 
             return output
 
     def x0(dtype: torch.dtype) -> Tensor:
-        c = coefficients(kind, path, t, x_t.double())
-        return (c.from_x_t.to(dtype) * x_t.to(dtype) + c.from_output.to(dtype) * output.to(dtype)).double()
+        from_x_t, from_output, _ = beside(x_t.to(dtype), *coefficients(kind, path, t))
+        return (from_x_t * x_t.to(dtype) + from_output * output.to(dtype)).double()
 
     exact = x0(torch.float64)
     ours = Denoiser(Net(), path, kind, autocast_dtype=torch.bfloat16)(x_t, t)

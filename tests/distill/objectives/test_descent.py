@@ -24,7 +24,7 @@ from distill.objectives.sida import SiDA
 from distill.objectives.sim import SIM, Exponential, Huber, SquaredL2
 from distill.objectives.uni_instruct import UniInstruct
 from distill.prediction import Kind, coefficients, from_x0
-from distill.tensors import expand
+from distill.tensors import beside, expand
 from distill.times import Karras, LogNormal, Times
 from tests.toys import ExactCritic, White
 
@@ -75,9 +75,9 @@ class ExactFake(ExactCritic):
         """x0 where the network of `kind` says (over_0 p_ours u_ours + over_1 p_real u_real) / (under . p)."""
         ratio = expand(super().forward(x_t, t, None, "logits")[:, 0].clamp(max=700).exp(), x_t)
         ours, real = (from_x0(kind, self.teacher.path, net(x_t, t), x_t, t) for net in (self.fake, self.teacher))
-        c = coefficients(kind, self.teacher.path, t, x_t)
+        from_x_t, from_output, _ = beside(x_t, *coefficients(kind, self.teacher.path, t))
         mean = (over[0] * ours + over[1] * ratio * real) / (under[0] + under[1] * ratio)
-        return c.from_x_t * x_t + c.from_output * mean
+        return from_x_t * x_t + from_output * mean
 
 
 def descend(path: Path, objective: Objective, start: tuple[float, float]) -> tuple[float, float]:
