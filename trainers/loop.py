@@ -260,11 +260,11 @@ def resume_session(session: Session, folder: Path, console: Console, allow: Sequ
     if changed:
         session.state.changes.append({"images": session.state.images, "changed": changed})
     run, state = session.run, session.state
-    ended, failed = state.images >= run.images, any(int(p.streak) >= run.max_skipped for p in state.players.values())
+    streak = max(player.counters()["streak"] for player in state.players.values())
+    ended, failed = state.images >= run.images, streak >= run.max_skipped
     if failed and not ended:
         for player in state.players.values():  # the run ended for it, and the user has changed something since
-            player.streak.zero_()
-            player.longest.zero_()
+            player.set_counters(streak=0, longest=0)
     done = ended and not (state.unfinished or failed or any(map(ends_skipped, state.players.values())))
     console.print(finished_line(folder, state.images) if done else f"resumed '{folder}' at {state.images:,} images")
     # One rank rewinds, and no rank trains on, and writes, before it is done.

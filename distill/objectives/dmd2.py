@@ -62,5 +62,5 @@ class DMD2(Objective):
         if self.noise is not None:
             certainty = nets.mean(losses.real.detach().sign().flatten(1).mean(1))
             self.noise.adapt(nets.memory["share"], nets.memory["images"], certainty, nets.images)
-            nets.note("noise_share", nets.memory["share"][None])
+            nets.note("noise_share", nets.memory["share"].clone())  # which the next update changes
         return {"denoising": losses.denoising, "discriminator": self.discriminator * x[0].numel() * losses.loss}

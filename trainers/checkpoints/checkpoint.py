@@ -188,8 +188,7 @@ def restore(session: Session, folder: Path) -> None:
     for name, player in state.players.items():
         load_module(player.bare, folder / f"{name}{SUFFIX}", player.frozen_names)
         _load_optimizer(player, ShardedTensors(folder, f"{name}.optimizer"))
-        for counter, value in description["counters"][name].items():
-            getattr(player, counter).fill_(value)
+        player.set_counters(**description["counters"][name])
         # Earlier versions did not save this number, which is the same unless the batch or the objective changed.
         rounds = description["images"] // session.run.batch_size
         each = getattr(session.run, "most_fake_updates", 1) if name == "fake" else 1

@@ -171,7 +171,7 @@ class Saver:
         no longer finite. So the run must come to its end, or through `max_skipped` updates, and skip none.
         """
         run, images = session.run, session.state.images
-        if any(int(player.streak) for player in session.state.players.values()):
+        if any(player.counters()["streak"] for player in session.state.players.values()):
             return False
         return images >= run.images or images - self._resumed >= run.max_skipped * run.batch_size
 

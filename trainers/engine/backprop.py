@@ -91,11 +91,11 @@ class OneByOne:
         self.samples, self.leaf = samples, samples.detach().requires_grad_()
         return self.leaf
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """Return the gradient [B, ...] of a scalar in the samples. A second loss of the same calls may follow."""
+    def gradient(self, loss: Tensor, slope: Tensor | None = None) -> Tensor:
+        """Return the gradient [B, ...] of a scalar in the samples, times `slope`. A second loss may follow."""
         leaves = [self.leaf, *(leaf for call in self.calls for leaf in call.leaves)]
         # 1. Within the objective: to the samples directly, and to the outputs of every call.
-        direct, *at_outputs = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        direct, *at_outputs = torch.autograd.grad(loss, leaves, slope, retain_graph=True, materialize_grads=True)
         # 2. Through each call, from its outputs to its input. The last call comes first, since it still has its graph.
         inputs, at_inputs = [], []
         for call in reversed(self.calls):
@@ -111,7 +111,7 @@ class OneByOne:
             direct = direct + torch.autograd.grad(inputs, self.leaf, at_inputs, retain_graph=True)[0]
         return direct
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a scalar in the generator's parameters, and forget the calls."""
-        self.samples.backward(self.gradient(loss))
+    def backward(self, loss: Tensor, slope: Tensor | None = None) -> None:
+        """Accumulate the gradient of a scalar in the generator's parameters, times `slope`, and forget the calls."""
+        self.samples.backward(self.gradient(loss, slope))
         self.calls.clear()

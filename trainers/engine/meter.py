@@ -1,5 +1,8 @@
 """Running means that stay on the device, so that the host waits for the device at log points alone."""
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -9,37 +12,77 @@ from distill.tensors import match
 BINS = ("nsr<0.1", "nsr 0.1-0.32", "nsr 0.32-1", "nsr 1-3.2", "nsr 3.2-10", "nsr>10")  # each half a decade wide
 
 
+class Noted(NamedTuple):
+    """Values [N] that were added to a mean, and the numbers [N] of their bins, mostly on the host. None for no bins."""
+
+    name: str
+    values: Tensor
+    bins: Tensor | None
+
+
 class Meter:
     """Named running sums and counts, from which the log computes means.
 
-    Sums and counts add up over micro-batches, updates and ranks, as means do not.
-
-    Attributes:
-        totals: (sum, count) by name, float64 [1, 2] on the device, or [6, 2] for values that are binned by their
-            noise-to-signal ratio.
+    Sums and counts add up over micro-batches, updates and ranks, as means do not. What is added waits until `flush`,
+    which takes the same few kernels for any number of names.
     """
 
     def __init__(self) -> None:
-        self.totals: dict[str, Tensor] = {}
+        self._totals: dict[str, Tensor] = {}
+        self._waiting: list[Noted] = []
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        """(sum, count) by name, float64 [1, 2] on the device, or [6, 2] for values that are binned by their nsr."""
+        self.flush()
+        return self._totals
 
     def add(self, name: str, values: Tensor, nsr: Tensor | None = None) -> None:
         """Add every element of `values` to a running mean.
 
         Args:
             name: The name in the log.
-            values: Any shape, or [B] where `nsr` is given.
+            values: Any shape, or [B] where `nsr` is given. They must not change before `flush`.
             nsr: The noise-to-signal ratios [B] by which the values are binned. None for no bins.
         """
-        values = values.detach().double().flatten()
-        if nsr is None:
-            count = values.new_full((), values.numel())  # filled on the device: new_tensor would copy from the host
-            pair = torch.stack([values.sum(), count])[None]
-        else:
-            bins = (2 * nsr.double().log10() + 3).floor().clamp(0, len(BINS) - 1)
-            inside = match(bins[:, None] == torch.arange(len(BINS), device=bins.device), values)
-            pair = torch.stack([torch.where(inside, values[:, None], 0).sum(0), inside.double().sum(0)], dim=1)
-        total = self.totals.get(name)
-        self.totals[name] = pair if total is None else total.add_(pair)
+        bins = None if nsr is None else (2 * nsr.double().log10() + 3).floor().clamp(0, len(BINS) - 1)
+        self._waiting.append(Noted(name, values.detach().flatten(), bins))
+
+    def flush(self) -> None:
+        """Add up all that waits."""
+        waiting, self._waiting = self._waiting, []
+        longest = max((len(one.values) for one in waiting), default=0)
+        groups: dict[int, list[Noted]] = {}
+        for one in waiting:  # a single number goes with the longest values, as the first of as many
+            groups.setdefault(longest if len(one.values) == 1 else len(one.values), []).append(one)
+        for size, group in groups.items():
+            self._add_group(size, group)
+
+    def _add_group(self, size: int, group: list[Noted]) -> None:
+        """Add values of the same number, `size`, and single numbers."""
+        values = torch.stack([one.values.expand(size) for one in group]).double()
+        inside = torch.zeros(len(group), len(BINS), size, dtype=torch.bool)
+        if any(one.bins is not None and one.bins.device != inside.device for one in group):
+            inside = inside.to(values.device)
+        for row, one in zip(inside, group, strict=True):
+            if one.bins is None:
+                row[0, : len(one.values)] = True
+            else:
+                row.copy_(one.bins == torch.arange(len(BINS), device=one.bins.device)[:, None])
+        # A value that is not finite must not reach the other bins and names, as it would in a product with 0.
+        sums = torch.where(match(inside, values), values[:, None], 0).sum(2)
+        pairs = torch.stack([sums, match(inside.sum(2).double(), sums)], dim=2)
+        known: dict[str, tuple[Tensor, Tensor]] = {}
+        for one, pair in zip(group, pairs, strict=True):
+            rows = pair[:1] if one.bins is None else pair
+            if one.name in known:  # a second time, as of another micro-batch: in the order in which they came
+                _add_each(known.values())
+                known = {}
+            if one.name in self._totals:
+                known[one.name] = self._totals[one.name], rows
+            else:
+                self._totals[one.name] = rows
+        _add_each(known.values())
 
     def note(self, name: str, values: Tensor, nsr: Tensor | None = None) -> None:
         """Add a health signal: `add` under the name `health/NAME`."""
@@ -51,12 +94,12 @@ class Meter:
         Returns:
             {name: [world, 1 or 6, 2]} on the CPU.
         """
-        if not self.totals:  # on every rank or on none: all of them add the same names
+        if not (totals := self.totals):  # on every rank or on none: all of them add the same names
             return {}
         # Sorted, since a meter that was restored from a checkpoint holds its names in another order.
-        names = sorted(self.totals)
-        gathered = accelerator.gather(torch.cat([self.totals[name] for name in names])[None])  # one message for all
-        return dict(zip(names, gathered.cpu().split([len(self.totals[name]) for name in names], 1), strict=True))
+        names = sorted(totals)
+        gathered = accelerator.gather(torch.cat([totals[name] for name in names])[None])  # one message for all
+        return dict(zip(names, gathered.cpu().split([len(totals[name]) for name in names], 1), strict=True))
 
     def load(self, rows: dict[str, Tensor], rank: int, world: int, device: torch.device) -> None:
         """Restore the totals of this rank from those of every rank.
@@ -69,7 +112,7 @@ class Meter:
         """
         for name, pairs in rows.items():
             own = pairs[rank] if len(pairs) == world else pairs.sum(0) * (rank == 0)
-            self.totals[name] = own.to(device)
+            self._totals[name] = own.to(device)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the means over all ranks since the last call, and reset the meter. Collective.
@@ -83,5 +126,16 @@ class Meter:
             means[name] = float(pairs[:, 0].sum() / pairs[:, 1].sum())
             if len(pairs) > 1:
                 means |= {f"{name}/{b}": float(s / n) for b, (s, n) in zip(BINS, pairs, strict=True) if n}
-        self.totals = {}
+        self.reset()
         return means
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._totals, self._waiting = {}, []
+
+
+def _add_each(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Add to the first tensor of each pair the second, in place."""
+    if pairs := list(pairs):
+        first, second = zip(*pairs, strict=True)
+        torch._foreach_add_(first, second)  # torch's private foreach form takes one kernel launch for all

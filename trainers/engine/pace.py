@@ -83,7 +83,8 @@ class Pace:
         if self.samples < WINDOW and not last:
             return
         fake, teacher = (self.errors.rows(accelerator)[name].sum(0) for name in ERRORS)
-        self.samples, self.errors.totals = 0, {}
+        self.samples = 0
+        self.errors.reset()
         if isinstance(warmup, FakeWarmup) and self.waits:
             worst, ratio = max(ratios(fake, teacher).items(), key=lambda one: one[1])
             good = images >= warmup.images and ratio <= warmup.until

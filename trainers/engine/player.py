@@ -55,9 +55,6 @@ class Player:
         optimizer: The optimizer of the parameters that train.
         own_optimizer: Whether the caller made the optimizer.
         updates: The number of updates of the run, skipped ones included.
-        skipped: The number of non-finite updates of the run, int64 on the device as the next two.
-        streak: The number of non-finite updates in a row until now.
-        longest: The longest such row since the last check.
     """
 
     def __init__(
@@ -89,9 +86,8 @@ class Player:
         named, self.own_optimizer = list(trained.items()), optimizer is not None
         self.optimizer = build_optimizer(named, settings) if optimizer is None else optimizer(name, named)
         self.updates = 0
-        # On the device, so that counting a skipped update does not make the host wait.
-        zeros = [torch.zeros((), dtype=torch.int64, device=accelerator.device) for _ in range(3)]
-        self.skipped, self.streak, self.longest = zeros
+        self._counters = {"skipped": 0, "streak": 0, "longest": 0}
+        self._skips: list[Tensor] = []  # whether each update since was skipped, on the device
         self.freeze()
 
     def freeze(self) -> None:
@@ -133,13 +129,13 @@ class Player:
             norm: The norm of all gradients, a scalar on the device.
             lr: The learning rate.
         """
-        bad = ~torch.isfinite(norm)
+        bad = (0 * norm != 0).float()  # 0 * inf and 0 * nan are nan
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The attribute by which a GradScaler tells torch's fused optimizers to skip: 1 leaves weights and state as they
         # are. For offloaded weights it is copied to the host here, since torch would read its copy before it arrives.
         offloaded = any(parameter.device.type != bad.device.type for parameter in self.parameters)
-        self.optimizer.found_inf = bad.float().cpu() if offloaded else bad.float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = bad.cpu() if offloaded else bad  # type: ignore[attr-defined]
         # A caller's optimizer may not read `found_inf`. Then the host decides, for which it waits for the device.
         if getattr(self.optimizer, "_step_supports_amp_scaling", False) or not bool(bad):
             self.optimizer.step()
@@ -148,9 +144,7 @@ class Player:
         for buffer in self._changing:  # as DDP does: all ranks go on from those of the main process, as a resume does
             dist.broadcast(buffer, 0)
         self.updates += 1
-        self.skipped += bad
-        self.streak = torch.where(bad, self.streak + 1, 0)
-        self.longest = torch.maximum(self.longest, self.streak)
+        self._skips.append(bad)
 
     def _constrain(self) -> None:
         """Let the network constrain its weights, if it does."""
@@ -158,8 +152,21 @@ class Player:
             after_step()
 
     def counters(self) -> dict[str, int]:
-        """Return `skipped`, `streak` and `longest` as numbers, for which the host waits for the device."""
-        return {"skipped": int(self.skipped), "streak": int(self.streak), "longest": int(self.longest)}
+        """Return the numbers of non-finite updates, for which the host waits for the device.
+
+        They are `skipped`, those of the run, `streak`, those in a row until now, and `longest`, the longest such row
+        since it was last set.
+        """
+        skips, self._skips = self._skips, []
+        for skip in torch.stack(skips).tolist() if skips else ():
+            streak = self._counters["streak"] + 1 if skip else 0
+            longest = max(self._counters["longest"], streak)
+            self._counters = {"skipped": self._counters["skipped"] + bool(skip), "streak": streak, "longest": longest}
+        return self._counters
+
+    def set_counters(self, **counters: int) -> None:
+        """Set some of the counters."""
+        self._counters = {**self.counters(), **counters}
 
 
 def frozen_names(network: nn.Module) -> frozenset[str]:

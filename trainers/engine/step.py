@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple, cast
 
 import torch
@@ -36,6 +36,7 @@ class Made(NamedTuple):
 def advance(session: Session) -> None:
     """Advance a run by one round: update its players, move its averages, count its images. Collective."""
     session.update_players(session)
+    session.state.meter.flush()
     session.state.average(session.run.batch_size)
 
 
@@ -170,11 +171,11 @@ def update(
             # it counts the micro-batches of both players together.
             with nullcontext() if last else session.accelerator.no_sync(player.module):
                 terms = terms_of(micro)
-                total = torch.stack([term.mean() for term in terms.values()]).sum() / run.micro_batches
+                loss = reduce(torch.add, (term.mean() for term in terms.values()))
                 # 0 * inf is nan. A non-finite loss of one rank thereby makes all its gradients nan, and after the
                 # all-reduce those of every rank: all ranks then skip the same step.
-                loss = total * (1 + 0 * total.detach())
-                loss.backward() if graph is None else graph.backward(loss)
+                slope = 0 * loss.detach() + 1 / run.micro_batches
+                loss.backward(slope) if graph is None else graph.backward(loss, slope)
             for term, values in terms.items():
                 meter.add(f"{name}/{term}", values)
         gradients = [p.grad for p in player.parameters if p.grad is not None]

@@ -51,8 +51,8 @@ class FiniteCheck(Hook):
         check_weights(session)
         run, images, failed = session.run, session.state.images, ""
         for name, player in session.state.players.items():
-            longest, streak = int(player.longest), int(player.streak)
-            player.longest.copy_(player.streak)  # a row that is still going on counts into the next check
+            streak, longest = (player.counters()[name] for name in ("streak", "longest"))
+            player.set_counters(longest=streak)  # a row that is still going on counts into the next check
             ended = images >= run.images and ends_skipped(player)
             if not failed and (longest >= run.max_skipped or ended):
                 failed = f"{name}: {streak if ended else longest} updates in a row had a non-finite loss or gradient"
@@ -63,7 +63,7 @@ class FiniteCheck(Hook):
 
 def ends_skipped(player: Player) -> bool:
     """Return whether a player's last updates were not finite, and are more than half of all its updates."""
-    return int(player.streak) > player.updates / 2
+    return player.counters()["streak"] > player.updates / 2
 
 
 def check_weights(session: Session) -> None:

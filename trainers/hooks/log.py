@@ -99,7 +99,7 @@ def player_numbers(session: Session) -> dict[str, float]:
     run, images, found = session.run, session.state.images, dict[str, float]()
     for name, player in session.state.players.items():
         found[f"{name}/lr"] = player.learning_rate(max(0, images - run.batch_size), run.images)
-        found |= {f"{name}/updates": player.updates, f"{name}/skipped": int(player.skipped)}
+        found |= {f"{name}/updates": player.updates, f"{name}/skipped": player.counters()["skipped"]}
     return found
 
 

@@ -274,7 +274,7 @@ def everything(session: Session) -> dict[str, Tensor]:
 
 
 def test_a_restored_session_is_the_saved_one(session: Session, root: Path, teachers: Path) -> None:
-    session.state.players["fake"].skipped.fill_(3)
+    session.state.players["fake"].set_counters(skipped=3)
     saved = save_at(session, root, 24)
     fresh = build_session(recipe(teachers / "edm"))
     checkpoint.restore(fresh, saved)
@@ -283,7 +283,7 @@ def test_a_restored_session_is_the_saved_one(session: Session, root: Path, teach
     assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
     assert fresh.state.images == 24
     assert fresh.state.players["fake"].counters() == {"skipped": 3, "streak": 0, "longest": 0}
-    session.state.players["fake"].skipped.zero_()
+    session.state.players["fake"].set_counters(skipped=0)
 
 
 def test_another_teacher_is_refused(root: Path, teachers: Path, tmp_path: Path) -> None:
