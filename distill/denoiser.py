@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from distill.conditions import Condition, ConditionLike
-from distill.errors import UserError, options, require
+from distill.errors import UserError, one_line, options, require
 from distill.networks.network import Network, PlainNetwork
 from distill.paths import Path
 from distill.prediction import KINDS, Kind, coefficients
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor, ConditionLike], Tensor]
 """A function (x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
+
+
+GRAPHS = 64
+"""The graphs that torch may keep of the networks of a run."""
 
 
 class GuidableDenoiser(Protocol):
@@ -61,6 +65,10 @@ class Denoiser(nn.Module):
         autocast_dtype: The dtype in which the network computes. None stands for the dtype of its weights.
         latents: Whether the samples are latents of an autoencoder. A Normalisation states their scale too.
 
+    Attributes:
+        compiled: The mode of torch.compile (`compiled_evaluate`) under which the network is called. None for none. Each
+            new shape of a batch is compiled anew, so that it is for a round of training alone.
+
     Raises:
         UserError: The prediction kind is unknown.
     """
@@ -82,6 +90,8 @@ class Denoiser(nn.Module):
         self.sigma_data = sigma_data
         self.autocast_dtype = autocast_dtype
         self.latents = latents
+        self.compiled: str | None = None
+        self._taps: dict[str, _Tap] = {}
 
     def null(self, cond: ConditionLike) -> Condition:
         """Return the network's null condition for every sample of `cond` [B, ...].
@@ -110,15 +120,9 @@ class Denoiser(nn.Module):
         Returns:
             The estimate [B, ...] in the dtype of `x_t`, at least float32.
         """
-        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        c = coefficients(self.prediction, self.path, t, self.sigma_data)
-        from_x_t, from_output, scale, time = beside(x_t, *c, self.path.network_time(t.double()))
-        x_in = scale * x_t if self.prediction == "edm" else x_t
-        # Each call has its own autocast context, because the context caches the weights that it casts. A cache that
-        # outlives a call without a graph would give weights without a graph to a later call that needs one.
-        with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            output = cast(Tensor, self.network(x_in, time.flatten(), Condition.of(cond)))
-        return from_x_t * x_t + from_output * output.to(x_t.dtype)
+        x0, _ = self._estimate(x_t, t, cond)
+        assert x0 is not None
+        return x0
 
     def with_features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> tuple[Tensor, Tensor]:
         """Return the estimate of x0, and the features of a submodule from the same pass.
@@ -136,17 +140,42 @@ class Denoiser(nn.Module):
         Raises:
             UserError: There is no submodule of this name.
         """
-        seen: list[Tensor] = []
-        with self._watching(tap, seen):
-            x0 = self.forward(x_t, t, cond)
-        return x0, seen[0].to(x0.dtype)
+        x0, features = self._estimate(x_t, t, cond, tap)
+        assert x0 is not None and features is not None
+        return x0, features.to(x0.dtype)
 
     def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> Tensor:
         """Return the features at `tap`, as with_features does. The network runs no further than the tap."""
-        seen: list[Tensor] = []
-        with suppress(_ReachedTap), self._watching(tap, seen, stop=True):
-            self.forward(x_t, t, cond)
-        return seen[0].to(torch.promote_types(x_t.dtype, torch.float32))
+        _, features = self._estimate(x_t, t, cond, tap, stop=True)
+        assert features is not None
+        return features.to(torch.promote_types(x_t.dtype, torch.float32))
+
+    def _estimate(
+        self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str | None = None, stop: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the estimate of x0 [B, ...], which is None with `stop`, and the features at `tap`, None without."""
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        c = coefficients(self.prediction, self.path, t, self.sigma_data)
+        from_x_t, from_output, scale, time = beside(x_t, *c, self.path.network_time(t.double()))
+        x_in = scale * x_t if self.prediction == "edm" else x_t
+        evaluate = _evaluate if self.compiled is None else compiled_evaluate(self.compiled)
+        # Each call has its own autocast context, because the context caches the weights that it casts. A cache that
+        # outlives a call without a graph would give weights without a graph to a later call that needs one.
+        with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            watcher = None if tap is None else self._tap(tap)
+            try:
+                output, features = evaluate(self.network, x_in, time.flatten(), Condition.of(cond), watcher, stop)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                name, why = self.network.display_name, one_line(error)
+                raise UserError(f"compile: {name} cannot be compiled: {why:.200}; set compile: false") from error
+        return (None if output is None else from_x_t * x_t + from_output * output.to(x_t.dtype)), features
+
+    def _tap(self, name: str) -> _Tap:
+        """Return the tap at a submodule, which stays there."""
+        if name not in self._taps:
+            self._taps[name] = _Tap(self.network)
+            self.module_at(name).register_forward_hook(self._taps[name])
+        return self._taps[name]
 
     def module_at(self, tap: str) -> nn.Module:
         """Return the submodule at `tap`, or raise UserError when there is none."""
@@ -157,21 +186,59 @@ class Denoiser(nn.Module):
             near = options([*taps, *(name for name, _ in self.network.named_modules() if name)], tap)
             raise UserError(f"tap: {self.network.display_name} has no submodule '{tap}'; it has {near}") from None
 
-    @contextmanager
-    def _watching(self, tap: str, seen: list[Tensor], stop: bool = False) -> Iterator[None]:
-        """Append the features at `tap` to `seen` in each pass. With `stop`, _ReachedTap ends the pass there."""
 
-        def keep_features(module: nn.Module, inputs: object, output: Any) -> None:
-            seen.append(self.network.tapped(output))
-            if stop:
+class _Tap:
+    """A hook that keeps the features of a submodule in a pass that watches it.
+
+    It belongs to the submodule for good, since a hook that comes and goes would be compiled anew each time.
+
+    Attributes:
+        network: The network, which turns the output of the submodule into features.
+        watches: Whether the pass watches the submodule.
+        stops: Whether the pass ends there.
+        features: The features [B, C, ...].
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.watches, self.stops = network, False, False
+        self.features: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: object, output: Any) -> None:
+        if self.watches:
+            self.features = self.network.tapped(output)
+            # A compiled pass leaves out what its result does not need, and so ends at the tap by itself.
+            if self.stops and not torch.compiler.is_compiling():
                 raise _ReachedTap
-
-        handle = self.module_at(tap).register_forward_hook(keep_features)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 class _ReachedTap(Exception):
     """The signal that ends the forward pass of a network at the tap."""
+
+
+def _evaluate(
+    network: Network, x: Tensor, time: Tensor, cond: Condition, tap: _Tap | None, stop: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Call a network, and return its output, which is None with `stop`, and the features at the tap, None without."""
+    if tap is None:
+        return network(x, time, cond), None
+    tap.watches, tap.stops = True, stop
+    try:
+        output = network(x, time, cond)
+    except _ReachedTap:
+        output = None
+    finally:
+        features = tap.features
+        tap.watches, tap.features = False, None
+    return None if stop else output, features
+
+
+@cache
+def compiled_evaluate(mode: str) -> Callable[..., tuple[Tensor | None, Tensor | None]]:
+    """Return `_evaluate` compiled as one graph for each of its uses, with static shapes.
+
+    Args:
+        mode: The mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune.
+    """
+    # The graphs of all networks and uses (no graph, gradient to the input, gradient to the weights) count together.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    return torch.compile(_evaluate, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)

@@ -1,6 +1,7 @@
 """The set-up of a network for a run: its precision, and the recomputation of its activations."""
 
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -17,6 +18,19 @@ def set_precision(denoiser: Denoiser, run: Experiment) -> Denoiser:
     # bfloat16 is the dtype of compute alone: the weights stay in float32, and autocast casts them.
     denoiser.autocast_dtype = torch.bfloat16 if run.precision == "bfloat16" else None
     return denoiser
+
+
+@contextmanager
+def compiled(networks: Iterable[nn.Module], mode: str | None) -> Iterator[None]:
+    """Let the denoisers among some networks run compiled while the context is open (`Denoiser.compiled`)."""
+    denoisers = [one for network in networks for one in network.modules() if isinstance(one, Denoiser)] if mode else []
+    for denoiser in denoisers:
+        denoiser.compiled = mode
+    try:
+        yield
+    finally:
+        for denoiser in denoisers:
+            denoiser.compiled = None
 
 
 def recompute_activations(network: nn.Module) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import nn
 
 from distill.denoiser import Denoiser
 from distill.generator import Generator
@@ -54,3 +55,9 @@ class Session:
     teacher_hash: str | None = None
     is_teacher: Callable[[str | None], bool] = lambda stored: stored is None  # of a run that trains a teacher
     finish: Callable[[Session, Path], None] = lambda session, folder: None  # nothing to write
+
+    def networks(self) -> list[nn.Module]:
+        """Return the networks that a round of training calls: the players, the teacher, and further frozen ones."""
+        frozen = () if self.nets is None else self.nets.frozen.values()
+        found = [player.bare for player in self.state.players.values()]
+        return [*found, *(() if self.teacher is None else (self.teacher,)), *frozen]

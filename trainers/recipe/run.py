@@ -209,6 +209,8 @@ class Experiment:
     micro_batches: int = 1  # for gradient accumulation
     # The precision of compute. Weights are in float64 for float64, and otherwise in float32.
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    # The networks are compiled for the rounds of training, each for its uses (docs/speed.md).
+    compile: Literal[False, "default", "reduce-overhead", "max-autotune"] = False
     gradient_checkpointing: bool = False  # blocks recompute their activations: less memory for one more forward
     seed: int = 0
     ema: Average = Average()
