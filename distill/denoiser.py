@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from distill import compiling
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, one_line, options, require
 from distill.networks.network import Network, PlainNetwork
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor, ConditionLike], Tensor]
 """A function (x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
-
-
-GRAPHS = 64
-"""The graphs that torch may keep of the networks of a run."""
 
 
 class GuidableDenoiser(Protocol):
@@ -166,16 +164,23 @@ class Denoiser(nn.Module):
             try:
                 output, features = evaluate(self.network, x_in, time.flatten(), Condition.of(cond), watcher, stop)
             except torch._dynamo.exc.TorchDynamoException as error:
-                name, why = self.network.display_name, one_line(error)
+                name, why = self.network.own_class or self.network.display_name, one_line(error)
                 raise UserError(f"compile: {name} cannot be compiled: {why:.200}; set compile: false") from error
         return (None if output is None else from_x_t * x_t + from_output * output.to(x_t.dtype)), features
 
     def _tap(self, name: str) -> _Tap:
         """Return the tap at a submodule, which stays there."""
         if name not in self._taps:
-            self._taps[name] = _Tap(self.network)
-            self.module_at(name).register_forward_hook(self._taps[name])
+            self._taps[name] = tap = _Tap(self.network)
+            tap.handle = self.module_at(name).register_forward_hook(tap)
         return self._taps[name]
+
+    def remove_taps(self) -> None:
+        """Remove the hooks of taps. They come again with the next features, after hooks that were added until then."""
+        for tap in self._taps.values():
+            assert tap.handle is not None
+            tap.handle.remove()
+        self._taps.clear()
 
     def module_at(self, tap: str) -> nn.Module:
         """Return the submodule at `tap`, or raise UserError when there is none."""
@@ -197,11 +202,13 @@ class _Tap:
         watches: Whether the pass watches the submodule.
         stops: Whether the pass ends there.
         features: The features [B, C, ...].
+        handle: The handle that removes the hook.
     """
 
     def __init__(self, network: Network) -> None:
         self.network, self.watches, self.stops = network, False, False
         self.features: Tensor | None = None
+        self.handle: RemovableHandle | None = None
 
     def __call__(self, module: nn.Module, inputs: object, output: Any) -> None:
         if self.watches:
@@ -234,11 +241,9 @@ def _evaluate(
 
 @cache
 def compiled_evaluate(mode: str) -> Callable[..., tuple[Tensor | None, Tensor | None]]:
-    """Return `_evaluate` compiled as one graph for each of its uses, with static shapes.
+    """Return `_evaluate` compiled in a mode of torch.compile.
 
-    Args:
-        mode: The mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune.
+    All networks share it. Its graphs are those of each kind of network, for each of its uses: no graph, a gradient to
+    the input, a gradient to the weights.
     """
-    # The graphs of all networks and uses (no graph, gradient to the input, gradient to the weights) count together.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-    return torch.compile(_evaluate, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
+    return compiling.compile_whole(_evaluate, mode)

@@ -121,7 +121,11 @@ def _example_pass(denoiser: Denoiser, tap: str | None = None) -> Tensor:
     x_t = torch.zeros(1, *network.shape, dtype=parameter.dtype, device=device)
     t = denoiser.path.time(torch.ones(1, dtype=torch.float64))
     cond = network.example(1).to(x_t.device, x_t.dtype)
-    return denoiser(x_t, t, cond) if tap is None else denoiser.features(x_t, t, cond, tap)
+    if tap is None:
+        return cast(Tensor, denoiser(x_t, t, cond))
+    features = denoiser.features(x_t, t, cond, tap)
+    denoiser.remove_taps()  # so that they come after the hooks of sharding, which a pass that ends at a tap needs
+    return features
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ def normalize(x: Tensor, dim: tuple[int, ...]) -> Tensor:
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     norm = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
-    count = math.prod(x.shape[i] for i in dim)
+    count = math.prod([x.shape[i] for i in dim])
     return cast(Tensor, wide / (1e-4 + norm * math.sqrt(1 / count)))
 
 

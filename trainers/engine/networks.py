@@ -1,13 +1,17 @@
 """The set-up of a network for a run: its precision, and the recomputation of its activations."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 
+from distill.compiling import compile_whole
 from distill.denoiser import Denoiser
 from distill.errors import UserError
+from trainers.engine.sharding import is_sharded, sharding_units
 from trainers.recipe.run import Experiment
 
 
@@ -21,16 +25,40 @@ def set_precision(denoiser: Denoiser, run: Experiment) -> Denoiser:
 
 
 @contextmanager
-def compiled(networks: Iterable[nn.Module], mode: str | None) -> Iterator[None]:
-    """Let the denoisers among some networks run compiled while the context is open (`Denoiser.compiled`)."""
-    denoisers = [one for network in networks for one in network.modules() if isinstance(one, Denoiser)] if mode else []
+def compiling(networks: Iterable[nn.Module], how: bool | str) -> Iterator[None]:
+    """Let networks run compiled while the context is open.
+
+    A network is compiled as a whole (`Denoiser.compiled`). A sharded one is compiled block by block, since the weights
+    of a block are gathered before and freed after it, which no graph can hold.
+
+    Args:
+        networks: The networks.
+        how: Whether they are compiled, or the mode of torch.compile.
+    """
+    mode = how if isinstance(how, str) else "default"
+    blocks, denoisers = list[nn.Module](), list[Denoiser]()
+    for network in networks if how else ():
+        if is_sharded(network):
+            blocks += [unit for unit in sharding_units(network) if not isinstance(unit, Denoiser)]
+        else:
+            denoisers += [part for part in network.modules() if isinstance(part, Denoiser)]
     for denoiser in denoisers:
         denoiser.compiled = mode
+    for block in blocks:  # its forward alone: the hooks around it gather and free
+        block.forward = _compiled_forward(block, mode)
     try:
         yield
     finally:
         for denoiser in denoisers:
             denoiser.compiled = None
+        for block in blocks:
+            del block.forward  # so that a copy of the block has its own
+
+
+@cache
+def _compiled_forward(block: nn.Module, mode: str) -> Callable[..., Any]:
+    """Return the forward of a block, compiled."""
+    return compile_whole(block.forward, mode)
 
 
 def recompute_activations(network: nn.Module) -> None:

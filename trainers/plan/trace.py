@@ -108,7 +108,8 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
     """
     run.check_world(processes)
     say("the teacher's configs")
-    run = replace(run, log_every=run.batch_size, start=None, fake_updates=run.most_fake_updates, fake_warmup=0)
+    decided: dict[str, Any] = {"fake_updates": run.most_fake_updates, "fake_warmup": 0, "compile": False}
+    run = replace(run, log_every=run.batch_size, start=None, **decided)
     teacher = set_precision(_open(run.teacher), run)
     further = {name: _open(folder) for name, folder in run.objective.further_teachers().items()}
     with _fake_world(ledger := Ledger(), processes) as mode:

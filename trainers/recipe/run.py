@@ -210,7 +210,7 @@ class Experiment:
     # The precision of compute. Weights are in float64 for float64, and otherwise in float32.
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     # The networks are compiled for the rounds of training, each for its uses (docs/speed.md).
-    compile: Literal[False, "default", "reduce-overhead", "max-autotune"] = False
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = False
     gradient_checkpointing: bool = False  # blocks recompute their activations: less memory for one more forward
     seed: int = 0
     ema: Average = Average()

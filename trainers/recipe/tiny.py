@@ -27,6 +27,7 @@ SHORT = {
     "log_every": BATCH,
     "samples_every": UPDATES * BATCH,
     "checkpoint_every": UPDATES * BATCH,
+    "compile": False,
     "generator.warmup": 0,
     "fake.warmup": 0,
 }

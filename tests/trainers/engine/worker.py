@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from distill.objectives import Batch
 from distill.user_code import trusting
 from launch.processes import exit_now
+from tests.compiling import counting_graphs
 from tests.tiny import build_session
 from trainers.checkpoints import checkpoint, saver
 from trainers.engine.player import Player
@@ -131,11 +132,13 @@ def train(
     try:
         for player in players.values():
             player.module = player.bare if bare else player.module
-        with Gathered() as gathered:
+        with Gathered() as gathered, counting_graphs() as graphs:
             for number in range(updates):
                 if number == 1:  # every buffer has been made, and freed
                     gathered.start()
+                    report["graphs"] = torch.tensor(len(graphs))
                 advance(session)
+            report["later graphs"] = torch.tensor(len(graphs)) - report.get("graphs", torch.tensor(0))
     finally:
         Player.step = step  # type: ignore[method-assign]
     if save:

@@ -1,0 +1,132 @@
+"""Compiled networks are whole graphs, compiled in the first round alone, and train to the bits of other networks.
+
+A graph runs as torch's own operators here, so that nothing but the tracing is tested. What a compiler makes of it is
+tried by the slow test at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill import EDM, Denoiser
+from distill.errors import UserError
+from distill.teachers import OwnNet, save_denoiser
+from tests import families
+from tests.compiling import counting_graphs
+from tests.tiny import DISTILLATIONS, build_session, distillation, once, recipe, teacher_recipe
+from tests.trainers.interrupted import assert_same, fit, interrupted
+from trainers.engine.session import Session
+from trainers.engine.step import advance
+
+pytestmark = pytest.mark.usefixtures("trusted_code")
+
+LATER = {"sida": 1, "uni_instruct": 1}  # graphs of a loss whose schedule begins it in a later round
+SOON = ("sid", "dmd2")
+SOON_FAMILIES = ("edm2", "flux", "own")
+
+
+def slowly(names: Any, soon: tuple[str, ...]) -> list[Any]:
+    return [name if name in soon else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def assert_equal(one: Session, other: Session) -> None:
+    for name, player in one.state.players.items():
+        for ours, theirs in zip(player.bare.parameters(), other.state.players[name].bare.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
+
+
+def assert_compiles(settings: dict[str, Any], later: int = 0) -> None:
+    """Three rounds give the same weights; all graphs but `later` ones are of the first round."""
+    with counting_graphs() as graphs:
+        eager, compiled = build_session(settings), build_session({**settings, "compile": True})
+        counts = []
+        for _ in range(3):
+            advance(eager)
+            advance(compiled)
+            counts.append(len(graphs))
+    assert_equal(eager, compiled)
+    assert counts[0] and counts[2] == counts[0] + later, counts
+
+
+@pytest.mark.parametrize("objective", slowly(DISTILLATIONS, SOON))
+def test_objectives(objective: str, teachers: Path) -> None:
+    assert_compiles(distillation(objective, teachers), LATER.get(objective, 0))
+
+
+@pytest.fixture(scope="session")
+def family(shared: Path) -> Callable[[str], Path]:
+    return lambda name: once(shared, f"teacher_{name}", families.TEACHERS[name])
+
+
+@pytest.mark.parametrize("name", slowly(families.TEACHERS, SOON_FAMILIES))
+def test_networks(name: str, family: Callable[[str], Path], tmp_path: Path) -> None:
+    objective = "fgm" if name.startswith(families.FLOWS) else "sid"
+    assert_compiles(families.recipe(name, objective, family(name), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"backprop": "one_by_one"}, {"precision": "bfloat16"}, {"micro_batches": 2, "reuse_samples": False}],
+    ids=["one by one", "bfloat16", "micro-batches"],
+)
+def test_ways_to_train(changes: dict[str, Any], teachers: Path) -> None:
+    assert_compiles(recipe(teachers / "edm", **changes))
+
+
+def test_a_teacher(teachers: Path) -> None:
+    assert_compiles(teacher_recipe())
+
+
+def test_resume_is_exact(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also an evaluation and previews between, whose batches have other sizes: they are not compiled."""
+    settings = recipe(teachers / "edm", images=48, samples_every=8, compile=True)
+    with counting_graphs() as graphs:
+        fit(settings, tmp_path / "whole")
+        assert len(graphs) == 3
+        interrupted(settings, tmp_path / "cut", 24, monkeypatch)
+        fit(settings, tmp_path / "cut", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut")
+
+
+class Branching(nn.Module):
+    """A network that reads a value, of which no graph can be made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+        return x * self.weight if float(x.mean()) > 0 else x - self.weight
+
+
+def test_a_network_that_cannot_be_compiled_is_refused(tmp_path: Path) -> None:
+    save_denoiser(Denoiser(OwnNet(f"{__name__}:Branching", {}, (1, 8, 8), 10, None), EDM(), "edm"), tmp_path / "own")
+    session = build_session(recipe(tmp_path / "own", compile=True))
+    with pytest.raises(UserError, match=r"^compile: \S+:Branching cannot be compiled: .*; set compile: false$"):
+        advance(session)
+
+
+@pytest.mark.slow
+def test_a_compiler(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and first gradients agree to 1e-5, and a resume is exact."""
+    session = {mode: build_session(recipe(teachers / "edm", compile=mode)) for mode in (False, True)}
+    losses = []
+    for one in session.values():
+        advance(one)
+        losses.append(one.state.meter.read(one.accelerator))
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        assert losses[1][name] == pytest.approx(value, rel=1e-5), name
+    settings = recipe(teachers / "edm", images=48, compile=True)
+    fit(settings, tmp_path / "whole")
+    interrupted(settings, tmp_path / "cut", 24, monkeypatch)
+    fit(settings, tmp_path / "cut", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
