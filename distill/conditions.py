@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from distill.tensors import expand, match, to_device
+from distill.random import expand, to_device
 
 
 class Condition(dict[str, Tensor]):
@@ -62,7 +62,7 @@ class Condition(dict[str, Tensor]):
         """Return the condition in which the `chosen` samples (bool [B]) have the condition of `other`."""
 
         def pick(name: str, value: Tensor) -> Tensor:
-            return torch.where(expand(match(chosen, value), value), other[name], value)
+            return torch.where(expand(to_device(chosen, value.device, value.dtype), value), other[name], value)
 
         return Condition({name: pick(name, value) for name, value in self.items()})
 

@@ -10,19 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from distill import compiling
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, one_line, options, require
 from distill.networks.network import Network, PlainNetwork
-from distill.paths import Path
+from distill.paths import Path, beside
 from distill.prediction import KINDS, Kind, coefficients
-from distill.tensors import beside
 
 if TYPE_CHECKING:
     from distill.encoders.latents import Normalisation
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor, ConditionLike], Tensor]
 """A function (x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
+
+
+GRAPHS = 256
+"""The graphs that torch keeps of one function: those of all networks, their uses, and the shapes of their blocks."""
 
 
 class GuidableDenoiser(Protocol):
@@ -239,6 +241,18 @@ def _evaluate(
     return None if stop else output, features
 
 
+def compile_whole(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    """Return a function compiled for static shapes, each new one of which is compiled anew. No part of it stays out.
+
+    Args:
+        function: The function, or the forward of a module.
+        mode: The mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune.
+    """
+    # Beyond torch's own limit a call would silently not be compiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
+
+
 @cache
 def compiled_evaluate(mode: str) -> Callable[..., tuple[Tensor | None, Tensor | None]]:
     """Return `_evaluate` compiled in a mode of torch.compile.
@@ -246,4 +260,4 @@ def compiled_evaluate(mode: str) -> Callable[..., tuple[Tensor | None, Tensor | 
     All networks share it. Its graphs are those of each kind of network, for each of its uses: no graph, a gradient to
     the input, a gradient to the weights.
     """
-    return compiling.compile_whole(_evaluate, mode)
+    return compile_whole(_evaluate, mode)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.random import Random
-from distill.tensors import beside
+from distill.random import Random, expand, to_device
 
 MAX_STEPS = 100_000
 """The steps of the longest grid that is read."""
@@ -305,3 +304,17 @@ def ramp(u: Tensor, low: float, high: float, rho: float) -> Tensor:
     """
     root: Tensor = low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))
     return root.pow(rho)
+
+
+def match(value: Tensor, like: Tensor) -> Tensor:
+    """Return `value` on the device and, where it is a floating-point tensor, in the dtype of `like`."""
+    return to_device(value, like.device, like.dtype)
+
+
+def beside(like: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Return each of `values` [B] as a factor [B, 1, ...] of `like` [B, ...], on its device and in its dtype.
+
+    Times, noise levels and all that depends on them are float64 on the host, and reach the device in one message.
+    """
+    rows = match(torch.stack(values), like)
+    return tuple(expand(row, like) for row in rows)

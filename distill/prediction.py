@@ -17,8 +17,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from distill.paths import Path
-from distill.tensors import beside
+from distill.paths import Path, beside
 
 Kind = Literal["x0", "eps", "v", "velocity", "score", "edm"]
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.tensors import to_device
-
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -99,3 +97,16 @@ class Random:
         radius = (-2 * first.log()).clamp_(min=0).sqrt_()
         normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
         return normal.reshape(-1, *shape).to(dtype)
+
+
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """Return `value` [B] as [B, 1, ...], with as many dimensions as `like` [B, ...]."""
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def to_device(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return `value` on `device`, and in `dtype` where it is a floating-point tensor."""
+    value = value.to(dtype) if value.is_floating_point() else value  # before the copy, which is smaller then
+    if device.type == "cuda" and value.device.type == "cpu":  # the host does not wait for a copy from pinned memory
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from distill import compiling, denoiser
+from distill import denoiser
 from trainers.engine import networks
 
 
@@ -24,7 +24,7 @@ def counting_graphs() -> Iterator[list[Any]]:
         return forward
 
     def compile_whole(function: Callable[..., Any], mode: str) -> Any:
-        torch._dynamo.config.recompile_limit = compiling.GRAPHS
+        torch._dynamo.config.recompile_limit = denoiser.GRAPHS
         return torch.compile(function, fullgraph=True, dynamic=False, backend=keep)
 
     def forget() -> None:
@@ -34,7 +34,7 @@ def counting_graphs() -> Iterator[list[Any]]:
 
     forget()
     with (
-        mock.patch.object(compiling, "compile_whole", compile_whole),
+        mock.patch.object(denoiser, "compile_whole", compile_whole),
         mock.patch.object(networks, "compile_whole", compile_whole),
     ):
         yield graphs

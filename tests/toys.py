@@ -23,10 +23,9 @@ from distill.objectives.guided import Guided
 from distill.objectives.rewarded import Rewarded
 from distill.objectives.sid import SiD
 from distill.paths import PATHS, Flow, Path
-from distill.random import Random
+from distill.random import Random, expand
 from distill.rewards import Reward
 from distill.teachers import GaussianMixture
-from distill.tensors import expand
 from distill.times import Times
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from distill.discriminator import R1, accuracy, discriminator_loss
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, per_sample
-from distill.tensors import match
+from distill.paths import match
 from distill.times import Times
 
 

@@ -8,7 +8,7 @@ from distill.denoiser import Denoiser
 from distill.errors import require
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
 from distill.perceptual import MSE, Perceptual
-from distill.tensors import expand
+from distill.random import expand
 from distill.times import Karras, Times
 
 

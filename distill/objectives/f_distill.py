@@ -13,7 +13,7 @@ from distill.errors import UserError, require
 from distill.objectives.adversarial import denoise_and_discriminate, logits_at
 from distill.objectives.dmd import dmd_loss
 from distill.objectives.objective import Batch, Denoisers, Estimates, Objective, l1_normaliser
-from distill.tensors import match
+from distill.paths import match
 from distill.times import Karras, Times
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "softened_reverse_kl", "neyman", "squared_hellinger", "jeffreys"]

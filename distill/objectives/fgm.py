@@ -9,8 +9,7 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.loss_weights import Weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
-from distill.paths import Path
-from distill.tensors import beside, match
+from distill.paths import Path, beside, match
 from distill.times import LogNormal, Times
 
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from distill.conditions import Condition
 from distill.denoiser import Denoise, Denoiser, GuidableDenoiser
 from distill.loss_weights import Weight, denoising_weight
-from distill.paths import DiscreteVP, Flow, Path
+from distill.paths import DiscreteVP, Flow, Path, match
 from distill.random import Random
-from distill.tensors import match
 from distill.times import LogNormal, Times, UniformSteps
 
 

@@ -9,8 +9,8 @@ from distill.errors import require
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.fgm import check_velocity, velocity_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
+from distill.paths import match
 from distill.prediction import from_x0
-from distill.tensors import match
 from distill.times import Times, UniformFlow
 
 

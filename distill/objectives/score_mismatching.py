@@ -6,8 +6,8 @@ from torch import Tensor
 
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
+from distill.paths import match
 from distill.prediction import from_x0
-from distill.tensors import match
 from distill.times import Karras, Times
 
 

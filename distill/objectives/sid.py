@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
-from distill.tensors import match
+from distill.paths import match
 from distill.times import Karras, Times
 
 

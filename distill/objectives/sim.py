@@ -9,7 +9,8 @@ from torch import Tensor
 from distill.errors import require
 from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
-from distill.tensors import beside, expand, match
+from distill.paths import beside, match
+from distill.random import expand
 from distill.times import Karras, Times
 
 

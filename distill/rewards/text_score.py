@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
 from distill.errors import UserError, require
+from distill.random import to_device
 from distill.rewards.reward import Reward
-from distill.tensors import to_device
 
 
 class TextScore(nn.Module):

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from distill.conditions import ConditionLike
 from distill.denoiser import GuidableDenoiser
+from distill.paths import beside
 from distill.random import Random
 from distill.samplers.sampler import Sampler
-from distill.tensors import beside
 
 
 @dataclass(frozen=True, kw_only=True)

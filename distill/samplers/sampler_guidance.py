@@ -11,8 +11,9 @@ from distill.conditions import ConditionLike
 from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.errors import UserError, require
 from distill.guidance import GuidedDenoiser, classifier_free
+from distill.paths import match
 from distill.prediction import Kind, from_x0
-from distill.tensors import expand, match
+from distill.random import expand
 
 
 @dataclass(frozen=True, kw_only=True)

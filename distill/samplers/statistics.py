@@ -18,11 +18,10 @@ from torch import Tensor
 from distill.conditions import Condition, ConditionLike
 from distill.denoiser import GuidableDenoiser
 from distill.errors import UserError, one_line, require
-from distill.paths import DiscreteVP, Path
+from distill.paths import DiscreteVP, Path, beside
 from distill.random import Random
 from distill.samplers.levels import Levels, apart, log_levels
 from distill.saved_files import open_tensors, save_tensors
-from distill.tensors import beside
 
 STATISTICS_FORMAT = "distill model statistics 1"
 """The value of the key `format` in the header of a file."""

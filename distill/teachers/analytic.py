@@ -7,9 +7,8 @@ from distill.conditions import Condition, ConditionLike
 from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.networks.network import Network, null_label
-from distill.paths import Path
-from distill.random import Random
-from distill.tensors import beside, expand
+from distill.paths import Path, beside
+from distill.random import Random, expand
 
 
 class GaussianMixture(Denoiser):

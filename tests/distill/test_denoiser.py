@@ -14,9 +14,9 @@ from distill.conditions import Condition, ConditionLike
 from distill.discriminator import Want
 from distill.networks.network import Network
 from distill.objectives import Batch, Denoisers, Objective
+from distill.paths import beside
 from distill.prediction import KINDS, Kind, coefficients, from_x0
 from distill.teachers import GaussianMixture
-from distill.tensors import beside
 from tests.toys import ALL_PATHS, PAIRLESS, Tanh
 
 SHAPE = (2, 2, 2)

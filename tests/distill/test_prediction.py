@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from distill import EDM, VP, Denoiser, DiscreteVP, Flow, Path
 from distill.conditions import ConditionLike
+from distill.paths import beside
 from distill.prediction import KINDS, Kind, coefficients, from_x0
-from distill.tensors import beside
 from tests.toys import ALL_PATHS
 
 RATIOS = torch.tensor([0.002, 0.03, 0.5, 2.5, 14.0, 80.0], dtype=torch.float64)

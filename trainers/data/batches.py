@@ -7,8 +7,7 @@ from torch import Tensor
 
 from distill.conditions import Condition
 from distill.objectives import Batch, Pairs
-from distill.random import Random
-from distill.tensors import to_device
+from distill.random import Random, to_device
 from trainers.data.dataset import Dataset, order
 from trainers.data.pairs import PairSet, condition_of
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distill.tensors import match
+from distill.paths import match
 
 BINS = ("nsr<0.1", "nsr 0.1-0.32", "nsr 0.32-1", "nsr 1-3.2", "nsr 3.2-10", "nsr>10")  # each half a decade wide
 

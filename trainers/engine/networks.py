@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.compiling import compile_whole
-from distill.denoiser import Denoiser
+from distill.denoiser import Denoiser, compile_whole
 from distill.errors import UserError
+from trainers.engine.session import Session
 from trainers.engine.sharding import is_sharded, sharding_units
 from trainers.recipe.run import Experiment
 
@@ -33,11 +33,11 @@ def compiling(networks: Iterable[nn.Module], how: bool | str) -> Iterator[None]:
 
     Args:
         networks: The networks.
-        how: Whether they are compiled, or the mode of torch.compile.
+        how: The mode of torch.compile. True for its default.
     """
     mode = how if isinstance(how, str) else "default"
     blocks, denoisers = list[nn.Module](), list[Denoiser]()
-    for network in networks if how else ():
+    for network in networks:
         if is_sharded(network):
             blocks += [unit for unit in sharding_units(network) if not isinstance(unit, Denoiser)]
         else:
@@ -53,6 +53,16 @@ def compiling(networks: Iterable[nn.Module], how: bool | str) -> Iterator[None]:
             denoiser.compiled = None
         for block in blocks:
             del block.forward  # so that a copy of the block has its own
+
+
+def compiled_rounds(update_players: Callable[[Session], None]) -> Callable[[Session], None]:
+    """Return the rounds of a run whose networks run compiled meanwhile, as its recipe says."""
+
+    def update(session: Session) -> None:
+        with compiling(session.networks(), session.run.compile):
+            update_players(session)
+
+    return update
 
 
 @cache

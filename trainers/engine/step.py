@@ -14,7 +14,6 @@ from torch.nn.utils import get_total_norm
 
 from distill.objectives import Batch, Denoisers
 from trainers.engine.backprop import OneByOne
-from trainers.engine.networks import compiling
 from trainers.engine.session import Session
 from trainers.engine.sharding import clip, total_norm
 from trainers.recipe.run import Run
@@ -36,8 +35,7 @@ class Made(NamedTuple):
 
 def advance(session: Session) -> None:
     """Advance a run by one round: update its players, move its averages, count its images. Collective."""
-    with compiling(session.networks(), session.run.compile):
-        session.update_players(session)
+    session.update_players(session)
     session.state.meter.flush()
     session.state.average(session.run.batch_size)
 

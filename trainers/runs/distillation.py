@@ -18,7 +18,7 @@ from trainers.data.batches import Batches, BatchSizes
 from trainers.data.pairs import PairSet
 from trainers.engine.collectives import on_main_process
 from trainers.engine.ema import average, power_averages
-from trainers.engine.networks import recompute_activations
+from trainers.engine.networks import compiled_rounds, recompute_activations
 from trainers.engine.pace import pace_of
 from trainers.engine.player import Player, TrainState
 from trainers.engine.sampler import make_sampler
@@ -120,9 +120,8 @@ def assemble(
     )
     model = cast(Generator, ema.module)
     sampler = make_sampler(model, run)
-    return Session(
-        run, accelerator, dataset, dataset, batches, state, distillation_round, model, sampler, nets, teacher
-    )
+    rounds = compiled_rounds(distillation_round) if run.compile else distillation_round
+    return Session(run, accelerator, dataset, dataset, batches, state, rounds, model, sampler, nets, teacher)
 
 
 def build_networks(teacher: Denoiser, run: Run, sharded: Container[str] = ()) -> tuple[Generator, nn.Module | None]:

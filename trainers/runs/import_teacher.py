@@ -8,6 +8,7 @@ from torch import Tensor
 from distill.denoiser import Denoiser
 from distill.encoders.latents import Normalisation
 from distill.errors import UserError, naming_final
+from distill.random import expand
 from distill.teachers import (
     check_pipeline,
     copy_autoencoder,
@@ -18,7 +19,6 @@ from distill.teachers import (
     refuse_file,
     save_denoiser,
 )
-from distill.tensors import expand
 from trainers.io.atomic import atomic_folder, sha256
 from trainers.io.console import plain
 from trainers.runs.teacher_hash import teacher_hash

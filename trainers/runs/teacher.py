@@ -14,7 +14,7 @@ from distill.objectives import denoising_loss
 from distill.teachers import fresh_unet, save_denoiser
 from trainers.data.batches import Batches, BatchSizes
 from trainers.engine.ema import average, power_averages
-from trainers.engine.networks import recompute_activations, set_precision
+from trainers.engine.networks import compiled_rounds, recompute_activations, set_precision
 from trainers.engine.player import Player, TrainState
 from trainers.engine.sampler import make_sampler, sampled_teacher
 from trainers.engine.session import Session
@@ -41,9 +41,8 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
     state = TrainState({"teacher": player}, average(denoiser, run.ema), power_averages(denoiser, run.power_ema))
     model = cast(Denoiser, state.ema.module)
     sampler = make_sampler(sampled_teacher(run, model), run)
-    return Session(
-        run, accelerator, dataset, dataset, batches, state, teacher_round, model, sampler, finish=write_result
-    )
+    rounds = compiled_rounds(teacher_round) if run.compile else teacher_round
+    return Session(run, accelerator, dataset, dataset, batches, state, rounds, model, sampler, finish=write_result)
 
 
 def teacher_round(session: Session) -> None:

@@ -23,8 +23,9 @@ from distill.objectives.sid import SiD
 from distill.objectives.sida import SiDA
 from distill.objectives.sim import SIM, Exponential, Huber, SquaredL2
 from distill.objectives.uni_instruct import UniInstruct
+from distill.paths import beside
 from distill.prediction import Kind, coefficients, from_x0
-from distill.tensors import beside, expand
+from distill.random import expand
 from distill.times import Karras, LogNormal, Times
 from tests.toys import ExactCritic, White
 

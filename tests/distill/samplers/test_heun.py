@@ -8,9 +8,9 @@ from torch import Tensor
 
 from distill.denoiser import GuidableDenoiser
 from distill.paths import Path
+from distill.random import expand
 from distill.samplers import Heun
 from distill.sampling import sample
-from distill.tensors import expand
 from tests.distill.samplers.mixture import Z, mixture
 from tests.toys import ALL_PATHS
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.paths import EDM, DiscreteVP, Flow, Path
+from distill.random import expand
 from distill.teachers import GaussianMixture
-from distill.tensors import expand
 
 SHAPE = (1, 2, 2)
 
