@@ -15,8 +15,9 @@ from torch import Tensor
 
 from distill.errors import UserError, one_line
 from distill.metrics import MOST_KEPT, Extractor, Moments, Reference
+from distill.pickles.files import read_pickle
+from distill.pickles.reader import Object
 from distill.saved_files import open_regular, open_tensors, tensor_bytes
-from distill.teachers.published.pickles import Object, read_pickle
 from trainers.data import Dataset
 from trainers.data.cache import Cache
 from trainers.io.atomic import atomic_file
