@@ -124,8 +124,9 @@ def _key(place: tuple[int | str, ...], text: bytes) -> str:
     value: Any = json.loads(text) if place else None
     parts: list[str] = []
     for part in place:
-        inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
-        if inside or (part == place[-1] and isinstance(value, dict)):  # the last may be a key that is missing
+        at = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
+        inside = part in at
+        if inside or (part == place[-1] and isinstance(value, dict | list)):  # the last may be one that is missing
             parts.append(str(part))
             value = value[part] if inside else None
     return ".".join(parts)

@@ -10,7 +10,10 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_BYTES = 2**24  # of a JSON file, and of the header of a safetensors file: 300,000 tensors
+MAX_BYTES = 2**24  # of a JSON file, the header of a safetensors file, and the directory of a zip file: 300,000 tensors
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class TooLarge(OSError, ValueError):
-    """A file claims more than it may, or more than it has. It is an error of the disk and of the content."""
+    """A file claims more than it may or has, or is packed otherwise. It is an error of the disk and of the content."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
@@ -76,7 +80,7 @@ def open_tensors(file: Path) -> Any:
     check_header(file)
     try:
         return safe_open(file, "pt")
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:  # safetensors says the one, and torch the other
         raise TooLarge(f"it has {file.stat().st_size:,} bytes, which this process may not map") from error
 
 
@@ -139,6 +143,41 @@ def _open_regular(path: str, flags: int) -> int:
         return descriptor
     os.close(descriptor)
     raise TooLarge("it is no regular file")
+
+
+@contextmanager
+def open_archive(file: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip file of arrays. Its members are stored or deflated, and a reader bounds what it takes of them.
+
+    Raises:
+        OSError: The file cannot be read, or it is damaged, encrypted or packed otherwise, also when it is read inside
+            the context.
+    """
+    with open_regular(file) as stream:
+        _check_directory(stream)
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                if any(one.flag_bits & 1 or one.compress_type not in _PACKINGS for one in archive.infolist()):
+                    raise TooLarge("its members are encrypted, or neither stored nor deflated")
+                yield archive
+        # NotImplementedError: a newer version of the format. EOFError, OverflowError: a member beyond the file.
+        except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, OverflowError) as error:
+            raise TooLarge(str(error) or "it is cut short") from error
+
+
+def _check_directory(stream: BufferedReader) -> None:
+    """Raise an OSError if the directory of a zip file is too large, since it is read whole before a member is."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - 98))
+    tail = stream.read().rjust(98, b"\0")  # the end of the directory, its place, and its end once more in 64 bits
+    if tail[-22:-18] != b"PK\5\6":
+        raise TooLarge("it is no zip file, or has more behind its end")
+    large = tail[-42:-38] == b"PK\6\7"
+    if large and int.from_bytes(tail[-34:-26], "little") != size - 98:  # Python takes the end from that place
+        raise TooLarge("its directory does not lie at its end")
+    claimed = int.from_bytes(tail[40:48] if large else tail[-10:-6], "little")
+    if claimed > MAX_BYTES:
+        raise TooLarge(f"its directory has {claimed:,} bytes, more than {MAX_BYTES:,}")
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -120,7 +120,7 @@ def with_environment(run: Experiment) -> Any:
 def inception_file() -> str | None:
     """Return the file of the Inception weights that DISTILL_INCEPTION names."""
     file = os.environ.get("DISTILL_INCEPTION")
-    return None if file is None else str(Path(file).resolve())
+    return None if file is None else os.path.realpath(file)
 
 
 def _named(recipe: str) -> str | dict[str, Any]:
@@ -133,4 +133,4 @@ def cache_folder(given: str | None = None) -> str:
     from trainers.data.cache import DEFAULT_CACHE
 
     cache = os.environ.get("DISTILL_CACHE", DEFAULT_CACHE) if given in (None, DEFAULT_CACHE) else given
-    return str(cache) if str(cache).startswith("~") else str(Path(str(cache)).resolve())
+    return str(cache) if str(cache).startswith("~") else os.path.realpath(str(cache))

@@ -33,6 +33,7 @@ FLOORS = {
         "annotations": 0,
         "public_text": 0,
         "saved_files": 0,
+        "pickles": 1,
         "installed": 0,
         "records": 1,
         "weights": 1,
@@ -81,7 +82,7 @@ FLOORS = {
     },
 }
 # Modules that may import even less than their floor allows.
-ONLY = {("distill", "metrics"): {"annotations", "errors", "installed", "records", "saved_files", "weights"}}
+ONLY = {("distill", "metrics"): {"annotations", "errors", "installed", "pickles", "records", "saved_files", "weights"}}
 NO_FILES = "distill.objectives"  # an objective declares what it needs; the trainer opens it
 FILE_MODULES = ("pathlib", "os", "io", "json", "safetensors", "shutil", "tempfile", "distill.teachers")
 READS_ENVIRONMENT = ("launch",)  # the package that may read os.environ

@@ -35,6 +35,23 @@ class Moments:
             given = f"mean {list(self.mean.shape)} and covariance {list(self.covariance.shape)}"
             raise UserError(f"moments: {given} given, expected [D] and [D, D]")
 
+    def check(self) -> None:
+        """Raise UserError if no features can have these moments, as those of a file may be.
+
+        A distance to them would say so too, but only when all samples are drawn.
+        """
+        covariance = self.covariance.double()
+        largest = torch.finfo(torch.float32).max  # features are float32, and their variances are far below
+        if not all(bool(one.numel()) and float(one.abs().max()) < largest for one in (self.mean, covariance)):
+            raise UserError("moments: NaN, infinity or numbers beyond float32 given, expected those of features")
+        scale = covariance.norm()  # at least the largest eigenvalue
+        if float((covariance - covariance.T).abs().max()) > _ROUNDING * float(scale):
+            raise UserError("moments: a covariance that is not symmetric given")
+        # It has a Cholesky factor where no eigenvalue is below 0 by more than a rounding error.
+        eye = torch.eye(len(covariance), dtype=covariance.dtype)
+        factored = torch.linalg.cholesky_ex(covariance + (_ROUNDING * scale + torch.finfo(scale.dtype).tiny) * eye)
+        require(not factored.info, "moments: a covariance with eigenvalues below 0 given")
+
     @classmethod
     def of(cls, features: Tensor) -> Moments:
         """Return the moments of features.

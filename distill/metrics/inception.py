@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from distill.errors import UserError, one_line
+from distill.errors import UserError, one_line, require
 from distill.installed import install_command
 from distill.metrics.extractor import Extracted, content_hash
 from distill.metrics.images import as_bytes
+from distill.pickles.files import read_saved
 from distill.saved_files import load_tensors, open_regular
+from distill.weights import fits, is_finite
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
@@ -64,12 +66,17 @@ class Inception:
             network = _build(library, content, name)
         except RuntimeError as error:
             raise UserError(f"Inception: '{file}' holds other weights: {one_line(error):.200}") from None
+        state = network.state_dict()
+        for key, value in state.items():
+            given = content.get(key, value).dtype
+            require(fits(given, value.dtype), f"Inception: '{file}' holds {given} in {key}, expected {value.dtype}")
+            require(is_finite(value), f"Inception: '{file}' holds numbers that are not finite, in {key}")
         layers = dict(network.named_children())
         self.head: nn.Linear = layers.pop("fc")
         self.trunk = nn.Sequential(*layers.values())  # they stand in the order in which they are called
         self._tensorflow_resize = library.interpolate_bilinear_2d_like_tensorflow1x
         self.resize = resize
-        self.name = name if _sha256(file) == SHA256 else f"{name}-{content_hash(content)}"
+        self.name = name if _sha256(file) == SHA256 else f"{name}-{content_hash(state)}"
 
     def to(self, device: torch.device) -> Inception:
         """Move the network to a device, and return the extractor."""
@@ -119,14 +126,13 @@ def _check_file(file: Path, published: bool) -> None:
 def _read_weights(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a file of weights, .safetensors or torch's. Nothing in it runs."""
     try:
-        if file.suffix == ".safetensors":
-            return load_tensors(file)
-        with open_regular(file) as stream:
-            content = torch.load(stream, map_location="cpu", weights_only=True)
+        content = load_tensors(file) if file.suffix == ".safetensors" else read_saved(file)
     except Exception as error:  # a damaged file raises many types
         raise UserError(f"Inception: cannot read '{file}': {one_line(error):.200}") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"Inception: '{file}' holds no tensors by name")
+    named = isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
+    require(named, f"Inception: '{file}' holds no tensors by name")
     return cast(dict[str, Tensor], content)
 
 

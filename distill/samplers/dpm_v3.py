@@ -19,6 +19,7 @@ from distill.random import Random
 from distill.samplers.levels import PURE_NOISE, estimate_x0, pure_noise
 from distill.samplers.sampler import Sampler
 from distill.samplers.statistics import ModelStatistics
+from distill.weights import is_finite
 
 PANEL = 0.5
 """The largest length in lambda over which an integral is taken by one rule of 4 points."""
@@ -63,7 +64,10 @@ class DPMV3(Sampler):
         return ModelStatistics.load(FilePath(self.statistics))
 
     def solve(self, denoiser: GuidableDenoiser, z: Tensor, cond: ConditionLike, random: Random | None) -> Tensor:
-        return self.walk(self.read(), denoiser, z, cond)
+        samples = self.walk(self.read(), denoiser, z, cond)
+        if not is_finite(samples):
+            raise UserError(f"sampler.statistics: by '{self.statistics}' the samples are not finite")
+        return samples
 
     @torch.no_grad()
     def walk(

@@ -8,6 +8,7 @@ numbers for each element of a sample, and functions of lambda.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -19,9 +20,11 @@ from distill.conditions import Condition, ConditionLike
 from distill.denoiser import GuidableDenoiser
 from distill.errors import UserError, one_line, require
 from distill.paths import DiscreteVP, Path, beside
+from distill.public_text import printable
 from distill.random import Random
 from distill.samplers.levels import Levels, apart, log_levels
 from distill.saved_files import open_tensors, save_tensors
+from distill.weights import FLOATS, is_finite
 
 STATISTICS_FORMAT = "distill model statistics 1"
 """The value of the key `format` in the header of a file."""
@@ -30,6 +33,10 @@ LARGEST_S = 3.0
 FAINT_VARIANCE = 1e-4
 """The variance of f, in units of the smaller of those of the data and of e, below which s fades to 0. Ours too."""
 TENSORS = ("log_snr", "l", "s", "b")
+LARGEST_LOG_SNR = 100.0
+"""The largest size of a level. Beyond it there is nothing but noise or nothing but data, in whatever precision."""
+MOST_LEVELS, MOST_NUMBERS = 2**12, 2**29
+"""The most levels in a file, and numbers of a tensor: 120 levels of 3 x 1024 x 1024 pixels are fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +83,7 @@ class ModelStatistics:
         """Raise UserError if the statistics are those of a teacher on another path."""
         if self.path != str(path):
             raise UserError(
-                f"sampler.statistics: are of a teacher with path {self.path:.80}, this one's is {path!s:.80}"
+                f"sampler.statistics: are of a teacher with path {printable(self.path, 80)}, this one's is {path!s:.80}"
             )
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
@@ -112,6 +119,11 @@ class ModelStatistics:
             with open_tensors(file) as opened:
                 facts = dict(opened.metadata() or {})
                 names = set(opened.keys())
+                for name in names:
+                    numbers = math.prod(opened.get_slice(name).get_shape())
+                    most = MOST_LEVELS if name == "log_snr" else MOST_NUMBERS
+                    more = f"sampler.statistics: '{file}' has {numbers:,} numbers in {name!r:.40}, more than {most:,}"
+                    require(numbers <= most, more)
                 tensors = {name: opened.get_tensor(name).clone() for name in names & set(TENSORS)}  # not mapped
         except (OSError, SafetensorError) as error:
             raise UserError(f"sampler.statistics: cannot read '{file}': {one_line(error)}") from error
@@ -119,7 +131,8 @@ class ModelStatistics:
             raise UserError(f"sampler.statistics: '{file}' holds no statistics of a model; `distill sample` makes some")
         if not _sound(**tensors):
             raise UserError(
-                f"sampler.statistics: '{file}' is damaged: its tensors are no finite l, s, b at rising levels"
+                f"sampler.statistics: '{file}' is damaged: its tensors are no finite l, s, b at rising levels from"
+                f" -{LARGEST_LOG_SNR:g} to {LARGEST_LOG_SNR:g}"
             )
         return cls(facts["path"], **tensors, teacher=facts.get("teacher", ""))
 
@@ -231,10 +244,11 @@ def _solve(means: Tensor, log_snr: Tensor, eps: float) -> tuple[Tensor, Tensor, 
 
 
 def _sound(log_snr: Tensor, l: Tensor, s: Tensor, b: Tensor) -> bool:  # noqa: E741
-    """Return whether tensors of a file are statistics: finite numbers of one shape at rising levels."""
+    """Return whether tensors of a file are statistics: finite numbers of one shape at rising levels within reason."""
     values = (log_snr, l, s, b)
-    if log_snr.ndim != 1 or len(log_snr) < 2 or not all(value.is_floating_point() for value in values):
+    if log_snr.ndim != 1 or len(log_snr) < 2 or not all(value.dtype in FLOATS for value in values):
         return False
     if l.ndim < 1 or len(l) != len(log_snr) or not l.shape == s.shape == b.shape or log_snr.dtype != torch.float64:
         return False
-    return all(bool(value.isfinite().all()) for value in values) and bool((log_snr.diff() > 0).all())
+    rising = bool((log_snr.diff() > 0).all()) and float(log_snr.abs().max()) <= LARGEST_LOG_SNR
+    return rising and all(map(is_finite, values))

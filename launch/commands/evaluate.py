@@ -101,6 +101,7 @@ def table(report: dict[str, Any], name: str = "") -> Table:
         report: The content of evaluation.json.
         name: The name of the run in the title.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     guided = f", teacher guided at {report['teacher_cfg']:g}" if "teacher_cfg" in report else ""
@@ -108,7 +109,7 @@ def table(report: dict[str, Any], name: str = "") -> Table:
     distances = any("frechet" in report.get(model, {}) for model in ("student", "teacher"))
     title = f"{report['protocol']}, {report['samples']:,} samples each{guided}"
     title = f"Frechet distance in {title}" if distances else title
-    found = Table(title=f"{name}: {title}" if name else title)
+    found = Table(title=escape(f"{name}: {title}" if name else title))  # data and files may have names like [/x]
     rows = {key: report[key] for key in ("student", "teacher") if key in report}
     more = [key for key in LABELS if any(key in numbers for numbers in rows.values())]
     agreement = any("label_agreement" in numbers for numbers in rows.values())
@@ -127,7 +128,8 @@ def table(report: dict[str, Any], name: str = "") -> Table:
         if distances:
             cells += [f"{numbers['frechet']:.4f}", *ratios(numbers["frechet"])]
         cells += [f"{numbers[key]:.4g}" for key in more]
-        found.add_row(*cells, *[f"{numbers['label_agreement']:.2%}"] * agreement)
+        cells += [f"{numbers['label_agreement']:.2%}"] if agreement else []
+        found.add_row(*cells)
     if halves is not None:
         found.add_row("real halves", "", f"{halves:.4f}", *ratios(halves))
     return found

@@ -14,7 +14,15 @@ from safetensors import SafetensorError
 
 from distill import UserError
 from distill.pipeline_folder import load_model, load_stock_pipeline, read_json
-from distill.saved_files import MAX_BYTES, TooLarge, check_header, load_tensors, read_bounded, save_tensors
+from distill.saved_files import (
+    MAX_BYTES,
+    TooLarge,
+    check_header,
+    load_tensors,
+    open_archive,
+    read_bounded,
+    save_tensors,
+)
 from distill.teachers import load_denoiser
 from tests.limited import limited
 from tests.tiny import tiny_denoiser
@@ -67,6 +75,50 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert set(loaded) == set(tensors) and all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     with pytest.raises(FileNotFoundError):
         load_tensors(tmp_path / "b.safetensors")
+
+
+def directory(size: int, large: bool = False, place: int | None = None) -> bytes:
+    """A zip file of a directory alone, whose end, in 64 bits if `large`, claims the size and the place of itself."""
+    content = bytes(64)
+    more = b""
+    if large:
+        more = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, size, 0)
+        more += struct.pack("<4sLQL", b"PK\6\7", 0, len(content) if place is None else place, 1)
+    return content + more + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 2**32 - 1 if large else size, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (directory(MAX_BYTES + 1), f"its directory has {MAX_BYTES + 1:,} bytes, more than {MAX_BYTES:,}"),
+        (directory(2**40, large=True), f"its directory has {2**40:,} bytes, more than {MAX_BYTES:,}"),
+        (directory(64, large=True, place=0), "its directory does not lie at its end"),
+        (directory(64), "Bad magic number for central directory"),
+        (directory(65), "Bad offset for central directory|negative seek value -1"),
+        (b"PK\3\4", "it is no zip file, or has more behind its end"),
+        (directory(0) + b"x", "it is no zip file, or has more behind its end"),
+        (b"", "it is no zip file, or has more behind its end"),
+    ],
+)
+def test_the_directory_of_an_archive_is_bounded(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises((OSError, ValueError), match=f"^({message})"), open_archive(tmp_path / "a.zip"):
+        pass
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to mmap 1099511635899 bytes")])
+def test_a_file_that_cannot_be_mapped_is_too_large(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hole of a terabyte takes no space on the disk."""
+
+    def refuse(*given: object) -> None:
+        raise error
+
+    save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    with pytest.raises(TooLarge, match=r"^it has \d+ bytes, which this process may not map$"):
+        load_tensors(tmp_path / "a.safetensors")
 
 
 def test_a_large_json_file_is_not_parsed(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Form(TypedDict):
     count: NotRequired[Count]
     kind: NotRequired[Literal["x0", "eps"]]
     mean: NotRequired[tuple[float, ...]]
+    pair: NotRequired[tuple[int, int]]
     names: NotRequired[dict[str, Annotated[str, Field(max_length=9)]]]
     more: NotRequired[Any]
 
@@ -91,6 +92,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "no such choice": ('{"scale": 1, "kind": "v"}', "key 'kind': must be 'x0' or 'eps', got 'v'"),
     "an entry": ('{"scale": 1, "mean": [0, "1"]}', "key 'mean.1': must be a valid number, got '1'"),
     "missing": ("{}", "key 'scale': is missing"),
+    "an entry that is missing": ('{"scale": 1, "pair": [1]}', "key 'pair.1': is missing"),
     "unknown": ('{"scale": 1, "skale": 2}', "key 'skale': is no key of this file"),
 }
 

@@ -88,9 +88,10 @@ def prepare(work: Path) -> None:
 
 def all_readers() -> dict[str, Reader]:
     """Return the readers by name."""
-    from tests.hostile import pickles, pictures, recipes, trees
+    from tests.hostile import pickles, pictures, prompts, recipes, references, trees, weights
 
-    return {**recipes.READERS, **trees.READERS, **pickles.READERS, **pictures.READERS}
+    modules = (recipes, trees, pickles, pictures, references, weights, prompts)
+    return {name: reader for module in modules for name, reader in module.READERS.items()}
 
 
 def outcomes(jobs: Iterator[tuple[str, Reader, int]], work: Path) -> Iterator[tuple[str, int, str, Outcome]]:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from distill.errors import UserError
 from distill.pipeline_folder import MAX_LAYERS, check_layers, load_model
 from distill.teachers import EDMNet, build_unet, load_denoiser, save_denoiser
 from tests.exports import DDPMPP
+from tests.hostile.references import npz_bomb
+from tests.hostile.weights import weights_bomb
 from tests.limited import limited
 from tests.tiny import NETWORK, SHAPE, tiny_denoiser
 from trainers.recipe.yaml_text import parse
@@ -94,6 +97,37 @@ def test_a_recipe_of_a_network_is_refused(change: dict[str, Any]) -> None:
 def test_settings_that_do_not_go_together_are_refused() -> None:
     line = refusal(lambda: EDMNet.build({**DDPMPP, "model_channels": 30_000}, None))
     assert line.startswith("network: ") and line.endswith(": num_channels (30000) must be divisible by num_groups (32)")
+
+
+def test_what_packs_to_a_thousandth_takes_no_memory(tmp_path: Path) -> None:
+    """A header of an array, and weights, that are 600 MB of a file of 3 MB, and a call that takes 6 GB."""
+    (tmp_path / "a.npz").write_bytes(npz_bomb("header", 600))
+    network = {"a": torch.zeros(3)}
+    torch.save(network, tmp_path / "valid.pth")
+    for kind in ("pickle", "storage", "one call", "many calls"):
+        (tmp_path / f"{kind}.pth").write_bytes(weights_bomb(kind, tmp_path / "valid.pth", 600))
+    program = f"""
+from pathlib import Path
+from distill.errors import UserError
+from distill.metrics.inception import _read_weights
+from trainers.evaluation.references import read_reference
+from tests.limited import limit
+limit(300)
+folder = Path({str(tmp_path)!r})
+for name in ("pickle", "storage", "one call", "many calls", "a"):
+    try:
+        read_reference(folder / "a.npz", "fid") if name == "a" else _read_weights(folder / f"{{name}}.pth")
+    except UserError as error:
+        print(error)
+"""
+    lines = limited(program).splitlines()
+    found = [line.partition("': ")[2] for line in lines]
+    assert found == [
+        "it unpacks to more than it holds",
+        "a storage claims 3 numbers of 4 bytes and has 13 bytes",
+        *["the name 'builtins.bytearray' is not allowed"] * 2,
+        "mu is no array of float32 or float64 numbers with one or two dimensions",
+    ]
 
 
 @pytest.mark.parametrize(

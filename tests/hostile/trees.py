@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.hostile.mutate import damaged, damaged_json, mutated, special
+from tests.hostile.mutate import VALUES, damaged, damaged_json, json_text, mutated, special
 from tests.hostile.trial import Call, Place
 
 LIMIT = ["--time-limit", "0:01:08"]  # a recipe may ask for a run that never ends; a run stops a minute before
@@ -256,6 +256,37 @@ TENSOR_LIES: dict[str, Callable[..., bytes | None]] = {
     "entry": _values,
     "metadata": _metadata,
 }
+
+
+def hostile_facts(content: bytes, draw: Random, key: str) -> tuple[bytes, str]:
+    """Return a safetensors file with other facts in its header, and the change in words."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    facts = header["__metadata__"]
+    if key and draw.random() < 0.6:
+        changed, what = mutated(json.loads(facts[key]), draw)
+        facts[key] = json_text(changed).decode(errors="replace")
+    else:
+        what, values = "facts", [*VALUES, "[/red]", "a\nb", "1e999", "null", "[" * 100_000, "9" * 5000, "NaN"]
+        facts[draw.choice([*facts, "x"])] = str(draw.choice(values)).encode(errors="replace").decode()
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content[8 + length :], what
+
+
+def sparse(file: Path, name: str) -> str:
+    """Let a tensor claim a terabyte, of which the file has a hole, and say so."""
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, end = json.loads(content[8 : 8 + length]), 0
+    for one in [*sorted(header.keys() - {name, "__metadata__"}), name]:
+        first, last = (0, 2**40) if one == name else header[one]["data_offsets"]
+        header[one]["data_offsets"] = [end, end := end + last - first]
+    header[name]["shape"] = [2**40 // {"F32": 4, "F64": 8}[header[name]["dtype"]]]
+    text = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.truncate(8 + len(text) + end)
+    return f"{name}: a hole of a terabyte"
 
 
 def special_files(draw: Random, place: Place) -> Call:

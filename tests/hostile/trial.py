@@ -115,11 +115,13 @@ class Call:
         arguments: The arguments of `distill`.
         writes: The folders below the root of the place in which it may write, beside `out` and `cwd/runs`.
         what: The input in words.
+        environment: Variables that the command has beside its own.
     """
 
     arguments: list[str]
     writes: list[str]
     what: str
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 Reader = Callable[[random.Random, Place], Call]
@@ -265,7 +267,7 @@ def _command(call: Call, place: Place) -> None:
     for name in [name for name in os.environ if name.startswith(("XDG_", "DISTILL_"))]:
         del os.environ[name]
     os.environ |= {"HOME": str(place.home), "TMPDIR": str(place.tmp), "DISTILL_CACHE": str(place.out / "cache")}
-    os.environ |= {MARK: str(place.root), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {MARK: str(place.root), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1", **call.environment}
     tempfile.tempdir = None
     sys.argv = ["distill", *call.arguments]
     launch.main.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, StringIO
@@ -13,29 +14,56 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from distill.denoiser import Denoiser
-from distill.metrics import Classifier
+from distill.metrics import Classifier, Moments, Reference
 from distill.paths import EDM
-from distill.teachers import EDMNet, save_denoiser
+from distill.samplers import measure_statistics
+from distill.teachers import EDMNet, load_denoiser, save_denoiser
 from distill.tiny.pipelines import build
+from distill.user_code import trusting
 from tests import published
 from tests.exports import DDPMPP, moved
+from tests.inception import write_stand_in
 from tests.tiny import fit_run, recipe, teacher_recipe, tiny_denoiser
 from trainers import load
 from trainers.data import Digits
+from trainers.evaluation.references import Stored, write_reference
+from trainers.recipe.words import open_given
 from trainers.runs.make_pairs import PairSettings, make_pairs
 from trainers.runs.posthoc import make_average
 
 PICTURES, CLASSES = 12, 3
 PROMPTS = ["a red cat", "a dog", "a blue car", "two trees"]
+CORNERS = """
+from dataclasses import dataclass
+
+from distill.metrics import Extracted, FeatureSettings
+
+
+class Corners:
+    name, labels, logits = "fid", None, False
+
+    def to(self, device):
+        return self
+
+    def extract(self, images, labelled=False):
+        return Extracted(images[:, :2, ::7, ::7].flatten(1))
+
+
+@dataclass(frozen=True)
+class CornerFeatures(FeatureSettings):
+    def load(self):
+        return Corners()
+"""  # features of the user's own, of which a distance takes no time, under the name of those of Inception
 
 
 def write_valid(folder: Path) -> None:
     """Write all valid files."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True)
-    for write in (pictures, teachers, runs, recipes, prompted, exports):
+    for write in (pictures, teachers, runs, recipes, prompted, exports, measured, statistics):
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             write(folder)
 
@@ -143,3 +171,28 @@ def exports(folder: Path) -> None:
         trained.export(folder / f"export_{name}", name)
     for lock in folder.rglob("*.lock"):
         lock.unlink()
+
+
+def measured(folder: Path) -> None:
+    """Write what a run is compared with: statistics of pictures in three forms, and weights of Inception in two."""
+    (folder / "corners.py").write_text(CORNERS)
+    evaluation = {"samples": 8, "every": 8, "features": f"{folder / 'corners.py'}:CornerFeatures"}
+    (folder / "measured.yaml").write_text(yaml.safe_dump(short(folder, "edm", evaluation=evaluation)))
+    with trusting(True):
+        fit_run(short(folder, "edm", evaluation=evaluation), folder / "measured")
+    vectors = np.random.default_rng(0).standard_normal((PICTURES, 8))
+    moments = {"mu": vectors.mean(axis=0), "sigma": np.cov(vectors, rowvar=False)}
+    np.savez(folder / "real.npz", **moments)
+    (folder / "real.pkl").write_bytes(pickle.dumps({"fid": moments, "fd_dinov2": moments}))
+    images, features = open_given(str(folder / "pictures"), 8), torch.from_numpy(vectors).float()
+    reference = Reference(images.name, Moments.of(features), PICTURES, features)
+    write_reference(Stored(reference, "fid", (8, 8), images.pixels_hash()), folder / "real.safetensors")
+    state = torch.load(write_stand_in(folder / "inception.pth"), weights_only=True)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    save_file(half, folder / "inception.safetensors")
+
+
+def statistics(folder: Path) -> None:
+    """Write the statistics of a teacher."""
+    teacher, noise = load_denoiser(folder / "edm"), torch.randn(4, 3, 8, 8)
+    measure_statistics(teacher, noise, torch.arange(4) % CLASSES, points=5).save(folder / "statistics.safetensors")

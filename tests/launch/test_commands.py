@@ -111,6 +111,16 @@ def test_the_table_fits_80_columns() -> None:
     assert "…" not in text and numbers(text)[0] == pytest.approx([1, 12345.6789, 1, 100046.02, 0.9877], abs=0.01)
 
 
+def test_the_table_of_features_without_labels() -> None:
+    """Published features have no label agreement, and a name in the title is no markup."""
+    report = {"protocol": "fid([/x], 12 real)", "samples": 8, "student": {"frechet": 1.25, "recall": 0.5}}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(report, "runs/[bold]"))
+    text = console.export_text()
+    assert " ".join(text.split()).startswith("runs/[bold]: Frechet distance in fid([/x], 12 real), 8 samples each")
+    assert numbers(text) == [[1, 1.25, 0.5]]
+
+
 def test_evaluate_of_a_teacher_and_of_the_best(distill: Command, teacher_run: Path, student: Path) -> None:
     assert distill("evaluate", teacher_run, "--samples", 20).code == 0
     report = json.loads((teacher_run / "evaluation.json").read_text())

@@ -1,16 +1,20 @@
 """The prompts of a benchmark, from its published file."""
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import StringIO
+from itertools import islice
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError, one_line, options, require
+from distill.records import parse_record
 from distill.saved_files import read_bounded
 
-LARGEST_PROMPTS = 2**28  # bytes of a file at most
+# The largest published files have a few hundred thousand prompts, and no encoder reads a thousandth of the longest.
+LARGEST_PROMPTS, MOST_PROMPTS, LONGEST_PROMPT = 2**25, 2**19, 2**16  # bytes of a file, prompts, characters of one
 TEXT_COLUMNS = ("prompt", "prompts", "text", "caption")  # in any case
 NAME_COLUMNS = ("id", "item_id")  # of DPG-Bench
 
@@ -43,11 +47,14 @@ def read_prompts(path: str | Path) -> list[BenchmarkPrompt]:
     Raises:
         UserError: There is no such file, it is damaged, or it holds no prompts.
     """
-    place = Path(path).expanduser()
+    place = Path(expanduser(path))
     try:
-        found = list(_folder(place) if place.is_dir() else _file(place))
+        found = list(islice(_folder(place) if place.is_dir() else _file(place), MOST_PROMPTS + 1))
     except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8, no JSON
         raise UserError(f"prompts: cannot read '{path}': {one_line(error)}") from error
+    require(len(found) <= MOST_PROMPTS, f"prompts: '{path}' holds more than {MOST_PROMPTS:,} prompts")
+    if any(len(one.text) > LONGEST_PROMPT for one in found):
+        raise UserError(f"prompts: '{path}' holds a prompt of more than {LONGEST_PROMPT:,} characters")
     require(len(found) > 0, f"prompts: '{path}' holds no prompts")
     if "item_id" in found[0].entry:
         return list({one.name: one for one in reversed(found)}.values())[::-1]
@@ -56,28 +63,27 @@ def read_prompts(path: str | Path) -> list[BenchmarkPrompt]:
 
 def _folder(place: Path) -> Iterator[BenchmarkPrompt]:
     for file in sorted(place.glob("*.txt")):
-        if text := _text(file).strip():
+        if text := _text(file, 4 * LONGEST_PROMPT).read().strip():
             yield BenchmarkPrompt(text, file.stem)
 
 
 def _file(file: Path) -> Iterator[BenchmarkPrompt]:
     if file.suffix == ".jsonl":
-        for line in _text(file).splitlines():
+        for line in _text(file):
             if line.strip():
-                yield _entry(file, json.loads(line), line)
+                yield _entry(file, parse_record(line), line.removesuffix("\n"))
     elif file.suffix in (".tsv", ".csv"):
         rows: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
-        for row in csv.DictReader(_text(file).splitlines(keepends=True), **rows):
+        for row in csv.DictReader(_text(file), **rows):
             yield _entry(file, row)
     elif file.suffix == ".txt":
-        yield from (BenchmarkPrompt(line) for line in _text(file).split("\n") if line.strip())
+        yield from (BenchmarkPrompt(line.removesuffix("\n")) for line in _text(file) if line.strip())
     else:
         raise UserError(f"prompts: '{file}' must be a folder of .txt, or end in .txt, .jsonl, .tsv or .csv")
 
 
-def _entry(file: Path, entry: Any, line: str = "") -> BenchmarkPrompt:
+def _entry(file: Path, entry: Mapping[str, Any], line: str = "") -> BenchmarkPrompt:
     """Return the prompt of one line."""
-    require(isinstance(entry, dict), f"prompts: '{file}' holds a line that is no object")
     columns = {str(name).lower(): name for name in entry}
     text = next((entry[columns[name]] for name in TEXT_COLUMNS if name in columns), None)
     if not isinstance(text, str) or not text.strip():
@@ -88,6 +94,6 @@ def _entry(file: Path, entry: Any, line: str = "") -> BenchmarkPrompt:
     return BenchmarkPrompt(text, str(name), line, entry)
 
 
-def _text(file: Path) -> str:
-    """Return the text of a file, with its line ends as newlines."""
-    return read_bounded(file, LARGEST_PROMPTS).decode("utf-8-sig").replace("\r\n", "\n")
+def _text(file: Path, largest: int = LARGEST_PROMPTS) -> StringIO:
+    """Return the text of a file, with its line ends as newlines. Its lines end at these alone, and not at U+2028."""
+    return StringIO(read_bounded(file, largest).decode("utf-8-sig").replace("\r\n", "\n"))

@@ -84,8 +84,8 @@ def _published_protocol(
     if device is not None:
         extractor.to(device)
     if settings.reference is not None:
-        file = Path(settings.reference)
-        check_reference(stored := read_reference(file, extractor.name), file, shape, dataset)
+        file, width = Path(settings.reference), _width(extractor, shape)
+        check_reference(stored := read_reference(file, extractor.name), file, shape, width, dataset)
     else:
         stored = compute_reference(dataset, extractor, cache, quiet)
     protocol = Protocol(extractor, stored.reference, resize=settings.resize)
@@ -171,13 +171,18 @@ def _check_features(source: Dataset, settings: Evaluation, shape: tuple[int, ...
     """Raise UserError when features, reference and metrics do not go together, or one of them is missing."""
     assert settings.features is not None
     extractor, shape = settings.features.load(), _seen_shape(shape, settings)
-    extractor.extract(torch.zeros(1, *shape))
+    width = _width(extractor, shape)
     if settings.resize is not None and settings.reference is None:
         raise UserError("evaluation.resize: needs a reference of this size; `distill reference` computes one")
     if settings.reference is not None:
         file = Path(settings.reference)
-        check_reference(stored := read_reference(file, extractor.name), file, shape, source)
+        check_reference(stored := read_reference(file, extractor.name), file, shape, width, source)
         _metrics(Protocol(extractor, stored.reference), settings, METRICS)
+
+
+def _width(extractor: Extractor, shape: tuple[int, ...]) -> int:
+    """Return the number of features that an extractor takes of a sample. Raise UserError if it takes none."""
+    return extractor.extract(torch.zeros(1, *shape)).features.shape[1]
 
 
 def _spanned(images: torch.Tensor) -> int:

@@ -1,22 +1,30 @@
 """The real images of a protocol: their statistics, computed through the cache or read from a published file."""
 
 import json
+import math
 import re
+import reprlib
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, with_config
 from safetensors import SafetensorError
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from distill.errors import UserError, one_line
+from distill.errors import UserError, one_line, require
 from distill.metrics import MOST_KEPT, Extractor, Moments, Reference
-from distill.saved_files import open_regular, open_tensors, tensor_bytes
-from distill.teachers.published.pickles import Object, read_pickle
+from distill.pickles.files import read_pickle
+from distill.pickles.reader import Object
+from distill.public_text import printable
+from distill.records import STRICT, parse_record
+from distill.saved_files import open_archive, open_tensors, tensor_bytes
+from distill.weights import is_finite
 from trainers.data import Dataset
 from trainers.data.cache import Cache
 from trainers.io.atomic import atomic_file
@@ -24,8 +32,13 @@ from trainers.io.console import plain
 
 SHARD = 2_500  # images in a shard of features, which is what a kill loses
 READ_AT_ONCE = 250  # images
-MOST_FEATURES = 2**12  # the largest D of published statistics
-_FORMAT = "distill reference 1"
+MOST_FEATURES = 2**12  # the largest D in a file
+_LONGEST_HEADER = 2**14  # bytes before the numbers of an array
+_HEADER = re.compile(
+    rb"\{'descr': '(<f[48])', 'fortran_order': (True|False), 'shape': \((\d{1,15}),(?: (\d{1,15}))?\), \} *\n"
+)
+_FORMAT: Literal["distill reference 1"] = "distill reference 1"
+_Side = Annotated[int, Field(ge=1, lt=2**20)]
 _HOST = "https://nvlabs-fi-cdn.nvidia.com"
 PUBLISHED = {
     **{
@@ -53,6 +66,18 @@ class Stored:
     protocol: str
     resolution: tuple[int, int] | None
     content: str | None = None
+
+
+@with_config(STRICT)
+class ReferenceFacts(TypedDict):
+    """The facts in the header of a file of `write_reference`."""
+
+    format: Literal["distill reference 1"]
+    protocol: str
+    name: str
+    count: Annotated[int, Field(ge=2, lt=2**63)]
+    resolution: tuple[_Side, _Side] | None
+    content: str | None
 
 
 def compute_reference(dataset: Dataset, extractor: Extractor, cache: str, quiet: bool = False) -> Stored:
@@ -84,6 +109,7 @@ def compute_reference(dataset: Dataset, extractor: Extractor, cache: str, quiet:
     moments = Moments.of(table.shards[0]["features"])
     for shard in table.shards[1:]:
         moments = moments.merge(Moments.of(shard["features"]))
+    _check_moments(moments, f"{extractor.name} of {dataset.name}")
     if dataset.count <= MOST_KEPT:
         features = torch.cat([shard["features"] for shard in table.shards])
     else:
@@ -129,29 +155,39 @@ def read_reference(file: Path, protocol: str) -> Stored:
         raise UserError(f"reference: no file '{file}'; {_how_to_get(file)}")
     try:
         stored = readers[file.suffix](file, protocol)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"reference: cannot read '{file}': {one_line(error):.200}") from None
-    except (SafetensorError, zipfile.BadZipFile) as error:
-        raise UserError(f"reference: cannot read '{file}': {one_line(error):.200}") from None
+    _check_moments(stored.reference.moments, f"'{file}'")
     if stored.protocol != protocol:
-        raise UserError(f"reference: '{file}' is of {stored.protocol}, the protocol is {protocol}")
+        raise UserError(f"reference: '{file}' is of {printable(stored.protocol)}, the protocol is {protocol}")
     return stored
 
 
-def check_reference(stored: Stored, file: Path, shape: tuple[int, ...], dataset: Dataset) -> None:
-    """Raise UserError when the statistics are of other images than those that are compared with them.
+def check_reference(stored: Stored, file: Path, shape: tuple[int, ...], width: int, dataset: Dataset) -> None:
+    """Raise UserError when the statistics are of other images or features than those that are compared with them.
 
     Args:
         stored: The statistics.
         file: Their file, for the message.
         shape: The shape (C, H, W) of the samples.
+        width: The number of features of a sample.
         dataset: The data, which may have no images.
     """
+    if (given := len(stored.reference.moments.mean)) != width:
+        raise UserError(f"reference: '{file}' is of {given:,} features, the samples have {width:,}")
     if stored.resolution is not None and stored.resolution != _two(shape):
         theirs = "x".join(map(str, stored.resolution))
         raise UserError(f"reference: '{file}' is of {theirs} pixels, the samples have {'x'.join(map(str, shape[1:]))}")
     if None not in (stored.content, dataset.read) and stored.content != dataset.pixels_hash():
         raise UserError(f"reference: '{file}' is of other images than data: {dataset.name}")
+
+
+def _check_moments(moments: Moments, what: str) -> None:
+    """Raise UserError if no features can have these moments. `what` says whose they are."""
+    try:
+        moments.check()
+    except UserError as error:
+        raise UserError(f"reference: {what}: {error}") from None
 
 
 def _how_to_get(file: Path) -> str:
@@ -185,70 +221,95 @@ def _moments(mean: Tensor, covariance: Tensor) -> Moments:
 def _read_ours(file: Path, protocol: str) -> Stored:
     """Read a file of `write_reference`."""
     with open_tensors(file) as opened:
-        facts = json.loads((opened.metadata() or {})["reference"])
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-    if facts["format"] != _FORMAT:
-        raise ValueError(f"its format is {facts['format']!r:.40}, expected {_FORMAT!r}")
-    moments, features = _moments(tensors["mean"], tensors["covariance"]), tensors.get("features")
-    if features is not None and features.shape[1:] != moments.mean.shape:
-        raise ValueError(f"features {list(features.shape)}, expected [N, {len(moments.mean)}]")
-    reference = Reference(str(facts["name"]), moments, int(facts["count"]), features)
-    resolution = facts["resolution"] and (int(facts["resolution"][0]), int(facts["resolution"][1]))
-    return Stored(reference, str(facts["protocol"]), resolution, str(facts["content"]))
+        facts = parse_record((opened.metadata() or {}).get("reference", ""), ReferenceFacts)
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+        forms = {name: (part.get_dtype(), *part.get_shape()) for name, part in parts.items()}
+        most = min(facts["count"], MOST_KEPT)
+        match {"features": ("F32", 0, *forms.get("mean", ())[1:]), **forms}:
+            case {"mean": ("F64", d), "covariance": ("F64", *sides), "features": ("F32", kept, width), **rest} if (
+                not rest and sides == [d, d] and width == d and 0 < d <= MOST_FEATURES and kept <= most
+            ):
+                tensors = {name: opened.get_tensor(name) for name in forms}
+            case _:
+                wanted = f"mean [D] and covariance [D, D] of F64, features [at most {most:,}, D] of F32"
+                raise ValueError(f"its tensors are {forms!s:.90}, expected {wanted}")
+    features = tensors["features"] if kept else None
+    require(features is None or is_finite(features), f"reference: '{file}' holds features that are not finite")
+    reference = Reference(
+        printable(facts["name"], 200), _moments(tensors["mean"], tensors["covariance"]), facts["count"]
+    )
+    return Stored(replace(reference, features=features), facts["protocol"], facts["resolution"], facts["content"])
 
 
 def _read_npz(file: Path, protocol: str) -> Stored:
     """Read the moments that EDM publishes: `mu` and `sigma` of Inception's features."""
-    with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
+    with open_archive(file) as archive:
         moments = _moments(_array(archive, "mu"), _array(archive, "sigma"))
-    return Stored(Reference(file.stem, moments, None), "fid", _named_resolution(file))
+    return Stored(Reference(printable(file.stem, 200), moments, None), "fid", _named_resolution(file))
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Tensor:
-    """Read an array of floating-point numbers of an .npz file, after a look at its header."""
+    """Read an array of floating-point numbers of an .npz file. numpy would evaluate its header, of any length."""
     with archive.open(f"{name}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(member)
-        return _tensor(shape, fortran, str(dtype.str), lambda count: member.read(count))
+        start = member.read(8)
+        size = int.from_bytes(member.read(2 if start[6:] == b"\1\0" else 4), "little")
+        found = _HEADER.fullmatch(member.read(min(size, _LONGEST_HEADER)))
+        if found is None or start[:6] != b"\x93NUMPY":
+            raise ValueError(f"{name} is no array of float32 or float64 numbers with one or two dimensions")
+        dtype, order, *sides = (part.decode() for part in found.groups() if part is not None)
+        return _tensor(tuple(map(int, sides)), order == "True", dtype, lambda count: member.read(count + 1))
 
 
 def _read_pickled(file: Path, protocol: str) -> Stored:
     """Read the moments that EDM2 publishes: {protocol: {"mu", "sigma"}}. Nothing in the pickle runs."""
-    content = read_pickle(file)
-    if not isinstance(content, Mapping) or protocol not in content:
-        held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"reference: '{file}' holds {held:.100}, expected {protocol}")
-    moments = _moments(_pickled_array(content[protocol]["mu"]), _pickled_array(content[protocol]["sigma"]))
-    return Stored(Reference(file.stem, moments, None), protocol, _named_resolution(file))
+    content = read_pickle(file, "reference")
+    if not isinstance(content, dict) or protocol not in content:
+        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"reference: '{file}' holds {printable(held, 100)}, expected {protocol}")
+    match content[protocol]:
+        case {"mu": mean, "sigma": covariance}:
+            moments = _moments(_pickled_array(mean), _pickled_array(covariance))
+            return Stored(Reference(printable(file.stem, 200), moments, None), protocol, _named_resolution(file))
+        case other:
+            raise ValueError(f"{type(other).__name__} under {protocol}, expected mu and sigma")
 
 
 def _pickled_array(record: Any) -> Tensor:
     """Return the array in the record of a numpy array."""
-    if not isinstance(record, Object):
-        raise ValueError(f"{type(record).__name__} where an array was expected")
-    _, shape, dtype, fortran, content = record.state
-    order = {"<": "<", "=": "<"}[dtype.state[1]]
-    return _tensor(tuple(shape), bool(fortran), order + str(dtype.args[0]), lambda count: bytes(content[:count]))
+    match record:
+        case Object(
+            state=(
+                _,
+                tuple(shape),
+                Object(args=(str(code), *_), state=(_, "<" | "=", *_)),
+                bool(fortran),
+                bytes(content),
+            )
+        ):
+            return _tensor(shape, fortran, f"<{code}", lambda count: content)
+        case _:
+            raise ValueError(f"{type(record).__name__} where an array of numbers was expected")
 
 
-def _tensor(shape: tuple[int, ...], fortran: bool, dtype: str, read: Any) -> Tensor:
+def _tensor(shape: tuple[Any, ...], fortran: bool, dtype: str, read: Callable[[int], bytes]) -> Tensor:
     """Return an array of statistics, float64.
 
     Args:
         shape: Its shape, as the file claims it.
         fortran: Whether its first dimension is the fastest.
         dtype: Its dtype, as numpy writes it.
-        read: (count) -> that many bytes.
+        read: (count) -> its bytes, or count + 1 of them if there are more.
 
     Raises:
-        ValueError: It is no array of at most MOST_FEATURES squared numbers, or it is cut short.
+        ValueError: It is no array of at most MOST_FEATURES squared numbers, or it has more or fewer than it claims.
     """
-    if dtype not in ("<f4", "<f8") or not 1 <= len(shape) <= 2 or not all(0 < n <= MOST_FEATURES for n in shape):
-        raise ValueError(f"an array {dtype} {list(shape)!s:.60}, expected at most [{MOST_FEATURES}, {MOST_FEATURES}]")
-    numbers = int(np.prod(shape))
-    content = read(numbers * int(dtype[2]))
-    if len(content) != numbers * int(dtype[2]):
-        raise ValueError("an array is cut short")
+    sides = len(shape) in (1, 2) and all(type(n) is int and 0 < n <= MOST_FEATURES for n in shape)
+    if dtype not in ("<f4", "<f8") or not sides:
+        raise ValueError(
+            f"an array {dtype:.20} {reprlib.repr(shape)}, expected at most [{MOST_FEATURES}, {MOST_FEATURES}]"
+        )
+    content = read(size := math.prod(shape) * int(dtype[2]))
+    if len(content) != size:
+        raise ValueError("an array is cut short" if len(content) < size else "an array goes on behind its end")
     array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
     return torch.from_numpy(array.astype(np.float64))

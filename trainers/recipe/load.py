@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from glob import iglob
-from os.path import exists  # false for what can be no path, such as a name that is too long
+from os.path import exists, realpath  # false for what can be no path, such as a name that is too long
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
@@ -138,7 +138,8 @@ def resolve_paths(run: _T) -> _T:
         if isinstance(value, str) and LocalPath in (hint, *get_args(hint)):
             place = Path(value).expanduser() if value.startswith("~/") else Path(value)
         local = isinstance(place, Path) and (exists(place) or any(iglob(str(place))))
-        changes[one.name] = str(place.resolve()) if local else resolve_paths(value)
+        # `Path.resolve` raises a RuntimeError at a link to itself, which its reader refuses in a line.
+        changes[one.name] = realpath(place) if local else resolve_paths(value)
     changed = {name: value for name, value in changes.items() if value is not getattr(run, name)}
     return cast(_T, dataclasses.replace(run, **changed)) if changed else run
 

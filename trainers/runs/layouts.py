@@ -31,6 +31,7 @@ from trainers.runs.draw import Drawable, embed_null
 _TOGETHER = 20  # samples of a group, at most, unless a single prompt has more
 _WINDOW = 512  # prompts whose embeddings are in memory at once; the encoder is freed before they are sampled
 _MOST = 2**12  # of a prompt
+_LONGEST_NAME = 200  # bytes of a picture's name without its ending, since it is written beside under a longer one
 
 Place = tuple[Path, tuple[int, ...]]
 """A picture's file within the folder, and the numbers of the samples of its prompt that it shows."""
@@ -61,9 +62,8 @@ def _plain_texts(prompts: Sequence[BenchmarkPrompt], samples: int) -> Mapping[Pa
     lines = []
     for number, prompt in enumerate(prompts):
         for file, _ in _plain_places(number, prompt, samples):
-            lines.append(
-                json.dumps({"file_name": file.name, **prompt.entry, "prompt": prompt.text}, ensure_ascii=False)
-            )
+            entry = {"file_name": "", **prompt.entry, "prompt": prompt.text} | {"file_name": file.name}
+            lines.append(json.dumps(entry, ensure_ascii=False))
     return {Path("prompts.jsonl"): "".join(f"{line}\n" for line in lines)}
 
 
@@ -90,10 +90,12 @@ def _dpg_places(number: int, prompt: BenchmarkPrompt, samples: int) -> Sequence[
 def _dpg_check(prompts: Sequence[BenchmarkPrompt], samples: int) -> None:
     require(samples in (1, 4), f"layout: dpg takes 1 sample a prompt, or a square of 4, got {samples}")
     for prompt in prompts:
-        if not prompt.name or Path(prompt.name).name != prompt.name or "." in prompt.name:
+        name = prompt.name
+        plain = name.isprintable() and Path(name).name == name and "." not in name
+        if not name or not plain or len(name.encode()) > _LONGEST_NAME:
             raise UserError(
                 "layout: dpg names a picture as the prompt's file; give the folder of prompts, or a file with a column"
-                f" id of plain names, got {prompt.name!r}"
+                f" id of plain names, got {prompt.name!r:.80}"
             )
     require(
         len({one.name for one in prompts}) == len(prompts),

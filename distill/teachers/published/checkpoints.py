@@ -19,8 +19,9 @@ from distill.encoders.latents import Normalisation
 from distill.errors import UserError, one_line
 from distill.networks.network import null_label
 from distill.paths import EDM
+from distill.pickles.files import read_pickle
+from distill.pickles.reader import PERSISTENT, Object, Refused
 from distill.teachers.edm import PUBLISHED
-from distill.teachers.published.pickles import PERSISTENT, Object, Refused, read_pickle
 
 # Constructor arguments that are no settings of our networks: they change no output, or belong to the denoiser.
 _NOT_SETTINGS = ("sigma_data", "use_fp16", "sigma_min", "sigma_max", "label_dropout")

@@ -109,6 +109,33 @@ def test_float32_statistics_are_computed_with_in_float64() -> None:
     assert frechet_distance(single, other) == frechet_distance(double, other)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": torch.full((3,), torch.nan)}, "NaN, infinity or numbers beyond float32"),
+        ({"covariance": torch.full((3, 3), torch.inf)}, "NaN, infinity or numbers beyond float32"),
+        ({"covariance": 1e300 * torch.eye(3).double()}, "NaN, infinity or numbers beyond float32"),
+        ({"covariance": torch.tensor([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]])}, "a covariance that is not symmetric"),
+        ({"covariance": torch.diag(torch.tensor([1.0, 1.0, -0.01]))}, "a covariance with eigenvalues below 0"),
+        ({"covariance": torch.ones(3, 3) - 0.9 * torch.eye(3)}, "a covariance with eigenvalues below 0"),
+        ({"covariance": -torch.eye(3)}, "a covariance with eigenvalues below 0"),
+    ],
+)
+def test_moments_of_no_features_are_refused(change: dict[str, torch.Tensor], message: str) -> None:
+    good = {"mean": torch.zeros(3), "covariance": torch.eye(3)}
+    with pytest.raises(UserError, match=f"^moments: {message}"):
+        Moments(**{**good, **change}, count=2).check()
+
+
+def test_moments_of_features_pass() -> None:
+    """Those of few features, of equal ones and of float32, whose covariances are singular or are rounded."""
+    for features in (_normal(50, 3), _normal(2, 30), torch.zeros(4, 3), torch.ones(4, 3), 1e15 * _normal(9, 3)):
+        moments = Moments.of(features)
+        moments.check()
+        Moments(moments.mean.float(), moments.covariance.float(), moments.count).check()
+    Moments(torch.zeros(2), torch.tensor([[1.0, 1e-6], [0.0, -1e-7]]), 10).check()
+
+
 def test_mistakes_are_refused() -> None:
     good = Moments.of(_normal(10, 3))
     with pytest.raises(UserError, match="3 and 4 dimensions given"):

@@ -7,13 +7,17 @@ import json
 import math
 import sys
 import zlib
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.errors import UserError
@@ -137,6 +141,65 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path, monkeypatch: py
     torch.save([math.pi], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds no tensors by name"):
         Inception(tmp_path / "list.pth")
+
+
+def changed(weights: Path, file: Path, change: Callable[[dict[str, Any]], object], **how: Any) -> Path:
+    """Write the weights after a change of them."""
+    state = torch.load(weights, weights_only=True)
+    torch.save(change(state) or state, file, **how)
+    return file
+
+
+def with_attributes(state: dict[str, Any]) -> dict[str, Any]:
+    """The state as torch makes it, with something else than the versions of modules."""
+    made = OrderedDict(state)
+    made._metadata = {"": 1}  # type: ignore[attr-defined]
+    return made
+
+
+WEIGHT = "Mixed_5b.branch1x1.conv.weight"
+
+
+def test_the_form_of_a_file_does_not_matter(weights: Path, tmp_path: Path) -> None:
+    """Torch's old form, parameters, and weights of double precision are the same network of the same name."""
+    wanted = Inception(weights)
+    forms: list[tuple[Callable[[dict[str, Any]], object], dict[str, Any]]] = [
+        (lambda state: state, {"_use_new_zipfile_serialization": False}),
+        (lambda state: {WEIGHT: torch.nn.Parameter(state.pop(WEIGHT)), **state}, {}),
+        (lambda state: state.update({WEIGHT: state[WEIGHT].double()}), {}),
+        (with_attributes, {}),
+    ]
+    for change, how in forms:
+        found = Inception(changed(weights, tmp_path / "a.pth", change, **how))
+        assert found.name == wanted.name and torch.equal(found.head.weight, wanted.head.weight)
+    state = torch.load(weights, weights_only=True)
+    halves = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
+    save_file(halves, tmp_path / "a.safetensors")
+    same = {name: value.float() if value.is_floating_point() else value for name, value in halves.items()}
+    torch.save(same, tmp_path / "a.pth")
+    assert Inception(tmp_path / "a.safetensors").name == Inception(tmp_path / "a.pth").name != wanted.name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.update({WEIGHT: state[WEIGHT] / 0}), f"holds numbers that are not finite, in {WEIGHT}$"),
+        (lambda state: state.update({WEIGHT: state[WEIGHT].double() + 1e300}), "holds numbers that are not finite, in"),
+        (
+            lambda state: state.update({WEIGHT: state[WEIGHT].long()}),
+            f"holds torch.int64 in {WEIGHT}, expected torch.fl",
+        ),
+        (lambda state: state.update({1: state.pop(WEIGHT)}), "holds no tensors by name$"),
+        (lambda state: {"state_dict": state}, "holds no tensors by name$"),
+        (lambda state: state.update({WEIGHT: state[WEIGHT][:1]}), "holds other weights: "),
+    ],
+)
+def test_weights_of_another_form_are_refused(
+    weights: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Inception(changed(weights, tmp_path / "a.pth", change))
+    assert str(caught.value).startswith("Inception: '") and "\n" not in str(caught.value)
 
 
 class Bomb:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import Tensor
 from distill import EDM, DiscreteVP, Flow, UserError
 from distill.samplers import DDIM, DEIS, DPM2M, DPMV3, Heun, ModelStatistics, measure_statistics
 from distill.samplers.levels import Levels
+from distill.samplers.statistics import MOST_LEVELS, MOST_NUMBERS
 from distill.teachers import GaussianMixture
 from tests.distill.samplers.mixture import LOW, Z, exact, mixture, statistics, statistics_file
 
@@ -156,6 +158,15 @@ def changed(file: FilePath, name: str, change: Callable[[Tensor], Tensor], form:
     save_file(tensors, file, {"format": form or "distill model statistics 1", "path": "EDM()", "teacher": ""})
 
 
+def hole(file: FilePath) -> None:
+    """Write a file of statistics with more numbers than any teacher has, all of them in a hole of the file."""
+    numbers = MOST_NUMBERS + 1
+    text = json.dumps({"l": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}).encode()
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + 4 * numbers)
+
+
 DAMAGED: dict[str, Callable[[FilePath], Any]] = {
     "no file": lambda file: None,
     "no safetensors": lambda file: file.write_bytes(b"\x80\x04pickle" * 9),
@@ -165,6 +176,10 @@ DAMAGED: dict[str, Callable[[FilePath], Any]] = {
     "levels that fall": lambda file: changed(file, "log_snr", lambda levels: levels.flip(0)),
     "too short": lambda file: changed(file, "b", lambda b: b[:-1]),
     "integers": lambda file: changed(file, "l", lambda linear: linear.long()),
+    "of 8 bits": lambda file: changed(file, "s", lambda s: s.to(torch.float8_e4m3fn)),
+    "far levels": lambda file: changed(file, "log_snr", lambda levels: levels * 1e12),
+    "many levels": lambda file: changed(file, "log_snr", lambda levels: torch.arange(MOST_LEVELS + 1.0)),
+    "a hole": lambda file: hole(file),
 }
 
 
@@ -174,6 +189,12 @@ def test_a_file_of_something_else_is_refused(name: str, tmp_path: FilePath) -> N
     DAMAGED[name](file)
     with pytest.raises(UserError, match=r"^sampler.statistics: [^\n]*s.safetensors'[^\n]*$"):
         DPMV3(statistics=str(file)).check(EDM())
+
+
+def test_samples_that_are_not_finite_are_refused(tmp_path: FilePath) -> None:
+    changed(tmp_path / "s.safetensors", "s", lambda s: s + 1e30)
+    with pytest.raises(UserError, match=r"^sampler.statistics: by '.*s.safetensors' the samples are not finite$"):
+        DPMV3(evaluations=5, statistics=str(tmp_path / "s.safetensors")).sample(mixture(EDM()), Z)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: FilePath) -> None:

@@ -224,16 +224,21 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "memory index": (lambda: b"\x80\x04]r\xff\xff\xff\xff.", "must hold a dict with the network under 'ema', got list"),
     "storage claims more": (
         lambda: legacy(*HEAD, claim(1 << 40), pickle.dumps(["0"]), tail=struct.pack("<qf", 1 << 40, 1)),
-        "a storage claims 1099511627776 numbers of 4 bytes and has 4 bytes",
+        "a storage claims 1099511627776 numbers of 4 bytes, and the file is smaller",
     ),
     "storage has another size": (
         lambda: legacy(*HEAD, claim(2), pickle.dumps(["0"]), tail=struct.pack("<qf", 1, 1)),
         "a storage claims 2 numbers of 4 bytes and has 4 bytes",
     ),
-    "two storages": (
+    "storage without its numbers": (
         lambda: legacy(*HEAD, claim(1)[:-1] + b"0" + claim(1)[2:], pickle.dumps(["0"])),
-        "a storage holds 2 storages",
+        "a storage claims 1 numbers of 4 bytes and has 0 bytes",
     ),
+    "storage under another key": (
+        lambda: legacy(*HEAD, claim(1), pickle.dumps(["1"]), tail=struct.pack("<qf", 1, 1)),
+        "it holds 1 storages under other keys",
+    ),
+    "no storage": (lambda: legacy(*HEAD, pickle.dumps(7), pickle.dumps([])), "a storage is int"),
     "storage in no format": (lambda: legacy(*HEAD[::-1]), "a storage is not in torch's format"),
     "big endian": (
         lambda: legacy(*HEAD[:2], pickle.dumps({"little_endian": False})),

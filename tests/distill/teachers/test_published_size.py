@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from distill import UserError
+from distill.pickles.reader import MAX_OPCODES
 from distill.teachers import read_published
-from distill.teachers.published.pickles import MAX_OPCODES
 from tests.distill.teachers.test_edm import SONG, build
 from tests.distill.teachers.test_published import HEAD, claim
 from tests.limited import limited

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import UserError
-from trainers.data.benchmark_prompts import read_prompts
+from trainers.data.benchmark_prompts import LONGEST_PROMPT, read_prompts
 
 GENEVAL = '{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}'
 GENEVAL_2 = (
@@ -67,9 +67,56 @@ def test_what_holds_no_prompts_is_refused(tmp_path: Path) -> None:
 
     assert refusal("a.txt", b"\n \n") == "prompts: 'HERE/a.txt' holds no prompts"
     assert refusal("a.jsonl", b'{"prompt": 3}').startswith("prompts: 'HERE/a.jsonl' holds a line without a prompt or")
-    assert refusal("b.jsonl", b"[1]") == "prompts: 'HERE/b.jsonl' holds a line that is no object"
+    assert refusal("b.jsonl", b"[1]") == "prompts: cannot read 'HERE/b.jsonl': must be an object, got [1]"
     assert refusal("c.jsonl", b"{").startswith("prompts: cannot read 'HERE/c.jsonl': ")
     assert refusal("d.txt", b"\xff\xfe").startswith("prompts: cannot read 'HERE/d.txt': ")
     assert refusal("e.png", b"").startswith("prompts: 'HERE/e.png' must be a folder of .txt, or end in ")
-    with pytest.raises(UserError, match=r"^prompts: cannot read 'nowhere.txt': "):
-        read_prompts("nowhere.txt")
+    for name in ("nowhere.txt", "~nobody/x.txt", "a\0b.txt"):
+        with pytest.raises(UserError, match=r"^prompts: cannot read '"):
+            read_prompts(name)
+
+
+LINES = {
+    "a deep list": (
+        b'{"prompt": "a", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        "it is no JSON: recursion limit",
+    ),
+    "half a pair": (b'{"prompt": "a", "x": "\\ud83d"}', "it is no JSON: unexpected end of hex escape"),
+    "half a pair in the prompt": (b'{"prompt": "\\ud800"}', "it is no JSON: unexpected end of hex escape"),
+    "NaN": (b'{"prompt": "a", "x": NaN}', "key 'x': must be finite, got nan"),
+    "a key twice": (b'{"prompt": "a", "prompt": "b"}', "key 'prompt' stands twice"),
+    "many lists": (b'{"prompt": "a", "x": [' + b"[]," * 2**19 + b"0]}", "it has more than 524,288 commas and brackets"),
+}
+
+
+@pytest.mark.parametrize("how", LINES)
+def test_a_hostile_line_is_refused(how: str, tmp_path: Path) -> None:
+    line, message = LINES[how]
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a"}\n' + line)
+    with pytest.raises(UserError, match=f"^prompts: cannot read '.*a.jsonl': {message}"):
+        read_prompts(tmp_path / "a.jsonl")
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    """JSON and tables may hold U+2028, a vertical tab and others at which Python splits lines."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one\u2028line\x85"}\n', encoding="utf-8")
+    (tmp_path / "a.csv").write_text("prompt,id\none\u2028line\x0b,1\n", encoding="utf-8")
+    assert [one.text for one in read_prompts(tmp_path / "a.jsonl")] == ["one\u2028line\x85"]
+    assert [one.text for one in read_prompts(tmp_path / "a.csv")] == ["one\u2028line\x0b"]
+
+
+def test_prompts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a" * (LONGEST_PROMPT + 1))
+    with pytest.raises(UserError, match=r"a.txt' holds a prompt of more than 65,536 characters$"):
+        read_prompts(tmp_path / "a.txt")
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "folder/hole.txt").open("wb") as stream:
+        stream.truncate(2**30)
+    with pytest.raises(UserError, match=r"cannot read '.*folder': it has more than 262,144 bytes$"):
+        read_prompts(tmp_path / "folder")
+    monkeypatch.setattr("trainers.data.benchmark_prompts.MOST_PROMPTS", 3)
+    (tmp_path / "a.txt").write_text("a\n" * 3)
+    assert len(read_prompts(tmp_path / "a.txt")) == 3
+    (tmp_path / "a.txt").write_text("a\n" * 4)
+    with pytest.raises(UserError, match=r"a.txt' holds more than 3 prompts$"):
+        read_prompts(tmp_path / "a.txt")

@@ -142,6 +142,13 @@ def test_diff_names_each_change() -> None:
     assert diff({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}) == ["a.b.c: 1 -> 2"]
 
 
+def test_a_link_to_itself_is_left_to_its_reader(tmp_path: Path) -> None:
+    """`Path.resolve` raises a RuntimeError at one."""
+    (tmp_path / "loop").symlink_to("loop")
+    run = resolve(recipe(str(tmp_path / "loop")))
+    assert isinstance(run, Run) and run.teacher == str(tmp_path / "loop")
+
+
 def test_a_folder_in_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "teacher").mkdir()

@@ -78,6 +78,13 @@ def test_plain_pictures_are_those_of_sample(trained: Trained, prompts: Path, tmp
     assert np.abs(pixels(tmp_path / "taught/000005.png") - wanted).max() <= 1
 
 
+def test_a_prompt_does_not_name_its_picture(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"x": 1, "file_name": "../../x.png", "prompt": "a cat"}\n')
+    write_layout(trained, tmp_path / "a.jsonl", tmp_path / "out")
+    record = json.loads((tmp_path / "out/prompts.jsonl").read_text())
+    assert record == {"file_name": "000000.png", "x": 1, "prompt": "a cat"}
+
+
 def test_the_pictures_of_dpg_and_geneval(trained: Trained, prompts: Path, tmp_path: Path) -> None:
     """Four samples: files of their own, or the quarters of one picture, row by row; the same in each layout."""
     write_layout(trained, prompts, tmp_path / "plain", samples=4)
@@ -166,8 +173,10 @@ def test_what_cannot_be_written(trained: Trained, prompts: Path, tmp_path: Path,
     assert refusal(trained, prompts, tmp_path / "new", "dpg", samples=3) == (
         "layout: dpg takes 1 sample a prompt, or a square of 4, got 3"
     )
-    (tmp_path / "bad.jsonl").write_text('{"id": "../x", "prompt": "x"}\n')
-    assert refusal(trained, tmp_path / "bad.jsonl", tmp_path / "new", "dpg").endswith("of plain names, got '../x'")
+    for name in ("../x", "/x", "", "a.b", "a\0b", "a\nb", "\x1b[2J", "x" * 201, "é" * 101):
+        (tmp_path / "bad.jsonl").write_text(json.dumps({"id": name, "prompt": "x"}) + "\n")
+        line = refusal(trained, tmp_path / "bad.jsonl", tmp_path / "new", "dpg")
+        assert line.endswith(f"of plain names, got {name!r:.80}") and "\n" not in line
     (tmp_path / "bad.jsonl").write_text('{"id": "x", "prompt": "x"}\n' * 2)
     assert refusal(trained, tmp_path / "bad.jsonl", tmp_path / "new", "dpg").endswith("and a name comes twice")
     assert not (tmp_path / "new").exists()

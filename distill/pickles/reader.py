@@ -12,18 +12,14 @@ thousand times.
 
 import io
 import math
-import mmap
 import pickletools
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from distill.errors import UserError, one_line
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -70,32 +66,15 @@ class Object:
     state: Any = None
 
 
+class StateDict(dict[Any, Any]):
+    """The mapping that a file of torch.save holds, which may have attributes."""
+
+
 class Refused(Exception):
     """The pickle holds something that no published checkpoint holds."""
 
 
-def read_pickle(file: Path) -> Any:
-    """Read the object in a plain pickle.
-
-    Raises:
-        UserError: The file is missing, damaged or hostile, or no published checkpoint. The message is one line.
-    """
-    try:
-        if file.exists() and not file.is_file():  # reading a FIFO would wait
-            raise Refused("it is no regular file")
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            if view[:4] == b"PK\x03\x04":
-                raise Refused("it is a zip file, as torch.save writes; the published checkpoints are plain pickles")
-            return _Reader(_CALLS, 4 * len(view) + 2**20).read(
-                view
-            )  # a false length beyond the end of the map allocates nothing
-    except FileNotFoundError:
-        raise UserError(f"import: no file '{file}'") from None
-    except Exception as error:  # damaged arguments of opcodes raise many types
-        raise UserError(f"import: cannot read '{file}': {one_line(error) or type(error).__name__}") from error
-
-
-class _Reader:
+class PickleReader:
     """A stack machine for the opcodes of pickles.
 
     Args:
@@ -188,6 +167,8 @@ class _Reader:
 
     def build(self) -> None:
         state, target = self.pop(), self.stack[-1]
+        if isinstance(target, StateDict):  # its attributes are the versions of modules
+            return
         if not isinstance(target, Object) or target.state is not None:
             raise Refused(f"{type(target).__name__} is given a state")
         target.state = state
@@ -212,7 +193,7 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
 
 _CONSTANTS = """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE
 BINUNICODE8 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"""
-_STEPS: dict[str, Callable[[_Reader, Any], None]] = {
+_STEPS: dict[str, Callable[[PickleReader, Any], None]] = {
     _CONSTANTS: lambda r, value: r.push(value),
     "PROTO FRAME": lambda r, _: None,
     "NONE": lambda r, _: r.push(None),
@@ -254,36 +235,79 @@ def _storage(called: Name, content: Any) -> Tensor:
     """Stand for torch.storage._load_from_bytes: return a storage of torch's old format as a tensor [n]."""
     if not isinstance(content, bytes):
         raise Refused(f"a storage is {type(content).__name__}")
-    stream = io.BytesIO(content)
-    claimed: list[tuple[torch.dtype, int]] = []
+    found = read_old(io.BytesIO(content), len(content), {}, _STORAGE_OPCODES)
+    if not isinstance(found, Tensor):
+        raise Refused(f"a storage is {type(found).__name__}")
+    return found
 
-    def claim(identity: Any) -> None:
-        kind, storage, _, _, count, view = identity
-        if kind != "storage" or not isinstance(storage, Name) or view is not None or type(count) is not int:
+
+def read_old(stream: Any, size: int, calls: Mapping[str, Callable[..., Any]], opcodes: int = MAX_OPCODES) -> Any:
+    """Return the object in torch's format before zip files: pickles, and then the numbers of the storages.
+
+    Args:
+        stream: The content.
+        size: Its bytes.
+        calls: The functions that stand for calls, beside the names of storages.
+        opcodes: The number of opcodes that each of its pickles may have.
+    """
+    storages, room = dict[str, Tensor](), size
+
+    def claim(identity: Any) -> Tensor:
+        nonlocal room
+        kind, storage, key, _, count, view = identity
+        if kind != "storage" or view is not None:
             raise Refused(f"a storage is {reprlib.repr(identity)}")
-        claimed.append((STORAGES[storage.name], count))
+        if key not in storages:
+            storages[key] = empty_storage(storage, key, count, room)
+            room -= storages[key].nbytes
+        return storages[key]
 
     def part(reference: Callable[[Any], Any] | None = None) -> Any:
-        calls = {f"torch.{name}": Object for name in STORAGES}
-        return _Reader(calls, len(content), _STORAGE_OPCODES, reference).read(stream)
+        return PickleReader({**STORAGE_NAMES, **calls}, 4 * size, opcodes, reference).read(stream)
 
     head = part(), part(), part()  # the magic number, the protocol, and facts of the machine that wrote it
     if head[:2] != (_MAGIC, _PROTOCOL) or not isinstance(head[2], dict) or head[2].get("little_endian") is not True:
         raise Refused("a storage is not in torch's format")
-    part(claim)  # the storage, by a persistent id that states its type and length
-    part()  # the keys of all storages
-    if len(claimed) != 1:
-        raise Refused(f"a storage holds {len(claimed)} storages")
-    dtype, count = claimed[0]
-    written, rest = stream.read(8), memoryview(content)[stream.tell() :]
-    if int.from_bytes(written, "little") != count or len(rest) != count * dtype.itemsize:
-        raise Refused(f"a storage claims {count} numbers of {dtype.itemsize} bytes and has {len(rest)} bytes")
-    return torch.frombuffer(bytearray(rest), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+    content, keys = part(claim), part()
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        raise Refused(f"it holds {len(storages)} storages under other keys")
+    for key in keys:
+        written, storage = int.from_bytes(stream.read(8), "little"), storages[key]
+        fill_storage(storage, stream.read(min(written, size) * storage.itemsize))
+    return content
 
 
-def _tensor(called: Name, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    """Stand for torch._utils._rebuild_tensor_v2."""
-    if not isinstance(storage, Tensor) or len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
+def empty_storage(storage: Any, key: Any, count: Any, room: int) -> Tensor:
+    """Return memory for a storage.
+
+    Args:
+        storage: The name of its type.
+        key: Its key.
+        count: Its length, as the file claims it.
+        room: The bytes that the file can still have.
+    """
+    if not isinstance(storage, Name) or not isinstance(key, str) or type(count) is not int:
+        raise Refused(f"a storage is {reprlib.repr((storage, key, count))}")
+    dtype = STORAGES[storage.name]
+    if not 0 <= count * dtype.itemsize <= room:
+        raise Refused(f"a storage claims {count} numbers of {dtype.itemsize} bytes, and the file is smaller")
+    return torch.empty(count, dtype=dtype)
+
+
+def fill_storage(storage: Tensor, content: bytes) -> None:
+    """Give a storage its numbers, as a file holds them."""
+    if len(content) != storage.nbytes:
+        count, size = len(storage), storage.itemsize
+        raise Refused(f"a storage claims {count} numbers of {size} bytes and has {len(content)} bytes")
+    if content:
+        storage.copy_(torch.frombuffer(bytearray(content), dtype=storage.dtype))
+
+
+def _tensor(
+    called: Name, storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None, hooks: Any = None, bits: Any = ()
+) -> Tensor:
+    """Stand for torch._utils._rebuild_tensor_v2. `bits` say whether the numbers are negative or conjugate."""
+    if not isinstance(storage, Tensor) or len(size) != len(stride) or len(size) > _MAX_DIMENSIONS or bits:
         raise Refused("a tensor is not in torch's format")
     if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
         raise Refused("a tensor is not in torch's format")
@@ -337,10 +361,16 @@ _RECORDED = (
     *(f"{base}.multiarray.{name}" for base in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")),
     *(f"torch.{dtype}" for dtype in ("float16", "float32", "float64", "bfloat16", "int64", "uint8", "bool")),
 )
-_CALLS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_RECORDED, _record_call),
+STORAGE_NAMES: dict[str, Callable[..., Any]] = {f"torch.{name}": _record_call for name in STORAGES}
+STATE_CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+    "collections.OrderedDict": lambda called, items=(): StateDict(_mapping(called, items)),
+}
+"""The calls that a file of `torch.save` needs for tensors by name."""
+CALLS: dict[str, Callable[..., Any]] = {
+    **STATE_CALLS,
+    **dict.fromkeys(_RECORDED, _record_call),
     "torch.storage._load_from_bytes": _storage,
     "_codecs.encode": _encode,
     **dict.fromkeys(("collections.OrderedDict", "dnnlib.util.EasyDict"), _mapping),
