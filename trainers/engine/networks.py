@@ -10,6 +10,7 @@ from torch import nn
 
 from distill.denoiser import Denoiser, compile_whole
 from distill.errors import UserError
+from distill.random import FUSED
 from trainers.engine.session import Session
 from trainers.engine.sharding import is_sharded, sharding_units
 from trainers.recipe.run import Experiment
@@ -26,7 +27,7 @@ def set_precision(denoiser: Denoiser, run: Experiment) -> Denoiser:
 
 @contextmanager
 def compiling(networks: Iterable[nn.Module], how: bool | str) -> Iterator[None]:
-    """Let networks run compiled while the context is open.
+    """Let networks and normal numbers be made by compiled code while the context is open.
 
     A network is compiled as a whole (`Denoiser.compiled`). A sharded one is compiled block by block, since the weights
     of a block are gathered before and freed after it, which no graph can hold.
@@ -46,9 +47,11 @@ def compiling(networks: Iterable[nn.Module], how: bool | str) -> Iterator[None]:
         denoiser.compiled = mode
     for block in blocks:  # its forward alone: the hooks around it gather and free
         block.forward = _compiled_forward(block, mode)
+    fused = FUSED.set(True)
     try:
         yield
     finally:
+        FUSED.reset(fused)
         for denoiser in denoisers:
             denoiser.compiled = None
         for block in blocks:

@@ -47,9 +47,9 @@ class Watched(Denoiser):
 
     calls: list[Call] = []  # noqa: RUF012  while a fake is built; each case has its own
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+    def _estimate(self, x_t: Tensor, t: Tensor, cond: Any, *tap: Any, **more: Any) -> Any:
         self.calls.append((x_t, t, cond))
-        return super().forward(x_t, t, cond)
+        return super()._estimate(x_t, t, cond, *tap, **more)
 
 
 def make(objective: Objective, path: Path, seed: int = 0, rows: slice = slice(0, 4), bf16: bool = False) -> Case:

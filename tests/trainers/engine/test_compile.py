@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import EDM, Denoiser
+from distill import EDM, Denoiser, Random
 from distill.errors import UserError
 from distill.teachers import OwnNet, save_denoiser
 from tests import families
 from tests.compiling import counting_graphs
 from tests.tiny import DISTILLATIONS, build_session, distillation, once, recipe, teacher_recipe
 from tests.trainers.interrupted import assert_same, fit, interrupted
+from trainers.engine.networks import compiling
 from trainers.engine.session import Session
 from trainers.engine.step import advance
 
@@ -116,7 +117,11 @@ def test_a_network_that_cannot_be_compiled_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_compiler(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses and first gradients agree to 1e-5, and a resume is exact."""
+    """Losses and first gradients agree to 1e-5, normal numbers to 1e-6, and a resume is exact."""
+    numbers = Random.at(0, torch.arange(5))
+    with compiling((), True):
+        fused = numbers.normal(3, 7)
+    assert torch.allclose(fused, numbers.normal(3, 7), rtol=1e-5, atol=1e-6)
     session = {mode: build_session(recipe(teachers / "edm", compile=mode)) for mode in (False, True)}
     losses = []
     for one in session.values():
