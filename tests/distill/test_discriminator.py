@@ -59,11 +59,15 @@ def test_one_pass_is_both_passes(tap: str) -> None:
     assert logits.shape == (3, 4, 4) and logits.dtype == torch.float32
 
 
-def test_hooks_do_not_stay() -> None:
+def test_a_tap_is_one_hook_that_holds_no_features() -> None:
     network, x_t = critic()
     for _ in range(3):
         network(x_t, T, LABELS, "both")
         network(x_t, T, LABELS, "logits")
+        network(x_t, T, LABELS)
+        (hook,) = (hook for module in network.modules() for hook in module._forward_hooks.values())
+        assert hook.features is None and not hook.watches
+    network.denoiser.remove_taps()
     assert not any(module._forward_hooks for module in network.modules())
 
 

@@ -129,7 +129,7 @@ def test_half_an_evaluation_replaces_none(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(comparison, "fit_protocol", lambda *_: SimpleNamespace(name="a", halves=1.0, real=object()))
     monkeypatch.setattr(comparison, "_teacher_numbers", lambda *_: {"frechet": 2.0})
     trained = MagicMock(folder=tmp_path, images=40, average="ema", device=torch.device("cpu"))
-    trained.run.sampler.calls = 35
+    trained.run.sampler.calls, trained.run.precision = 35, "float32"
     report = comparison.compare(trained, Evaluation(samples=8))
     assert read_record(tmp_path / "evaluation.json", comparison.Comparison) == report
     monkeypatch.setattr(Path, "write_text", killed)
