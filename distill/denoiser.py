@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from distill.compilation import compile_whole
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, one_line, options, require
 from distill.networks.network import Network, PlainNetwork
-from distill.paths import Path, beside
+from distill.paths import Path, match
 from distill.prediction import KINDS, Kind, coefficients
+from distill.random import expand
 
 if TYPE_CHECKING:
     from distill.encoders.latents import Normalisation
 
 Denoise: TypeAlias = Callable[[Tensor, Tensor, ConditionLike], Tensor]
 """A function (x_t [B, ...], t [B], cond) -> x0 [B, ...]."""
-
-
-GRAPHS = 256
-"""The graphs that torch keeps of one function: those of all networks, their uses, and the shapes of their blocks."""
 
 
 class GuidableDenoiser(Protocol):
@@ -66,7 +63,7 @@ class Denoiser(nn.Module):
         latents: Whether the samples are latents of an autoencoder. A Normalisation states their scale too.
 
     Attributes:
-        compiled: The mode of torch.compile (`compiled_evaluate`) under which the network is called. None for none. Each
+        compiled: The mode of torch.compile in which the network is called. None for none. Each
             new shape of a batch is compiled anew, so that it is for a round of training alone.
 
     Raises:
@@ -156,19 +153,18 @@ class Denoiser(nn.Module):
         """Return the estimate of x0 [B, ...], which is None with `stop`, and the features at `tap`, None without."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         c = coefficients(self.prediction, self.path, t, self.sigma_data)
-        from_x_t, from_output, scale, time = beside(x_t, *c, self.path.network_time(t.double()))
-        x_in = scale * x_t if self.prediction == "edm" else x_t
-        evaluate = _evaluate if self.compiled is None else compiled_evaluate(self.compiled)
+        numbers = match(torch.stack([*c, self.path.network_time(t.double())]), x_t)  # one message to the device
+        evaluate = _evaluate if self.compiled is None else compile_whole(_evaluate, self.compiled)
         # Each call has its own autocast context, because the context caches the weights that it casts. A cache that
         # outlives a call without a graph would give weights without a graph to a later call that needs one.
         with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             watcher = None if tap is None else self._tap(tap)
             try:
-                output, features = evaluate(self.network, x_in, time.flatten(), Condition.of(cond), watcher, stop)
+                scales = self.prediction == "edm"
+                return evaluate(self.network, scales, x_t, numbers, Condition.of(cond), watcher, stop)
             except torch._dynamo.exc.TorchDynamoException as error:
                 name, why = self.network.own_class or self.network.display_name, one_line(error)
                 raise UserError(f"compile: {name} cannot be compiled: {why:.200}; set compile: false") from error
-        return (None if output is None else from_x_t * x_t + from_output * output.to(x_t.dtype)), features
 
     def _tap(self, name: str) -> _Tap:
         """Return the tap at a submodule, which stays there."""
@@ -225,39 +221,40 @@ class _ReachedTap(Exception):
 
 
 def _evaluate(
-    network: Network, x: Tensor, time: Tensor, cond: Condition, tap: _Tap | None, stop: bool
+    network: Network,
+    scales: bool,
+    x_t: Tensor,
+    numbers: Tensor,
+    cond: Condition,
+    tap: _Tap | None,
+    stop: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Call a network, and return its output, which is None with `stop`, and the features at the tap, None without."""
-    if tap is None:
-        return network(x, time, cond), None
-    tap.watches, tap.stops = True, stop
+    """Return the estimate of x0 [B, ...], which is None with `stop`, and the features at the tap, None without.
+
+    All networks share this function, which is what is compiled. Its graphs are those of each kind of network, for each
+    of its uses: no graph, a gradient to the input, a gradient to the weights.
+
+    Args:
+        network: The network.
+        scales: Whether x_t is scaled before it enters the network.
+        x_t: Noisy samples [B, ...].
+        numbers: The coefficients and the network's time, [4, B].
+        cond: The condition [B, ...].
+        tap: The tap to watch.
+        stop: Whether the pass ends at the tap.
+    """
+    from_x_t, from_output, scale = (expand(row, x_t) for row in numbers[:3])
+    x_in, time = scale * x_t if scales else x_t, numbers[3]
+    if tap is not None:
+        tap.watches, tap.stops = True, stop
     try:
-        output = network(x, time, cond)
+        output = network(x_in, time, cond)
     except _ReachedTap:
         output = None
     finally:
-        features = tap.features
-        tap.watches, tap.features = False, None
-    return None if stop else output, features
-
-
-def compile_whole(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    """Return a function compiled for static shapes, each new one of which is compiled anew. No part of it stays out.
-
-    Args:
-        function: The function, or the forward of a module.
-        mode: The mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune.
-    """
-    # Beyond torch's own limit a call would silently not be compiled.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-    return torch.compile(function, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
-
-
-@cache
-def compiled_evaluate(mode: str) -> Callable[..., tuple[Tensor | None, Tensor | None]]:
-    """Return `_evaluate` compiled in a mode of torch.compile.
-
-    All networks share it. Its graphs are those of each kind of network, for each of its uses: no graph, a gradient to
-    the input, a gradient to the weights.
-    """
-    return compile_whole(_evaluate, mode)
+        features = None if tap is None else tap.features
+        if tap is not None:
+            tap.watches, tap.features = False, None
+    if stop or output is None:
+        return None, features
+    return from_x_t * x_t + from_output * output.to(x_t.dtype), features

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
+from distill.compilation import fused
 from distill.conditions import ConditionLike
 from distill.denoiser import Denoiser
 from distill.errors import UserError, require
@@ -170,9 +171,20 @@ class Critic(nn.Module):
         if want == "x0":
             return cast(Tensor, self.denoiser(x_t, t, cond))
         if want == "logits":
-            return cast(Tensor, self.head(self.denoiser.features(x_t, t, cond, self.tap)))
+            return self._logits(self.denoiser.features(x_t, t, cond, self.tap))
         x0, features = self.denoiser.with_features(x_t, t, cond, self.tap)
-        return x0, self.head(features)
+        return x0, self._logits(features)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Return the head's logits [B, ...] for features [B, C, *spatial]."""
+        # A sharded head is not compiled here, as its denoiser is not: its weights are gathered by hooks.
+        return cast(Tensor, self.head(features) if self.denoiser.compiled is None else _apply(self.head, features))
+
+
+@fused
+def _apply(head: nn.Module, features: Tensor) -> Tensor:
+    """Return the logits of a head."""
+    return cast(Tensor, head(features))
 
 
 def conv_critic(denoiser: Denoiser, tap: str) -> Critic:
@@ -186,6 +198,7 @@ def mean_logit(logits: Tensor) -> Tensor:
     return logits.flatten(1).mean(1)
 
 
+@fused
 def discriminator_loss(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """Return the discriminator's two losses, softplus(l_fake) and softplus(-l_real), [B] each.
 
@@ -198,6 +211,7 @@ def discriminator_loss(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     return softplus(fake).flatten(1).mean(1), softplus(-real).flatten(1).mean(1)
 
 
+@fused
 def adversarial_loss(fake: Tensor) -> Tensor:
     """Return the generator's non-saturating loss softplus(-l_fake), [B], for logits [B, ...] of generated samples.
 
@@ -206,6 +220,7 @@ def adversarial_loss(fake: Tensor) -> Tensor:
     return softplus(-fake).flatten(1).mean(1)
 
 
+@fused
 def accuracy(fake: Tensor, real: Tensor) -> Tensor:
     """Return the discriminator's accuracy in [0, 1], [B], over the logits [B, ...] of generated and real samples."""
     return ((fake < 0).double().flatten(1).mean(1) + (real > 0).double().flatten(1).mean(1)) / 2

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from distill.compilation import fused
 from distill.errors import UserError
 from distill.random import Random, expand, to_device
 
@@ -34,6 +35,12 @@ class Draw(NamedTuple):
     x_t: Tensor
     t: Tensor
     noise: Tensor
+
+
+@fused
+def _diffused(x: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Return alpha x + sigma noise."""
+    return alpha * x + sigma * noise
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,7 @@ class Path:
         Returns:
             The diffused samples [B, ...] in the dtype of `x`.
         """
-        alpha, sigma = beside(x, self.alpha(t), self.sigma(t))
-        return alpha * x + sigma * noise
+        return _diffused(x, *beside(x, self.alpha(t), self.sigma(t)), noise)
 
     def draw(self, x: Tensor, times: TimeLaw, random: Random) -> Draw:
         """Diffuse samples at random times.

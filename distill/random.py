@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
-FUSED: ContextVar[bool] = ContextVar("fused", default=False)
-"""Whether normal numbers are made by a compiled kernel, as in a compiled run. Their last digits differ."""
+from distill.compilation import fused
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -93,11 +90,11 @@ class Random:
         The method of Box and Muller (1958) makes two numbers from 64 bits.
         """
         keys = self.keys if self.device is None else to_device(self.keys, self.device, dtype)
-        # Half precision cannot represent 32-bit integers.
-        work, make = torch.promote_types(dtype, torch.float32), fused_normals() if FUSED.get() else _normals
-        return make(keys, math.prod(shape), work).reshape(-1, *shape).to(dtype)
+        work = torch.promote_types(dtype, torch.float32)  # half precision cannot represent 32-bit integers
+        return _normals(keys, math.prod(shape), work).reshape(-1, *shape).to(dtype)
 
 
+@fused
 def _normals(keys: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """Return `count` standard normal numbers for each of `keys` [B], [B, count]."""
     bits = Random(keys).bits((count + 1) // 2)
@@ -106,12 +103,6 @@ def _normals(keys: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     # float32 rounds the largest 128 of the 2^32 values to 1. The clamp keeps their radius at 0, and out of NaN.
     radius = (-2 * first.log()).clamp(min=0).sqrt()
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
-
-
-@cache
-def fused_normals() -> Callable[[Tensor, int, torch.dtype], Tensor]:
-    """Return `_normals` as one compiled kernel, which takes the place of about thirty."""
-    return torch.compile(_normals, fullgraph=True, dynamic=False)
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:

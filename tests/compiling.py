@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
 import torch
 
-from distill import denoiser, random
+from distill import compilation, denoiser
 from trainers.engine import networks
 
 
@@ -23,20 +24,16 @@ def counting_graphs() -> Iterator[list[Any]]:
         forward: Callable[..., Any] = module.forward
         return forward
 
-    def compile_whole(function: Callable[..., Any], mode: str) -> Any:
-        torch._dynamo.config.recompile_limit = denoiser.GRAPHS
+    @cache
+    def compile_whole(function: Callable[..., Any], mode: str = "default") -> Any:
+        torch._dynamo.config.recompile_limit = compilation.GRAPHS
         return torch.compile(function, fullgraph=True, dynamic=False, backend=keep)
 
-    def forget() -> None:
-        torch._dynamo.reset()
-        denoiser.compiled_evaluate.cache_clear()
-        networks._compiled_forward.cache_clear()
-
-    forget()
+    torch._dynamo.reset()
     with (
-        mock.patch.object(random, "fused_normals", lambda: random._normals),  # bit for bit, and none of the graphs
+        mock.patch.object(compilation, "compile_whole", compile_whole),
         mock.patch.object(denoiser, "compile_whole", compile_whole),
         mock.patch.object(networks, "compile_whole", compile_whole),
     ):
         yield graphs
-    forget()
+    torch._dynamo.reset()

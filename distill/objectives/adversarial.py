@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distill.discriminator import R1, accuracy, discriminator_loss
 from distill.loss_weights import Weight, denoising_weight
-from distill.objectives.objective import Batch, Denoisers, per_sample
+from distill.objectives.objective import Batch, Denoisers, squared_error
 from distill.paths import match
 from distill.times import Times
 
@@ -69,7 +69,7 @@ def denoise_and_discriminate(
     real, penalty = r1.judge(logits_of, batch.real, random.stream("r1"))
     nets.note("accuracy", accuracy(fake, real), nets.path.nsr(t))
     on_fake, on_real = discriminator_loss(fake, real)
-    return Discriminated(w * per_sample((denoised - x) ** 2), w, on_fake + on_real + penalty, real)
+    return Discriminated(squared_error(w, denoised, x), w, on_fake + on_real + penalty, real)
 
 
 def logits_at(nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from distill.compilation import fused
 from distill.denoiser import Denoiser, GuidableDenoiser
 from distill.guidance import check_null, classifier_free
 from distill.objectives.objective import Batch, Denoisers, l1_normaliser, per_sample
@@ -14,6 +15,7 @@ from distill.objectives.wrapper import Wrapper
 from distill.times import LogNormal, Times
 
 
+@fused
 def guidance_loss(x: Tensor, conditional: Tensor, unconditional: Tensor, cfg: float) -> Tensor:
     """Return -(cfg - 1) <D_c - D_u, x>, without a gradient through the estimates D_c and D_u.
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from distill.compilation import fused
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.times import LogNormal, Times
 
 
+@fused
 def diff_instruct_loss(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
     """Return -<gap, x> with gap = teacher - fake, without a gradient through gap.
 

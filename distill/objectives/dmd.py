@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from distill.compilation import fused
 from distill.denoiser import Denoiser
 from distill.errors import require
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
@@ -12,6 +13,7 @@ from distill.random import expand
 from distill.times import Karras, Times
 
 
+@fused
 def dmd_loss(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
     """Return |x - sg(x + gap / mean |x - teacher|)|^2 / 2 with gap = teacher - fake (eq. 7 and 8).
 

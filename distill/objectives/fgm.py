@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill.compilation import fused
 from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.loss_weights import Weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
-from distill.paths import Path, beside, match
+from distill.paths import Path, match
+from distill.random import expand
 from distill.times import LogNormal, Times
 
 
@@ -54,6 +56,7 @@ def check_velocity(name: str, path: Path, *laws: Times) -> None:
             )
 
 
+@fused
 def fgm_loss(x: Tensor, teacher: Tensor, fake: Tensor, velocity_weight: Tensor, first: float, second: float) -> Tensor:
     """Return velocity_weight (first |gap|^2 + 2 second <gap, fake - x>) with gap = teacher - fake.
 
@@ -72,7 +75,7 @@ def fgm_loss(x: Tensor, teacher: Tensor, fake: Tensor, velocity_weight: Tensor, 
         The loss [B].
     """
     gap = teacher - fake
-    return per_sample(beside(x, velocity_weight)[0] * gap * (first * gap + 2 * second * (fake - x)))
+    return per_sample(expand(velocity_weight, x) * gap * (first * gap + 2 * second * (fake - x)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from distill.compilation import fused
 from distill.conditions import Condition
 from distill.denoiser import Denoise, Denoiser, GuidableDenoiser
 from distill.loss_weights import Weight, denoising_weight
@@ -117,6 +118,7 @@ def per_sample(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+@fused
 def l1_normaliser(x: Tensor, teacher: Tensor, floor: float = 1e-5) -> Tensor:
     """Return 1 / max(mean |x - teacher|, floor), the weight of each sample in SiD and DMD, without a graph.
 
@@ -131,6 +133,19 @@ def l1_normaliser(x: Tensor, teacher: Tensor, floor: float = 1e-5) -> Tensor:
         The weights [B].
     """
     return 1 / (x - teacher).detach().abs().flatten(1).mean(1).clamp(min=floor)
+
+
+@fused
+def squared_error(weight: Tensor, estimate: Tensor, x0: Tensor) -> Tensor:
+    """Return weight |estimate - x0|^2, [B], for weights [B] and samples [B, ...]."""
+    return weight * per_sample((estimate - x0) ** 2)
+
+
+@fused
+def _distances(x: Tensor, teacher: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean |teacher - fake|, mean |fake - x|^2 and mean |teacher - x|^2, [B] each, for samples [B, ...]."""
+    gap, fake_error, teacher_error = (teacher - fake).abs(), (fake - x) ** 2, (teacher - x) ** 2
+    return gap.flatten(1).mean(1), fake_error.flatten(1).mean(1), teacher_error.flatten(1).mean(1)
 
 
 def denoising_loss(
@@ -160,7 +175,7 @@ def denoising_loss(
     """
     x_t, t, _ = path.draw(x0, times, random)
     w = denoising_weight(weight, path.nsr(t), sigma_data)
-    return match(w, x0) * per_sample((denoise(x_t, t, cond) - x0) ** 2)
+    return squared_error(match(w, x0), denoise(x_t, t, cond), x0)
 
 
 def usual_times(path: Path) -> Times | None:
@@ -324,7 +339,7 @@ class Objective:
                 fake, critic_logits = nets.fake(x_t, t, batch.cond), None
         with torch.no_grad():
             nsr = nets.path.nsr(t)
-            for name, difference in (("gap", teacher - fake), ("fake_error", fake - x), ("teacher_error", teacher - x)):
-                size = difference.abs() if name == "gap" else difference**2
-                nets.note(name, size.flatten(1).mean(1), nsr)
+            distances = _distances(x, teacher, fake)
+            for name, distance in zip(("gap", "fake_error", "teacher_error"), distances, strict=True):
+                nets.note(name, distance, nsr)
         return Estimates(teacher, fake, t, x_t, critic_logits)

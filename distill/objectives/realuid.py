@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from distill.compilation import fused
 from distill.denoiser import Denoiser
 from distill.errors import require
 from distill.loss_weights import Weight, denoising_weight
@@ -14,6 +15,7 @@ from distill.prediction import from_x0
 from distill.times import Times, UniformFlow
 
 
+@fused
 def realuid_loss(velocity: Tensor, teacher: Tensor, fake: Tensor, a: float, b: float) -> Tensor:
     """Return a |teacher - (b/a) velocity|^2 - a |fake - (b/a) velocity|^2 for generated samples.
 
@@ -31,6 +33,7 @@ def realuid_loss(velocity: Tensor, teacher: Tensor, fake: Tensor, a: float, b: f
     return per_sample((teacher - fake) * (a * (teacher + fake) - 2 * b * velocity))
 
 
+@fused
 def realuid_fake_loss(velocity: Tensor, fake: Tensor, a: float, b: float) -> Tensor:
     """Return a |fake - (b/a) velocity|^2, or -2 b <fake, velocity> at a = 0.
 

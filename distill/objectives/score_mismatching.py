@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from distill.compilation import fused
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.paths import match
@@ -11,6 +12,7 @@ from distill.prediction import from_x0
 from distill.times import Karras, Times
 
 
+@fused
 def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
     """Return |predicted - noise|^2 [B] for `predicted` and `noise` [B, ...]."""
     return per_sample((predicted - noise) ** 2)

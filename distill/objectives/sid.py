@@ -5,12 +5,14 @@ from typing import Literal
 
 from torch import Tensor
 
+from distill.compilation import fused
 from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
 from distill.paths import match
 from distill.times import Karras, Times
 
 
+@fused
 def sid_loss(x: Tensor, teacher: Tensor, fake: Tensor, alpha: float) -> Tensor:
     """Return <gap, teacher - x - alpha gap> with gap = teacher - fake (eq. 23, in estimates of x0).
 

@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distill.compilation import fused
 from distill.errors import require
 from distill.loss_weights import GeneratorWeight, generator_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
-from distill.paths import beside, match
+from distill.paths import match
 from distill.random import expand
 from distill.times import Karras, Times
 
@@ -102,6 +103,7 @@ DISTANCES: dict[str, type[Distance]] = {
 """The distances by their names in recipes."""
 
 
+@fused
 def sim_loss(x: Tensor, teacher: Tensor, fake: Tensor, distance: Distance, unit: Tensor) -> Tensor:
     """Return <d'(y), unit (fake - x)> with y = unit (teacher - fake).
 
@@ -118,9 +120,16 @@ def sim_loss(x: Tensor, teacher: Tensor, fake: Tensor, distance: Distance, unit:
     Returns:
         The loss [B].
     """
-    (unit,) = beside(x, unit)
+    unit = expand(unit, x)
     y = unit * (teacher - fake)
     return per_sample(distance.factor(y) * y * unit * (fake - x))
+
+
+@fused
+def mean_factor(teacher: Tensor, fake: Tensor, distance: Distance, unit: Tensor) -> Tensor:
+    """Return the mean [B] of the factor in sim_loss on the difference of the estimates, for the arguments of it."""
+    factor = distance.factor(expand(unit, teacher) * (teacher - fake))
+    return unit**2 * factor.flatten(1).mean(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +151,7 @@ class SIM(Objective):
         nsr = nets.path.nsr(s.t)
         weight = generator_weight(self.weight, nsr)
         unit = nets.path.alpha(s.t) / nets.path.sigma(s.t) ** 2 if self.space == "score" else torch.ones_like(nsr)
+        weight, unit = match(torch.stack([weight, unit]), x)
         with torch.no_grad():
-            factor = self.distance.factor(beside(x, unit)[0] * (s.teacher - s.fake))
-            nets.note("weight", match(weight * unit**2, x) * factor.flatten(1).mean(1), nsr)
-        return {"sim": match(weight, x) * sim_loss(x, s.teacher, s.fake, self.distance, unit)}
+            nets.note("weight", weight * mean_factor(s.teacher, s.fake, self.distance, unit), nsr)
+        return {"sim": weight * sim_loss(x, s.teacher, s.fake, self.distance, unit)}

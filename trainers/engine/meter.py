@@ -28,14 +28,15 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self._totals: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}  # on the host, but where the bins of a value are known to the device alone
         self._waiting: list[Noted] = []
 
     @property
     def totals(self) -> dict[str, Tensor]:
         """(sum, count) by name, float64 [1, 2] on the device, or [6, 2] for values that are binned by their nsr."""
         self.flush()
-        return self._totals
+        return {name: torch.stack([sums, match(self._counts[name], sums)], 1) for name, sums in self._sums.items()}
 
     def add(self, name: str, values: Tensor, nsr: Tensor | None = None) -> None:
         """Add every element of `values` to a running mean.
@@ -60,7 +61,7 @@ class Meter:
 
     def _add_group(self, size: int, group: list[Noted]) -> None:
         """Add values of the same number, `size`, and single numbers."""
-        values = torch.stack([one.values.expand(size) for one in group]).double()
+        values = torch.stack([one.values.expand(size) for one in group])
         inside = torch.zeros(len(group), len(BINS), size, dtype=torch.bool)
         if any(one.bins is not None and one.bins.device != inside.device for one in group):
             inside = inside.to(values.device)
@@ -70,18 +71,18 @@ class Meter:
             else:
                 row.copy_(one.bins == torch.arange(len(BINS), device=one.bins.device)[:, None])
         # A value that is not finite must not reach the other bins and names, as it would in a product with 0.
-        sums = torch.where(match(inside, values), values[:, None], 0).sum(2)
-        pairs = torch.stack([sums, match(inside.sum(2).double(), sums)], dim=2)
+        sums = torch.where(match(inside, values), values[:, None], 0).sum(2, dtype=torch.float64)
         known: dict[str, tuple[Tensor, Tensor]] = {}
-        for one, pair in zip(group, pairs, strict=True):
-            rows = pair[:1] if one.bins is None else pair
-            if one.name in known:  # a second time, as of another micro-batch: in the order in which they came
+        for one, own_sums, own_counts in zip(group, sums, inside.sum(2).double(), strict=True):
+            name, rows = one.name, slice(1 if one.bins is None else None)
+            if name in known:  # a second time, as of another micro-batch: in the order in which they came
                 _add_each(known.values())
                 known = {}
-            if one.name in self._totals:
-                known[one.name] = self._totals[one.name], rows
+            if name in self._sums:
+                known[name] = self._sums[name], own_sums[rows]
+                self._counts[name] = _plus(self._counts[name], own_counts[rows])
             else:
-                self._totals[one.name] = rows
+                self._sums[name], self._counts[name] = own_sums[rows], own_counts[rows]
         _add_each(known.values())
 
     def note(self, name: str, values: Tensor, nsr: Tensor | None = None) -> None:
@@ -112,7 +113,7 @@ class Meter:
         """
         for name, pairs in rows.items():
             own = pairs[rank] if len(pairs) == world else pairs.sum(0) * (rank == 0)
-            self._totals[name] = own.to(device)
+            self._sums[name], self._counts[name] = own[:, 0].to(device), own[:, 1].clone()
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the means over all ranks since the last call, and reset the meter. Collective.
@@ -131,7 +132,13 @@ class Meter:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._totals, self._waiting = {}, []
+        self._sums, self._counts, self._waiting = {}, {}, []
+
+
+def _plus(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of counts, on the device where either is: the host would have to wait for the device."""
+    device = one.device if other.device.type == "cpu" else other.device
+    return one.to(device) + other.to(device)
 
 
 def _add_each(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:

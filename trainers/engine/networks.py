@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
 
-from distill.denoiser import Denoiser, compile_whole
+from distill.compilation import compile_whole, fusing
+from distill.denoiser import Denoiser
 from distill.errors import UserError
-from distill.random import FUSED
 from trainers.engine.session import Session
 from trainers.engine.sharding import is_sharded, sharding_units
 from trainers.recipe.run import Experiment
@@ -27,7 +25,7 @@ def set_precision(denoiser: Denoiser, run: Experiment) -> Denoiser:
 
 @contextmanager
 def compiling(networks: Iterable[nn.Module], how: bool | str) -> Iterator[None]:
-    """Let networks and normal numbers be made by compiled code while the context is open.
+    """Let networks, and the `fused` functions around them, run compiled while the context is open.
 
     A network is compiled as a whole (`Denoiser.compiled`). A sharded one is compiled block by block, since the weights
     of a block are gathered before and freed after it, which no graph can hold.
@@ -46,12 +44,11 @@ def compiling(networks: Iterable[nn.Module], how: bool | str) -> Iterator[None]:
     for denoiser in denoisers:
         denoiser.compiled = mode
     for block in blocks:  # its forward alone: the hooks around it gather and free
-        block.forward = _compiled_forward(block, mode)
-    fused = FUSED.set(True)
+        block.forward = compile_whole(block.forward, mode)
     try:
-        yield
+        with fusing():
+            yield
     finally:
-        FUSED.reset(fused)
         for denoiser in denoisers:
             denoiser.compiled = None
         for block in blocks:
@@ -66,12 +63,6 @@ def compiled_rounds(update_players: Callable[[Session], None]) -> Callable[[Sess
             update_players(session)
 
     return update
-
-
-@cache
-def _compiled_forward(block: nn.Module, mode: str) -> Callable[..., Any]:
-    """Return the forward of a block, compiled."""
-    return compile_whole(block.forward, mode)
 
 
 def recompute_activations(network: nn.Module) -> None:

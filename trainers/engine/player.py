@@ -12,6 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distill.compilation import fused
 from distill.lora import adapted
 from distill.networks.network import Network
 from trainers.engine.adam8bit import Adam8bit
@@ -129,7 +130,7 @@ class Player:
             norm: The norm of all gradients, a scalar on the device.
             lr: The learning rate.
         """
-        bad = (0 * norm != 0).float()  # 0 * inf and 0 * nan are nan
+        bad = _not_finite(norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The attribute by which a GradScaler tells torch's fused optimizers to skip: 1 leaves weights and state as they
@@ -167,6 +168,12 @@ class Player:
     def set_counters(self, **counters: int) -> None:
         """Set some of the counters."""
         self._counters = {**self.counters(), **counters}
+
+
+@fused
+def _not_finite(norm: Tensor) -> Tensor:
+    """Return 1 where the scalar `norm` is not finite, and 0 otherwise."""
+    return (0 * norm != 0).float()  # 0 * inf and 0 * nan are nan
 
 
 def frozen_names(network: nn.Module) -> frozenset[str]:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, autograd
 from torch.nn.utils import get_total_norm
 
+from distill.compilation import fused
 from distill.objectives import Batch, Denoisers
 from trainers.engine.backprop import OneByOne
 from trainers.engine.session import Session
@@ -171,10 +172,7 @@ def update(
             # it counts the micro-batches of both players together.
             with nullcontext() if last else session.accelerator.no_sync(player.module):
                 terms = terms_of(micro)
-                loss = reduce(torch.add, (term.mean() for term in terms.values()))
-                # 0 * inf is nan. A non-finite loss of one rank thereby makes all its gradients nan, and after the
-                # all-reduce those of every rank: all ranks then skip the same step.
-                slope = 0 * loss.detach() + 1 / run.micro_batches
+                loss, slope = sum_of_means(list(terms.values()), 1 / run.micro_batches)
                 loss.backward(slope) if graph is None else graph.backward(loss, slope)
             for term, values in terms.items():
                 meter.add(f"{name}/{term}", values)
@@ -185,6 +183,17 @@ def update(
             clip(gradients, run.max_grad_norm, norm)
         player.step(norm, player.learning_rate(session.state.images, run.images))
     meter.add(f"{name}/grad_norm", norm)
+
+
+@fused
+def sum_of_means(terms: list[Tensor], slope: float) -> tuple[Tensor, Tensor]:
+    """Return the sum of the means of `terms` [B] each, and the slope at which its gradient is taken: scalars.
+
+    The slope is NaN where the sum is not finite. The loss of one rank thereby makes all its gradients NaN, and after
+    the all-reduce those of every rank: all ranks then skip the same step.
+    """
+    loss = reduce(torch.add, (term.mean() for term in terms))
+    return loss, 0 * loss.detach() + slope  # 0 * inf and 0 * nan are nan
 
 
 def seed_dropout(session: Session, phase: str) -> None:
