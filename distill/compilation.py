@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
 GRAPHS = 256
 """The graphs that torch keeps of one function: those of all networks, their uses, and the shapes of their blocks."""
 _FUSES: ContextVar[bool] = ContextVar("fuses", default=False)
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @cache
@@ -49,6 +50,7 @@ def fused(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         compiles = not torch.compiler.is_compiling() and _FUSES.get()  # in this order: a graph cannot read the second
-        return (compile_whole(function) if compiles else function)(*args, **kwargs)
+        called = cast(Callable[_P, _R], compile_whole(function)) if compiles else function
+        return called(*args, **kwargs)
 
     return call

@@ -88,7 +88,8 @@ class Path:
         Returns:
             The diffused samples [B, ...] in the dtype of `x`.
         """
-        return _diffused(x, *beside(x, self.alpha(t), self.sigma(t)), noise)
+        alpha, sigma = beside(x, self.alpha(t), self.sigma(t))
+        return _diffused(x, alpha, sigma, noise)
 
     def draw(self, x: Tensor, times: TimeLaw, random: Random) -> Draw:
         """Diffuse samples at random times.

@@ -6,6 +6,7 @@ tried by the slow test at the end.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser, Random
@@ -20,7 +22,7 @@ from distill.errors import UserError
 from distill.teachers import OwnNet, save_denoiser
 from tests import families
 from tests.compiling import counting_graphs
-from tests.tiny import DISTILLATIONS, build_session, distillation, once, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, build_session, distillation, launch, once, recipe, teacher_recipe
 from tests.trainers.interrupted import assert_same, fit, interrupted
 from trainers.engine.networks import compiling
 from trainers.engine.session import Session
@@ -74,11 +76,57 @@ def test_networks(name: str, family: Callable[[str], Path], tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "changes",
-    [{"backprop": "one_by_one"}, {"precision": "bfloat16"}, {"micro_batches": 2, "reuse_samples": False}],
-    ids=["one by one", "bfloat16", "micro-batches"],
+    [
+        {"backprop": "one_by_one"},
+        {"precision": "bfloat16"},
+        {"micro_batches": 2, "reuse_samples": False},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["one by one", "bfloat16", "micro-batches", "gradient checkpointing"],
 )
 def test_ways_to_train(changes: dict[str, Any], teachers: Path) -> None:
     assert_compiles(recipe(teachers / "edm", **changes))
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "DDP": {},
+    "FSDP2": {"sharding": {"generator": True, "fake": True, "teacher": True}},
+    "FSDP2, checkpointing": {
+        "sharding": {"generator": True, "fake": True, "teacher": True},
+        "gradient_checkpointing": True,
+    },
+}
+TOGETHER = [f"{objective} under {layout}" for objective in ("sid", "dmd2", "sid_lora") for layout in LAYOUTS]
+
+
+@pytest.fixture(scope="session")
+def together(teachers: Path, shared: Path) -> Path:
+    """The folder of what two processes reported, compiled and not."""
+
+    def make(folder: Path) -> None:
+        cases = {}
+        for case in TOGETHER:
+            objective, layout = case.split(" under ")
+            settings = distillation(objective, teachers, precision="float64", batch_size=8, images=160)
+            settings |= LAYOUTS[layout]
+            for how in (False, True):
+                cases[f"{case} {how}"] = {"settings": {**settings, "compile": how}, "updates": 4}
+        (folder / "cases.json").write_text(json.dumps(cases))
+        program = str(Path(__file__).with_name("worker.py"))
+        job = launch([program, str(folder / "cases.json"), str(folder)], folder / "output.txt", world=2)
+        assert job.finish(timeout=1200) == 0, job.text
+
+    return once(shared, "compiled_together", make)
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_two_processes(case: str, together: Path) -> None:
+    """Replicated networks are whole graphs, and sharded ones graphs of their blocks. None is compiled later."""
+    eager, compiled = (load_file(together / f"{case} {how}.safetensors") for how in (False, True))
+    assert int(eager["graphs"]) == 0 < int(compiled["graphs"]) and int(compiled["later graphs"]) == 0
+    assert compiled["gradients equal on all ranks"].all()
+    for key in ("fake after", "generator after", "average", "losses"):
+        assert torch.equal(eager[key], compiled[key]), key
 
 
 def test_a_teacher(teachers: Path) -> None:
