@@ -21,6 +21,7 @@ from distill.teachers import OwnNet, save_denoiser
 from tests.tiny import DISTILLATIONS, build_session, distillation, recipe
 from trainers.engine.networks import compiling
 from trainers.engine.step import advance
+from trainers.recipe.run import Compile
 
 pytestmark = pytest.mark.usefixtures("trusted_code")
 
@@ -146,7 +147,7 @@ def test_launches_outside_the_networks(
             launches = Launches()
             for module in (compilation, denoiser):
                 monkeypatch.setattr(module, "compile_whole", launches.compile_whole)
-            with compiling(session.networks(), True) if fuses else nullcontext(), launches:
+            with compiling(session.networks(), Compile()) if fuses else nullcontext(), launches:
                 advance(session)
             for network in NETWORKS:
                 del launches.found[network], launches.found[f"{network} backward"]
