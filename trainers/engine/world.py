@@ -25,7 +25,8 @@ def choose_kernels(run: Experiment) -> None:
     # Backward passes of attention, for example, add up in an order of their own otherwise. Operators that have no other
     # form warn.
     torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # which would be a kernel for every new tensor
+    # Filling every new tensor would be a kernel more for each. The stubs of torch lack the name.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def default_device() -> torch.device:
