@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from distill.conditions import Condition, ConditionLike
@@ -29,8 +30,7 @@ from distill.random import Random
 class GuidedDenoiser:
     """The denoiser weak + scale (strong - weak), with the gradient through both.
 
-    It calls `strong` and `weak` one after the other, each on the batch as it is. One call on a doubled batch would
-    change the bits of the strong estimate, and back-propagation of one network at a time would hold more activations.
+    It calls `strong` and `weak` one after the other, each on the batch as it is (compare InOnePass).
 
     Attributes:
         strong: The denoiser that is guided. Path, network and null condition are its own.
@@ -77,8 +77,32 @@ class GuidedDenoiser:
         return cast(Condition, self.strong.null(cond))
 
 
+@dataclass(frozen=True)
+class InOnePass(GuidedDenoiser):
+    """Classifier-free guidance by one pass over a doubled batch, in place of two passes.
+
+    It launches half as many kernels, and a graph holds the activations of both halves at once. A network's estimate of
+    a sample depends on the size of the batch in its last digits alone.
+
+    Attributes:
+        unconditional: A function from a condition [B, ...] to the null condition of every sample.
+    """
+
+    unconditional: Callable[[ConditionLike], Condition]
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: str) -> Any:
+        if self.scale in (0, 1) or want:
+            return super().__call__(x_t, t, cond, *want)
+        both = Condition.of(cond).cat(self.unconditional(cond))
+        strong, weak = self.strong(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return weak + self.scale * (strong - weak)
+
+
 def classifier_free(
-    denoise: Callable[..., Any], scale: float, null: Callable[[ConditionLike], Condition]
+    denoise: Callable[..., Any],
+    scale: float,
+    null: Callable[[ConditionLike], Condition],
+    in_one_pass: bool = False,
 ) -> GuidedDenoiser:
     """Return a denoiser under classifier-free guidance.
 
@@ -86,12 +110,14 @@ def classifier_free(
         denoise: The denoiser.
         scale: The scale of the guidance. 1 is no guidance.
         null: A function from a condition [B, ...] to the null condition of every sample, such as `Denoiser.null`.
+        in_one_pass: Whether conditional and unconditional estimates come from one pass over a doubled batch.
     """
 
     def unconditional(x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: str) -> Any:
         return denoise(x_t, t, null(cond), *want)
 
-    return GuidedDenoiser(denoise, unconditional, scale)
+    guided = GuidedDenoiser(denoise, unconditional, scale)
+    return InOnePass(denoise, unconditional, scale, null) if in_one_pass else guided
 
 
 def check_null(teacher: GuidableDenoiser, who: str) -> None:

@@ -30,6 +30,7 @@ class Guided(Wrapper):
     teacher_cfg: float = 1.5
     fake_cfg: float = 1.5  # kappa 2 and kappa 3: the fake in the generator's loss
     fake_training_cfg: float = 1.5  # kappa 1: the fake in its own training
+    in_one_pass: bool = False  # both estimates from one pass over a doubled batch: fewer launches and more memory
     condition_dropout: float = 0.1  # the fake's share of null conditions in training, where either scale is not 1
 
     def __post_init__(self) -> None:
@@ -50,8 +51,9 @@ class Guided(Wrapper):
         return classifier_free(inner, self.teacher_cfg / (quotient or 1.0), teacher.null)
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        teacher = classifier_free(nets.teacher, self.teacher_cfg, nets.teacher.null)
-        fake = classifier_free(nets.fake, self.fake_cfg, nets.teacher.null)
+        null = nets.teacher.null
+        teacher = classifier_free(nets.teacher, self.teacher_cfg, null, self.in_one_pass)
+        fake = classifier_free(nets.fake, self.fake_cfg, null, self.in_one_pass)
         return self.objective.generator_loss(replace(nets, teacher=teacher, fake=fake), x, batch)
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -59,5 +61,5 @@ class Guided(Wrapper):
         if (self.fake_cfg, self.fake_training_cfg) != (1, 1):  # without guidance the fake's null condition is not used
             cond = drop_conditions(batch.cond, null(batch.cond), self.condition_dropout, batch.random)
             batch = replace(batch, cond=cond)
-        fake = classifier_free(nets.fake, self.fake_training_cfg, null)
+        fake = classifier_free(nets.fake, self.fake_training_cfg, null, self.in_one_pass)
         return self.objective.fake_loss(replace(nets, fake=fake), x, batch)
