@@ -56,7 +56,7 @@ class Launches(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found, self.compiled = Counter[str](), False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,7 +83,7 @@ class Launches(TorchDispatchMode):
             leaves, tree = tree_flatten(args)
             weights = [p for one in leaves if isinstance(one, nn.Module) for p in one.parameters()]
             tensors = [one for one in leaves if isinstance(one, Tensor)]
-            return CountedFunction.apply(self, function, (leaves, tree), *weights, *tensors)
+            return CountedFunction.apply(self, function, (leaves, tree), *weights, *tensors)  # type: ignore[no-untyped-call]
 
         return call
 
