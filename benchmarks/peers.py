@@ -19,8 +19,8 @@ The other loop is code of the person who runs this, and none of it is here. `the
 Both use EDM's DDPM++ for CIFAR-10 at 1/4 of its width (3x32x32, 3.5 million parameters). `--channels 128` is the
 published one. The printed units are seconds of one iteration: wall seconds, and CPU seconds in user mode over all
 threads (getrusage). The loops take turns, and the order within a turn alternates. Each ratio is the peer's time divided
-by ours in the same turn, as a median with quartiles. The peaks are of two further processes, one for each loop: on a GPU the
-peak of torch's allocator, and else the resident memory of the process at its peak, less that after the import.
+by ours in the same turn, as a median with quartiles. The peaks are those of two further processes, one for each loop:
+on a GPU the peak of torch's allocator, and else the resident memory at its peak, less that after the imports.
 """
 
 from __future__ import annotations
