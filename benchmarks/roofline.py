@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.launches import on_meta
 from benchmarks.shapes import published_folder, shape_session, shortened_recipe
+from distill.errors import UserError
 from trainers.engine.step import advance
 from trainers.io.console import plain
 from trainers.recipe.load import resolve
@@ -58,9 +59,10 @@ def paper_recipes() -> list[str]:
 
 def work_of(run: Run) -> Work:
     """Return the work of a round of a recipe, whose teacher's folder may have no weights."""
-    updates = run.fake_updates if isinstance(run.fake_updates, int) else run.most_fake_updates
+    updates = run.most_fake_updates
+    counted = shortened_recipe(run, batch_size=1, compile=False, precision="float32")  # META has no autocast
     with on_meta():
-        session = shape_session(shortened_recipe(run, batch_size=1, compile=False), Accelerator(cpu=True))
+        session = shape_session(counted, Accelerator(cpu=True))
         with FlopCounterMode(display=False) as counter:
             advance(session)
     counts = {name: sum(p.numel() for p in player.parameters) for name, player in session.state.players.items()}
@@ -80,7 +82,9 @@ def row_of(name: str, run: Run, work: Work) -> str:
     return f"| {' | '.join([f'`{name}`', *cells, *rates, f'{hours:,.3g}'])} |"
 
 
-def main(recipes: Annotated[list[str] | None, typer.Argument(help="Recipes. The papers' when left out.")] = None) -> None:
+def main(
+    recipes: Annotated[list[str] | None, typer.Argument(help="Recipes. The papers' when left out.")] = None,
+) -> None:
     """Print the table."""
     console = plain()
     heads = ["recipe", "batch", "TFLOP an image", "GB a round", "GB sent", "images/s, 1 GPU, 100 %", "50 %"]
@@ -92,7 +96,7 @@ def main(recipes: Annotated[list[str] | None, typer.Argument(help="Recipes. The 
             placed = shortened_recipe(run, teacher=published_folder(run, Path(folder)))
             try:
                 console.print(row_of(name, run, work_of(placed)))
-            except (NotImplementedError, RuntimeError, OSError) as error:
+            except (UserError, RuntimeError) as error:  # such as a reward whose weights are not there
                 console.print(f"{name} is not counted: {type(error).__name__}: {str(error).splitlines()[0]}")
 
 
