@@ -3,8 +3,8 @@
     python -m benchmarks.memory [RECIPE ...] [--batch 2]
 
 Each recipe is built at its published size with random weights, for one process. On a GPU the measured peak is
-torch.cuda.max_memory_allocated over updates after the first. On a CPU it is what lives before an update and what torch's
-allocator then adds. Both are in MiB (2^20 bytes), and the ratio is the measured one divided by the predicted one.
+torch.cuda.max_memory_allocated over an update after the first. On a CPU it is what lives before an update, and what
+torch's allocator then adds. Both are in MiB (2^20 bytes), and the ratio is the measured one divided by the predicted one.
 `make bench-memory` measures one of EDM's recipes.
 """
 
@@ -35,7 +35,7 @@ def living_bytes() -> int:
     gc.collect()
     found: dict[int, int] = {}
     for each in gc.get_objects():
-        if isinstance(each, Tensor) and type(each) in (Tensor, torch.nn.Parameter) and each.device.type == "cpu":
+        if type(each) in (Tensor, torch.nn.Parameter) and each.device.type == "cpu":
             storage = each.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return sum(found.values())
@@ -45,7 +45,7 @@ def allocated_by(session: Session) -> int:
     """Return the bytes that the allocator of the CPU adds at the peak of an update."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as allocations:
         advance(session)
-    results = allocations.profiler.kineto_results  # type: ignore[union-attr]
+    results = allocations.profiler.kineto_results
     now = most = 0
     for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         now += event.nbytes()

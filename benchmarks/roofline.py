@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.launches import on_meta
 from benchmarks.shapes import published_folder, shape_session, shortened_recipe
-from distill.errors import UserError
+from distill.errors import UserError, one_line
 from trainers.engine.step import advance
 from trainers.io.console import plain
 from trainers.recipe.load import resolve
@@ -97,7 +97,7 @@ def main(
             try:
                 console.print(row_of(name, run, work_of(placed)))
             except (UserError, RuntimeError) as error:  # such as a reward whose weights are not there
-                console.print(f"{name} is not counted: {type(error).__name__}: {str(error).splitlines()[0]}")
+                console.print(f"{name} is not counted: {one_line(error):.80}")
 
 
 if __name__ == "__main__":
