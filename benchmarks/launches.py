@@ -23,6 +23,7 @@ from distill import compilation, denoiser
 from trainers.engine.networks import compiling
 from trainers.engine.session import Session
 from trainers.engine.step import advance
+from trainers.recipe.run import Compile
 
 META = torch.device("meta")
 FREE = {
@@ -142,7 +143,7 @@ def launches_of_round(session: Session, compiled: bool) -> Counter[str]:
     with ExitStack() as stack:
         for module in (compilation, denoiser):
             stack.enter_context(mock.patch.object(module, "compile_whole", launches.compile_whole))
-        stack.enter_context(compiling(session.networks(), True) if compiled else nullcontext())
+        stack.enter_context(compiling(session.networks(), Compile()) if compiled else nullcontext())
         stack.enter_context(launches)
         advance(session)
     for network in COMPILED_NETWORKS:

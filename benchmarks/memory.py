@@ -4,7 +4,7 @@
 
 Each recipe is built at its published size with random weights, for one process. On a GPU the measured peak is
 torch.cuda.max_memory_allocated over an update after the first. On a CPU it is what lives before an update, and what
-torch's allocator then adds. Both are in MiB (2^20 bytes), and the ratio is the measured one divided by the predicted one.
+torch's allocator then adds. Both are in MiB (2^20 bytes), and the ratio is the measured one divided by the predicted.
 `make bench-memory` measures one of EDM's recipes.
 """
 

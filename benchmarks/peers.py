@@ -44,6 +44,7 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError
 from distill.paths import EDM
 from distill.teachers import EDMNet
+from trainers.engine.memory import GIB, peak_memory
 from trainers.engine.step import advance
 from trainers.io.console import plain
 
@@ -177,23 +178,13 @@ def make_iteration(which: str, peer: str, setting: Setting) -> tuple[Iteration, 
     return build(copy.deepcopy(teacher).to(accelerator.device), setting.batch, setting.precision), accelerator.device
 
 
-def resident_peak() -> int:
-    """Return the largest resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, whose getrusage has the parent's peak in a child
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def peak_bytes(which: str, peer: str, setting: Setting, iterations: int = 3) -> int:
     """Return the peak memory of a loop, in this process, which must have run nothing else."""
-    before = resident_peak()
+    before = peak_memory(torch.device("cpu"))
     iteration, device = make_iteration(which, peer, setting)
     for _ in range(iterations):
         iteration()
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resident_peak() - before
+    return round(GIB * (peak_memory(device) - (before if device.type == "cpu" else 0.0)))
 
 
 def peak_in_a_process(which: str, peer: str, setting: Setting) -> int:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from distill.denoiser import Denoiser
 from trainers.data import Dataset
 from trainers.engine.session import Session
+from trainers.engine.world import choose_kernels
 from trainers.loop import build_session
 from trainers.recipe.load import build_experiment
 from trainers.runs.open import Objects, open_run
@@ -63,6 +64,8 @@ def session_of(teacher: Denoiser, accelerator: Accelerator, **recipe: Any) -> Se
     data = {"name": "data_free", "shape": list(network.shape), "classes": network.classes}
     common = {"name": "benchmark", "teacher": "random", "data": data, "images": FOREVER, "log_every": FOREVER}
     run = build_experiment({**common, **recipe}, "benchmark")
+    if accelerator.device.type == "cuda":
+        choose_kernels(run)
     given = Objects(teacher=teacher, data=random_images(network.shape, network.classes))
     return build_session(open_run(run, 1, objects=given), accelerator)
 

@@ -24,6 +24,7 @@ from trainers.data import Dataset
 from trainers.data.batches import Batches, BatchSizes
 from trainers.engine.networks import set_precision
 from trainers.engine.session import Session
+from trainers.engine.world import choose_kernels
 from trainers.plan.trace import example
 from trainers.recipe.run import Run
 from trainers.runs.distillation import assemble
@@ -74,6 +75,8 @@ def shape_session(run: Run, accelerator: Accelerator) -> Session:
         run: The recipe. Neither its data nor its start are opened.
         accelerator: The device, which may be the meta device.
     """
+    if accelerator.device.type == "cuda":
+        choose_kernels(run)
     teacher: Denoiser = set_precision(load_denoiser(run.teacher, weights=False), run)
     fill(teacher, accelerator.device)
     run, _ = follow_teacher(replace(run, start=None), teacher)
@@ -93,4 +96,5 @@ def shape_session(run: Run, accelerator: Accelerator) -> Session:
 def shortened_recipe(run: Run, **changes: Any) -> Run:
     """Return a recipe on one process that never comes to a log point, with the given changes."""
     alone: dict[str, Any] = {"sharding": None, "log_every": 10**12, "fake_warmup": 0, "start": None, "micro_batches": 1}
+    alone |= {"compile": False}
     return replace(run, **{**alone, **changes})

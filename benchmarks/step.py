@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
@@ -220,11 +221,11 @@ def measure(case: Case, accelerator: Accelerator, rounds: int, batch: int = BATC
 def _forwards(session: Session, count: int) -> None:
     """Call the teacher, compiled if the run is."""
     assert session.teacher is not None
-    size, device, how = session.run.batch_size, session.accelerator.device, session.run.compile
+    size, device, how = session.run.batch_size, session.accelerator.device, session.run.compilation
     x = torch.zeros(size, *session.dataset.shape, device=device)
     t = torch.full((size,), 0.5, dtype=torch.float64)
     cond = Condition(labels=torch.zeros(size, dtype=torch.int64, device=device))
-    with compiling([session.teacher] if how else [], how):
+    with nullcontext() if how is None else compiling([session.teacher], how):
         for _ in range(count):
             session.teacher(x, t, cond)
 

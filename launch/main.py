@@ -72,6 +72,7 @@ def main() -> None:
     # onnxruntime, which diffusers imports where it is installed, otherwise reports file names and hashes to its maker,
     # and writes the id of this machine into the home.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `deterministic`, before the first call of cuBLAS
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from distill.errors import UserError
 from launch import keeper
+from launch.options import cache_folder
 from trainers.engine.stopping import EXIT_INTERRUPTED, SIGNALS, STOP
 
 if TYPE_CHECKING:
@@ -194,6 +195,8 @@ def join_world(processes: int | None, run: Experiment, folder: Path) -> Accelera
     world = world_size()
     if processes not in (None, world):  # checked first: joining would wait for processes that never come
         raise UserError(f"--processes: {processes} asked for, but the launcher started {world}; leave it out there")
+    cache = os.path.expanduser(cache_folder(getattr(run, "cache", None)))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "compiled"))
     try:
         accelerator = start_accelerator(run, folder)
     except ValueError as error:  # the environment has some of a launcher's variables, and not all

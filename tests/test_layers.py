@@ -40,15 +40,16 @@ FLOORS = {
         "quiet": 0,
         "checked_import": 1,
         "user_code": 2,
-        "random": 0,
-        "conditions": 1,
+        "compilation": 0,
+        "random": 1,
+        "conditions": 2,
         "power_ema": 1,
         "metrics": 2,
-        "paths": 1,
+        "paths": 2,
         "lora": 1,
         "pipeline_folder": 2,
         "encoders": 3,
-        "times": 2,
+        "times": 3,
         "loss_weights": 2,
         "networks": 4,
         "prediction": 3,
@@ -81,12 +82,11 @@ FLOORS = {
         "floor": 10,
     },
 }
-# Modules that may import even less than their floor allows.
+# Modules that may import even less than their floor allows:
 ONLY = {("distill", "metrics"): {"annotations", "errors", "installed", "pickles", "records", "saved_files", "weights"}}
 NO_FILES = "distill.objectives"  # an objective declares what it needs; the trainer opens it
 FILE_MODULES = ("pathlib", "os", "io", "json", "safetensors", "shutil", "tempfile", "distill.teachers")
 READS_ENVIRONMENT = ("launch",)  # the package that may read os.environ
-
 # Slow to import: at module level only in these places, and there only if `import distill` does not load them.
 HEAVY = ("diffusers", "transformers", "peft")
 HEAVY_HOMES = ("distill.tiny", "distill.export.shipped")

@@ -1,5 +1,6 @@
 """The set-up of a network for a run: its precision, and the recomputation of its activations."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -11,7 +12,7 @@ from distill.denoiser import Denoiser
 from distill.errors import UserError
 from trainers.engine.session import Session
 from trainers.engine.sharding import is_sharded, sharding_units
-from trainers.recipe.run import Experiment
+from trainers.recipe.run import Compile, Experiment
 
 
 def set_precision(denoiser: Denoiser, run: Experiment) -> Denoiser:
@@ -24,27 +25,26 @@ def set_precision(denoiser: Denoiser, run: Experiment) -> Denoiser:
 
 
 @contextmanager
-def compiling(networks: Iterable[nn.Module], how: bool | str) -> Iterator[None]:
+def compiling(networks: Iterable[nn.Module], how: Compile) -> Iterator[None]:
     """Let networks, and the `fused` functions around them, run compiled while the context is open.
 
-    A network is compiled as a whole (`Denoiser.compiled`). A sharded one is compiled block by block, since the weights
-    of a block are gathered before and freed after it, which no graph can hold.
+    A network is compiled as a whole (`Denoiser.compiled`), or block by block. A sharded one always is: the weights of a
+    block are gathered before and freed after it, which no graph can hold.
 
     Args:
         networks: The networks.
-        how: The mode of torch.compile. True for its default.
+        how: The settings.
     """
-    mode = how if isinstance(how, str) else "default"
     blocks, denoisers = list[nn.Module](), list[Denoiser]()
     for network in networks:
-        if is_sharded(network):
+        if how.blocks or is_sharded(network):
             blocks += [unit for unit in sharding_units(network) if not isinstance(unit, Denoiser)]
         else:
             denoisers += [part for part in network.modules() if isinstance(part, Denoiser)]
     for denoiser in denoisers:
-        denoiser.compiled = mode
+        denoiser.compiled = how.mode
     for block in blocks:  # its forward alone: the hooks around it gather and free
-        block.forward = compile_whole(block.forward, mode)
+        block.forward = compile_whole(block.forward, how.mode)
     try:
         with fusing():
             yield
@@ -59,10 +59,16 @@ def compiled_rounds(update_players: Callable[[Session], None]) -> Callable[[Sess
     """Return the rounds of a run whose networks run compiled meanwhile, as its recipe says."""
 
     def update(session: Session) -> None:
-        with compiling(session.networks(), session.run.compile):
+        with compiling(session.networks(), session.run.compilation or Compile()):
             update_players(session)
 
     return update
+
+
+def compile_seconds() -> float:
+    """Return the seconds that this process has spent compiling, by torch's own clock."""
+    dynamo = sys.modules.get("torch._dynamo.utils")  # it is imported, for seconds, by the first compilation
+    return 0.0 if dynamo is None else float(dynamo.calculate_time_spent()["total_wall_time"])
 
 
 def recompute_activations(network: nn.Module) -> None:

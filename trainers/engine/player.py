@@ -1,10 +1,11 @@
-"""Players (networks with their optimizers) and the state of a run. Nothing else changes during training."""
+"""Players (networks with their optimizers), averages and the state of a run. Nothing else changes during training."""
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,18 +16,20 @@ from torch import Tensor, nn
 from distill.compilation import fused
 from distill.lora import adapted
 from distill.networks.network import Network
+from distill.power_ema import PowerProfile
 from trainers.engine.adam8bit import Adam8bit
-from trainers.engine.ema import EMA
 from trainers.engine.meter import Meter
 from trainers.engine.pace import Pace
-from trainers.engine.sharding import is_sharded, reshard
-from trainers.recipe.run import Optimizer, PlayerSettings
+from trainers.engine.sharding import copy_sharded_like, is_sharded, local, reshard
+from trainers.recipe.run import Average, Optimizer, PlayerSettings, PowerEMA
 
 OptimizerFactory = Callable[[str, list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 """(name of the player, its named parameters) -> optimizer.
 
 An optimizer that reads `found_inf`, as torch's fused ones do, never makes the host wait.
 """
+Beta = Callable[[int, int], float]
+"""(images before the update, images of the update) -> the factor of the old average in it."""
 # The argument by which DDP sends buffers before every forward; torch before 2.13 calls it broadcast_buffers.
 _SYNC_BUFFERS = "forward_sync_buffers"
 if _SYNC_BUFFERS not in inspect.signature(nn.parallel.DistributedDataParallel).parameters:
@@ -207,6 +210,70 @@ def build_optimizer(parameters: list[tuple[str, nn.Parameter]], settings: Optimi
     kind = Adam8bit if settings.name.endswith("8bit") else torch.optim.Adam
     common |= {"betas": settings.betas, "eps": settings.eps}
     return kind(parameters, decoupled_weight_decay=settings.name.startswith("adamw"), **common)
+
+
+class EMA:
+    """A moving average of a module's parameters, held in a copy of the module.
+
+    The copy shares the parameters of `frozen_names` with the module. Buffers are copied at every update. The average
+    of a sharded module holds this rank's shards.
+
+    Args:
+        module: The network to average.
+        beta: The factor of the old average in an update. At 0 the update copies the parameters.
+        frozen_names: The parameters that do not train.
+
+    Attributes:
+        module: The averaged network, frozen and in eval mode.
+    """
+
+    def __init__(self, module: nn.Module, beta: Beta, frozen_names: Container[str] = ()) -> None:
+        self.module = copy_sharded_like(module, frozen_names).requires_grad_(False).eval()
+        self.beta, self.frozen_names = beta, frozen_names
+        both = zip(self.module.named_parameters(), module.parameters(), strict=True)
+        self._pairs = [(old, new) for (name, old), new in both if name not in frozen_names]
+        self._sharded = is_sharded(module)
+        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, images: int, batch_size: int) -> None:
+        """Move the average towards the module, after an update of `batch_size` images.
+
+        Args:
+            images: The images before the update.
+            batch_size: The images of the update.
+        """
+        # The rows of this rank alone: an average needs no communication.
+        pairs = [(local(old), local(new)) for old, new in self._pairs] if self._sharded else self._pairs
+        old, new = zip(*pairs, strict=True)
+        # In place, so that `module` keeps its parameters; torch's private foreach form takes few kernel launches.
+        torch._foreach_lerp_(old, new, 1 - self.beta(images, batch_size))
+        for target, source in self._buffers:
+            target.copy_(source)
+
+
+def half_life_beta(settings: Average, images: int, batch_size: int) -> float:
+    """Return the factor of the old average under a half-life (SiD's rule, from EDM, arXiv:2206.00364, appendix F.2).
+
+    With a ramp-up the half-life is at most a fraction of the images seen. The first update then copies the parameters.
+
+    Args:
+        settings: The half-life in images, and the ramp-up.
+        images: The images before the update.
+        batch_size: The images of the update.
+    """
+    half_life = min(settings.half_life, settings.ramp_up * images) if settings.ramp_up else settings.half_life
+    return float(0.5 ** (batch_size / max(half_life, 1e-8)))  # a half-life of 0 gives 0, not a division by 0
+
+
+def average(module: nn.Module, settings: Average, frozen_names: Container[str] = ()) -> EMA:
+    """Return the average of `module` with the half-life of a recipe."""
+    return EMA(module, partial(half_life_beta, settings), frozen_names)
+
+
+def power_averages(module: nn.Module, settings: PowerEMA | None, frozen_names: Container[str] = ()) -> dict[float, EMA]:
+    """Return one average of `module` for each relative width (EDM2, arXiv:2312.02696)."""
+    return {std: EMA(module, PowerProfile(std).beta, frozen_names) for std in settings.stds} if settings else {}
 
 
 @dataclass

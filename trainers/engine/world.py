@@ -10,11 +10,23 @@ from trainers.recipe.run import Experiment
 
 
 def start_accelerator(run: Experiment, folder: Path) -> Accelerator:
-    """Make the kernels deterministic, and return the Accelerator of this process with the trackers of the run."""
-    torch.backends.cudnn.deterministic = True  # otherwise a resume on a GPU does not continue to the same bits
-    torch.backends.cudnn.allow_tf32 = False  # `precision: float32` means float32; bfloat16 is the fast choice
+    """Choose the kernels, and return the Accelerator of this process with the trackers of the run."""
+    if torch.cuda.is_available():
+        choose_kernels(run)
     cpu, trackers = not torch.cuda.is_available(), list(run.tracking) or None
     return Accelerator(cpu=cpu, log_with=trackers, project_dir=str(folder / "tensorboard"))
+
+
+def choose_kernels(run: Experiment) -> None:
+    """Choose the kernels of a GPU for this process by `tf32` and `deterministic` of a recipe."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = run.tf32
+    torch.backends.cudnn.deterministic = run.deterministic
+    torch.backends.cudnn.benchmark = not run.deterministic  # shapes are static; the fastest may differ between starts
+    # Backward passes of attention, for example, add up in an order of their own otherwise. Operators that have no other
+    # form warn.
+    torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
+    # Filling every new tensor would be a kernel more for each. The stubs of torch lack the name.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def default_device() -> torch.device:

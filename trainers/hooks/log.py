@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainers.engine.memory import peak_memory
+from trainers.engine.networks import compile_seconds
 from trainers.engine.session import Session
 from trainers.hooks.alarms import LOG_RULES, Alarms
 from trainers.hooks.hook import Hook
@@ -32,7 +33,7 @@ class Log(Hook):
 
     def __init__(self, folder: Path, every: int, console: Console) -> None:
         self.file, self.every, self.console = folder / "log.jsonl", every, console
-        self.clock: tuple[float, int] | None = None
+        self.clock: tuple[float, int, float] | None = None  # time, images, and the seconds of compilation until then
         self.last = 0  # images of the last line
         self.alarms = Alarms(LOG_RULES)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
@@ -43,7 +44,7 @@ class Log(Hook):
 
     def start(self, session: Session) -> None:
         """Start the clock and the progress bar."""
-        self.clock = (time.perf_counter(), session.state.images)
+        self.clock = (time.perf_counter(), session.state.images, compile_seconds())
         if session.accelerator.is_main_process:
             self.alarms = Alarms(LOG_RULES, read(self.file))
             self.last = max((line["images"] for line in self.alarms.lines), default=0)
@@ -56,13 +57,17 @@ class Log(Hook):
         if (loss := means.get("fake/denoising")) is not None:
             means["health/fake_loss"] = loss / math.prod(session.dataset.shape)
         assert self.clock is not None
-        seconds, done = time.perf_counter() - self.clock[0], images - self.clock[1]
-        self.clock = (time.perf_counter(), images)
+        compiling = compile_seconds() - self.clock[2]  # is no part of the speed
+        seconds, done = time.perf_counter() - self.clock[0] - compiling, images - self.clock[1]
+        self.clock = (time.perf_counter(), images, self.clock[2] + compiling)
         counts = player_numbers(session)
         if session.accelerator.is_main_process:
             speed, memory = done / seconds, peak_memory(session.accelerator.device)
             timing = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1), "at": round(time.time(), 3)}
             timing["peak_memory_gib"] = round(memory, 4)
+            if compiling:
+                timing["compile_seconds"] = round(compiling, 1)
+                self.console.print(f"{session.run.name}: the networks were compiled in {compiling:.0f} s")
             changes = [change for change in session.state.changes if self.last <= change["images"] < images]
             told = {"changes": changes} if changes else {}
             self.last = images

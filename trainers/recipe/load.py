@@ -49,6 +49,11 @@ def build_experiment(data: Mapping[str, Any], where: Where) -> Run | TeacherRun:
     if not isinstance(kind, str) or kind not in EXPERIMENTS:
         place = where if isinstance(where, str) else where("trains")
         raise UserError(f"{place}: key 'trains' must be one of {', '.join(EXPERIMENTS)}, got {kind!r}")
+    if data.get("precision") == "float16":  # a natural wish, which deserves its reason
+        place = where if isinstance(where, str) else where("precision")
+        raise UserError(
+            f"{place}: key 'precision': float16 ends at 65,504, and losses, which are sums, pass it; use bfloat16"
+        )
     return build(EXPERIMENTS[kind], {**data, "trains": kind}, where)
 
 

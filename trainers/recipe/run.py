@@ -199,6 +199,14 @@ class Sharding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compile:
+    """The compilation of the networks for the rounds of training, and of the arithmetic around them (docs/speed.md)."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"  # torch.compile's; the second: CUDA graphs
+    blocks: bool = False  # whether networks are compiled block by block: less to compile where many blocks are alike
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The keys of every training run."""
 
@@ -209,8 +217,11 @@ class Experiment:
     micro_batches: int = 1  # for gradient accumulation
     # The precision of compute. Weights are in float64 for float64, and otherwise in float32.
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    # The networks are compiled for the rounds of training, each for its uses (docs/speed.md).
-    compile: bool | Literal["reduce-overhead", "max-autotune"] = False
+    compile: bool | Compile = False  # whether the rounds of training run compiled; true: with the settings of Compile
+    # TF32 in the float32 convolutions and matrix products of a GPU: faster, with 10 bits of mantissa in place of 23.
+    tf32: bool = False
+    # The kernels of a GPU that give the same bits each time. Without them a resume goes on with other last digits.
+    deterministic: bool = True
     gradient_checkpointing: bool = False  # blocks recompute their activations: less memory for one more forward
     seed: int = 0
     ema: Average = Average()
@@ -234,6 +245,11 @@ class Experiment:
         require(self, "seed", rule="at least 0 and below 2^31", holds=lambda seed: 0 <= seed < 2**31)
         if "/" in self.name or self.name in ("", ".", ".."):
             raise UserError(f"name: must be a plain folder name, got {self.name!r}")
+
+    @property
+    def compilation(self) -> Compile | None:
+        """The settings with which the rounds of training are compiled. None where they are not."""
+        return Compile() if self.compile is True else self.compile or None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,10 +17,9 @@ from trainers.data import Dataset
 from trainers.data.batches import Batches, BatchSizes
 from trainers.data.pairs import PairSet
 from trainers.engine.collectives import on_main_process
-from trainers.engine.ema import average, power_averages
 from trainers.engine.networks import compiled_rounds, recompute_activations
 from trainers.engine.pace import pace_of
-from trainers.engine.player import Player, TrainState
+from trainers.engine.player import Player, TrainState, average, power_averages
 from trainers.engine.sampler import make_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import Layout, alias_parameters, layouts_of, shard

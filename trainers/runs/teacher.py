@@ -13,9 +13,8 @@ from distill.guidance import drop_conditions
 from distill.objectives import denoising_loss
 from distill.teachers import fresh_unet, save_denoiser
 from trainers.data.batches import Batches, BatchSizes
-from trainers.engine.ema import average, power_averages
 from trainers.engine.networks import compiled_rounds, recompute_activations, set_precision
-from trainers.engine.player import Player, TrainState
+from trainers.engine.player import Player, TrainState, average, power_averages
 from trainers.engine.sampler import make_sampler, sampled_teacher
 from trainers.engine.session import Session
 from trainers.engine.step import Terms, update

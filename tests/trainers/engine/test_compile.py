@@ -27,6 +27,7 @@ from tests.trainers.interrupted import assert_same, fit, interrupted
 from trainers.engine.networks import compiling
 from trainers.engine.session import Session
 from trainers.engine.step import advance
+from trainers.recipe.run import Compile
 
 pytestmark = pytest.mark.usefixtures("trusted_code")
 
@@ -48,7 +49,8 @@ def assert_equal(one: Session, other: Session) -> None:
 def assert_compiles(settings: dict[str, Any], later: int = 0) -> None:
     """Three rounds give the same weights; all graphs but `later` ones are of the first round."""
     with counting_graphs() as graphs:
-        eager, compiled = build_session(settings), build_session({**settings, "compile": True})
+        eager = build_session({**settings, "compile": False})
+        compiled = build_session({"compile": True, **settings})
         counts = []
         for _ in range(3):
             advance(eager)
@@ -81,8 +83,9 @@ def test_networks(name: str, family: Callable[[str], Path], tmp_path: Path) -> N
         {"precision": "bfloat16"},
         {"micro_batches": 2, "reuse_samples": False},
         {"gradient_checkpointing": True},
+        {"compile": {"blocks": True}},
     ],
-    ids=["one by one", "bfloat16", "micro-batches", "gradient checkpointing"],
+    ids=["one by one", "bfloat16", "micro-batches", "gradient checkpointing", "blocks"],
 )
 def test_ways_to_train(changes: dict[str, Any], teachers: Path) -> None:
     assert_compiles(recipe(teachers / "edm", **changes))
@@ -167,7 +170,7 @@ def test_a_network_that_cannot_be_compiled_is_refused(tmp_path: Path) -> None:
 def test_a_compiler(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and first gradients agree to 1e-5, normal numbers to 1e-6, and a resume is exact."""
     numbers = Random.at(0, torch.arange(5))
-    with compiling((), True):
+    with compiling((), Compile()):
         fused = numbers.normal(3, 7)
     assert torch.allclose(fused, numbers.normal(3, 7), rtol=1e-5, atol=1e-6)
     session = {mode: build_session(recipe(teachers / "edm", compile=mode)) for mode in (False, True)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill.power_ema import PowerProfile
 from tests.tiny import experiment, fit_run, recipe
 from trainers.checkpoints.posthoc_ema import rewind_snapshots, snapshots
-from trainers.engine.ema import average, half_life_beta
+from trainers.engine.player import average, half_life_beta
 from trainers.recipe.run import Average
 
 POWER = {"stds": [0.2], "snapshot_every": 100}

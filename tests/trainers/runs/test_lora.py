@@ -20,8 +20,7 @@ from launch.commands.export import export
 from tests.tiny import ADAPTERS, build_session, distillation, experiment, fit_run, opened, recipe
 from trainers.checkpoints import checkpoint, saver
 from trainers.data.batches import inputs
-from trainers.engine.ema import EMA, average
-from trainers.engine.player import Player
+from trainers.engine.player import EMA, Player, average
 from trainers.engine.session import Session
 from trainers.recipe.run import Average, Optimizer
 from trainers.runs.load import load_trained
