@@ -107,7 +107,7 @@ def edm_teacher(channels: int, size: int) -> Denoiser:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    return Denoiser(network, EDM(), "edm")
+    return Denoiser(network, EDM(), "edm").eval()  # without dropout, as runs train
 
 
 def our_iteration(teacher: Denoiser, setting: Setting, accelerator: Accelerator) -> Iteration:
