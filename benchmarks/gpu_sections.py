@@ -134,7 +134,7 @@ def shapes(say: Say, tiny: bool) -> None:
     table(say, "teacher of", "objective", "batch", "images/s", "share of the peak", "measured MiB")
     measured = list[tuple[str, Run, float]]()
     with tempfile.TemporaryDirectory() as folder:
-        for name in ["cifar10_cond_sid", "sd15_sid_lsg"] if tiny else PUBLISHED:
+        for name in ["cifar10_cond_sid"] if tiny else PUBLISHED:
             for objective in (SiD(), DMD2()):
                 settings: dict[str, Any] = {"precision": "bfloat16", "tf32": True, "deterministic": False}
                 run = published(name, tiny, Path(folder), objective=objective, **settings)

@@ -74,12 +74,17 @@ def work_of(run: Run) -> Work:
     return Work(float(counter.get_total_flops()), updated, sent)
 
 
+def three_digits(value: float) -> str:
+    """Return a number with three significant digits."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def row_of(name: str, run: Run, work: Work) -> str:
     """Return a row of the table."""
-    rates = [f"{gpus * share * PEAK / work.flops:,.3g}" for gpus in (1, GPUS_OF_A_MACHINE) for share in (1.0, 0.5)]
+    rates = [three_digits(gpus * share * PEAK / work.flops) for gpus in (1, GPUS_OF_A_MACHINE) for share in (1.0, 0.5)]
     hours = run.images * work.flops / PEAK / 3600
-    cells = [f"{run.batch_size:,}", f"{work.flops / 1e12:.3g}", f"{work.updated / 1e9:.3g}", f"{work.sent / 1e9:.3g}"]
-    return f"| {' | '.join([f'`{name}`', *cells, *rates, f'{hours:,.3g}'])} |"
+    cells = map(three_digits, (work.flops / 1e12, work.updated / 1e9, work.sent / 1e9))
+    return f"| {' | '.join([f'`{name}`', f'{run.batch_size:,}', *cells, *rates, three_digits(hours)])} |"
 
 
 def main(
