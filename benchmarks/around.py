@@ -5,8 +5,8 @@
 `make bench-around` prints one row for each objective and batch size:
 
 - launches: the operators on the device, counted as in tests/trainers/engine/test_launches.py, without networks and
-  optimizers. In a run that is not compiled they include those of a discriminator's head, which has more layers for
-  larger features;
+  optimizers. A discriminator's head, which has more layers for larger features, adds its own in a run that is not
+  compiled, and in one that is, the sums of the gradients of its weights, which a round uses twice;
 - ms: the wall milliseconds of a whole round with a network of one weight (3x32x32), whose own time is next to nothing.
   What remains is the time around networks: random numbers, diffusion, losses, notes, clipping, optimizers and averages.
   It is the median over rounds, with the quartiles in brackets.
