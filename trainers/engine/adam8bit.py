@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.compilation import fused
 from trainers.engine.sharding import local, shard_like
 
 BLOCK = 256
@@ -68,17 +69,46 @@ class Adam8bit(torch.optim.Adam):
         moments = [state[f"{moment}_{part}"] for moment in MOMENTS for part in ("codes", "scales")]
         tensors = [local(tensor.detach()) for tensor in (parameter, parameter.grad, *moments)]
         rows = max(1, ELEMENTS_AT_ONCE * len(parameter) // parameter.numel())
+        # A number on the host: a graph takes it as an input, where each new float would be a new graph.
+        lr = torch.tensor(group["lr"], dtype=parameter.dtype)
+        settings = {key: group[key] for key in ("betas", "eps", "weight_decay", "decoupled_weight_decay")}
         for weight, gradient, *old in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
-            mean, square = (dequantise(old[i].flatten(1), old[i + 1], self._values[i // 2]) for i in (0, 2))
-            new, mean, square = adam(weight.flatten(1), gradient.flatten(1), mean, square, state["step"], group)
-            encoded = (*quantise(mean, self._values[0]), *quantise(square, self._values[1]))
-            # Chosen on the device: the host never learns whether the step is skipped.
-            for target, value in zip((weight, *old), (new, *encoded), strict=True):
-                target.copy_(torch.where(bad, target, value.reshape(target.shape)))
+            _step_rows(weight, gradient, old, self._values, bad, state["step"], lr, settings)
+
+
+@fused
+def _step_rows(
+    weight: Tensor,
+    gradient: Tensor,
+    old: list[Tensor],
+    values: list[Tensor],
+    bad: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    settings: dict[str, Any],
+) -> None:
+    """Step some rows of a parameter in place. The arguments are those of `adam`, but for these.
+
+    Args:
+        weight: [R, ...].
+        gradient: [R, ...].
+        old: The codes [R, ...] and the scales [R, blocks] of the first moment, then those of the second.
+        values: The values of a byte, for the first moment and the second.
+        bad: A scalar. Where it is true nothing changes.
+        step: The number of this step.
+        lr: The learning rate, a scalar.
+        settings: The other settings of the optimizer.
+    """
+    mean, square = (dequantise(old[i].flatten(1), old[i + 1], values[i // 2]) for i in (0, 2))
+    new, mean, square = adam(weight.flatten(1), gradient.flatten(1), mean, square, step, lr, settings)
+    encoded = (*quantise(mean, values[0]), *quantise(square, values[1]))
+    # Chosen on the device: the host never learns whether the step is skipped.
+    for target, value in zip((weight, *old), (new, *encoded), strict=True):
+        target.copy_(torch.where(bad, target, value.reshape(target.shape)))
 
 
 def adam(
-    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Tensor, settings: dict[str, Any]
+    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: Tensor, lr: Tensor, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight and moments after a step of Adam (Kingma and Ba, arXiv:1412.6980) or AdamW (arXiv:1711.05101).
 
@@ -88,9 +118,10 @@ def adam(
         mean: The first moment [R, N].
         square: The second moment [R, N].
         step: The number of this step, from 1, as a scalar.
-        settings: A parameter group of the optimizer.
+        lr: The learning rate, a scalar.
+        settings: The other settings of a parameter group of the optimizer.
     """
-    (beta1, beta2), lr, decay = settings["betas"], settings["lr"], settings["weight_decay"]
+    (beta1, beta2), decay = settings["betas"], settings["weight_decay"]
     if settings["decoupled_weight_decay"]:
         weight = weight * (1 - lr * decay)
     else:

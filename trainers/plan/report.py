@@ -25,6 +25,8 @@ def plan_lines(run: Run, found: Plan, nodes: int) -> list[str]:
         f" in {run.micro_batches} micro-batches",
         f"peak {gigabytes(found.peak.bytes)} a GPU in: {found.phase}; largest: {kinds[0][0]}",
     ]
+    if run.compile:
+        lines += ["  the numbers are of the networks before compilation"]
     for kind, size in kinds:
         lines += [f"  {kind:28}{gigabytes(size):>12}"] if size else []
     lines += [f"in host memory, for each GPU: {gigabytes(found.host)}"] if found.host else []

@@ -12,7 +12,7 @@ from distill.objectives import DMD2, FGM, SIM, DiffInstruct, Guided, Objective, 
 from distill.times import LogNormal
 from trainers.probe.entry import Entry
 from trainers.probe.findings import Findings
-from trainers.probe.levels import MIDDLE, Level, middle_level
+from trainers.probe.levels import MIDDLE, Level, middle_level, middle_share
 from trainers.probe.rates import TTUR, StudentTrial
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump
@@ -52,17 +52,25 @@ class Choice(NamedTuple):
     reason: str
 
 
-def times(levels: Sequence[Level], whole: float) -> tuple[LogNormal, str]:
+def times(levels: Sequence[Level], whole: float, scale: float = 1.0) -> tuple[LogNormal, str]:
     """Return the law of the times of generator and fake, with its reason.
 
-    Its median is where the teacher's error is MIDDLE of what it is in pure noise. Around it lie the levels at which a
-    denoiser decides what a sample becomes: below, the sample is all but known, and above, nothing of it is.
+    Its median is where the teacher's error is `middle_share` of what it is in pure noise. Around it lie the levels at
+    which a denoiser decides what a sample becomes: below, the sample is all but known, and above, nothing of it is. A
+    guided teacher decides earlier: the condition counts most where the noise hides it.
+
+    Args:
+        levels: The teacher's error by noise level.
+        whole: Its error in pure noise.
+        scale: The scale of the guidance. 1 is no guidance.
     """
-    middle = middle_level(levels, whole)
+    share = middle_share(scale)
+    middle = middle_level(levels, whole, share)
     if middle is None:
-        return LogNormal(-1.2, STD), f"EDM's law: unknown where the teacher's error is {MIDDLE} of its largest"
+        return LogNormal(-1.2, STD), f"EDM's law: unknown where the teacher's error is {share:.2g} of its largest"
     law = LogNormal(round(math.log(middle), 2), STD)
-    return law, f"the median is {middle:.2g}, where the teacher's error is {MIDDLE} of what it is in pure noise"
+    why = f"the median is {middle:.2g}, where the teacher's error is {share:.2g} of what it is in pure noise"
+    return law, why if share == MIDDLE else f"{why}: guidance decides early"
 
 
 def weight(levels: Sequence[Level]) -> tuple[WeightTable, str]:
@@ -94,7 +102,8 @@ def inner(objective: Objective) -> Objective:
 
 def objective_values(objective: Objective, found: Findings) -> dict[str, Any]:
     """Return the values of an objective by the rules, as Choices."""
-    (law, law_reason), (table, table_reason) = times(found.levels, found.whole), weight(found.levels)
+    scale = objective.teacher_cfg if isinstance(objective, Guided) else 1.0
+    (law, law_reason), (table, table_reason) = times(found.levels, found.whole, scale), weight(found.levels)
     name = next(name for name, kind in OBJECTIVES.items() if type(inner(objective)) is kind)
     values: dict[str, Any] = {
         "name": Choice(name, ""),

@@ -22,7 +22,7 @@ from distill.errors import UserError
 from distill.teachers import OwnNet, save_denoiser
 from tests import families
 from tests.compiling import counting_graphs
-from tests.tiny import DISTILLATIONS, build_session, distillation, launch, once, recipe, teacher_recipe
+from tests.tiny import DISTILLATIONS, build_session, distillation, launch, once, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.interrupted import assert_same, fit, interrupted
 from trainers.engine.networks import compiling
 from trainers.engine.session import Session
@@ -89,6 +89,19 @@ def test_networks(name: str, family: Callable[[str], Path], tmp_path: Path) -> N
 )
 def test_ways_to_train(changes: dict[str, Any], teachers: Path) -> None:
     assert_compiles(recipe(teachers / "edm", **changes))
+
+
+def test_an_optimizer_of_8_bits(tmp_path: Path) -> None:
+    """Its step is one graph for each shape of a weight, whatever the learning rate of the round."""
+    save_denoiser(tiny_denoiser(block_out_channels=[28]), tmp_path / "wide")
+    eight = {"name": "adam8bit", "lr": 1e-3, "betas": [0.9, 0.99], "warmup": 64}
+    assert_compiles(recipe(tmp_path / "wide", generator=eight, fake=eight))
+    with counting_graphs() as graphs:
+        session = build_session(recipe(tmp_path / "wide", generator=eight, fake=eight, compile=True))
+        advance(session)
+    optimizer = session.state.players["generator"].optimizer
+    shapes = {p.shape for p in session.state.players["generator"].parameters if "exp_avg_codes" in optimizer.state[p]}
+    assert sum("uint8" in str(graph.graph) for graph in graphs) == len(shapes) > 1
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
