@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help quickstart test test-only test-fast lint house test-slow test-recipes test-support support test-faults test-hostile \
-        bench-step bench-save bench-objectives plan-flux clean
+        bench-step bench-around bench-memory bench-roofline bench-save bench-objectives gpu-check plan-flux clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
@@ -21,6 +21,10 @@ help:
 	@echo "make test-hostile damaged and hostile inputs for every reader; writes docs/results/hostile.md"
 	@echo "make bench-save   what a checkpoint costs training"
 	@echo "make bench-step   time of a training step"
+	@echo "make bench-around launches and milliseconds of a training step outside the networks"
+	@echo "make bench-memory the peak of distill plan against the measured one"
+	@echo "make bench-roofline   operations and bytes of every paper's recipe, 6 minutes"
+	@echo "make gpu-check    everything that needs a GPU, in 8 minutes on one; writes docs/results/gpu.md"
 	@echo "make bench-objectives   every objective on the digits, hours"
 	@echo "make plan-flux    memory and communication of a 12B teacher on 8, 64 and 1024 GPUs"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
@@ -71,6 +75,18 @@ bench-save: .venv/.installed
 
 bench-step: .venv/.installed
 	$(BIN)/python -m benchmarks.step
+
+bench-around: .venv/.installed
+	$(BIN)/python -m benchmarks.around
+
+bench-memory: .venv/.installed-dev
+	$(BIN)/python -m benchmarks.memory
+
+bench-roofline: .venv/.installed-dev
+	$(BIN)/python -m benchmarks.roofline
+
+gpu-check: .venv/.installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/gpu_check.sh
 
 plan-flux: .venv/.installed
 	$(BIN)/python -m benchmarks.plan_flux

@@ -118,8 +118,7 @@ def _example_pass(denoiser: Denoiser, tap: str | None = None) -> Tensor:
     """Return the features at `tap` in a pass over an example of the network's input, or the estimate without a tap."""
     network = denoiser.network
     parameter = next(network.parameters())
-    device = None if parameter.is_meta else parameter.device
-    x_t = torch.zeros(1, *network.shape, dtype=parameter.dtype, device=device)
+    x_t = torch.zeros(1, *network.shape, dtype=parameter.dtype, device=parameter.device)
     t = denoiser.path.time(torch.ones(1, dtype=torch.float64))
     cond = network.example(1).to(x_t.device, x_t.dtype)
     if tap is None:

@@ -54,7 +54,7 @@ def weights_hash(denoiser: Denoiser) -> str:
     """Return the SHA-256 over the path, the prediction and the weights of a denoiser that has no folder."""
     digest = hashlib.sha256(f"{denoiser.path} {denoiser.prediction} {denoiser.sigma_data}".encode())
     for name, value in denoiser.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
