@@ -63,8 +63,8 @@ class Denoiser(nn.Module):
         latents: Whether the samples are latents of an autoencoder. A Normalisation states their scale too.
 
     Attributes:
-        compiled: The mode of torch.compile in which the network is called. None for none. Each
-            new shape of a batch is compiled anew, so that it is for a round of training alone.
+        compiled: The mode of torch.compile in which the network is called. None for none. Each new shape of a batch is
+            compiled anew, so that it is for a round of training alone.
 
     Raises:
         UserError: The prediction kind is unknown.
@@ -159,8 +159,8 @@ class Denoiser(nn.Module):
         # outlives a call without a graph would give weights without a graph to a later call that needs one.
         with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             watcher = None if tap is None else self._tap(tap)
+            scales = self.prediction == "edm"
             try:
-                scales = self.prediction == "edm"
                 return evaluate(self.network, scales, x_t, numbers, Condition.of(cond), watcher, stop)
             except torch._dynamo.exc.TorchDynamoException as error:
                 name, why = self.network.own_class or self.network.display_name, one_line(error)
@@ -220,6 +220,23 @@ class _ReachedTap(Exception):
     """The signal that ends the forward pass of a network at the tap."""
 
 
+def _call(
+    network: Network, x: Tensor, time: Tensor, cond: Condition, tap: _Tap | None, stop: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Call a network, and return its output, which is None with `stop`, and the features at the tap, None without."""
+    if tap is None:
+        return network(x, time, cond), None
+    tap.watches, tap.stops = True, stop
+    try:
+        output = network(x, time, cond)
+    except _ReachedTap:
+        output = None
+    finally:
+        features = tap.features
+        tap.watches, tap.features = False, None
+    return None if stop else output, features
+
+
 def _evaluate(
     network: Network,
     scales: bool,
@@ -244,17 +261,5 @@ def _evaluate(
         stop: Whether the pass ends at the tap.
     """
     from_x_t, from_output, scale = (expand(row, x_t) for row in numbers[:3])
-    x_in, time = scale * x_t if scales else x_t, numbers[3]
-    if tap is not None:
-        tap.watches, tap.stops = True, stop
-    try:
-        output = network(x_in, time, cond)
-    except _ReachedTap:
-        output = None
-    finally:
-        features = None if tap is None else tap.features
-        if tap is not None:
-            tap.watches, tap.features = False, None
-    if stop or output is None:
-        return None, features
-    return from_x_t * x_t + from_output * output.to(x_t.dtype), features
+    output, features = _call(network, scale * x_t if scales else x_t, numbers[3], cond, tap, stop)
+    return (None if output is None else from_x_t * x_t + from_output * output.to(x_t.dtype)), features

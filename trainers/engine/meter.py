@@ -113,7 +113,7 @@ class Meter:
         """
         for name, pairs in rows.items():
             own = pairs[rank] if len(pairs) == world else pairs.sum(0) * (rank == 0)
-            self._sums[name], self._counts[name] = own[:, 0].to(device), own[:, 1].clone()
+            self._sums[name], self._counts[name] = own[:, 0].to(device), own[:, 1]
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the means over all ranks since the last call, and reset the meter. Collective.

@@ -1,8 +1,9 @@
-"""The set-up of a network for a run: its precision, and the recomputation of its activations."""
+"""The set-up of a network for a run: its precision, its compilation, and the recomputation of its activations."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import MethodType
 
 import torch
 from torch import nn
@@ -44,7 +45,8 @@ def compiling(networks: Iterable[nn.Module], how: Compile) -> Iterator[None]:
     for denoiser in denoisers:
         denoiser.compiled = how.mode
     for block in blocks:  # its forward alone: the hooks around it gather and free
-        block.forward = compile_whole(block.forward, how.mode)
+        # That of its class: blocks of a class share the graphs, which keep none of them alive.
+        block.forward = MethodType(compile_whole(type(block).forward, how.mode), block)
     try:
         with fusing():
             yield
@@ -55,11 +57,11 @@ def compiling(networks: Iterable[nn.Module], how: Compile) -> Iterator[None]:
             del block.forward  # so that a copy of the block has its own
 
 
-def compiled_rounds(update_players: Callable[[Session], None]) -> Callable[[Session], None]:
-    """Return the rounds of a run whose networks run compiled meanwhile, as its recipe says."""
+def compiled_rounds(update_players: Callable[[Session], None], how: Compile) -> Callable[[Session], None]:
+    """Return the rounds of a run whose networks run compiled meanwhile."""
 
     def update(session: Session) -> None:
-        with compiling(session.networks(), session.run.compilation or Compile()):
+        with compiling(session.networks(), how):
             update_players(session)
 
     return update

@@ -119,7 +119,7 @@ def assemble(
     )
     model = cast(Generator, ema.module)
     sampler = make_sampler(model, run)
-    rounds = compiled_rounds(distillation_round) if run.compile else distillation_round
+    rounds = compiled_rounds(distillation_round, how) if (how := run.compilation) else distillation_round
     return Session(run, accelerator, dataset, dataset, batches, state, rounds, model, sampler, nets, teacher)
 
 

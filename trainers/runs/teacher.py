@@ -40,7 +40,7 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
     state = TrainState({"teacher": player}, average(denoiser, run.ema), power_averages(denoiser, run.power_ema))
     model = cast(Denoiser, state.ema.module)
     sampler = make_sampler(sampled_teacher(run, model), run)
-    rounds = compiled_rounds(teacher_round) if run.compile else teacher_round
+    rounds = compiled_rounds(teacher_round, how) if (how := run.compilation) else teacher_round
     return Session(run, accelerator, dataset, dataset, batches, state, rounds, model, sampler, finish=write_result)
 
 

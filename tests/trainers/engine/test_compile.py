@@ -6,8 +6,10 @@ tried by the slow test at the end.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,26 @@ def test_resume_is_exact(teachers: Path, tmp_path: Path, monkeypatch: pytest.Mon
         fit(settings, tmp_path / "cut", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut")
+
+
+def test_compile_time_is_told_apart(teachers: Path, tmp_path: Path) -> None:
+    """The first line of the log has it, and its speed is without it. Later lines have nothing to tell."""
+    with counting_graphs():
+        fit(recipe(teachers / "edm", images=48, compile=True, log_every=8), tmp_path / "run")
+    times = [json.loads(line)["time"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert times[0]["compile_seconds"] > 0 and not any("compile_seconds" in one for one in times[1:])
+
+
+def test_compiled_blocks_are_forgotten_with_their_network(teachers: Path) -> None:
+    """Compiled code belongs to the class of a block, and keeps no block alive, nor its weights."""
+    with counting_graphs() as graphs:
+        session = build_session(recipe(teachers / "edm", compile={"blocks": True}))
+        advance(session)
+        assert graphs
+        weights = [weakref.ref(parameter) for parameter in session.state.players["fake"].parameters]
+        del session
+        gc.collect()
+        assert not [one for one in weights if one() is not None]
 
 
 class Branching(nn.Module):
