@@ -1,16 +1,17 @@
 """The floor of one step: what the network of a run can do in one evaluation, without the run's objective.
 
 Two other ways of training tell it, each from the same start, for as many images and at the same rates: regression on
-the teacher's own ODE pairs (Luhman and Luhman, arXiv:2101.02388), and a discriminator on real data alone. The better
-one is an upper bound of the smallest distance that the network can reach. A student that is far above it has not
-failed for its size.
+the teacher's own ODE pairs (Luhman and Luhman, arXiv:2101.02388), and a discriminator alone. It discriminates from the
+real data, or from the samples of the pairs where the teacher is guided: a guided student approaches the guided law, and
+not the data. The better way is an upper bound of the smallest distance that the network can reach. A student that is
+far above it has not failed for its size.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill.errors import UserError
 from distill.guidance import GuidedDenoiser
@@ -19,12 +20,14 @@ from distill.objectives.wrapper import Wrapper
 from distill.samplers import Heun
 from distill.times import Times
 from trainers.api import resume, train
+from trainers.data import Dataset
 from trainers.engine.world import default_device
 from trainers.io.atomic import atomic_file
 from trainers.recipe.load import RUN_FILE, load_run
 from trainers.recipe.run import OdePairs, Run
 from trainers.runs.load import load_trained
-from trainers.runs.make_pairs import PairSettings, make_pairs
+from trainers.runs.make_pairs import PairSettings, images_of_pairs, make_pairs
+from trainers.runs.open import Objects
 from trainers.runs.trained_model import TrainedModel
 
 FOLDER, REPORT = "floor", "floor.json"
@@ -59,21 +62,38 @@ def measure_floor(
     found: dict[str, Any] = {key: report[key] for key in ("protocol", "samples", "images")}
     found |= {name: report[name]["frechet"] for name in ("teacher", "student")}
     ways = {}
-    for name, way in ways_of(run, student, folder / FOLDER, pairs or max(1, run.images // IMAGES_A_PAIR), say):
-        say(f"{name}: {run.images:,} images")
-        place = folder / FOLDER / name
-        trained = resume(place) if (place / RUN_FILE).is_file() else train(way, place)
-        ways[name] = trained.evaluate(samples)["student"]["frechet"]
+    for way in ways_of(run, student, folder / FOLDER, pairs or max(1, run.images // IMAGES_A_PAIR), say):
+        say(f"{way.name}: {run.images:,} images")
+        place = folder / FOLDER / way.name
+        objects: dict[str, Any] = {} if way.data is None else {"data": way.data}
+        if (place / RUN_FILE).is_file():
+            resume(place, **objects)
+        else:
+            train(way.run, place, **objects)
+        trained = load_trained(place, objects=Objects(data=student.source))  # compared with the data of the run
+        ways[way.name] = trained.evaluate(samples)["student"]["frechet"]
     found |= {**ways, "floor": min(ways.values())}
     with atomic_file(folder / REPORT) as staging:
         staging.write_text(json.dumps(found, indent=2) + "\n")
     return found
 
 
-def ways_of(
-    run: Run, student: TrainedModel, folder: Path, pairs: int, say: Callable[[str], None]
-) -> Iterator[tuple[str, Run]]:
-    """Yield the name and the recipe of each way that the data and the teacher allow.
+class Way(NamedTuple):
+    """Another way of training.
+
+    Attributes:
+        name: The name of the way.
+        run: The recipe.
+        data: The images from which the discriminator tells the student's. None for the data of the recipe.
+    """
+
+    name: str
+    run: Run
+    data: Dataset | None = None
+
+
+def ways_of(run: Run, student: TrainedModel, folder: Path, pairs: int, say: Callable[[str], None]) -> Iterator[Way]:
+    """Make the ODE pairs, and yield each way that the data and the teacher allow.
 
     Args:
         run: The recipe of the run.
@@ -93,9 +113,14 @@ def ways_of(
     for done in made:
         say(f"pairs: {done:,} of {pairs:,}")
     regression = HiPA(high_frequency=0.0)
-    yield "regression", replace(alone, objective=regression, pairs=OdePairs(folder=str(folder / "pairs")))
-    if student.source.read is not None:
-        yield "adversarial", replace(alone, objective=discriminating(objective), fake_updates=2)
+    yield Way("regression", replace(alone, objective=regression, pairs=OdePairs(folder=str(folder / "pairs"))))
+    adversarial = replace(alone, objective=discriminating(objective), fake_updates=2)
+    if student.teacher is not None and student.target is not student.teacher:
+        # Evaluations on the way would compare with the samples of the teacher, and not with the data.
+        unseen = replace(adversarial, evaluation=replace(run.evaluation, every=0))
+        yield Way("adversarial", unseen, images_of_pairs(folder / "pairs", student.source, student.teacher))
+    elif student.source.read is not None:
+        yield Way("adversarial", adversarial)
 
 
 def discriminating(objective: Objective) -> DMD2:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,19 @@ from distill.teachers import load_denoiser
 from distill.user_code import naming
 from distill.weights import is_finite
 from trainers.data import Data, DataFree, Dataset
-from trainers.data.batches import inputs
+from trainers.data.batches import drawn_positions, inputs, texts_at
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.data.encode import DatasetEncoder
-from trainers.data.pairs import DESCRIPTION, columns_of, read_description
+from trainers.data.pairs import DESCRIPTION, columns_of, open_pairs, read_description
 from trainers.io.atomic import atomic_file, remove_staging_files, sha256
+from trainers.io.images import to_images
 from trainers.recipe.load import RUN_FILE, load_run
 from trainers.recipe.strict_yaml import build, dump, override
 from trainers.runs.open import check_fit
 from trainers.runs.teacher_hash import is_hash_of, teacher_hash
 
 PAIRS_A_SHARD = 1000  # pairs
+STREAM = "pairs"  # of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +188,43 @@ def _intact_shards(folder: Path, description: dict[str, Any], count: int) -> dic
     }
 
 
+def images_of_pairs(folder: Path, source: Dataset, teacher: Denoiser) -> Dataset:
+    """Return the teacher's samples in a folder of pairs as a data set of images.
+
+    Args:
+        folder: The folder of the pairs.
+        source: The data whose conditions the pairs have, as they were opened.
+        teacher: The teacher, which decodes its latents.
+
+    Returns:
+        The images, with the labels or prompts with which they were drawn.
+
+    Raises:
+        UserError: The pairs are incomplete, or of another teacher's shape.
+    """
+    pairs = open_pairs(folder, teacher.network.shape, teacher.network.classes)
+    random = Random.at(read_description(folder)["seed"], torch.arange(pairs.count)).stream(STREAM)
+    drawn, device = drawn_positions(source, random), next(teacher.parameters()).device
+
+    def read(positions: Tensor) -> Tensor:
+        return to_images(pairs.rows(positions, "target")["target"].to(device), teacher).float().cpu()
+
+    return replace(
+        source,
+        name="samples of the teacher",
+        count=pairs.count,
+        read=read,
+        labels=None if source.labels is None else source.labels[drawn],
+        prompts=None if source.prompts is None else texts_at(source, drawn),
+        content=None,
+    )
+
+
 def _solve(
     denoiser: Denoiser, settings: PairSettings, dataset: Dataset, index: Tensor, device: torch.device
 ) -> dict[str, Tensor]:
     """Return the pairs with the numbers `index` [B], as columns of a shard."""
-    noise, cond = inputs(dataset, Random.at(settings.seed, index, device).stream("pairs"))
+    noise, cond = inputs(dataset, Random.at(settings.seed, index, device).stream(STREAM))
     sampler, guided = settings.used, classifier_free(denoiser, settings.teacher_cfg, denoiser.null)
     if sampler.guidance is not None:
         guided = sampler.guidance.guide(denoiser)

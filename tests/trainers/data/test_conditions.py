@@ -26,7 +26,7 @@ from trainers.data.encode import DatasetEncoder
 from trainers.hooks.samples import preview_inputs
 from trainers.runs.draw import draw
 from trainers.runs.load import load_trained
-from trainers.runs.make_pairs import PairSettings, make_pairs
+from trainers.runs.make_pairs import PairSettings, images_of_pairs, make_pairs
 
 CPU = torch.device("cpu")
 EMOJI = ROOT / "tests" / "golden" / "emoji.parquet"
@@ -276,6 +276,10 @@ def test_pairs_carry_their_embeddings(tmp_path: Path) -> None:
     assert all((known == one).flatten(1).all(1).any() for one in batch.pairs.cond["prompt"])
     session.update_players(session)
     assert session.state.players["generator"].counters()["skipped"] == 0
+    rows, every = session.batches.pairs.rows(torch.arange(16)), torch.arange(16)
+    images = images_of_pairs(tmp_path / "pairs", data, load_any(str(tmp_path / "teacher")))
+    assert torch.equal(images.images(every), rows["target"]) and images.prompts is not None
+    assert torch.equal(torch.stack([embedding(prompt) for prompt in images.prompts]), rows["cond.prompt"])
 
 
 # Latents

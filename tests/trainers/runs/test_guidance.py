@@ -18,7 +18,7 @@ from distill.teachers import load_denoiser
 from tests.tiny import build_session, distillation, experiment, fit_run, opened, placed, recipe, teacher_recipe
 from trainers.data import Dataset
 from trainers.floor import measure_floor
-from trainers.recipe.load import resolve
+from trainers.recipe.load import load_run, resolve
 from trainers.recipe.run import Run, TeacherRun
 from trainers.runs.open import check_teacher_data
 
@@ -148,3 +148,6 @@ def test_a_student_is_compared_with_the_equally_guided_teacher(teachers: Path, t
     assert trained.sample(2, teacher=True).shape == (2, 1, 8, 8)
     measure_floor(tmp_path / "run", samples=64, pairs=8)  # its pairs are of the same teacher
     assert json.loads((tmp_path / "run/floor/pairs/pairs.json").read_text())["teacher_cfg"] == 1.5
+    state = json.loads(next((tmp_path / "run/floor/adversarial/checkpoints").glob("*/state.json")).read_text())
+    assert state["data"]["count"] == 8  # its discriminator sees the pairs' samples, and not the data
+    assert load_run(tmp_path / "run/floor/adversarial").objects == ("data",)
