@@ -65,6 +65,8 @@ def times(levels: Sequence[Level], whole: float, scale: float = 1.0) -> tuple[Lo
         scale: The scale of the guidance. 1 is no guidance.
     """
     share = middle_share(scale)
+    if share > MIDDLE:
+        whole = min(whole, max(one.error for one in levels))  # the error of a good teacher only approaches it
     middle = middle_level(levels, whole, share)
     if middle is None:
         return LogNormal(-1.2, STD), f"EDM's law: unknown where the teacher's error is {share:.2g} of its largest"
