@@ -1,7 +1,7 @@
 """distill plan: the memory and the communication of a recipe, before any weight loads."""
 
 import shlex
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from launch.options import Overrides, Recipe, resolve_recipe
 # The share of the memory for all that no trace sees: CUDA's context, cuBLAS, NCCL, fragmentation (unverified).
 HEADROOM = 0.1
 EXIT_TOO_LARGE = 1
+GPU = Literal["h200", "h100", "a100"]  # SPEEDS of trainers.plan.report, which is imported when the command runs
 
 
 def plan(
@@ -21,6 +22,7 @@ def plan(
     nodes: Annotated[
         int | None, typer.Option(help="The number of machines. Default: one for every 8 GPUs.", min=1)
     ] = None,
+    kind: Annotated[GPU, typer.Option(help="The kind of the GPUs, by which the time of messages is judged.")] = "h200",
 ) -> None:
     """Show the memory and the communication of a recipe on each GPU, and the cheapest changes that make it fit.
 
@@ -38,7 +40,7 @@ def plan(
         raise UserError(f"--nodes: {nodes} must divide --gpus {gpus}")
     with progress() as say:
         found = trace(run, gpus, say)
-    for line in plan_lines(run, found, nodes):
+    for line in plan_lines(run, found, nodes, kind):
         console.print(line)
     room = (1 - HEADROOM) * size
     limit = f"{gigabytes(room)} of {gigabytes(size)} ({HEADROOM:.0%} is left for CUDA, NCCL and fragmentation)"

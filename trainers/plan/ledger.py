@@ -1,4 +1,4 @@
-"""A ledger of the memory and the messages of all that torch computes within a context, by phase.
+"""A ledger of the memory, the messages and the operations of all that torch computes within a context, by phase.
 
 Tensors and process group may be real or fake. `distill plan` reads the ledger of fake ones, and the tests that count
 bytes and messages read the ledger of real ones.
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from trainers.engine.player import Player
 from trainers.engine.sharding import local
@@ -51,6 +52,22 @@ class Traffic(NamedTuple):
     bytes: int = 0
 
 
+class Overlap(NamedTuple):
+    """The operations of an update behind which its messages can hide.
+
+    Attributes:
+        flops: The floating-point operations of products, convolutions and attention, after the first message.
+        operation: The collective of the last message, which nothing follows that could hide it.
+        group: The processes in it.
+        bytes: Its bytes.
+    """
+
+    flops: int
+    operation: str
+    group: str
+    bytes: int
+
+
 class Ledger(TorchDispatchMode):
     """A context that keeps account of every storage that torch allocates, and of every collective.
 
@@ -64,6 +81,7 @@ class Ledger(TorchDispatchMode):
         host_peak: The largest number of bytes of these kinds at one time.
         peaks: The largest memory of each phase, without the offloaded kinds.
         traffic: The messages by phase, operation, and processes in the collective.
+        overlaps: What follows the first message of each update that has one, by phase.
     """
 
     def __init__(self) -> None:
@@ -74,6 +92,8 @@ class Ledger(TorchDispatchMode):
         self.host_peak = 0
         self.peaks: dict[str, Peak] = {}
         self.traffic: dict[tuple[str, str, str], Traffic] = {}
+        self.overlaps: dict[str, list[Overlap]] = {}
+        self._overlap: Overlap | None = None  # of the update that is under way, once it has sent something
         self._storages: dict[int, tuple[str, int]] = {}  # address of a storage -> (kind, bytes)
 
     def __enter__(self) -> Ledger:
@@ -107,7 +127,11 @@ class Ledger(TorchDispatchMode):
                 self._register(leaf, CALCULATED)
         if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
             size = max(_bytes(side) for side in (*args, result))  # the complete tensor, as input or as output
-            self.send(func.__name__.partition(".")[0], size, _group(args))
+            message = func.__name__.partition(".")[0], size, _group(args)
+            self.send(*message)
+            self.start(*message)
+        if (after := self._overlap) is not None:
+            self._overlap = after._replace(flops=after.flops + _flops(func, args, kwargs or {}, result))
         kinds = {kind: size for kind, size in self.kinds.items() if not kind.startswith(self.host)}
         if (live := sum(kinds.values())) > self.peaks.get(self._stage(), Peak(0, {})).bytes:
             self.peaks[self._stage()] = Peak(live, kinds)
@@ -125,6 +149,10 @@ class Ledger(TorchDispatchMode):
         key = self.phase, operation, group
         calls, total = self.traffic.get(key, Traffic())
         self.traffic[key] = Traffic(calls + 1, total + size)
+
+    def start(self, operation: str, size: int, group: str = ALL) -> None:
+        """Note that a message starts, which the operations that follow can hide. The arguments are those of `send`."""
+        self._overlap = Overlap(self._overlap.flops if self._overlap else 0, operation, group, size)
 
     def label(self, kind: str, tensors: Iterable[Tensor]) -> None:
         """Give the storages of tensors a kind, unless they have one.
@@ -160,8 +188,8 @@ class Ledger(TorchDispatchMode):
                     parameter.requires_grad_(False)
 
     def restart(self) -> None:
-        """Forget peaks and traffic. The storages stay known."""
-        self.peaks, self.traffic = {}, {}
+        """Forget peaks, traffic and overlaps. The storages stay known."""
+        self.peaks, self.traffic, self.overlaps = {}, {}, {}
 
     def _label_gradient(self, kind: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -169,12 +197,14 @@ class Ledger(TorchDispatchMode):
 
     @contextmanager
     def _phase(self, name: str, training: Callable[[], Any]) -> Iterator[None]:
-        self.phase = name
+        self.phase, self._overlap = name, None
         try:
             with training():
                 yield
+            if self._overlap is not None:
+                self.overlaps.setdefault(name, []).append(self._overlap)
         finally:
-            self.phase = REST
+            self.phase, self._overlap = REST, None
 
     def _stage(self) -> str:
         """Return the phase, and whether a backward pass is under way."""
@@ -198,6 +228,18 @@ class Ledger(TorchDispatchMode):
 def _bytes(side: Any) -> int:
     """Return the bytes of the tensors in an argument or result."""
     return sum(leaf.nbytes for leaf in tree_leaves(side) if isinstance(leaf, Tensor))
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Return the floating-point operations of a call of an operator. All but products count as none."""
+    packet = func.overloadpacket
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **kwargs, out_val=result))
+    if packet == torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:  # torch's table has the GPU's alone
+        return int(sdpa_flop_count(*(one.shape for one in args[:3])))
+    if packet == torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        return int(sdpa_backward_flop_count(*(one.shape for one in args[:4])))
+    return 0
 
 
 def _group(arguments: Iterable[Any]) -> str:

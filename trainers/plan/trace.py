@@ -4,7 +4,7 @@ The plan comes from a trace of the trainer's own code: its players, its averages
 FSDP2. They run on fake tensors, which have shapes and no values, in one process that stands for any number of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,11 +36,12 @@ from trainers.engine.player import Player
 from trainers.engine.session import Session
 from trainers.engine.sharding import is_offloaded
 from trainers.engine.step import advance
-from trainers.plan.ledger import ALL, WITHIN, Ledger, Peak, Traffic
+from trainers.plan.ledger import ALL, WITHIN, Ledger, Overlap, Peak, Traffic
 from trainers.recipe.run import Run
 from trainers.runs.distillation import assemble
 
 CPU = torch.device("cpu")
+FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes of DDP's buckets of gradients, by torch's defaults
 ON_SHAPES = (
     "a plan calls a class of your own on tensors without values, so it may not read values (item, numpy, branches), and"
     " its tensors must be parameters or buffers"
@@ -56,6 +57,7 @@ class Plan:
         peaks: The largest GPU memory of each phase, with its bytes by kind.
         rest: The bytes in GPU and host memory between updates, by kind.
         traffic: The messages by phase, operation, and processes in the collective.
+        overlaps: What follows the first message of each update that has one, by phase.
         replicas: The number of copies of each shard.
         host: The largest number of bytes that are offloaded to host memory. The peaks do not include them.
     """
@@ -64,6 +66,7 @@ class Plan:
     peaks: Mapping[str, Peak]
     rest: Mapping[str, int]
     traffic: Mapping[tuple[str, str, str], Traffic]
+    overlaps: Mapping[str, Sequence[Overlap]]
     replicas: int = 1
     host: int = 0
 
@@ -141,7 +144,8 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
             advance(session)
         replicas = 1 if run.sharding is None else run.sharding.replicas
         traffic = dict(ledger.traffic) if processes > 1 else {}
-        return Plan(processes, dict(ledger.peaks), rest, traffic, replicas, ledger.host_peak)
+        overlaps = dict(ledger.overlaps) if processes > 1 else {}
+        return Plan(processes, dict(ledger.peaks), rest, traffic, overlaps, replicas, ledger.host_peak)
 
 
 def _open(folder: str) -> Denoiser:
@@ -307,24 +311,46 @@ def _apply_fake(mode: FakeTensorMode, module: nn.Module, function: Any, recurse:
 class SilentDDP(nn.parallel.DistributedDataParallel):
     """A DDP with the buckets and hooks of torch's, whose messages go into a ledger alone.
 
+    DDP sends one message in its first backward, and buckets in the order of the gradients from then on. The message is
+    counted as the first, and the overlap as that of the buckets.
+
     Attributes:
         ledger: The ledger.
         mode: The mode of the fake tensors.
+        filled: The bytes of the bucket that is being filled.
+        limit: The bytes at which it is sent.
     """
 
     ledger: Ledger
     mode: FakeTensorMode
+    filled: int
+    limit: int
 
     def __init__(self, module: nn.Module, **settings: Any) -> None:
         with self.mode, self.ledger:  # so that the ledger sees the buckets
             super().__init__(module, **{**settings, "init_sync": False})  # the weights have no values to send
         self.ledger.label_rest("gradient buckets")
+        self.filled, self.limit = 0, FIRST_BUCKET
         self.register_comm_hook(None, lambda state, bucket: self._count(bucket.buffer()))
         self.reducer: Any = _FixedBuckets(self.reducer)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._fill)
+
+    def _fill(self, parameter: Tensor) -> None:
+        """Put the gradient of a parameter into the bucket, and send the bucket if it is full."""
+        if self.require_backward_grad_sync:
+            self.filled += parameter.nbytes
+            if self.filled >= self.limit:
+                self.ledger.start("allreduce_", self.filled)
+                self.filled, self.limit = 0, BUCKET
 
     def _count(self, bucket: Tensor) -> torch.futures.Future[Tensor]:
-        """Count the all-reduce of a bucket, and return the bucket as its result."""
+        """Count the all-reduce of all gradients, and return them as its result."""
         self.ledger.send("allreduce_", bucket.nbytes)
+        if self.filled:
+            self.ledger.start("allreduce_", self.filled)
+        self.filled, self.limit = 0, FIRST_BUCKET
         future: torch.futures.Future[Tensor] = torch.futures.Future()
         future.set_result(bucket)
         return future
