@@ -74,7 +74,7 @@ def test_what_a_gpu_sends() -> None:
 
 def test_what_leaves_a_machine() -> None:
     """8 GPUs in 2 replicas: of 4 with 200 bytes each, which in 2 machines meet one other, in 4 are in 2 of them."""
-    found, message, rows = Plan(8, {}, {}, {}, replicas=2), Traffic(1, 800), Traffic(1, 200)
+    found, message, rows = Plan(8, {}, {}, {}, {}, replicas=2), Traffic(1, 800), Traffic(1, 200)
     assert bytes_out(found, "allreduce_", ALL, message, 2) == (1400, 800)
     assert bytes_out(found, "_allgather_base_", WITHIN, message, 2) == (600, 0)
     assert bytes_out(found, "_allgather_base_", WITHIN, message, 4) == (600, 400)
