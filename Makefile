@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-only test-fast lint house test-slow test-recipes test-support support test-faults test-hostile \
+.PHONY: help quickstart test test-only test-fast lint house test-slow test-compiler test-recipes test-support support test-faults test-hostile \
         bench-step bench-around bench-memory bench-roofline bench-save bench-objectives gpu-check plan-flux clean
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make lint         ruff, mypy and codespell"
 	@echo "make house        the measures of the source that docs/architecture.md shows"
 	@echo "make test-slow    the heavy checks"
+	@echo "make test-compiler   losses and gradients of compiled networks against those of others, NN minutes"
 	@echo "make test-recipes the whole path of every paper's recipe at a tiny size, and whether it fits as it says"
 	@echo "make test-support every teacher, objective and export against docs/support.md; make support writes it"
 	@echo "make test-faults  kill -9 at random moments, full disks and worse; writes docs/results/faults.md"
@@ -63,6 +64,9 @@ test-support: .venv/.installed-dev
 
 support: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support
+
+test-compiler: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests/trainers/engine/test_compiler.py
 
 test-faults: .venv/.installed-dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import gc
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -22,7 +24,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.shapes import published_folder, shape_session, shortened_recipe
-from trainers.engine.session import Session
 from trainers.engine.step import advance
 from trainers.io.console import plain
 from trainers.plan.trace import plan
@@ -41,10 +42,10 @@ def living_bytes() -> int:
     return sum(found.values())
 
 
-def allocated_by(session: Session) -> int:
+def allocated_by(update: Callable[[], None]) -> int:
     """Return the bytes that the allocator of the CPU adds at the peak of an update."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as allocations:
-        advance(session)
+        update()
     results = allocations.profiler.kineto_results
     now = most = 0
     for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
@@ -63,7 +64,7 @@ def measured_peak(run: Run, accelerator: Accelerator) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         advance(session)
         return int(torch.cuda.max_memory_allocated(device)) - before
-    return living_bytes() - before + allocated_by(session)
+    return living_bytes() - before + allocated_by(partial(advance, session))
 
 
 def main(

@@ -1,7 +1,7 @@
 """Compiled networks are whole graphs, compiled in the first round alone, and train to the bits of other networks.
 
-A graph runs as torch's own operators here, so that nothing but the tracing is tested. What a compiler makes of it is
-tried by the slow test at the end.
+A graph runs as torch's own operators here, so that nothing but the tracing is tested. `test_compiler.py` tries what a
+compiler makes of it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill import EDM, Denoiser, Random
+from distill import EDM, Denoiser
 from distill.errors import UserError
 from distill.teachers import OwnNet, save_denoiser
 from tests import families
 from tests.compiling import counting_graphs
 from tests.tiny import DISTILLATIONS, build_session, distillation, launch, once, recipe, teacher_recipe, tiny_denoiser
 from tests.trainers.interrupted import assert_same, fit, interrupted
-from trainers.engine.networks import compiling
 from trainers.engine.session import Session
 from trainers.engine.step import advance
-from trainers.recipe.run import Compile
 
 pytestmark = pytest.mark.usefixtures("trusted_code")
 
@@ -199,25 +197,3 @@ def test_a_network_that_cannot_be_compiled_is_refused(tmp_path: Path) -> None:
     session = build_session(recipe(tmp_path / "own", compile=True))
     with pytest.raises(UserError, match=r"^compile: \S+:Branching cannot be compiled: .*; set compile: false$"):
         advance(session)
-
-
-@pytest.mark.slow
-def test_a_compiler(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses and first gradients agree to 1e-5, normal numbers to 1e-6, and a resume is exact."""
-    numbers = Random.at(0, torch.arange(5))
-    with compiling((), Compile()):
-        fused = numbers.normal(3, 7)
-    assert torch.allclose(fused, numbers.normal(3, 7), rtol=1e-5, atol=1e-6)
-    session = {mode: build_session(recipe(teachers / "edm", compile=mode)) for mode in (False, True)}
-    losses = []
-    for one in session.values():
-        advance(one)
-        losses.append(one.state.meter.read(one.accelerator))
-    assert losses[0].keys() == losses[1].keys()
-    for name, value in losses[0].items():
-        assert losses[1][name] == pytest.approx(value, rel=1e-5), name
-    settings = recipe(teachers / "edm", images=48, compile=True)
-    fit(settings, tmp_path / "whole")
-    interrupted(settings, tmp_path / "cut", 24, monkeypatch)
-    fit(settings, tmp_path / "cut", resume=True)
-    assert_same(tmp_path / "whole", tmp_path / "cut")

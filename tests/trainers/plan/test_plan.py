@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +10,8 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory import allocated_by, living_bytes
 from distill import EDM, Denoiser, UserError
 from distill.teachers import OwnNet, save_denoiser
 from tests.tiny import build_session, distillation, experiment, recipe
@@ -36,23 +34,11 @@ def run_of(teachers: Path, name: str, **changes: Any) -> Run:
     return replace(cast(Run, experiment(distillation(name, teachers, **changes))), log_every=8)
 
 
-def living() -> list[Tensor]:
-    gc.collect()
-    return [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
-
-
-def stored(tensors: Iterable[Tensor], without: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, of those `without` not even asked: a trace leaves tensors that have none."""
-    known = {id(tensor) for tensor in without}
-    storages = (tensor.untyped_storage() for tensor in tensors if id(tensor) not in known)
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
 def measured(run: Run) -> int:
     """Bytes at the peak of an update: what lives before it, and what torch's allocator then adds."""
-    before = living()
+    before = living_bytes()
     images = Digits().load()
-    host, session = stored(living(), before), build_session(run)
+    host, session = living_bytes() - before, build_session(run)
     del images
 
     def last_update() -> None:
@@ -60,15 +46,7 @@ def measured(run: Run) -> int:
         advance(session)
 
     last_update()  # which makes the optimizers' state
-    rest = stored(living(), before) - host
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as allocations:
-        last_update()
-    events = [each for each in allocations.profiler.kineto_results.events() if each.name() == "[memory]"]  # type: ignore[union-attr]
-    now = most = 0
-    for event in sorted(events, key=lambda each: each.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return rest + most
+    return living_bytes() - before - host + allocated_by(last_update)
 
 
 @pytest.mark.parametrize("name", CASES)
