@@ -21,6 +21,8 @@ from os.path import isfile, realpath  # pathlib's raise at a name that is too lo
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distill.checked_import import allow_folder, check_file, find_module, run_file
 from distill.errors import UserError, one_line, require
 
@@ -135,7 +137,8 @@ def load_class(name: str, base: type, own: bool = False, places: Sequence[Path] 
     # A module that is one file in a folder of the caller is run and named by its path, so that later commands find it.
     one_file = source.endswith(".py") or (code.root is not None and "." not in source)
     try:
-        module = run_file(code.file, hashes) if one_file else importlib.import_module(source)
+        with _real_tensors():
+            module = run_file(code.file, hashes) if one_file else importlib.import_module(source)
         found = getattr(module, attribute)
     except UserError:
         raise
@@ -146,6 +149,15 @@ def load_class(name: str, base: type, own: bool = False, places: Sequence[Path] 
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{name!r} must be a class derived from {base.__name__}, got {found!r:.80}")
     return found, f"{code.file}:{attribute}" if own and one_file else name
+
+
+def _real_tensors() -> torch.device:
+    """Return the context in which a module is imported: the default device, or the CPU where that is `meta`.
+
+    A module stays imported. The tensors that it makes at its top need values, though an outline of its class has none.
+    """
+    device = torch.get_default_device()
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def loaded_class(name: str, base: type) -> Any:

@@ -240,6 +240,19 @@ def test_code_that_a_folder_names_runs_with_consent_alone(
         sys.modules.pop(name)
 
 
+def test_tensors_at_the_top_of_a_module_have_values(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first load is of an outline, whose own tensors are on the meta device."""
+    (folder / "tabled.py").write_text(f"import torch\nfrom {OWN} import Small\nTABLE = torch.arange(3.0)\n")
+    description = json.loads((folder / "denoiser.json").read_text())
+    description["network"]["name"] = "tabled:Small"
+    (folder / "denoiser.json").write_text(json.dumps(description))
+    monkeypatch.chdir(folder)
+    outline = load_denoiser(folder, weights=False)
+    assert all(parameter.is_meta for parameter in outline.parameters())
+    (module,) = (one for name, one in sys.modules.items() if "tabled" in name)
+    assert module.TABLE.tolist() == [0, 1, 2]
+
+
 def test_what_no_folder_can_hold(tmp_path: Path) -> None:
     bare = Denoiser(own_networks.Small(), EDM(), "edm")
     with pytest.raises(
