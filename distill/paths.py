@@ -223,6 +223,12 @@ class DiscreteVP(Path):
             raise UserError("betas: leave no signal before the last step")
         object.__setattr__(self, "alphas_cumprod", alphas_cumprod)
 
+    def __repr__(self) -> str:
+        """Return the settings in effect, in a line."""
+        if self.betas:
+            return f"DiscreteVP({len(self.betas):,} betas from {self.betas[0]:.3g} to {self.betas[-1]:.3g})"
+        return f"DiscreteVP({self.steps:,} steps, {self.schedule} betas from {self.beta_start:g} to {self.beta_end:g})"
+
     def _alpha_squared(self, t: Tensor) -> Tensor:
         table = self.alphas_cumprod.to(t.device)  # times are on the host, but for those that depend on device values
         return table[t.round().long().clamp(0, len(table) - 1)]

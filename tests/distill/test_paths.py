@@ -89,6 +89,8 @@ def test_discrete_paths_are_those_of_diffusers(schedule: str) -> None:
     path = DiscreteVP(0.0009, 0.013, schedule, 700)
     assert torch.allclose(path.alphas_cumprod.float(), scheduler.alphas_cumprod, rtol=1e-5)
     same = DiscreteVP(betas=tuple(scheduler.betas.tolist()))
+    assert repr(path) == f"DiscreteVP(700 steps, {schedule} betas from 0.0009 to 0.013)"
+    assert repr(same) == "DiscreteVP(700 betas from 0.0009 to 0.013)"
     assert torch.allclose(same.alphas_cumprod.float(), scheduler.alphas_cumprod, rtol=1e-5)
     steps = torch.tensor([0, 399, 699])  # integers, as a scheduler hands them over
     assert torch.allclose(path.alpha(steps), scheduler.alphas_cumprod[steps].sqrt(), rtol=1e-5)
