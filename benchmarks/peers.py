@@ -33,7 +33,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 import typer
@@ -65,7 +65,7 @@ class Setting(NamedTuple):
         batch: The samples of one iteration.
         precision: float32 or bfloat16.
         fake_updates: The updates of the fake in an iteration.
-        reuse_samples: Whether ours shares samples between its phases.
+        reuse_samples: Whether our phases share samples, as in a recipe.
         compile: Whether ours is compiled.
         channels: The width of the network.
         size: The side of a sample in pixels.
@@ -75,7 +75,7 @@ class Setting(NamedTuple):
     batch: int = 16
     precision: str = "float32"
     fake_updates: int = 1
-    reuse_samples: bool = False
+    reuse_samples: bool | Literal["all"] = False
     compile: bool = False
     channels: int = 32
     size: int = 32
@@ -214,7 +214,9 @@ def main(
     batch: Annotated[int, typer.Option(help="Samples of an iteration.", min=1)] = 16,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     fake_updates: Annotated[int, typer.Option(help="Updates of the fake in an iteration.", min=1)] = 1,
-    reuse_samples: Annotated[bool, typer.Option(help="Whether our phases share samples.")] = False,
+    reuse_samples: Annotated[
+        Literal["none", "last", "all"], typer.Option(help="The fake's updates that share samples with the generator's.")
+    ] = "none",
     compile: Annotated[bool, typer.Option(help="Whether ours is compiled.")] = False,
     channels: Annotated[int, typer.Option(help="The width of the network.", min=8)] = 32,
     size: Annotated[int, typer.Option(help="The side of a sample in pixels.", min=8)] = 32,
@@ -222,7 +224,8 @@ def main(
     memory: Annotated[bool, typer.Option(help="Whether to measure the peaks too.")] = True,
 ) -> None:
     """Print both costs, their ratio and the peaks."""
-    setting = Setting(objective, batch, precision, fake_updates, reuse_samples, compile, channels, size)
+    reused: bool | Literal["all"] = "all" if reuse_samples == "all" else reuse_samples == "last"
+    setting = Setting(objective, batch, precision, fake_updates, reused, compile, channels, size)
     console, found = plain(), compare(peer, setting, turns)
     described = ", ".join(f"{name} {value}" for name, value in setting._asdict().items())
     console.print(f"{described}; torch {torch.__version__}, {torch.get_num_threads()} threads; {turns} turns")

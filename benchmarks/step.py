@@ -95,7 +95,8 @@ class Case(NamedTuple):
     def needs(self, share: float) -> float:
         """Return the forwards that a round needs, where the part up to the tap is `share` of one."""
         updates, shared = self.recipe.get("fake_updates", 1), self.recipe.get("reuse_samples", False)
-        whole = updates * self.fake.whole + self.generator.whole - shared
+        saved = updates if shared == "all" else shared
+        whole = updates * self.fake.whole + self.generator.whole - saved
         return float(whole + share * (updates * self.fake.part + self.generator.part))
 
 
@@ -112,6 +113,9 @@ CASES = {
     "dmd2, K = 5": Case({"name": "dmd2"}, JUDGED, DETACHED_JUDGED, "middle", {"fake_updates": 5}),
     "dmd2, K = 5, reuse_samples": Case(
         {"name": "dmd2"}, JUDGED, DETACHED_JUDGED, "middle", {"fake_updates": 5, **_REUSED}
+    ),
+    "dmd2, K = 5, reuse_samples: all": Case(
+        {"name": "dmd2"}, JUDGED, DETACHED_JUDGED, "middle", {"fake_updates": 5, "reuse_samples": "all"}
     ),
     "f_distill": Case({"name": "f_distill"}, JUDGED, DETACHED_JUDGED, "middle"),
     "uni_instruct": Case({"name": "uni_instruct", **_AT_ONCE}, JUDGED, THROUGH, "encoder"),

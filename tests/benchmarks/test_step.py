@@ -15,6 +15,8 @@ COUNTS = {
     "diff_instruct": 9,
     "dmd2": 11.5,
     "dmd2, K = 5": 33.5,
+    "dmd2, K = 5, reuse_samples": 32.5,
+    "dmd2, K = 5, reuse_samples: all": 28.5,
     "score_mismatching": 12,
     "realuid": 14,
 }

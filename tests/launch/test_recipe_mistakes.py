@@ -18,7 +18,7 @@ KEYS: list[tuple[list[str], str]] = [
     (["colour=red"], "unknown key 'colour'; docs/recipes.md lists the keys"),
     (["objective.alfa=1"], "unknown key 'objective.alfa' (did you mean 'objective.alpha'?); allowed: fake_times,"),
     (["batch_size=many"], "key 'batch_size' must be an integer, got 'many'"),
-    (["reuse_samples=1"], "key 'reuse_samples' must be true or false, got 1"),
+    (["reuse_samples=1"], "key 'reuse_samples' must be true or false or 'all', got 1"),
     (["generator.lr=fast"], "key 'generator.lr' must be a number, got 'fast'"),
     (
         ["objective=sit"],

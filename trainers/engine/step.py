@@ -33,6 +33,10 @@ class Made(NamedTuple):
     batch: Batch
     samples: Tensor
 
+    def again(self, k: int) -> "Made":
+        """Return the same samples with the random numbers of fake update `k`, for times and noise of its own."""
+        return self._replace(batch=replace(self.batch, random=self.batch.random.stream(f"fake {k}")))
+
 
 def advance(session: Session) -> None:
     """Advance a run by one round: update its players, move its averages, count its images. Collective."""
@@ -49,15 +53,17 @@ def distillation_round(session: Session) -> None:
     updates = most = cast(int, run.fake_updates)
     if pace is not None:  # the fake may warm up, or follow its errors
         moves, updates, most = moves and not pace.waits, pace.updates, run.most_fake_updates
-    made: Made | None = None  # samples with their graph, where the last fake update and the generator's share them
+    made: Made | None = None  # samples with their graph, where fake updates and the generator's share them
 
     # 1. The fake learns E[x0 | x_t] of the samples that the generator makes now.
     for k in range(updates if run.objective.trains_fake else 0):
-        if run.reuse_samples and moves and k == updates - 1:
-            made = make_for_both(session)
+        last = k == updates - 1
+        if moves and (run.reuse_samples == "all" or (run.reuse_samples and last)):
+            made = made or make_for_both(session)
         # Each fake update has noise of its own, whatever their number in other rounds.
         first = state.images * most + k * run.batch_size
-        update(session, "fake", f"fake {k}", partial(fake_terms, session, nets, first, made))
+        taken = made if made is None or last else made.again(k)
+        update(session, "fake", f"fake {k}", partial(fake_terms, session, nets, first, taken))
 
     # 2. The generator descends the objective. Teacher and fake are frozen but differentiable in x.
     if moves:
@@ -143,7 +149,7 @@ def make(session: Session, batch: Batch) -> Made:
 
 
 def make_for_both(session: Session) -> Made:
-    """Return samples that two updates share: the fake's uses their values, the generator's then uses their graph."""
+    """Return samples that updates share: those of the fake use their values, the generator's then uses their graph."""
     seed_dropout(session, "generator")
     with session.state.players["generator"].training():
         return make(session, session.batches.micro("generator", session.state.images, 0))

@@ -289,7 +289,9 @@ class Run(Experiment):
     # The images for which the fake trains alone at the start, on the samples of a generator that stands still. A group
     # ends this by a measurement.
     fake_warmup: int | FakeWarmup = 0
-    reuse_samples: bool = False  # the generator's update takes the samples of the last fake update: 10/11 of the cost
+    # The generator's update takes the samples of the last fake update: one forward of the generator less. all: every
+    # fake update takes them, each with times and noise of its own.
+    reuse_samples: bool | Literal["all"] = False
     # one_by_one holds the activations of one denoiser at a time, for one more forward. It saves memory where gradients
     # pass both denoisers.
     backprop: Literal["joint", "one_by_one"] = "joint"

@@ -333,7 +333,7 @@ def _expected(hint: Any, value: object = "") -> str:
         choices = options(_CHOICES[hint], value, _LISTED[hint])
         return f"one of {choices} or your own 'module:Class', alone or as the key 'name'"
     if origin is Literal:
-        return f"one of {options(map(repr, args), value)}"
+        return repr(args[0]) if len(args) == 1 else f"one of {options(map(repr, args), value)}"
     if origin in _UNIONS:
         return " or ".join(map(_expected, args))
     if origin in (tuple, list):

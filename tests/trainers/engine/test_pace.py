@@ -200,7 +200,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"fake_warmup": {}}, "fake_warmup.most: must be at least 0 and below the run's images, 96, got 100000"),
     ({"fake_warmup": {"images": 9, "most": 8}}, "key 'fake_warmup': images: must be at most `most`, 8, got 9"),
     ({"fake_warmup": {"until": 0, "most": 8}}, "key 'fake_warmup': until: must be positive, got 0.0"),
-    ({"fake_updates": "often"}, "key 'fake_updates' must be an integer or one of 'auto', got 'often'"),
+    ({"fake_updates": "often"}, "key 'fake_updates' must be an integer or 'auto', got 'often'"),
 ]
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.objectives import Batch, Denoisers, Objective
+from distill.objectives import DMD2, Batch, Denoisers, Objective
 from tests.tiny import DISTILLATIONS, DROPOUT, build_session, distillation, recipe, teacher_recipe
 from trainers.engine.player import Player
 from trainers.engine.session import Session
@@ -142,6 +142,33 @@ def test_reused_samples_save_a_forward(objective: str, teachers: Path, monkeypat
     settings["fake_updates"] = 2
     first = ("fake", {("G", False): 1, ("F", True): 1})
     assert Calls(session_of(settings), monkeypatch).of_one_step() == [first, last, generator]
+    again = ("fake", {("F", True): 1})
+    every = session_of({**settings, "fake_updates": 3, "reuse_samples": "all"})
+    assert Calls(every, monkeypatch).of_one_step() == [last, again, again, generator]
+
+
+def test_fake_updates_on_the_same_samples_have_noise_of_their_own(
+    teachers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one is that of `reuse_samples: true`. The real samples are the same, since they share the labels."""
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    loss = DMD2.fake_loss
+
+    def look(self: DMD2, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        assert batch.real is not None
+        seen.append((x, batch.random.stream("fake").normal(1, 8, 8), batch.real))
+        return loss(self, nets, x, batch)
+
+    settings = distillation("dmd2", teachers, fake_updates=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(DMD2, "fake_loss", look)
+        for how in (True, "all"):
+            advance(session_of({**settings, "reuse_samples": how}))
+    alone, (one, two, three) = seen[2], seen[3:]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(alone, three, strict=True))
+    for this, other in ((one, two), (two, three), (one, three)):
+        assert torch.equal(this[0], other[0]) and torch.equal(this[2], other[2])
+        assert not torch.equal(this[1], other[1])
 
 
 def test_pairs_ride_along(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

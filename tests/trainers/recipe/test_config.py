@@ -196,7 +196,7 @@ def test_a_value_is_taken_at_its_exact_worth(key: str, given: Any, value: Any) -
         ({"tracking": "wandb"}, "key 'tracking' must be a list [a string, ...], got 'wandb'"),
         ({"tracking": ["wandb", 1]}, "key 'tracking' must be a list [a string, ...], got ['wandb', 1]"),
         ({"clip": "none"}, "key 'clip' must be a number or null, got 'none'"),
-        ({"warmup": "automatic"}, "key 'warmup' must be a number or one of 'auto', got 'automatic'"),
+        ({"warmup": "automatic"}, "key 'warmup' must be a number or 'auto', got 'automatic'"),
         ({"bounds": [1, 2, 3]}, "key 'bounds' must be a list [a number or null, an integer], got [1, 2, 3]"),
         ({"bounds": [True, 2]}, "key 'bounds' must be a list [a number or null, an integer], got [True, 2]"),
         ({"weights": {"a": True}}, "key 'weights' must be a mapping, got {'a': True}"),
