@@ -47,6 +47,7 @@ from distill.teachers import EDMNet
 from trainers.engine.memory import GIB, peak_memory
 from trainers.engine.step import advance
 from trainers.io.console import plain
+from trainers.recipe.strict_yaml import override
 
 Iteration = Callable[[], object]
 Build = Callable[[Denoiser, int, str], Iteration]
@@ -110,12 +111,19 @@ def edm_teacher(channels: int, size: int) -> Denoiser:
     return Denoiser(network, EDM(), "edm").eval()  # without dropout, as runs train
 
 
+def with_settings(text: str) -> dict[str, Any]:
+    """Return an objective as a mapping with its SETTINGS. The text is its name, or a YAML mapping as in a recipe."""
+    found = override({}, [f"objective={text}"])["objective"]
+    found = {"name": found} if isinstance(found, str) else found
+    return {**SETTINGS.get(found["name"], {}), **found}
+
+
 def our_iteration(teacher: Denoiser, setting: Setting, accelerator: Accelerator) -> Iteration:
     """Return one round of this library as a function."""
     session = session_of(
         teacher,
         accelerator,
-        objective={"name": setting.objective, **SETTINGS.get(setting.objective, {})},
+        objective=with_settings(setting.objective),
         batch_size=setting.batch,
         precision=setting.precision,
         fake_updates=setting.fake_updates,
@@ -210,7 +218,7 @@ def compare(peer: str, setting: Setting, turns: int) -> dict[str, dict[str, Spre
 
 def main(
     peer: Annotated[str, typer.Argument(help="FILE.py:FUNCTION that builds the other loop.")],
-    objective: Annotated[str, typer.Option(help="Our objective.")] = "sid",
+    objective: Annotated[str, typer.Option(help="Our objective, by its name or as a YAML mapping.")] = "sid",
     batch: Annotated[int, typer.Option(help="Samples of an iteration.", min=1)] = 16,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     fake_updates: Annotated[int, typer.Option(help="Updates of the fake in an iteration.", min=1)] = 1,

@@ -152,7 +152,7 @@ class Critic(nn.Module):
         self.denoiser, self.tap, self.head = denoiser, tap, head
 
     def forward(
-        self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Want = "x0"
+        self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Want = "x0", features_of: Any = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the estimate of x0, the logits, or both.
 
@@ -162,6 +162,8 @@ class Critic(nn.Module):
             cond: The condition [B, ...].
             want: "x0" returns the estimate [B, ...], as the denoiser does. "logits" returns the logits [B, ...], and
                 the network runs no further than the tap. "both" returns (estimate, logits) from one pass.
+            features_of: Another denoiser with the same parts, whose features the head reads, in a pass up to the tap.
+                None for the fake's own.
 
         Returns:
             The estimate and the logits are float32, or float64 where `x_t` is. Logits are positive for samples that
@@ -170,7 +172,9 @@ class Critic(nn.Module):
         if want == "x0":
             return cast(Tensor, self.denoiser(x_t, t, cond))
         if want == "logits":
-            return self._logits(self.denoiser.features(x_t, t, cond, self.tap))
+            return self._logits((features_of or self.denoiser).features(x_t, t, cond, self.tap))
+        if features_of is not None:
+            return self.denoiser(x_t, t, cond), self._logits(features_of.features(x_t, t, cond, self.tap))
         x0, features = self.denoiser.with_features(x_t, t, cond, self.tap)
         return x0, self._logits(features)
 

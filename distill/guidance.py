@@ -42,10 +42,11 @@ class GuidedDenoiser:
     weak: Callable[..., Any]
     scale: float
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: str) -> Any:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: Any) -> Any:
         """Return the guided estimate [B, ...] of x0.
 
-        `want` is that of a Critic. Logits are not guided: they are those of `strong`, or those of `weak` at scale 0.
+        `want` is that of a Critic, and the denoiser whose features it reads. Logits are not guided: they are those of
+        `strong`, or those of `weak` at scale 0.
         """
         if self.scale == 0:
             return self.weak(x_t, t, cond, *want)
@@ -56,6 +57,10 @@ class GuidedDenoiser:
         if isinstance(strong, tuple):
             return weak + self.scale * (strong[0] - weak), *strong[1:]
         return weak + self.scale * (strong - weak)
+
+    def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> Tensor:
+        """Return the features of `strong`, which are not guided (see Denoiser.features)."""
+        return cast(Tensor, self.strong.features(x_t, t, cond, tap))
 
     @property
     def path(self) -> Path:
@@ -90,7 +95,7 @@ class InOnePass(GuidedDenoiser):
 
     unconditional: Callable[[ConditionLike], Condition]
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: str) -> Any:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: Any) -> Any:
         if self.scale in (0, 1) or want:
             return super().__call__(x_t, t, cond, *want)
         both = Condition.of(cond).cat(self.unconditional(cond))

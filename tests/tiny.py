@@ -132,6 +132,7 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "edm",
         {"objective": {"name": "dmd2", "tap": "encoder", "noise": {"images": 64}, "r1": {"weight": 1.0}}},
     ),
+    "dmd2, the teacher's features": ("edm", {"objective": {"name": "dmd2", "tap": "encoder", "features": "teacher"}}),
     "f_distill": ("edm", {"objective": {"name": "f_distill", "memory": 0.5, "r1": {"weight": 1.0, "noise": 0.1}}}),
     "uni_instruct": ("edm", {"objective": {"name": "uni_instruct", "generator_from": 0, "adversarial_from": 16}}),
     "sida": ("edm", {"objective": {"name": "sida", "generator_from": 0, "adversarial_from": 16}}),

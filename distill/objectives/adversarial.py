@@ -4,6 +4,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
+from distill.denoiser import GuidableDenoiser
 from distill.discriminator import R1, accuracy, discriminator_loss
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, squared_error
@@ -35,6 +36,7 @@ def denoise_and_discriminate(
     weight: Weight | None,
     r1: R1,
     discriminator_times: Times | None = None,
+    features_of: GuidableDenoiser | None = None,
 ) -> Discriminated:
     """Return the denoising loss of the fake and the loss of its discriminator.
 
@@ -51,20 +53,22 @@ def denoise_and_discriminate(
         r1: The penalty on the discriminator's slope.
         discriminator_times: The law of the discriminator's times. The logits of the generated samples then take a pass
             of their own, up to the tap. None for the times of the denoising loss.
+        features_of: The denoiser whose features the discriminator reads. None for the fake.
     """
     assert batch.real is not None
+    source = () if features_of is None else (features_of,)
     x, random = x.detach(), batch.random.stream("fake")
     x_t, t, noise = nets.path.draw(x, times, random)
     w = match(denoising_weight(weight, nets.path.nsr(t), nets.teacher.sigma_data), x)
     if discriminator_times is None:
-        denoised, fake = nets.fake(x_t, t, batch.cond, "both")
+        denoised, fake = nets.fake(x_t, t, batch.cond, "both", *source)
     else:
         denoised = nets.fake(x_t, t, batch.cond)
         x_t, t, noise = nets.path.draw(x, discriminator_times, random.stream("judge"))
-        fake = nets.fake(x_t, t, batch.cond, "logits")
+        fake = nets.fake(x_t, t, batch.cond, "logits", *source)
 
     def logits_of(sample: Tensor) -> Tensor:
-        return cast(Tensor, nets.fake(nets.path.diffuse(sample, t, noise), t, batch.cond, "logits"))
+        return cast(Tensor, nets.fake(nets.path.diffuse(sample, t, noise), t, batch.cond, "logits", *source))
 
     real, penalty = r1.judge(logits_of, batch.real, random.stream("r1"))
     nets.note("accuracy", accuracy(fake, real), nets.path.nsr(t))
@@ -72,7 +76,13 @@ def denoise_and_discriminate(
     return Discriminated(squared_error(w, denoised, x), w, on_fake + on_real + penalty, real)
 
 
-def logits_at(nets: Denoisers, x: Tensor, batch: Batch, times: Times) -> Tensor:
-    """Return the discriminator's logits [B, ...] at a diffusion of `x` [B, ...], with a graph into x."""
+def logits_at(
+    nets: Denoisers, x: Tensor, batch: Batch, times: Times, features_of: GuidableDenoiser | None = None
+) -> Tensor:
+    """Return the discriminator's logits [B, ...] at a diffusion of `x` [B, ...], with a graph into x.
+
+    `features_of` is as for denoise_and_discriminate.
+    """
+    source = () if features_of is None else (features_of,)
     x_t, t, _ = nets.path.draw(x, times, batch.random.stream("judge"))
-    return cast(Tensor, nets.fake(x_t, t, batch.cond, "logits"))
+    return cast(Tensor, nets.fake(x_t, t, batch.cond, "logits", *source))

@@ -1,6 +1,7 @@
 """Improved Distribution Matching Distillation, DMD2 (Yin et al., arXiv:2405.14867)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ class DMD2(Objective):
     adversarial: float = 3e-3  # the weight of the generator's term on ImageNet 64; 1e-3 on SD 1.5, 5e-3 on SDXL
     discriminator: float = 1e-2  # the weight of the discriminator's loss in the fake's update
     tap: str = "middle"  # the submodule whose features the head reads
+    # Whose features they are. The teacher's stand still, and take no backward pass in the fake's update, as FastGen's.
+    features: Literal["fake", "teacher"] = "fake"
     # The law of the discriminator's times. null stands for fake_times (as in the paper), in the fake's own pass. The
     # authors draw new times for the discriminator.
     judge_times: Times | None = None
@@ -35,6 +38,10 @@ class DMD2(Objective):
     r1: R1 = R1()  # off, as in the paper
 
     needs = frozenset({"real"})
+
+    @property
+    def taps_teacher(self) -> bool:
+        return self.features == "teacher"
 
     def build_fake(self, fake: Denoiser) -> nn.Module:
         return conv_critic(fake, self.tap)
@@ -53,12 +60,14 @@ class DMD2(Objective):
             s = self.estimate(nets, x, batch, self.times)
             nets.note("weight", l1_normaliser(x, s.teacher), nets.path.nsr(s.t))
             terms["dmd"] = self.matching * dmd_loss(x, s.teacher, s.fake)
-        adversarial = adversarial_loss(logits_at(nets, x, batch, self.discriminator_law(nets)))
+        source = nets.teacher if self.taps_teacher else None
+        adversarial = adversarial_loss(logits_at(nets, x, batch, self.discriminator_law(nets), source))
         return terms | {"adversarial": self.adversarial * x[0].numel() * adversarial}
 
     def fake_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         law = self.discriminator_law(nets) if self.judge_times or self.noise else None
-        losses = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1, law)
+        source = nets.teacher if self.taps_teacher else None
+        losses = denoise_and_discriminate(nets, x, batch, self.fake_times, self.fake_weight, self.r1, law, source)
         if self.noise is not None:
             certainty = nets.mean(losses.real.detach().sign().flatten(1).mean(1))
             self.noise.adapt(nets.memory["share"], nets.memory["images"], certainty, nets.images)

@@ -214,6 +214,11 @@ class Objective:
         """The optional fields of Batch that the losses use: "real", "pairs", "texts"."""
         return frozenset()
 
+    @property
+    def taps_teacher(self) -> bool:
+        """Whether the losses read features inside the teacher, which a sharded teacher does not give."""
+        return False
+
     def check(self, teacher: Denoiser) -> None:
         """Raise UserError, with the name of the field, when the objective cannot be used with this teacher."""
         for setting in fields(self):

@@ -29,6 +29,10 @@ class Wrapper(Objective):
     def needs(self) -> frozenset[str]:
         return self.objective.needs
 
+    @property
+    def taps_teacher(self) -> bool:
+        return self.objective.taps_teacher
+
     def check(self, teacher: Denoiser) -> None:
         super().check(teacher)
         self.objective.check(teacher)

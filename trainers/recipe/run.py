@@ -314,6 +314,8 @@ class Run(Experiment):
         objective, needs_pairs = type(self.objective).__name__, "pairs" in self.objective.needs
         if self.reuse_samples and not self.objective.trains_fake:
             raise UserError(f"reuse_samples: {objective} trains no fake to share samples with")
+        if self.objective.taps_teacher and self.sharding is not None and self.sharding.teacher:
+            raise UserError(f"sharding.teacher: {objective} reads features inside the teacher; set it to false")
         if needs_pairs and self.pairs is None:
             raise UserError(f"pairs: {objective} regresses on ODE pairs; name a folder that `distill pairs` wrote")
         if not needs_pairs and self.pairs is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from distill import EDM, UserError
 from distill.conditions import Condition
 from distill.discriminator import R1, AdaptiveNoise, adversarial_loss, discriminator_loss
+from distill.guidance import classifier_free
 from distill.objectives import Denoisers, Estimates, Objective, l1_normaliser
 from distill.objectives.dmd2 import DMD2
 from distill.objectives.f_distill import DIVERGENCE_WEIGHTS, Divergence, FDistill, density_ratio
@@ -210,6 +211,43 @@ def test_dmd2_asks_its_discriminator_where_its_law_says() -> None:
     objective.generator_loss(nets, case.x, case.batch)
     higher = float(objective.fake_times.nsr(torch.tensor(0.3).double(), EDM()))
     assert float(case.calls[2][1].max()) < higher
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_head_on_the_teachers_features(guidance: float) -> None:
+    """The fake's body learns to denoise alone, and the head from features that stand still, guided or not."""
+    objective = DMD2(features="teacher")
+    case = make(objective, EDM())
+    teacher: Any = case.teacher if guidance == 1 else classifier_free(case.teacher, guidance, lambda cond: cond)
+    nets, batch, head = replace(case.nets, teacher=teacher), case.batch, case.fake.head
+    assert batch.real is not None
+
+    def logits(sample: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        x_t = EDM().diffuse(sample, t, noise)
+        found: Tensor = head(case.teacher.features(x_t, t, batch.cond, case.fake.tap))
+        return found
+
+    _, t, noise = EDM().draw(case.x.detach(), objective.fake_times, batch.random.stream("fake"))
+    on_fake, on_real = discriminator_loss(logits(case.x.detach(), t, noise), logits(batch.real, t, noise))
+    case.fake.requires_grad_(True)
+    found = objective.fake_loss(nets, case.x, batch)
+    assert torch.allclose(found["discriminator"], 18 * objective.discriminator * (on_fake + on_real), rtol=1e-6)
+    body, ours = list(case.fake.denoiser.parameters()), list(head.parameters())
+    for term, trained, still in (("discriminator", ours, body), ("denoising", body, ours)):
+        loss = found[term].sum()
+        moved = torch.autograd.grad(loss, trained, allow_unused=True, retain_graph=True)
+        assert any(one is not None and bool(one.any()) for one in moved)
+        assert set(torch.autograd.grad(loss, still, allow_unused=True, retain_graph=True)) == {None}
+
+    def ask(x: Tensor) -> Tensor:
+        return objective.generator_loss(nets, x, batch)["adversarial"].sum()
+
+    def by_hand(x: Tensor) -> Tensor:
+        _, t, noise = EDM().draw(x, objective.fake_times, batch.random.stream("judge"))
+        return 18 * objective.adversarial * adversarial_loss(logits(x, t, noise)).sum()
+
+    (mine,), (theirs,) = gradients(ask, case.x), gradients(by_hand, case.x)
+    assert torch.allclose(mine, theirs, rtol=1e-5) and bool(mine.any())
 
 
 @pytest.mark.parametrize(

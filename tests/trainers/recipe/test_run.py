@@ -44,6 +44,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"fake_updates": 0}, "fake_updates: must be positive, got 0"),
     ({"name": "a/b"}, "name: must be a plain folder name, got 'a/b'"),
     ({"name": ".."}, "name: must be a plain folder name, got '..'"),
+    (
+        {"objective": {"name": "dmd2", "features": "teacher"}, "sharding": {}},
+        "sharding.teacher: DMD2 reads features inside the teacher; set it to false",
+    ),
+    (
+        {"objective": {"name": "guided", "objective": {"name": "dmd2", "features": "teacher"}}, "sharding": {}},
+        "sharding.teacher: Guided reads features inside the teacher; set it to false",
+    ),
     ({"reuse_samples": True, "micro_batches": 2}, "reuse_samples: needs micro_batches = 1, since it keeps the graph"),
     ({"generator": {"lr": 0}}, "key 'generator': lr: must be positive, got 0"),
     ({"generator": {"lr": float("nan")}}, "key 'generator.lr' must be a number, got nan"),
