@@ -267,7 +267,8 @@ class R1:
             slope = ((mean_logit(moved_logits) - mean_logit(logits)) / self.noise)[:, None]
         else:
             real = real.detach().requires_grad_()
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention cannot be differentiated twice
+            # Neither the fused kernels of attention nor compiled functions can be differentiated twice.
+            with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
                 logits = logits_of(real)
                 (slope,) = torch.autograd.grad(mean_logit(logits).sum(), real, create_graph=True)
         return logits, self.weight / 2 * (slope**2).flatten(1).sum(1)

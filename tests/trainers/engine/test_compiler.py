@@ -33,7 +33,7 @@ def first_round(
     session, gradients = build_session(settings), dict[str, Tensor]()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in session.state.players["fake"].parameters:
+        for parameter in session.state.players["fake"].parameters if "fake" in session.state.players else ():
             size = parameter.square().mean().sqrt() or 1.0  # those of an adapter begin at 0
             parameter.add_(0.1 * size * torch.randn(parameter.shape, generator=random))
 
