@@ -10,6 +10,8 @@ import torch
 
 GRAPHS = 256
 """The graphs that torch keeps of one function: those of all networks, their uses, and the shapes of their blocks."""
+TAG = "distill, backwards that may run again"
+"""What tells our entries in torch's cache of compiled code from others."""
 _FUSES: ContextVar[bool] = ContextVar("fuses", default=False)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -27,6 +29,11 @@ def compile_whole(function: Callable[..., Any], mode: str = "default") -> Callab
     """
     # Beyond torch's own limit a call would silently not be compiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    # A backward that writes into what its forward kept can run once. At a log point each term of a loss has its own.
+    torch._functorch.config.donated_buffer = False
+    # Torch would take such a backward from its cache all the same, and give wrong gradients. The tag is in the key.
+    if TAG not in torch.compiler.config.cache_key_tag:
+        torch.compiler.config.cache_key_tag += TAG
     return torch.compile(function, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
 
 

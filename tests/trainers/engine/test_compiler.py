@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import fresh_cache
 
 from distill import Random
+from distill.compilation import compile_whole
 from tests import families
 from tests.tiny import DISTILLATIONS, build_session, distillation, recipe
 from tests.trainers.interrupted import assert_same, fit, interrupted
@@ -28,6 +30,7 @@ def first_round(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Return the losses of a round without steps, and the gradients of the first update of each player.
 
+    The round ends at a log point, where several terms of a loss have a gradient each.
     The fake is moved away from the teacher: a loss that is their difference would be rounding errors alone.
     """
     session, gradients = build_session(settings), dict[str, Tensor]()
@@ -49,7 +52,8 @@ def first_round(
 
 def assert_agrees(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     (losses, gradients), (theirs, compiled) = (
-        first_round({**settings, "compile": mode}, monkeypatch) for mode in (False, True)
+        first_round({**settings, "compile": mode, "log_every": settings["batch_size"]}, monkeypatch)
+        for mode in (False, True)
     )
     torch._dynamo.reset()
     assert losses.keys() == theirs.keys() and gradients.keys() == compiled.keys()
@@ -78,6 +82,26 @@ def test_normal_numbers() -> None:
     with compiling((), Compile()):
         fused = numbers.normal(3, 7)
     assert torch.allclose(fused, numbers.normal(3, 7), rtol=1e-5, atol=1e-6)
+
+
+def test_a_backward_runs_again_whatever_torch_has_cached() -> None:
+    """By default torch compiles backwards that run once, and would take them from its cache under other settings."""
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+
+    def network(x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = (x @ weight).tanh().sin()
+        return x
+
+    x = weight[:8].clone().requires_grad_()
+    with fresh_cache():
+        defaults = torch._functorch.config.patch(donated_buffer=True), torch.compiler.config.patch(cache_key_tag="")
+        with defaults[0], defaults[1]:
+            torch.compile(network, fullgraph=True, dynamic=False)(x).sum().backward()
+        torch._dynamo.reset()
+        loss = compile_whole(network)(x).sum()
+        first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and torch.allclose(first, x.grad, rtol=1e-4)
 
 
 def test_a_resume_is_exact(teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
