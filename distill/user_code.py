@@ -14,14 +14,12 @@ import importlib
 import importlib.machinery
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from os.path import isfile, realpath  # pathlib's raise at a name that is too long, and at a link to itself
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from distill.checked_import import allow_folder, check_file, find_module, run_file
 from distill.errors import UserError, one_line, require
@@ -151,11 +149,13 @@ def load_class(name: str, base: type, own: bool = False, places: Sequence[Path] 
     return found, f"{code.file}:{attribute}" if own and one_file else name
 
 
-def _real_tensors() -> torch.device:
+def _real_tensors() -> AbstractContextManager[Any]:
     """Return the context in which a module is imported: the default device, or the CPU where that is `meta`.
 
     A module stays imported. The tensors that it makes at its top need values, though an outline of its class has none.
     """
+    import torch  # here, since `distill --help` knows this file and waits for no torch
+
     device = torch.get_default_device()
     return torch.device("cpu") if device.type == "meta" else device
 
