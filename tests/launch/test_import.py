@@ -47,7 +47,7 @@ def test_a_diffusers_pipeline(distill: Command, tmp_path: Path) -> None:
     save_pipeline(tmp_path / "pipeline", CONFIG)
     result = distill("import", "diffusers", tmp_path / "pipeline", tmp_path / "teacher")
     assert (result.code, result.err) == (0, "")
-    assert "0 classes, eps on DiscreteVP(beta_start=0.0001, beta_end=0.02, schedule='linear', steps=1000" in result.out
+    assert "0 classes, eps on DiscreteVP(1,000 steps, linear betas from 0.0001 to 0.02)" in result.out
     assert load_denoiser(tmp_path / "teacher").prediction == "eps"
 
 
