@@ -15,7 +15,7 @@ help:
 	@echo "make lint         ruff, mypy and codespell"
 	@echo "make house        the measures of the source that docs/architecture.md shows"
 	@echo "make test-slow    the heavy checks"
-	@echo "make test-compiler   losses and gradients of compiled networks against those of others, NN minutes"
+	@echo "make test-compiler   losses and gradients of compiled networks against those of others, half an hour"
 	@echo "make test-recipes the whole path of every paper's recipe at a tiny size, and whether it fits as it says"
 	@echo "make test-support every teacher, objective and export against docs/support.md; make support writes it"
 	@echo "make test-faults  kill -9 at random moments, full disks and worse; writes docs/results/faults.md"
