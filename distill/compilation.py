@@ -11,7 +11,7 @@ import torch
 GRAPHS = 256
 """The graphs that torch keeps of one function: those of all networks, their uses, and the shapes of their blocks."""
 TAG = "distill, backwards that may run again"
-"""What tells our entries in torch's cache of compiled code from others."""
+"""The part of the key of our entries in torch's cache of compiled code. It keeps them apart from others."""
 _FUSES: ContextVar[bool] = ContextVar("fuses", default=False)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -162,8 +162,8 @@ class Critic(nn.Module):
             cond: The condition [B, ...].
             want: "x0" returns the estimate [B, ...], as the denoiser does. "logits" returns the logits [B, ...], and
                 the network runs no further than the tap. "both" returns (estimate, logits) from one pass.
-            features_of: Another denoiser with the same parts, whose features the head reads, in a pass up to the tap.
-                None for the fake's own.
+            features_of: A denoiser of the same network. The head reads its features, in a pass up to the tap. None for
+                the fake's own features.
 
         Returns:
             The estimate and the logits are float32, or float64 where `x_t` is. Logits are positive for samples that

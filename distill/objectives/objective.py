@@ -216,7 +216,7 @@ class Objective:
 
     @property
     def taps_teacher(self) -> bool:
-        """Whether the losses read features inside the teacher, which a sharded teacher does not give."""
+        """Whether the losses read features inside the teacher. A sharded teacher gives none."""
         return False
 
     def check(self, teacher: Denoiser) -> None:
