@@ -48,7 +48,8 @@ def test_nothing_but_our_lines_is_printed(tmp_path: Path) -> None:
         ["pairs", "edm", "pairs", "--count", "2", "--evaluations", "3"],
     ]
     program = PROGRAM.replace("ARGUMENTS", repr(commands))
-    environment = {"PATH": "", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["HF_HOME"] = str(tmp_path / "home")
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

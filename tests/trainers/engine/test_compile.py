@@ -126,7 +126,7 @@ def together(teachers: Path, shared: Path) -> Path:
             settings = distillation(objective, teachers, precision="float64", batch_size=8, images=160)
             settings |= LAYOUTS[layout]
             for how in (False, True):
-                cases[f"{case} {how}"] = {"settings": {**settings, "compile": how}, "updates": 4}
+                cases[f"{case} {how}"] = {"settings": {**settings, "compile": how}, "updates": 3}
         (folder / "cases.json").write_text(json.dumps(cases))
         program = str(Path(__file__).with_name("worker.py"))
         job = launch([program, str(folder / "cases.json"), str(folder)], folder / "output.txt", world=2)

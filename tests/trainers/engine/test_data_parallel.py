@@ -33,9 +33,9 @@ def cases(teachers: Path, folder: Path) -> dict[str, dict[str, Any]]:
         "poisoned": {**sid, "objective": {"name": "tests.trainers.poison:Poisoned", "samples": [13]}},
     }
     lengths = {"fgm_float32": 1, "sid_float32": 1, "teacher": 8, "poisoned": 3}
-    every = {name: {"settings": each, "updates": lengths.get(name, 20)} for name, each in settings.items()}
+    every = {name: {"settings": each, "updates": lengths.get(name, 12)} for name, each in settings.items()}
     every["bare"] = {"settings": sid, "updates": 2, "bare": True}
-    every["half"] = {"settings": sid, "updates": 10, "save": str(folder / "half")}
+    every["half"] = {"settings": sid, "updates": 6, "save": str(folder / "half")}
     return every
 
 
@@ -94,8 +94,8 @@ def test_micro_batches_on_two_processes(teachers: Path, two_processes: Path) -> 
 
 
 def test_one_process_goes_on_where_two_stopped(teachers: Path, two_processes: Path) -> None:
-    settings, folder = cases(teachers, Path())["sid"]["settings"], two_processes / "half" / f"{80:012d}"
-    resumed, whole = train(settings, 10, load=str(folder)), single(teachers, "sid")
+    settings, folder = cases(teachers, Path())["sid"]["settings"], two_processes / "half" / f"{48:012d}"
+    resumed, whole = train(settings, 6, load=str(folder)), single(teachers, "sid")
     for key in ("generator after", "fake after", "average", "losses"):  # the meter of both ranks came along
         assert difference(resumed[key], whole[key]) < 1e-9
 

@@ -161,7 +161,7 @@ def report(folder: Path, name: str) -> Report:
 
 @pytest.mark.parametrize("case", TRAINED)
 def test_shards_train_what_whole_networks_do(case: str, reports: Path) -> None:
-    """20 updates in float64, against DDP."""
+    """8 updates in float64, against DDP."""
     assert_close(report(reports, f"{case} whole"), report(reports, case), 1e-9)
 
 
@@ -223,7 +223,7 @@ def test_bytes_of_8_bit_adam_are_the_same_on_any_layout(teachers: Path, reports:
 
 
 def test_another_layout_goes_on_as_the_same_would(teachers: Path, reports: Path) -> None:
-    """20 updates after the change; every layout draws the same samples."""
+    """8 updates after the change; every layout draws the same samples."""
     same = report(reports, "on")
     cases = ("whole to shards", "shards to whole", "shards of four", "replicas of four", "shards to one that offloads")
     others = {case: report(reports, f"on, {case}") for case in cases}
