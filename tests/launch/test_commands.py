@@ -253,6 +253,8 @@ def test_wandb_without_a_login_records_offline(recipe_file: Write, tmp_path: Pat
     (offline,) = (run / "wandb").glob("offline-run-*")
     identity = json.loads((run / "wandb.json").read_text())["id"]
     assert offline.name.endswith(identity) and list(offline.glob(f"run-{identity}.wandb"))
+    media = offline / "files" / "media" / "images"
+    assert [len(list(media.glob(f"{name}_*.png"))) for name in ("samples", "teacher above student")] == [1, 2]
     (events,) = (
         path for path in (run / "tensorboard").rglob("events.out.tfevents.*") if path.parent.name == "distill-onestep"
     )

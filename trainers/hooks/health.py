@@ -26,7 +26,7 @@ from trainers.engine.stopping import STOP
 from trainers.hooks.alarms import HEALTH_RULES, Alarms
 from trainers.hooks.hook import Hook
 from trainers.hooks.samples import COLUMNS
-from trainers.hooks.trackers import log_numbers
+from trainers.hooks.trackers import log_numbers, log_picture
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.images import free_decoder, grid, to_images
@@ -144,8 +144,10 @@ class CompareSamples(Hook):
         names = captions(
             self._conditions(session, torch.arange(columns, device=device)).labels, session.source.class_names
         )
+        picture = grid(images, columns, captions=names)
         with atomic_file(self.folder / BESIDE) as staging:
-            grid(images, columns, captions=names).save(staging, "PNG")
+            picture.save(staging, "PNG")
+        log_picture(session.accelerator, "teacher above student", picture, session.state.images)
 
     def _draw(self, session: Session, sampler: Sampler) -> Tensor:
         """Draw the samples [N, C, *spatial] of a comparison, float32 on the CPU. Collective: the ranks divide them."""

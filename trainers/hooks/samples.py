@@ -11,6 +11,7 @@ from trainers.data.labels import captions
 from trainers.engine.session import Session
 from trainers.engine.sharding import is_sharded
 from trainers.hooks.hook import Hook
+from trainers.hooks.trackers import log_picture
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.images import LATENTS, denoiser_of, free_decoder, grid, has_no_decoder, picture_size, to_images
 
@@ -49,6 +50,7 @@ class Samples(Hook):
             names = captions(cond.labels, session.source.class_names)
             picture = grid(images, layout(session)[0], captions=names)
             picture.save(self.folder / f"{session.state.images:012d}{mark}.png")
+            log_picture(session.accelerator, "samples", picture, session.state.images)
 
 
 def layout(session: Session) -> tuple[int, int]:

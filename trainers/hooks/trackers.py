@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from rich.console import Console
 
@@ -84,6 +85,24 @@ def log_numbers(accelerator: Accelerator, numbers: dict[str, Any], images: int) 
     """Log numbers by name to the trackers of a run. A full disk ends neither the run nor later attempts."""
     with tolerate_disk_errors(f"the trackers' numbers at {images:,} images are"):
         accelerator.log(numbers, step=images)
+
+
+def log_picture(accelerator: Accelerator, name: str, picture: Any, images: int) -> None:
+    """Log a picture by name to the trackers of a run. A full disk ends neither the run nor later attempts.
+
+    Args:
+        accelerator: Holds the trackers, on the main process.
+        name: The name.
+        picture: A PIL.Image.Image.
+        images: The images of training.
+    """
+    with tolerate_disk_errors(f"the trackers' picture at {images:,} images is"):
+        for tracker in accelerator.trackers:
+            if tracker.name == "wandb":
+                tracker.log_images({name: [picture]}, step=images)
+            elif tracker.name == "tensorboard":  # takes a batch, its colours last
+                pixels = np.asarray(picture.convert("RGB"))[None]
+                tracker.log_images({name: pixels}, step=images, dataformats="NHWC")
 
 
 def _start(

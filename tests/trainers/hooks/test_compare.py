@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from trainers.data.batches import unit_noise
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks.health import CompareSamples
+from trainers.io.images import grid, to_images
 from trainers.io.jsonl import read
 
 ALONE = {"images": 48, "checkpoint_every": 16, "log_every": 16, "samples_every": 48}
@@ -58,6 +61,9 @@ def test_a_comparison_is_of_the_student_and_the_teacher(
     assert [line["images"] for line in lines] == [0, 40, 48]
     wanted = compare_samples(student, teacher, groups)
     assert {key: lines[-1][key] for key in wanted} == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    rows = torch.stack([teacher[:5], student[:5], teacher[5:], student[5:]]).flatten(0, 1)
+    drawn_picture = grid(to_images(rows, session.model), 5, captions=[])
+    assert np.abs(np.subtract(Image.open(tmp_path / "comparison.png"), drawn_picture, dtype=int)).max() <= 1
     assert lines[-1]["ratio"] == pytest.approx(lines[-1]["distance"] / lines[0]["distance"])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from PIL import Image
 from rich.console import Console
 
 from distill.saved_files import MAX_BYTES
@@ -30,6 +32,28 @@ def test_tensorboard_gets_no_name_of_the_machine(
     assert [file for file in files if MARK in file.name or MARK.encode() in file.read_bytes()] == []
     events = [file.name.split(".")[4] for file in files if file.name.startswith("events.out.tfevents.")]
     assert events == ["run"] * 2
+
+
+def test_tensorboard_gets_the_pictures(teachers: Path, tmp_path: Path) -> None:
+    """Those of samples/ at their images, and the newest comparison, with the pixels of the files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    every = {"samples_every": 8, "health": {"every": 8, "samples": 8}}
+    settings = recipe(teachers / "edm", images=16, tracking=["tensorboard"], **every)
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=folder / "tensorboard")
+    fit_run(settings, folder, accelerator=accelerator)
+    (events,) = {file.parent for file in (folder / "tensorboard").rglob("events*") if "hparams" not in str(file)} - {
+        file.parent for file in (folder / "tensorboard").rglob("events*") if len(file.relative_to(folder).parts) > 3
+    }
+    found = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in found.Images("samples")] == [8, 16]
+    assert [event.step for event in found.Images("teacher above student")] == [0, 8, 16]
+    files = (folder / "samples" / f"{16:012d}.png", folder / "comparison.png")
+    for name, file in zip(("samples", "teacher above student"), files, strict=True):
+        ours = Image.open(file).convert("RGB")
+        theirs = Image.open(io.BytesIO(found.Images(name)[-1].encoded_image_string)).convert("RGB")
+        assert ours.size == theirs.size and ours.tobytes() == theirs.tobytes()
 
 
 def identity(folder: Path) -> str:
