@@ -32,6 +32,7 @@ from launch.commands import (
     sample,
     train,
     try_,
+    watch,
 )
 from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, exit_now, follow_launcher
 from launch.trust import HELP, remembering, take_consent
@@ -57,7 +58,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `disti
         cache.cache,
     ),
     "Train": (train.train, train.resume),
-    "Look at runs": (report.report, report.compare),
+    "Look at runs": (watch.watch, report.report, report.compare),
     "Use what was trained": (sample.sample, evaluate.evaluate, floor.floor, export.export, ema.ema),
 }
 for panel, commands in COMMANDS.items():

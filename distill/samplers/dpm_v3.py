@@ -37,15 +37,15 @@ MISSING = (
 class DPMV3(Sampler):
     """DPM-Solver-v3, a predictor with a corrector (Zheng et al., arXiv:2310.13268).
 
-    The last evaluation steps from the last level to 0. The authors' code stops at that level, and has one interval more.
-    The corrector has one node more than the predictor, as in UniPC. Theirs has as many, or one more by a pseudo-order.
-    For CIFAR-10 they take order 3, `log_snr` as the spacing, and a corrector up to 6 evaluations.
+    The last evaluation steps from the last level to 0. The authors' code stops at that level, and has one interval
+    more. The corrector has one node more than the predictor, as in UniPC. Theirs has as many, or one more by a
+    pseudo-order. For CIFAR-10 they take order 3, `log_snr` as the spacing, and a corrector up to 6 evaluations.
 
     Attributes:
         statistics: The file of the teacher's statistics, of `ModelStatistics.save`.
         order: The order of the predictor.
-        corrector: Whether each estimate but the last also corrects the step that led to it, at no further evaluation. It raises the
-            order by one.
+        corrector: Whether each estimate but the last also corrects the step that led to it, at no further evaluation.
+            It raises the order by one.
     """
 
     statistics: LocalPath | None = None

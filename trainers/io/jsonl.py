@@ -14,6 +14,7 @@ from trainers.io.atomic import atomic_file
 
 LARGEST = 2**31  # bytes of a file at most
 LONGEST = 2**20  # bytes of a line at most; a longer one is no record
+TYPICAL = 2**13  # bytes of a line, of which that of a log has a third
 
 
 def append(file: Path, record: dict[str, Any]) -> None:
@@ -38,6 +39,22 @@ def read(file: Path) -> list[dict[str, Any]]:
     A line that is no object with a number of `images` is skipped, such as one that a kill cut short.
     """
     return [record for record in stream(file) if record is not None]
+
+
+def tail(file: Path, count: int) -> list[dict[str, Any]]:
+    """Return the last records in a file, or none if there is no file. Of a long file its end alone is read.
+
+    Args:
+        file: The file.
+        count: The largest number of records. Lines that are no records count.
+    """
+    if not file.is_file():
+        return []
+    with open_regular(file) as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - count * TYPICAL))
+        lines = opened.read(count * TYPICAL).split(b"\n")
+    found = (_record(line) for line in lines[-count - 1 :])  # after the last line there is an empty one
+    return [record for record in found if record is not None]
 
 
 def rewind(file: Path, images: int) -> None:
@@ -66,7 +83,12 @@ def stream(file: Path) -> Iterator[dict[str, Any] | None]:
         if file.stat().st_size > LARGEST:
             raise UserError(f"'{file}' has more than {LARGEST:,} bytes, and is no log; move it away")
         while line := opened.readline(LONGEST):
-            record = None
-            with suppress(ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deep
-                record = json.loads(line)
-            yield record if isinstance(record, dict) and type(record.get("images")) is int else None
+            yield _record(line)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line, or None if it is none."""
+    record = None
+    with suppress(ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deep
+        record = json.loads(line)
+    return record if isinstance(record, dict) and type(record.get("images")) is int else None

@@ -1,7 +1,7 @@
 """The numbers of a log as curves of bounded length, however long the log is."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,20 +61,25 @@ class LogContent:
     machines: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_numbers(file: Path, points: int = MOST_POINTS) -> LogContent:
+def read_numbers(file: Path, points: int = MOST_POINTS, tail: int | None = None) -> LogContent:
     """Return the content of log.jsonl, metrics.jsonl or health.jsonl. A missing file has no lines.
 
     Args:
         file: The file.
         points: The largest number of points of a curve.
+        tail: The number of lines at the end that are read. None for all.
 
     Raises:
         UserError: The file is larger than any log.
     """
-    count = sum(record is not None for record in jsonl.stream(file))
+
+    def records() -> Iterable[dict[str, Any] | None]:
+        return jsonl.stream(file) if tail is None else jsonl.tail(file, tail)
+
+    count = sum(record is not None for record in records())
     found, points_of = LogContent(), dict[str, dict[int, list[float]]]()
     ends: dict[int, int] = {}
-    for record in jsonl.stream(file):
+    for record in records():
         if record is None:
             found.damaged += 1
             continue

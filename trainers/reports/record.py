@@ -102,8 +102,12 @@ class RunRecord:
         return False, f"{end}, after {of}; {saved}. `distill resume` goes on from there.{more}"
 
 
-def read_run(folder: Path) -> RunRecord:
+def read_run(folder: Path, tail: int | None = None) -> RunRecord:
     """Return what is in a run folder. Files that are missing or damaged are named in its `problems`.
+
+    Args:
+        folder: The run folder.
+        tail: The number of lines at the end of each log that are read. None for all.
 
     Raises:
         UserError: It is no run folder.
@@ -119,7 +123,7 @@ def read_run(folder: Path) -> RunRecord:
     numbers = {}
     for source, name in SOURCES.items():
         try:
-            numbers[source] = found = read_numbers(folder / name)
+            numbers[source] = found = read_numbers(folder / name, tail=tail)
         except (OSError, UserError):
             numbers[source] = LogContent()
             problems.append(f"{name} cannot be read.")
