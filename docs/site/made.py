@@ -35,7 +35,8 @@ def papers() -> str:
         cells = (f"{paper}, arXiv:{arxiv}", link, title, f"`{objective}`", *status(head, text))
         rows.append(f"| {' | '.join(cells)} |")
     titles = "| paper | recipe | | objective | published, by the authors | status |"
-    return "\n".join([titles, "| --- " * 6 + "|", *sorted(rows)])
+    in_order = sorted(rows, key=lambda row: row.split("|")[1])
+    return "\n".join([titles, "| --- " * 6 + "|", *in_order])
 
 
 def status(head: str, text: str) -> tuple[str, str]:
@@ -51,7 +52,7 @@ def status(head: str, text: str) -> tuple[str, str]:
 def commands() -> str:
     """Return the reference of the `distill` command, in the order of `distill --help`."""
     command: Any = typer.main.get_command(app)
-    parts = [command.epilog]
+    parts = [re.sub(r"(--[\w=-]+|[A-Z_]{9,}=\d)", r"`\1`", command.epilog)]
     for panel in COMMANDS:
         parts.append(f"## {panel}")
         for name, one in command.commands.items():

@@ -29,7 +29,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 KEYS = {one.name for kind in (Run, TeacherRun, ClassifierRun) for one in fields(kind)}
 FILES = {"distill.json"}  # names of files that look like modules
 TAKES_RECIPE = ("train", "teacher", "classifier", "cache", "plan", "try")
-ELSEWHERE = {"move_to_device_pass", "max_iter"}  # names of other libraries that our code does not use
+ELSEWHERE = {"move_to_device_pass", "max_iter", "fake_score"}  # names of other libraries that our code does not use
 RECORDS = ("docs/results/faults.md",)  # pages that a program wrote, with names of the code of that day
 EVERYWHERE = {"--debug", "--help", "--trust-code"}  # options of every command
 
