@@ -23,6 +23,8 @@ from distill.weights import is_finite
 
 PANEL = 0.5
 """The largest length in lambda over which an integral is taken by one rule of 4 points."""
+JUMP = 1e-6
+"""The distance in lambda from the noisiest level of statistics to noisier ones, at which they are not used."""
 GAUSS_NODES = (-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526)
 GAUSS_WEIGHTS = (0.34785484513745385, 0.6521451548625461, 0.6521451548625461, 0.34785484513745385)
 MISSING = (
@@ -35,10 +37,14 @@ MISSING = (
 class DPMV3(Sampler):
     """DPM-Solver-v3, a predictor with a corrector (Zheng et al., arXiv:2310.13268).
 
+    The last evaluation steps from the last level to 0. The authors' code stops at that level, and has one interval more.
+    The corrector has one node more than the predictor, as in UniPC. Theirs has as many, or one more by a pseudo-order.
+    For CIFAR-10 they take order 3, `log_snr` as the spacing, and a corrector up to 6 evaluations.
+
     Attributes:
         statistics: The file of the teacher's statistics, of `ModelStatistics.save`.
         order: The order of the predictor.
-        corrector: Whether each estimate also corrects the step that led to it, at no further evaluation. It raises the
+        corrector: Whether each estimate but the last also corrects the step that led to it, at no further evaluation. It raises the
             order by one.
     """
 
@@ -165,7 +171,8 @@ class _Steps:
 class _Curves:
     """The statistics as lines between their levels, and their integrals.
 
-    Beyond the noisiest level they are those of DPM-Solver++, and beyond the cleanest one they stay as they are.
+    Before the noisiest level they are those of DPM-Solver++, and after the cleanest one they stay as they are. Their
+    integrals are exact but for that of b, where the authors take sums over trapezoids between levels.
     """
 
     def __init__(self, statistics: ModelStatistics, lambdas: Tensor) -> None:
@@ -174,9 +181,11 @@ class _Curves:
         plain = torch.zeros_like(values[:, :1])
         plain[0] = 1
         ends = torch.stack([torch.minimum(lambdas[0], knots[0]) - 1, torch.maximum(lambdas[-1], knots[-1]) + 1])
-        # Two knots at the noisiest level: the statistics jump there.
-        self.knots = torch.cat([ends[:1], knots[:1], knots, ends[1:]])
-        self.values = torch.cat([plain, plain, values, values[:, -1:]], 1)
+        # The statistics jump before the noisiest level. A level of a schedule that is this one but for the rounding of
+        # its time to float32 has its statistics.
+        jump = knots[:1] - JUMP
+        self.knots = torch.cat([ends[:1], jump, jump, knots, ends[1:]])
+        self.values = torch.cat([plain, plain, values[:, :1], values, values[:, -1:]], 1)
         pieces = [max(1, math.ceil(width / PANEL)) for width in self.knots.diff().tolist()]
         left = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor(pieces)).to(lambdas.device)
         share = torch.cat([torch.arange(count).to(lambdas) / count for count in pieces])

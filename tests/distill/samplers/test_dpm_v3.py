@@ -62,6 +62,16 @@ def test_constants_make_2m_with_its_own_weight_up_to_the_third_power_of_a_step()
     assert 3.5 < apart(100) / apart(200) < 4.5  # of a whole walk: the second power
 
 
+@pytest.mark.parametrize("high", [7.3, 10.0, 80.0])
+def test_a_level_that_is_rounded_has_its_statistics(high: float) -> None:
+    """7.3 is above the level of its statistics by the rounding to float32, and 10.0 is it."""
+    first = -torch.tensor(high, dtype=torch.float64).log()
+    narrow = replace(NOISE, log_snr=torch.stack([first, NOISE.log_snr[-1].double()]))
+    sampler = DPMV3(evaluations=8, high=high)
+    samples = [sampler.walk(known, mixture(EDM()), Z) for known in (narrow, NOISE)]
+    assert torch.allclose(*samples, atol=1e-7, rtol=0)
+
+
 @pytest.mark.parametrize("spacing", ["ramp", "log_snr"])
 @pytest.mark.parametrize("count", [5, 6, 7, 8, 9, 10])
 def test_few_evaluations(count: int, spacing: Any) -> None:
