@@ -1,6 +1,6 @@
 """The predicted peak of `distill plan` against the peak of a real update, for recipes.
 
-    python -m benchmarks.memory [RECIPE ...] [--batch 2]
+    python -m benchmarks.memory [RECIPE ...] [--batch 2] [--compile]
 
 Each recipe is built at its published size with random weights, for one process. On a GPU the measured peak is
 torch.cuda.max_memory_allocated over an update after the first. On a CPU it is what lives before an update, and what
@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
@@ -70,17 +71,22 @@ def measured_peak(run: Run, accelerator: Accelerator) -> int:
 def main(
     recipes: Annotated[list[str] | None, typer.Argument(help="Recipes.")] = None,
     batch: Annotated[int, typer.Option(help="The samples of an update.", min=1)] = 2,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Measure compiled networks, which needs a compiler.")
+    ] = False,
 ) -> None:
     """Print the table."""
     accelerator, console = Accelerator(cpu=not torch.cuda.is_available()), plain()
-    console.print(f"batch {batch}, {accelerator.device}, torch {torch.__version__}")
+    console.print(
+        f"batch {batch}, {'compiled' if compiled else 'not compiled'}, {accelerator.device}, torch {torch.__version__}"
+    )
     console.print(f"{'':20}{'predicted MiB':>16}{'measured MiB':>16}{'ratio':>8}")
     with tempfile.TemporaryDirectory() as folder:
         for name in recipes or ["cifar10_sid"]:
             run = cast(Run, resolve(name))
             run = shortened_recipe(run, teacher=published_folder(run, Path(folder)), batch_size=batch)
             predicted = plan(run, 1).peak.bytes
-            measured = measured_peak(run, accelerator)
+            measured = measured_peak(replace(run, compile=compiled), accelerator)
             cells = f"{predicted / 2**20:16,.0f}{measured / 2**20:16,.0f}{measured / predicted:8.3f}"
             console.print(f"{name:20}{cells}")
 

@@ -28,6 +28,7 @@ from launch.commands import (
     quickstart,
     recipes,
     reference,
+    report,
     sample,
     train,
     try_,
@@ -56,6 +57,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `disti
         cache.cache,
     ),
     "Train": (train.train, train.resume),
+    "Look at runs": (report.report, report.compare),
     "Use what was trained": (sample.sample, evaluate.evaluate, floor.floor, export.export, ema.ema),
 }
 for panel, commands in COMMANDS.items():

@@ -75,6 +75,7 @@ FLOORS = {
         "evaluation": 5,
         "hooks": 6,
         "runs": 7,
+        "reports": 9,
         "plan": 8,
         "probe": 9,
         "loop": 8,
@@ -87,9 +88,8 @@ ONLY = {("distill", "metrics"): {"annotations", "errors", "installed", "pickles"
 NO_FILES = "distill.objectives"  # an objective declares what it needs; the trainer opens it
 FILE_MODULES = ("pathlib", "os", "io", "json", "safetensors", "shutil", "tempfile", "distill.teachers")
 READS_ENVIRONMENT = ("launch",)  # the package that may read os.environ
-# Slow to import: at module level only in these places, and there only if `import distill` does not load them.
-HEAVY = ("diffusers", "transformers", "peft")
-HEAVY_HOMES = ("distill.tiny", "distill.export.shipped")
+HEAVY = ("diffusers", "transformers", "peft")  # slow to import: at module level only in these places, and there only if
+HEAVY_HOMES = ("distill.tiny", "distill.export.shipped")  # `import distill` does not load them
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ from trainers.hooks import (
     Snapshots,
     check_weights,
 )
+from trainers.hooks.evaluate import METRIC_LINES
 from trainers.hooks.finite import ends_skipped
 from trainers.hooks.health import LINES, REFERENCE
-from trainers.hooks.hook import call_due, call_in_turn
+from trainers.hooks.hook import call_at_end, call_due, call_in_turn
 from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file, recover, remove_staging_files
@@ -111,11 +112,15 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
             log.start(session)  # last, since its clock starts
             # A stop came before these hooks, at the image count of the checkpoint.
             call_in_turn(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
-            while state.images < run.images:
+            while state.images < run.images and session.ended is None:
                 STOP.poll()
                 before = state.images
                 advance(session)
                 call_due(session, hooks, before)
+                if session.ended is not None and state.images < run.images:
+                    call_at_end(session, hooks, before)
+            if session.ended is not None:
+                console.print(f"ended at {state.images:,} images: {session.ended}")
         return session
 
 
@@ -140,9 +145,7 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 
 def refuse_used(folder: Path) -> None:
     """Raise UserError when `folder` holds a run that has trained. A run without an update is no hindrance."""
-    lines = [
-        file for name in ("log.jsonl", "metrics.jsonl") if (file := folder / name).is_file() and file.stat().st_size
-    ]
+    lines = [file for name in ("log.jsonl", METRIC_LINES) if (file := folder / name).is_file() and file.stat().st_size]
     saved = [one for one in checkpoint.folders(folder / "checkpoints") if int(one.name)]
     if lines or saved or (folder / "best").exists():
         raise UserError(
@@ -155,7 +158,7 @@ def check_places(folder: Path) -> None:
 
     Reading a pipe, for example, would wait forever.
     """
-    files = (LOCK, RUN_FILE, STOPPED, "log.jsonl", "metrics.jsonl", LINES, REFERENCE, "wandb.json")
+    files = (LOCK, RUN_FILE, STOPPED, "log.jsonl", METRIC_LINES, LINES, REFERENCE, "wandb.json")
     folders = ("checkpoints", "samples", "power_ema", "best", "teacher", "tensorboard", "wandb")
     for kind, names, is_kind in (("regular file", files, Path.is_file), ("folder", folders, Path.is_dir)):
         for place in (folder / name for name in names):
@@ -353,7 +356,7 @@ def rewind_folder(folder: Path, images: int, unfinished: Sequence[str]) -> None:
     """
     jsonl.rewind(folder / "log.jsonl", images)
     # An unfinished evaluation comes again at `images`, where an earlier attempt may have left its line.
-    jsonl.rewind(folder / "metrics.jsonl", images - (Evaluate.__name__ in unfinished))
+    jsonl.rewind(folder / METRIC_LINES, images - (Evaluate.__name__ in unfinished))
     # The comparison before training comes again too.
     jsonl.rewind(folder / LINES, images - (CompareSamples.__name__ in unfinished or images == 0))
     posthoc_ema.rewind_snapshots(folder, images)

@@ -51,13 +51,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Fill in what is made of the code, and let links out of docs/ lead to pages of the site."""
-    markdown = COMMENT.sub(lambda found: MADE[found[1]](), markdown)
-    parts = FENCE.split(markdown)  # a fence at every second place
     place = page.file.src_uri
+    if source_of(place).suffix not in (".md", ".ipynb"):
+        return markdown  # a single block of code
+    parts = FENCE.split(COMMENT.sub(lambda found: MADE[found[1]](), markdown))  # a fence at every second place
     for index in range(0, len(parts), 2):
-        part = CODE.sub(
-            lambda code: code[0].replace("\\|", "|"), parts[index]
-        )  # as the tables of Python-Markdown have it
+        # Within code, the tables of GitHub need a backslash before |, and those of Python-Markdown show it.
+        part = CODE.sub(lambda code: code[0].replace("\\|", "|"), parts[index])
         parts[index] = LINK.sub(lambda link: link[1] + retarget(link[2], place) + link[3], part)
     return "".join(parts)
 

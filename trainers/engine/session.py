@@ -38,6 +38,7 @@ class Session:
         teacher_hash: The hash that identifies the teacher in checkpoints. None where a teacher trains.
         is_teacher: Returns whether a hash in a checkpoint is that of the teacher, in today's form or an older one.
             Collective.
+        ended: The reason, in words, for which the run ends before its last image. None while it goes on.
         finish: Writes the files that a finished run leaves beside its checkpoints. The main process calls it.
     """
 
@@ -54,6 +55,7 @@ class Session:
     teacher: Denoiser | None = None
     teacher_hash: str | None = None
     is_teacher: Callable[[str | None], bool] = lambda stored: stored is None  # of a run that trains a teacher
+    ended: str | None = None
     finish: Callable[[Session, Path], None] = lambda session, folder: None  # nothing to write
 
     def networks(self) -> list[nn.Module]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import log
+from statistics import median
 from typing import Any
 
 from trainers.engine.meter import BINS
@@ -23,6 +24,9 @@ NOISE = 0.02  # of the distance: thrice that between two sets of 256 samples of 
 STALLED, LEAST_DISTANCE = 0.5, 0.05  # of the distance at the start: 0.4 and 0.6. Good students come below 0.05
 DIVERSITY = 0.93  # of the diversity at the start: 1.0 and 0.9
 LEAST_DIVERSITY = 0.7  # of the teacher's, after a tenth of the comparisons
+DRIFT = 5.0  # of a gradient norm over its smallest, in medians of 5 lines: at most 3.6 in 75 runs
+SATURATED = 0.95  # of the judgements of a discriminator, in 5 lines running: 0.64 at most in 9 runs
+RECALL = 0.8  # of the best recall, in two evaluations running
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,36 @@ def fake_loss(lines: Sequence[Line]) -> str | None:
     return f"health/fake_loss is {loss:.3g}, above {FAKE_LOSS}" if loss > FAKE_LOSS else None
 
 
+def gradients_drift(lines: Sequence[Line]) -> str | None:
+    """Return the gradient norm that has grown the most since it was smallest, if one is above its bound."""
+    worst, seen = DRIFT, None
+    for name in (key for key in lines[-1] if key.endswith("/grad_norm")):
+        norms = [line[name] for line in lines if name in line]
+        medians = [median(norms[end - 5 : end]) for end in range(5, len(norms) + 1)]
+        if len(medians) > 1 and medians[-1] > worst * (least := min(medians)) > 0:
+            worst = medians[-1] / least
+            seen = (
+                f"{name} is {medians[-1]:.3g} in the median of 5 lines, above {DRIFT:g} times its smallest {least:.3g}"
+            )
+    return seen
+
+
+def discriminator_wins(lines: Sequence[Line]) -> str | None:
+    """Return the share of right judgements, if it is above its bound in five lines running."""
+    shares = [line["health/accuracy"] for line in lines[-5:] if "health/accuracy" in line]
+    if len(shares) < 5 or min(shares) <= SATURATED:
+        return None
+    return f"health/accuracy is {shares[-1]:.3g}, above {SATURATED} in 5 lines running"
+
+
+def recall_falls(lines: Sequence[Line]) -> str | None:
+    """Return the recall, if it is below its bound in two evaluations running."""
+    found = [line["recall"] for line in lines if "recall" in line]
+    if len(found) < 3 or max(found[-2:]) >= RECALL * max(found):
+        return None
+    return f"recall is {found[-1]:.3g}, below {RECALL:g} of its best {max(found):.3g}"
+
+
 def worse_than_start(lines: Sequence[Line]) -> str | None:
     """Return the distance, if it is greater than before training."""
     now, bound = lines[-1]["distance"], 1.1 * lines[0]["distance"] + NOISE
@@ -184,6 +218,15 @@ LOG_RULES = (
         " else",
         "Set objective.fake_weight to the kind of the network's prediction, such as x0",
     ),
+    Rule(
+        "gradients-drift", gradients_drift, "the updates grow, as before a collapse", f"{SLOWER}, or set max_grad_norm"
+    ),
+    Rule(
+        "discriminator-wins",
+        discriminator_wins,
+        "the discriminator tells real from made without fail, and its gradients say little",
+        "Add objective.noise, lower the discriminator's learning rate, or lower its weight",
+    ),
 )
 HEALTH_RULES = (
     Rule("worse-than-start", worse_than_start, "training makes the student worse", SLOWER),
@@ -206,5 +249,14 @@ HEALTH_RULES = (
         partial(drifts, name="spectrum", least=0.4, more=0.2),
         "the samples lose or gain detail of this size, as a fraction of the highest frequency",
         "Let objective.times and fake_times visit the noise levels of this detail: low ones for a high band",
+    ),
+)
+EVALUATION_RULES = (
+    Rule(
+        "recall-falls",
+        recall_falls,
+        "the samples cover less and less of the data, although their distance may still fall",
+        "Keep the weights that cover the most by evaluation.best: recall, and lower generator.lr or stop earlier by"
+        " evaluation.stop_when",
     ),
 )

@@ -1,8 +1,9 @@
 """The hook that evaluates the average while it trains, and keeps the best weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,31 +18,36 @@ from trainers.checkpoints.formats import read_best
 from trainers.data import Dataset
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.data.encode import DatasetEncoder
+from trainers.engine.collectives import on_main_process
 from trainers.engine.sampler import make_image_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import gather_to_main
 from trainers.evaluation import NotMeasured, evaluate, evaluation_data, fit_protocol
+from trainers.hooks.alarms import EVALUATION_RULES, Alarms
 from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import log_numbers
 from trainers.io.atomic import atomic_folder
 from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.images import denoiser_of, free_decoder
-from trainers.io.jsonl import append
+from trainers.io.jsonl import append, read
 from trainers.recipe.measures import Evaluation
 from trainers.recipe.run import Run
+
+METRIC_LINES = "metrics.jsonl"
 
 
 class Evaluate(Hook):
     """A hook that evaluates the averaged network.
 
-    Each evaluation writes a line of metrics.jsonl. best/ holds the averaged weights with the best value of the metric
-    that the recipe names.
+    Each evaluation writes a line of metrics.jsonl, with the alarms that it raises. best/ holds the averaged weights
+    with the best value of the metric that the recipe names. Where the recipe has `stop_when`, it ends the run.
     """
 
     def __init__(self, folder: Path, settings: Evaluation) -> None:
         self.folder, self.settings, self.every = folder, settings, settings.every
         self.protocol: Protocol | None = None
         self.dataset: Dataset | None = None
+        self.alarms = Alarms(EVALUATION_RULES)
 
     def start(self, session: Session) -> None:
         """Read all that the evaluations need, so that nothing is missing later. Ranks divide the work.
@@ -51,6 +57,9 @@ class Evaluate(Hook):
         """
         if not self.every:
             return
+        if session.accelerator.is_main_process:
+            self.alarms = Alarms(EVALUATION_RULES, read(self.folder / METRIC_LINES))
+        self._end_if_exhausted(session)  # a run that has ended so ends again
         if self.settings.features is not None or self.settings.scores.named():
             self.protocol = self._fit(session).to("cpu")
         if self.settings.prompts is not None:
@@ -94,12 +103,20 @@ class Evaluate(Hook):
                 record["halves"] = self.protocol.halves
             numbers = {f"evaluation/{key}": value for key, value in report.items() if isinstance(value, float)}
             log_numbers(session.accelerator, numbers, session.state.images)
+            record = self.alarms.judge(record)
             with tolerate_disk_errors(at):
                 self._write(session, weights, record)
+        self._end_if_exhausted(session)
+
+    def _end_if_exhausted(self, session: Session) -> None:
+        """End the run if the rule of the recipe says so. Collective: the main process reads the lines."""
+        if self.settings.stop_when is not None:
+            decide = partial(exhausted, self.alarms.lines, self.settings)
+            session.ended = on_main_process(session.accelerator, decide) or session.ended
 
     def _write(self, session: Session, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Write the line of an evaluation, and best/ if the metric is the best so far."""
-        append(self.folder / "metrics.jsonl", record)
+        append(self.folder / METRIC_LINES, record)
         best, metric = self.folder / "best" / "metrics.json", self.settings.best
         if better(metric, record[metric], best_value(best, metric, record)):
             with atomic_folder(best.parent) as staging:
@@ -107,6 +124,28 @@ class Evaluate(Hook):
                 changes = {"changes": session.state.changes} if session.state.changes else {}
                 facts = {**record, "teacher": session.teacher_hash, **changes}
                 (staging / best.name).write_text(json.dumps(facts) + "\n")
+
+
+def exhausted(lines: Sequence[Mapping[str, Any]], settings: Evaluation) -> str | None:
+    """Return in words why a run ends by `stop_when`, or None while it goes on.
+
+    Lines of another protocol or another number of samples than the last one do not count.
+
+    Args:
+        lines: The lines of metrics.jsonl until now.
+        settings: The evaluation of the recipe.
+    """
+    name, rule = settings.stop_metric, settings.stop_when
+    same = [line for line in lines if all(line.get(key) == lines[-1].get(key) for key in ("protocol", "samples"))]
+    best: tuple[int, float] | None = None
+    for line in same:
+        if name in line and better(name, line[name], None if best is None else best[1]):
+            best = line["images"], line[name]
+    if rule is None or best is None or lines[-1]["images"] - best[0] < rule.patience:
+        return None
+    kept = "; best/ has it" if name == settings.best else ""
+    since = f"since {name} {best[1]:.4g} at {best[0]:,} images{kept}"
+    return f"evaluation.stop_when: no better value for {lines[-1]['images'] - best[0]:,} images, {since}"
 
 
 def best_value(file: Path, metric: str, record: Mapping[str, Any]) -> float | None:

@@ -18,19 +18,23 @@ from distill.random import Random
 from distill.samplers import Heun
 from distill.saved_files import load_tensors, tensor_bytes
 from trainers.data.batches import preview_conditions, unit_noise
+from trainers.data.labels import captions
 from trainers.engine.collectives import on_main_process
 from trainers.engine.sampler import Sampler, make_sampler, sampled_teacher
 from trainers.engine.session import Session
 from trainers.engine.stopping import STOP
 from trainers.hooks.alarms import HEALTH_RULES, Alarms
 from trainers.hooks.hook import Hook
+from trainers.hooks.samples import COLUMNS
 from trainers.hooks.trackers import log_numbers
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain, tolerate_disk_errors
+from trainers.io.images import free_decoder, grid, to_images
 from trainers.io.jsonl import append, read
 from trainers.recipe.run import Run
 
-LINES, REFERENCE = "health.jsonl", "health.safetensors"
+LINES, REFERENCE, BESIDE = "health.jsonl", "health.safetensors", "comparison.png"
+SHOWN_PAIRS = 3  # pairs of rows of comparison.png at most
 # Comparisons of a run at most, where the recipe does not say how often it compares. An alarm that needs three of them
 # then comes in the first 5 % of a run of 100,000 images.
 POINTS = 100
@@ -94,6 +98,7 @@ class CompareSamples(Hook):
         log_numbers(session.accelerator, {f"health/{key}": value for key, value in numbers.items()}, record["images"])
         with tolerate_disk_errors(at):
             append(self.folder / LINES, record)
+            self._draw_beside(session, samples, self.teacher)
 
     def _prepare(self, session: Session) -> None:
         """Load the teacher's samples, or make and keep them. Collective."""
@@ -123,6 +128,24 @@ class CompareSamples(Hook):
                 with tolerate_disk_errors(f"'{file}' is"), atomic_file(file) as staging:
                     staging.write_bytes(tensor_bytes({name: samples}))
         self.ready = True
+
+    def _draw_beside(self, session: Session, student: Tensor, teacher: Tensor) -> None:
+        """Draw comparison.png: pairs of rows, the teacher's samples above those of the student. Columns are conditions.
+
+        Latents that cannot be decoded are drawn by their first channels.
+        """
+        columns = min(COLUMNS, self.groups) if self.groups > 1 else min(COLUMNS, self.count)
+        stride = self.groups if self.groups > 1 else columns
+        rows = [torch.arange(columns) + row * stride for row in range(min(SHOWN_PAIRS, self.count // stride))]
+        chosen = torch.stack([samples[row] for row in rows for samples in (teacher, student)]).flatten(0, 1)
+        device = session.accelerator.device
+        images = to_images(chosen.to(device), session.model)
+        free_decoder(session.model)
+        names = captions(
+            self._conditions(session, torch.arange(columns, device=device)).labels, session.source.class_names
+        )
+        with atomic_file(self.folder / BESIDE) as staging:
+            grid(images, columns, captions=names).save(staging, "PNG")
 
     def _draw(self, session: Session, sampler: Sampler) -> Tensor:
         """Draw the samples [N, C, *spatial] of a comparison, float32 on the CPU. Collective: the ranks divide them."""

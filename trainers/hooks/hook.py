@@ -38,6 +38,16 @@ def call_due(session: Session, hooks: Sequence[Hook], before: int) -> None:
     call_in_turn(session, [hook for hook in hooks if hook.due(before, now, total)])
 
 
+def call_at_end(session: Session, hooks: Sequence[Hook], before: int) -> None:
+    """Call the hooks that the end of a run makes due and the update from `before` images did not.
+
+    The run ends before its last image.
+    """
+    now, total = session.state.images, session.run.images
+    called = [hook for hook in hooks if hook.due(before, now, total)]
+    call_in_turn(session, [hook for hook in hooks if hook not in called and hook.due(before, now, now)])
+
+
 def call_in_turn(session: Session, hooks: Sequence[Hook]) -> None:
     """Call hooks one after the other.
 

@@ -1,10 +1,15 @@
 """The hook that logs to log.jsonl, to the trackers of the recipe, and to the terminal."""
 
 import math
+import platform
 import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,6 +40,7 @@ class Log(Hook):
         self.file, self.every, self.console = folder / "log.jsonl", every, console
         self.clock: tuple[float, int, float] | None = None  # time, images, and the seconds of compilation until then
         self.last = 0  # images of the last line
+        self.machine: dict[str, Any] | None = None  # told once for each start
         self.alarms = Alarms(LOG_RULES)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
         # Rich draws a bar in a notebook through ipywidgets, and prints a warning where it is not installed.
@@ -46,6 +52,7 @@ class Log(Hook):
         """Start the clock and the progress bar."""
         self.clock = (time.perf_counter(), session.state.images, compile_seconds())
         if session.accelerator.is_main_process:
+            self.machine = describe_machine(session)
             self.alarms = Alarms(LOG_RULES, read(self.file))
             self.last = max((line["images"] for line in self.alarms.lines), default=0)
             self.progress.update(self.task, total=session.run.images, completed=session.state.images)
@@ -63,11 +70,14 @@ class Log(Hook):
         counts = player_numbers(session)
         if session.accelerator.is_main_process:
             speed, memory = done / seconds, peak_memory(session.accelerator.device)
-            timing = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1), "at": round(time.time(), 3)}
+            timing: dict[str, Any] = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1)}
+            timing["at"] = round(time.time(), 3)
             timing["peak_memory_gib"] = round(memory, 4)
             if compiling:
                 timing["compile_seconds"] = round(compiling, 1)
                 self.console.print(f"{session.run.name}: the networks were compiled in {compiling:.0f} s")
+            if self.machine is not None:
+                timing["machine"], self.machine = self.machine, None
             changes = [change for change in session.state.changes if self.last <= change["images"] < images]
             told = {"changes": changes} if changes else {}
             self.last = images
@@ -94,6 +104,16 @@ class Log(Hook):
     def stop(self) -> None:
         """Remove the progress bar."""
         self.progress.stop()
+
+
+def describe_machine(session: Session) -> dict[str, Any]:
+    """Return the kind of the device, the number of processes, and the versions of torch and of this package."""
+    device = session.accelerator.device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} of {platform.machine()}"
+    found = {"device": kind, "processes": session.accelerator.num_processes, "torch": f"torch {torch.__version__}"}
+    with suppress(PackageNotFoundError):  # a checkout that was never installed
+        found["distill"] = f"distill {version('distill-onestep')}"
+    return found
 
 
 def player_numbers(session: Session) -> dict[str, float]:

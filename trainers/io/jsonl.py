@@ -37,7 +37,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
     A line that is no object with a number of `images` is skipped, such as one that a kill cut short.
     """
-    return list(_records(file)) if file.is_file() else []
+    return [record for record in stream(file) if record is not None]
 
 
 def rewind(file: Path, images: int) -> None:
@@ -47,19 +47,26 @@ def rewind(file: Path, images: int) -> None:
         UserError: Something other than a regular file is in the place of the file, or the file is too large for a log.
     """
     if file.is_file():
-        with atomic_file(file) as staging, staging.open("w") as stream:
-            stream.writelines(json.dumps(record) + "\n" for record in _records(file) if record["images"] <= images)
+        with atomic_file(file) as staging, staging.open("w") as output:
+            kept = (record for record in stream(file) if record is not None and record["images"] <= images)
+            output.writelines(json.dumps(record) + "\n" for record in kept)
     elif os.path.lexists(file):
         raise UserError(f"'{file}' is no regular file, and a run writes there; move it away")
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records in a file. Raise UserError if it is larger than any log."""
-    with open_regular(file) as stream:
+def stream(file: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the record of each line of a file, or None for a line that is no record. No file has no lines.
+
+    Raises:
+        UserError: The file is larger than any log.
+    """
+    if not file.is_file():
+        return
+    with open_regular(file) as opened:
         if file.stat().st_size > LARGEST:
             raise UserError(f"'{file}' has more than {LARGEST:,} bytes, and is no log; move it away")
-        while line := stream.readline(LONGEST):
+        while line := opened.readline(LONGEST):
+            record = None
             with suppress(ValueError, RecursionError):  # no UTF-8, no JSON, or nested too deep
                 record = json.loads(line)
-                if isinstance(record, dict) and type(record.get("images")) is int:
-                    yield record
+            yield record if isinstance(record, dict) and type(record.get("images")) is int else None

@@ -59,7 +59,7 @@ def plan_lines(run: Run, found: Plan, nodes: int, gpu: str = "h200") -> list[str
         f"peak {gigabytes(found.peak.bytes)} a GPU in: {found.phase}; largest: {kinds[0][0]}",
     ]
     if run.compile:
-        lines += ["  the numbers are of the networks before compilation"]
+        lines += ["  before compilation, which may take less (docs/plan.md)"]
     for kind, size in kinds:
         lines += [f"  {kind:28}{gigabytes(size):>12}"] if size else []
     lines += [f"in host memory, for each GPU: {gigabytes(found.host)}"] if found.host else []

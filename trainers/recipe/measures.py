@@ -53,6 +53,17 @@ class Asked(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopWhen:
+    """The rule by which a run ends before its last image: its best evaluation is too long ago."""
+
+    patience: int  # images since the best evaluation, after which the run ends as if these were all its images
+    metric: Metric | Score | None = None  # null: that of evaluation.best
+
+    def __post_init__(self) -> None:
+        positive(self, "patience")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The measurement of samples under a named protocol (docs/evaluation.md)."""
 
@@ -64,6 +75,7 @@ class Evaluation:
     # last alone
     metrics: tuple[Metric, ...] | None = None
     best: Metric | Score = "frechet"  # best/ holds the weights with the best value of it
+    stop_when: StopWhen | None = None
     scores: Scores = Scores()
     prompts: LocalPath | None = None  # a file of prompts, of which the samples are, in order; null: those of the data
     reference: LocalPath | None = None  # a file of published statistics or of `distill reference`; null: of the data
@@ -89,6 +101,23 @@ class Evaluation:
             raise UserError("classifier: has features of its own; leave out protocol and features")
         if self.metrics is not None and self.best not in (*self.metrics, *self.scores.named()):
             raise UserError(f"best: {self.best} is not among the metrics {', '.join(self.metrics)}")
+        if self.stop_when is not None:
+            self._check_stop(self.stop_when)
+
+    @property
+    def stop_metric(self) -> str:
+        """The metric of `stop_when`."""
+        chosen = None if self.stop_when is None else self.stop_when.metric
+        return self.best if chosen is None else chosen
+
+    def _check_stop(self, rule: StopWhen) -> None:
+        """Raise UserError when a rule can never end a run."""
+        if not self.every:
+            raise UserError("stop_when: needs evaluations; set every")
+        if rule.patience < self.every:
+            raise UserError(f"stop_when: patience {rule.patience:,} must be at least every, which is {self.every:,}")
+        if self.metrics is not None and self.stop_metric not in (*self.metrics, *self.scores.named()):
+            raise UserError(f"stop_when: {self.stop_metric} is not among the metrics {', '.join(self.metrics)}")
 
     def _follow(self, features: FeatureSettings, samples: int) -> None:
         """Take features and samples of the protocol, where they are not given. Raise UserError if others are."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainers.engine.meter import BINS
-from trainers.hooks.alarms import HEALTH_RULES, LOG_RULES, RECOVERED, Alarms
+from trainers.hooks.alarms import EVALUATION_RULES, HEALTH_RULES, LOG_RULES, RECOVERED, Alarms, Rule
 from trainers.io.jsonl import append, read
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "health.md"
@@ -18,6 +18,7 @@ ROWS = 12
 def log_lines(**series: Any) -> list[dict[str, Any]]:
     """A healthy log like that of digits_sid, with the given numbers by line, or the same one in every line."""
     healthy: dict[str, Any] = {f"health/fake_vs_teacher/{one}": [0.9, 1.0, 1.05] for one in BINS}
+    healthy |= {"fake/grad_norm": [10.0, 12.0, 40.0, 9.0, 11.0], "health/accuracy": [0.6, 0.97, 0.98, 0.7]}
     healthy |= {"health/gap": [0.04, 0.073, 0.062, 0.059, 0.063, 0.052, 0.053, 0.052, 0.066, 0.054, 0.059, 0.06]}
     return rows({**healthy, "health/fake_loss": 0.6, **series})
 
@@ -35,6 +36,17 @@ def health_lines(**series: Any) -> list[dict[str, Any]]:
     return rows({**healthy, **series})
 
 
+def evaluation_lines(**series: Any) -> list[dict[str, Any]]:
+    """Evaluations of a run whose samples cover more and more."""
+    return rows({"frechet": [9.0, 5.0, 4.0, 3.0], "recall": [0.1, 0.3, 0.4, 0.5, 0.48, 0.5], **series})
+
+
+def rules_of(lines: list[dict[str, Any]]) -> tuple[Rule, ...]:
+    if "distance" in lines[0]:
+        return HEALTH_RULES
+    return EVALUATION_RULES if "recall" in lines[0] else LOG_RULES
+
+
 def rows(series: dict[str, Any]) -> list[dict[str, Any]]:
     """One line for each of ROWS numbers; the last number of a series goes on."""
 
@@ -46,7 +58,7 @@ def rows(series: dict[str, Any]) -> list[dict[str, Any]]:
 
 def alarms(lines: list[dict[str, Any]]) -> list[tuple[int, str]]:
     """(images, anchor) of the alarms that lines raise, with the text of the last one."""
-    judged = Alarms(HEALTH_RULES if "distance" in lines[0] else LOG_RULES)
+    judged = Alarms(rules_of(lines))
     found = []
     for line in lines:
         for text in judged.judge(line).get("alarms", []):
@@ -54,7 +66,9 @@ def alarms(lines: list[dict[str, Any]]) -> list[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("lines", [log_lines(), health_lines()], ids=["log", "health"])
+@pytest.mark.parametrize(
+    "lines", [log_lines(), health_lines(), evaluation_lines()], ids=["log", "health", "evaluation"]
+)
 def test_a_healthy_run_raises_none(lines: list[dict[str, Any]]) -> None:
     assert alarms(lines) == []
 
@@ -65,12 +79,15 @@ FAILING = {
     "fake-lags": (log_lines(**{HIGH: [0.9, 1.0, 1.0, 1.6, 1.7]}), 4000),
     "gap-grows": (log_lines(**{"health/gap": [0.04, 0.07, 0.06, 0.06, 0.06, 0.09, 0.1, 0.11]}), 7000),
     "fake-loss": (log_lines(**{"health/fake_loss": [3.9, 3.0, 1.4, 1.2]}), 0),
+    "gradients-drift": (log_lines(**{"fake/grad_norm": [9.0, 8.0, 10.0, 9.0, 50.0, 9.0, 60.0, 70.0, 80.0]}), 7000),
+    "discriminator-wins": (log_lines(**{"health/accuracy": [0.6, 0.96, 0.99, 0.94, 0.96, 0.97, 0.98]}), 8000),
     "worse-than-start": (health_lines(distance=[0.157, 0.17, 0.19, 0.2]), 3000),
     "stalled": (health_lines(distance=[0.157, 0.11, 0.101, 0.102, 0.102]), 3000),
     "diversity-lost": (health_lines(diversity=[0.74, 0.7, 0.67, 0.64]), 2000),
     "contrast": (health_lines(contrast=[0.869, 0.84, 0.8, 0.75]), 3000),
     "mean": (health_lines(mean=[0.05, 0.1, -0.18, -0.3]), 3000),
     "spectrum": (health_lines(**{"spectrum/0.5-1": [-1.27, -1.47, -1.5]}), 2000),
+    "recall-falls": (evaluation_lines(recall=[0.1, 0.5, 0.39, 0.41, 0.39, 0.38]), 5000),
 }
 
 
@@ -81,7 +98,7 @@ def test_each_rule_fires_once_where_it_should(name: str) -> None:
 
 
 def test_every_rule_is_tested_and_has_its_anchor() -> None:
-    names = [rule.name for rule in (*LOG_RULES, *HEALTH_RULES)]
+    names = [rule.name for rule in (*LOG_RULES, *HEALTH_RULES, *EVALUATION_RULES)]
     assert names == list(FAILING) and len(set(names)) == len(names)
     assert {f"### {name}" for name in names} <= set(DOCS.read_text().splitlines())
 
@@ -107,7 +124,8 @@ def test_an_alarm_comes_again_after_it_recovered() -> None:
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_resume_neither_repeats_nor_loses_one(name: str, at: int, tmp_path: Path) -> None:
     """The lines of a run that was stopped after any line are those of one that was not."""
-    lines, rules = FAILING[name][0], HEALTH_RULES if "distance" in FAILING[name][0][0] else LOG_RULES
+    lines = FAILING[name][0]
+    rules = rules_of(lines)
     whole = Alarms(rules)
     wanted = [whole.judge(line) for line in lines]
     before = Alarms(rules)
