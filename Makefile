@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help quickstart test test-only test-fast lint house test-slow test-compiler test-recipes test-support support test-faults test-hostile \
-        bench-step bench-around bench-memory bench-roofline bench-save bench-objectives gpu-check plan-flux clean
+        bench-step bench-around bench-memory bench-roofline bench-save bench-objectives gpu-check plan-flux docs clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
@@ -28,6 +28,7 @@ help:
 	@echo "make gpu-check    everything that needs a GPU, in 8 minutes on one; writes docs/results/gpu.md"
 	@echo "make bench-objectives   every objective on the digits, hours"
 	@echo "make plan-flux    memory and communication of a 12B teacher on 8, 64 and 1024 GPUs"
+	@echo "make docs         build the site of docs/ into site/, strictly"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
 
 quickstart: .venv/.installed
@@ -98,6 +99,11 @@ plan-flux: .venv/.installed
 bench-objectives: .venv/.installed
 	$(BIN)/python -m benchmarks.objectives digits
 
+# A warning is an error: a dead link, a missing heading, a page that no menu has. Read it by
+# .venv/bin/python -m http.server -d site, or open site/index.html, where only the search does not work.
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # torch comes first, on its own line: it is by far the largest.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or newer: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
@@ -111,6 +117,10 @@ bench-objectives: .venv/.installed
 	$(PIP) --no-deps torch-fidelity  # its requirements would bring torchvision, which nothing here imports
 	@touch $@
 
+.venv/.installed-docs: .venv/.installed
+	$(PIP) -e ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find distill trainers launch configs benchmarks examples tests -name __pycache__ -type d -prune -exec rm -rf {} +

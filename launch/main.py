@@ -68,7 +68,7 @@ app.add_typer(import_.import_app, name="import", rich_help_panel="Teachers and d
 
 
 def main() -> None:
-    """Run a command, and exit with its exit code (docs/cluster.md).
+    """Run a command, and exit with its exit code (docs/exit_codes.md).
 
     A mistake of the user is printed to stderr in one line. With --debug a traceback comes first.
     """

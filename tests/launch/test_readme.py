@@ -29,7 +29,17 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 KEYS = {one.name for kind in (Run, TeacherRun, ClassifierRun) for one in fields(kind)}
 FILES = {"distill.json"}  # names of files that look like modules
 TAKES_RECIPE = ("train", "teacher", "classifier", "cache", "plan", "try")
-ELSEWHERE = {"move_to_device_pass"}  # names of other libraries that our code does not use
+ELSEWHERE = {  # names of other libraries and repositories that our code does not use
+    "fake_guidance_scale",
+    "fake_score",
+    "fid50k_full",
+    "fsdp_cpu_offload",
+    "max_iter",
+    "move_to_device_pass",
+    "real_guidance_scale",
+    "sid_train",
+    "torch_compile_mode",
+}
 RECORDS = ("docs/results/faults.md",)  # pages that a program wrote, with names of the code of that day
 EVERYWHERE = {"--debug", "--help", "--trust-code"}  # options of every command
 

@@ -1,0 +1,83 @@
+"""The parts of pages that are made of the code: the commands, and the papers with their recipes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from launch.commands.recipes import markdown
+from launch.main import COMMANDS, app
+from trainers.recipe.shipped import RECIPES, shipped_recipes
+
+
+def recipes() -> str:
+    """Return the list of all shipped recipes, each with the first line of its file."""
+    lines = []
+    for name, file in shipped_recipes().items():
+        place, first = file.relative_to(RECIPES).as_posix(), file.read_text("utf-8").splitlines()[0]
+        lines.append(f"| [`{name}`](../configs/{place}) | {first.lstrip('# ')} |")
+    return "\n".join(["| recipe | |", "| --- | --- |", *lines])
+
+
+def papers() -> str:
+    """Return a table of the recipes of papers' own experiments, in the order of the papers."""
+    objectives = dict(re.findall(r"^\| \[`(\w+)`\]\S+ \| .*? \| (.*?) \|", markdown(), re.MULTILINE))
+    rows = []
+    for name, objective in objectives.items():
+        file = shipped_recipes()[name]
+        text = file.read_text("utf-8")
+        head = " ".join(line.lstrip("# ") for line in text.partition("\nname:")[0].splitlines())
+        ((title, paper, arxiv),) = re.findall(r"^(.*?) in one step with (\S+) .*?arXiv:([\d.]+)\)", head)
+        link = f"[`{name}`](../configs/{file.relative_to(RECIPES).as_posix()})"
+        cells = (f"{paper}, arXiv:{arxiv}", link, title, f"`{objective}`", *status(head, text))
+        rows.append(f"| {' | '.join(cells)} |")
+    titles = "| paper | recipe | | objective | published, by the authors | status |"
+    in_order = sorted(rows, key=lambda row: row.split("|")[1])
+    return "\n".join([titles, "| --- " * 6 + "|", *in_order])
+
+
+def status(head: str, text: str) -> tuple[str, str]:
+    """Return the published result of a recipe, and where its values are from, as its head says them."""
+    published = re.search(r"Published: (.*?)\.(?= [A-Z]|$)", head)
+    said = re.findall(r"((?:Values|Left out|Deviation): .*?\.)(?= [A-Z]|$)", head)
+    count = len(re.findall("unverified", text))
+    said += [f"`unverified` stands {count} times in the file."] if count > 1 else []
+    said += ["`unverified` stands once in the file."] if count == 1 else []
+    return published[1] if published else "", " ".join(said)
+
+
+def commands() -> str:
+    """Return the reference of the `distill` command, in the order of `distill --help`."""
+    command: Any = typer.main.get_command(app)
+    parts = [re.sub(r"(--[\w=-]+|[A-Z_]{9,}=\d)", r"`\1`", command.epilog)]
+    for panel in COMMANDS:
+        parts.append(f"## {panel}")
+        for name, one in command.commands.items():
+            if one.rich_help_panel == panel:
+                parts += reference(one, f"distill {name}")
+    return "\n\n".join(parts)
+
+
+def reference(command: Any, name: str) -> Iterator[str]:
+    """Yield the parts of the reference of a command, or of each command of a group."""
+    if hasattr(command, "commands"):
+        for inner, one in command.commands.items():
+            yield from reference(one, f"{name} {inner}")
+        return
+    context = typer.Context(command, info_name=name)
+    yield f"### {name}"
+    yield " ".join((command.help or "").split())
+    yield f"    {command.get_usage(context).removeprefix('Usage: ')}"
+    rows = [row(one.get_help_record(context)) for one in command.params if one.name != "help"]
+    if rows:
+        yield "\n".join(["| | | |", "| --- | --- | --- |", *rows])
+
+
+def row(record: tuple[str, str]) -> str:
+    """Return a parameter as a row: its name, its help, and what `--help` shows in brackets, such as its default."""
+    name, text = (part.replace("|", "\\|") for part in record)
+    text, _, more = text.partition("  [")
+    return f"| `{name}` | {text} | {more.removesuffix(']')} |"
