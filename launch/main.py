@@ -4,13 +4,17 @@ Commands import what they need when they are called, so that `distill --help` do
 """
 
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
+from distill import __version__
 from distill.errors import UserError
 from distill.user_code import trusting
 from launch.commands import (
@@ -41,7 +45,6 @@ app = typer.Typer(
     help="Distil a diffusion or flow model into a one-step generator.",
     epilog=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 LONGEST = 1_500  # characters of an error that is printed
@@ -62,6 +65,23 @@ for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(command.__name__.strip("_"), rich_help_panel=panel)(command)
 app.add_typer(import_.import_app, name="import", rich_help_panel="Teachers and data")
+
+
+def print_versions(wanted: bool) -> None:
+    """Print the versions of this package, torch and Python, and exit, if that is wanted. torch is not imported."""
+    if wanted:
+        typer.echo(f"distill {__version__}, torch {version('torch')}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_without_command(
+    versions: Annotated[
+        bool,
+        typer.Option("--version", help="Print the versions and exit.", callback=print_versions, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def main() -> None:
