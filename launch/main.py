@@ -26,6 +26,7 @@ from launch.commands import (
     export,
     floor,
     import_,
+    keys,
     pairs,
     plan,
     probe,
@@ -49,7 +50,7 @@ app = typer.Typer(
 )
 LONGEST = 1_500  # characters of an error that is printed
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `distill --help`
-    "Begin": (quickstart.quickstart, recipes.recipes, doctor.doctor, plan.plan, try_.try_),
+    "Begin": (quickstart.quickstart, recipes.recipes, keys.keys, doctor.doctor, plan.plan, try_.try_),
     "Teachers and data": (
         train.teacher,
         probe.probe,
