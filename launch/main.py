@@ -127,13 +127,13 @@ def main() -> None:
 
 
 def print_error(error: object, more: str = "") -> None:
-    """Print an error in one line to stderr, unless the main process prints it. A long one loses its middle."""
+    """Print an error to stderr, unless the main process prints it. A long line loses its middle."""
     if not getattr(error, "already_printed", False):
-        text = str(error)
-        if len(text) > LONGEST:  # a value or a path that the user gave may have any length
-            text = f"{text[: LONGEST - 500]} ... {text[-490:]}"
+        lines = f"{error}{more}".split("\n")  # of a recipe with several mistakes each has a line
+        # A value or a path that the user gave may have any length.
+        short = [line if len(line) <= LONGEST else f"{line[: LONGEST - 500]} ... {line[-490:]}" for line in lines]
         with suppress(BrokenPipeError):  # whoever read it is gone
-            print(f"distill: {text}{more}", file=sys.stderr)
+            print("distill:", "\n".join(short), file=sys.stderr)
 
 
 if __name__ == "__main__":

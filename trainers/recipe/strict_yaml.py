@@ -34,6 +34,7 @@ _T = TypeVar("_T")
 Where = str | Callable[[str], str]
 """The place of a recipe's keys: a file, or a function (key) -> place where the keys come from several."""
 _SHOWN, _LINE = 200, 2_000  # characters of an override in an error message, and of the message
+_MOST = 10  # mistakes that one error lists
 _UNIONS = (Union, types.UnionType)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 _LISTED: dict[Any, str] = {}  # base class -> the document that lists its choices
@@ -51,6 +52,14 @@ class _UnknownKey(Exception):
     def __init__(self, key: str, fields: Sequence[str]) -> None:
         super().__init__(key)
         self.key, self.fields = key, fields
+
+
+class _Mistakes(Exception):
+    """The mistakes in a group of keys and in the groups inside it, in their order."""
+
+    def __init__(self, found: Sequence[UserError | _UnknownKey]) -> None:
+        super().__init__(*found)
+        self.found = found
 
 
 def register_choices(base: type, registry: Mapping[str, type], listed: str = "") -> None:
@@ -74,12 +83,21 @@ def build(cls: type[_T], data: Mapping[str, Any], where: Where = "") -> _T:
         where: The beginning of every error message, such as a file.
 
     Raises:
-        UserError: A key or a value is wrong.
+        UserError: A key or a value is wrong. Several mistakes have a line each, below a line with their number.
     """
     try:
         return cast(_T, _value(cls, data, where, ""))
-    except _UnknownKey as unknown:
-        raise _error(where, unknown.key, _hint(unknown.key, cls, data, unknown.fields), "unknown key") from None
+    except _Mistakes as mistakes:
+        found, told = mistakes.found, list[UserError]()
+        for one in found[:_MOST]:
+            if isinstance(one, _UnknownKey):
+                told.append(_error(where, one.key, _hint(one, cls, data), "unknown key"))
+            else:
+                told.append(one)
+    if len(found) == 1:
+        raise told[0]
+    more = [f"  and {len(found) - _MOST:,} more"] if len(found) > _MOST else []
+    raise UserError("\n".join([f"{len(found):,} mistakes:", *(f"  {one}" for one in told), *more]))
 
 
 def known_keys(cls: type, data: Mapping[str, Any] = MappingProxyType({}), group: str = "") -> Iterator[str]:
@@ -232,13 +250,22 @@ def _group(cls: type, value: Any, where: Where, key: str) -> Any:
     if not isinstance(value, Mapping):
         raise _type_error(cls, value, where, key)
     hints, fields, dot = get_type_hints(cls), recipe_fields(cls), f"{key}." if key else ""
-    for name in value:
-        if name not in fields:
-            raise _UnknownKey(f"{dot}{name}", tuple(fields))
+    mistakes: list[Any] = [_UnknownKey(f"{dot}{name}", tuple(fields)) for name in value if name not in fields]
+    meant = {near for unknown in mistakes[:_MOST] for near in nearest(unknown.key.rpartition(".")[2], fields, 1)}
     for name, field in fields.items():
-        if name not in value and field.default is field.default_factory is dataclasses.MISSING:
-            raise _error(where, f"{dot}{name}", f": it must be {_expected(hints[name])}", "missing key")
-    settings = {name: _value(hints[name], one, where, f"{dot}{name}") for name, one in value.items()}
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in value and name not in meant:
+            mistakes.append(_error(where, f"{dot}{name}", f": it must be {_expected(hints[name])}", "missing key"))
+    settings: dict[str, Any] = {}
+    for name in (name for name in value if name in fields):
+        try:
+            settings[name] = _value(hints[name], value[name], where, f"{dot}{name}")
+        except _Mistakes as inner:
+            mistakes += inner.found
+        except UserError as error:
+            mistakes.append(error)
+    if mistakes:
+        raise _Mistakes(mistakes)
     try:
         return cls(**settings)
     except (ValueError, UserError) as error:
@@ -343,15 +370,15 @@ def _expected(hint: Any, value: object = "") -> str:
     return "a mapping" if origin is dict or dataclasses.is_dataclass(hint) else _WORDS.get(hint, str(hint))
 
 
-def _hint(key: str, cls: type, data: Mapping[str, Any], fields: Sequence[str]) -> str:
+def _hint(unknown: _UnknownKey, cls: type, data: Mapping[str, Any]) -> str:
     """Return the end of an error about an unknown key: the keys that it may stand for, or where all are listed.
 
     Args:
-        key: The unknown key.
+        unknown: The unknown key.
         cls: The dataclass of the whole recipe.
         data: The recipe.
-        fields: The keys that are known in the key's own group.
     """
+    key, fields = unknown.key, unknown.fields
     group, dot, tail = key.rpartition(".")
     known = list(dict.fromkeys(known_keys(cls, data)))
     same = [one for one in known if one.endswith(f".{tail}") or one == tail]
