@@ -36,7 +36,7 @@ def test_the_place_may_depend_on_the_key() -> None:
 
 
 def test_several_mistakes_are_told_at_once() -> None:
-    """Each in its own group, in the order of the groups; a missing key that a wrong one stands for is not told twice."""
+    """In the order of the groups. A missing key that a wrong one stands for is not told twice."""
     data = {"batchsize": 1, "generator": {"lr": "fast", "lrr": 1}, "times": {"name": "ramp"}, "fake_times": "rump"}
     assert refusal(build, Run, data, "digits.yaml").splitlines() == [
         "5 mistakes:",
