@@ -56,11 +56,16 @@ def test_from_a_teacher_to_a_table(distill: Command, recipe_file: Write, tmp_pat
     teacher, run = tmp_path / "t", tmp_path / "runs" / "s"
     common: dict[str, Any] = {"images": 16, "checkpoint_every": 8, "log_every": 8, "samples_every": 8}
     common["evaluation"] = {"every": 8, "samples": 64}
-    assert distill("teacher", recipe_file(trains="teacher", **common), "--folder", teacher).code == 0
+    made = distill("teacher", recipe_file(trains="teacher", **common), "--folder", teacher)
+    assert made.code == 0 and made.err.endswith(f"or a recipe with `teacher: {teacher / 'teacher'}`\n")
     names = {path.name for path in (teacher / "teacher").iterdir()}
     assert names == {"unet", "denoiser.json"}
     file = recipe_file(teacher="../t/teacher", **common)  # relative to the working directory, which is cwd/
-    assert distill("train", file, "objective.alpha=1.0", "seed=3", "--folder", run).code == 0
+    trained_run = distill("train", file, "objective.alpha=1.0", "seed=3", "--folder", run)
+    assert trained_run.code == 0
+    assert trained_run.err.endswith(
+        f"tiny: done; next `distill evaluate {run}`, `distill sample {run}` or `distill export {run}`\n"
+    )
     resolved = yaml.safe_load((run / "run.yaml").read_text())
     assert resolved["teacher"] == str(teacher / "teacher")
     assert (resolved["objective"]["alpha"], resolved["seed"], resolved["keep"]) == (1.0, 3, 3)
