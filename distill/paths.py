@@ -137,6 +137,10 @@ class VP(Path):
 
     t runs over [0, 1], and beta is linear in t.
 
+    Attributes:
+        beta_min: The beta at t = 0.
+        beta_max: The beta at t = 1.
+
     Raises:
         UserError: The betas are not 0 <= beta_min <= beta_max <= 1000, or both are 0.
     """

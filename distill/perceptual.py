@@ -61,6 +61,9 @@ class PseudoHuberDistance(Perceptual):
     """The distance sqrt(mean square + c^2) - c, which consistency training uses in place of LPIPS (arXiv:2310.14189).
 
     The paper has the sum of squares over the N elements, and c sqrt(N). Its distance is this one times sqrt(N).
+
+    Attributes:
+        c: The constant c.
     """
 
     c: float = 0.00054  # unverified
@@ -76,7 +79,8 @@ class PseudoHuberDistance(Perceptual):
 class Features(Perceptual):
     """The mean square of the difference of a classifier's features.
 
-    `folder` is the folder of the classifier, which `distill classifier` writes.
+    Attributes:
+        folder: The folder of the classifier, which `distill classifier` writes.
     """
 
     folder: LocalPath

@@ -34,6 +34,10 @@ class LogNormal(Times):
 
     On a flow path nsr = t / (1 - t), so this is also the logit-normal law of the flow time (SD3, arXiv:2403.03206) with
     the same mean and std.
+
+    Attributes:
+        mean: The mean of ln nsr.
+        std: The standard deviation of ln nsr.
     """
 
     mean: float = -1.2
@@ -74,7 +78,12 @@ class Karras(Times):
 
 @dataclass(frozen=True)
 class UniformFlow(Times):
-    """The uniform law of the flow time t = nsr / (1 + nsr) between `low` and `high`."""
+    """The uniform law of the flow time t = nsr / (1 + nsr) between `low` and `high`.
+
+    Attributes:
+        low: The smallest flow time.
+        high: The largest flow time.
+    """
 
     low: float = 0.001
     high: float = 0.999
@@ -92,6 +101,10 @@ class UniformSteps(Times):
     """The uniform law over the steps `first` to `last`, both included, of a discrete path.
 
     SiD-LSG and DMD use the steps 20 to 979.
+
+    Attributes:
+        first: The first step.
+        last: The last step.
     """
 
     first: int = 20

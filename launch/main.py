@@ -4,13 +4,17 @@ Commands import what they need when they are called, so that `distill --help` do
 """
 
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
+from distill import __version__
 from distill.errors import UserError
 from distill.user_code import trusting
 from launch.commands import (
@@ -22,6 +26,7 @@ from launch.commands import (
     export,
     floor,
     import_,
+    keys,
     pairs,
     plan,
     probe,
@@ -43,12 +48,11 @@ app = typer.Typer(
     help="Distil a diffusion or flow model into a one-step generator.",
     epilog=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 LONGEST = 1_500  # characters of an error that is printed
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `distill --help`
-    "Begin": (quickstart.quickstart, recipes.recipes, doctor.doctor, plan.plan, try_.try_),
+    "Begin": (quickstart.quickstart, recipes.recipes, keys.keys, doctor.doctor, plan.plan, try_.try_),
     "Teachers and data": (
         train.teacher,
         probe.probe,
@@ -65,6 +69,23 @@ for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(command.__name__.strip("_"), rich_help_panel=panel)(command)
 app.add_typer(import_.import_app, name="import", rich_help_panel="Teachers and data")
+
+
+def print_versions(wanted: bool) -> None:
+    """Print the versions of this package, torch and Python, and exit, if that is wanted. torch is not imported."""
+    if wanted:
+        typer.echo(f"distill {__version__}, torch {version('torch')}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_without_command(
+    versions: Annotated[
+        bool,
+        typer.Option("--version", help="Print the versions and exit.", callback=print_versions, is_eager=True),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def main() -> None:
@@ -109,13 +130,13 @@ def main() -> None:
 
 
 def print_error(error: object, more: str = "") -> None:
-    """Print an error in one line to stderr, unless the main process prints it. A long one loses its middle."""
+    """Print an error to stderr, unless the main process prints it. A long line loses its middle."""
     if not getattr(error, "already_printed", False):
-        text = str(error)
-        if len(text) > LONGEST:  # a value or a path that the user gave may have any length
-            text = f"{text[: LONGEST - 500]} ... {text[-490:]}"
+        lines = f"{error}{more}".split("\n")  # of a recipe with several mistakes each has a line
+        # A value or a path that the user gave may have any length.
+        short = [line if len(line) <= LONGEST else f"{line[: LONGEST - 500]} ... {line[-490:]}" for line in lines]
         with suppress(BrokenPipeError):  # whoever read it is gone
-            print(f"distill: {text}{more}", file=sys.stderr)
+            print("distill:", "\n".join(short), file=sys.stderr)
 
 
 if __name__ == "__main__":

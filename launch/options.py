@@ -14,8 +14,20 @@ from distill.errors import UserError
 if TYPE_CHECKING:
     from trainers.recipe.run import Experiment, Run, TeacherRun
 
+
+def complete_recipe(beginning: str) -> list[str]:
+    """Return the names of the shipped recipes with this beginning, for the completion of a shell."""
+    from trainers.recipe.shipped import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(beginning)]
+
+
 Recipe = Annotated[
-    str, typer.Argument(help="A shipped recipe (see `distill recipes`), a YAML file, or - for the changes alone.")
+    str,
+    typer.Argument(
+        help="A shipped recipe (see `distill recipes`), a YAML file, or - for the changes alone.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe, such as images=10000 or objective.alpha=1.0.")

@@ -46,6 +46,7 @@ from trainers.recipe.changes import accepted_changes, recipe_changes
 from trainers.recipe.load import RUN_FILE
 from trainers.recipe.run import Run, TeacherRun
 from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.runs.banner import banner
 from trainers.runs.distillation import build_distillation
 from trainers.runs.open import Opened
 from trainers.runs.probe import probe_teacher
@@ -98,6 +99,8 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         # One rank writes, and an error of the disk ends all ranks.
         on_main_process(accelerator, partial(write_recipe, session, folder))
         start_trackers(run, folder, accelerator, console, opened.fresh, state.changes)
+        for line in banner(session, folder):
+            console.print(line)
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
         hooks = [log, *hooks_of(session, folder, saver, opened.objects.hooks)]
         with (

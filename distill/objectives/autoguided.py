@@ -19,6 +19,9 @@ class Autoguided(Wrapper):
     """Guidance of the teacher by a weak teacher, under the same condition, in the inner objective.
 
     The weak teacher is a smaller or earlier model of the same data. No null condition is needed.
+
+    Attributes:
+        teacher_autoguidance: The scale of the guidance by the weak teacher.
     """
 
     weak_teacher: LocalPath  # the folder of the weak teacher

@@ -39,6 +39,11 @@ class Decoupled(Wrapper):
     """The terms of the inner objective with the plain conditional teacher, and a term of the teacher's guidance.
 
     The paper's alpha_cfg is teacher_cfg - 1.
+
+    Attributes:
+        teacher_cfg: The guidance scale of the teacher.
+        guidance_times: The law of the times in the term of the guidance.
+        guidance_weight: The weight of a sample in the term of the guidance.
     """
 
     teacher_cfg: float = 2.0  # unverified; DI* (SDXL) reports alpha_cfg = 4.5 and 7.5 as its best

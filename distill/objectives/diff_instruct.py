@@ -29,7 +29,11 @@ def diff_instruct_loss(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffInstruct(Objective):
-    """The objective of Diff-Instruct, which needs no data. The denoisers need no graph."""
+    """The objective of Diff-Instruct, which needs no data. The denoisers need no graph.
+
+    Attributes:
+        times: The law of the times in the generator's loss.
+    """
 
     times: Times = LogNormal(-1.2, 1.2)  # the law that EDM trains with, as for the fake
 

@@ -39,12 +39,17 @@ class DMD(Objective):
 
     The regression keeps the generator from losing modes. At regression = 0 no pairs are needed. No gradient passes
     through the denoisers.
+
+    Attributes:
+        times: The law of the times in the generator's loss.
+        regression: The weight of the regression. 0 for none.
+        perceptual: The distance of the regression.
     """
 
     # t ~ U(0.02, 0.98) T: the points 20 to 980 of 1000 on EDM's ramp. For Stable Diffusion: {name: uniform_steps}.
     times: Times = Karras(0.0032316, 72.054)
     fake_times: Times = Karras()  # the whole ramp
-    regression: float = 0.25  # the weight of the regression; 0.5 for CIFAR-10 without labels
+    regression: float = 0.25  # 0.5 for CIFAR-10 without labels
     perceptual: Perceptual = MSE()  # the paper has LPIPS, for which it found the weight 0.25
 
     def __post_init__(self) -> None:

@@ -21,15 +21,22 @@ class DMD2(Objective):
     time on the samples of the generator's update (`reuse_samples`). Their losses are means over the elements of a
     sample, and ours are sums. The weights of the adversarial terms are the authors', so these terms are multiplied by
     the number of elements.
+
+    Attributes:
+        times: The law of the times in the generator's loss.
+        adversarial: The weight of the generator's adversarial term.
+        features: The network whose features the head reads.
+        noise: The adaptive range of the discriminator's times.
+        r1: The penalty on the discriminator's slope.
     """
 
     times: Times = Karras(0.0032316, 72.054, rho=7.0)  # the points 20 to 980 of 1000 on EDM's ramp
     fake_times: Times = Karras(0.002, 80.0, rho=7.0)  # all points; the weight edm is the authors' SNR + 1/sigma_data^2
     matching: float = 1.0  # the weight of DMD's term; 0 leaves the generator to the discriminator alone
-    adversarial: float = 3e-3  # the weight of the generator's term on ImageNet 64; 1e-3 on SD 1.5, 5e-3 on SDXL
+    adversarial: float = 3e-3  # that of ImageNet 64; 1e-3 on SD 1.5, 5e-3 on SDXL
     discriminator: float = 1e-2  # the weight of the discriminator's loss in the fake's update
     tap: str = "middle"  # the submodule whose features the head reads
-    # Whose features they are. The teacher's stand still, and take no backward pass in the fake's update, as FastGen's.
+    # The teacher's stand still, and take no backward pass in the fake's update, as FastGen's.
     features: Literal["fake", "teacher"] = "fake"
     # The law of the discriminator's times. null stands for fake_times (as in the paper), in the fake's own pass. The
     # authors draw new times for the discriminator.

@@ -53,6 +53,13 @@ class FDistill(Objective):
     The published code in NVlabs/FastGen does the same. There the head reads the teacher's features. Here it reads the
     fake's, with the weight for its loss, as in DMD2. The adversarial terms are multiplied by the number of elements of
     a sample, as in DMD2.
+
+    Attributes:
+        divergence: The divergence whose weight h(r) the samples get.
+        times: The law of the times in the generator's loss.
+        bins: The number of bins of the times.
+        memory: The share of the last update's mean in the mean of a bin.
+        r1: The penalty on the discriminator's slope.
     """
 
     divergence: Divergence = "js"  # the authors' default; forward_kl on CIFAR-10
@@ -62,8 +69,8 @@ class FDistill(Objective):
     discriminator: float = 1e-2  # the weight of the discriminator's loss in the fake's update
     tap: str = "middle"  # the submodule whose features the head reads
     ratio_range: tuple[float, float] = (0.1, 20.0)  # the smallest and the largest ratio
-    bins: int = 10  # of the times; the ratio is divided by its mean in its bin
-    memory: float = 0.0  # the share of the last update's mean in this mean; 0.5 on ImageNet 64
+    bins: int = 10  # the ratio is divided by its mean in its bin
+    memory: float = 0.0  # 0.5 on ImageNet 64
     r1: R1 = R1()
 
     needs = frozenset({"real"})

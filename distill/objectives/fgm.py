@@ -80,12 +80,18 @@ def fgm_loss(x: Tensor, teacher: Tensor, fake: Tensor, velocity_weight: Tensor, 
 
 @dataclass(frozen=True, kw_only=True)
 class FGM(Objective):
-    """The objective of FGM, which needs no data, for flow teachers. Its gradient passes through both denoisers."""
+    """The objective of FGM, which needs no data, for flow teachers. Its gradient passes through both denoisers.
+
+    Attributes:
+        first: The factor on the paper's L1.
+        second: The factor on the paper's L2.
+        times: The law of the times in the generator's loss.
+    """
 
     first: float = 0.0  # the authors leave L1 out, as reviewers and RealUID report; (1, 1) is the theorem's gradient
     second: float = 1.0
     times: Times = LogNormal(0.0, 1.0)  # logit-normal flow time; unverified: the authors' training code is not public
-    fake_times: Times = LogNormal(0.0, 1.0)  # unverified, as above
+    fake_times: Times = LogNormal(0.0, 1.0)  # unverified, as `times`
     fake_weight: Weight = "velocity"  # plain conditional flow matching on the generator's samples
 
     differentiates_denoisers = True

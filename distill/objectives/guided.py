@@ -24,12 +24,17 @@ class Guided(Wrapper):
     then guided by the quotient fake_cfg / fake_training_cfg. The generator matches the teacher's own law where the
     quotient equals teacher_cfg, and a sharper law where it is smaller. LSG's equal scales therefore amount to a guided
     teacher and an exact fake.
+
+    Attributes:
+        teacher_cfg: The guidance scale of the teacher.
+        fake_cfg: The guidance scale of the fake in the generator's loss.
+        fake_training_cfg: The guidance scale of the fake in its own training.
     """
 
     # kappa 4. LSG, where all four are equal, has the best FID at 1.5, a balance at 2, the best CLIP score at 3 to 4.5.
     teacher_cfg: float = 1.5
-    fake_cfg: float = 1.5  # kappa 2 and kappa 3: the fake in the generator's loss
-    fake_training_cfg: float = 1.5  # kappa 1: the fake in its own training
+    fake_cfg: float = 1.5  # kappa 2 and kappa 3
+    fake_training_cfg: float = 1.5  # kappa 1
     in_one_pass: bool = False  # both estimates from one pass over a doubled batch: fewer launches and more memory
     condition_dropout: float = 0.1  # the fake's share of null conditions in training, where either scale is not 1
 

@@ -40,7 +40,13 @@ def high_frequency_loss(made: Tensor, target: Tensor, cutoff: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class HiPA(Objective):
-    """The objective of HiPA: regression on ODE pairs, for a generator of adapters (generator.lora), without a fake."""
+    """The objective of HiPA: regression on ODE pairs, for a generator of adapters (generator.lora), without a fake.
+
+    Attributes:
+        perceptual: The distance of the regression.
+        high_frequency: The weight of the loss of high frequencies and edges.
+        cutoff: The frequency from which on they count, as a fraction of the Nyquist frequency.
+    """
 
     perceptual: Perceptual = MSE()  # the paper's distance is of deep features, whose weights must be downloaded
     high_frequency: float = 1.0  # unverified

@@ -196,7 +196,7 @@ class Objective:
 
     Attributes:
         fake_times: The law of the times at which the fake trains.
-        fake_weight: The weight of the fake's denoising loss by noise level. None stands for what `following` says.
+        fake_weight: The weight of the fake's denoising loss by noise level. None for the teacher's own (`following`).
         differentiates_denoisers: Whether the generator's gradient passes through teacher and fake into x.
         trains_fake: Whether there is a fake.
         uses_samples: Whether the generator's loss uses x. Otherwise x is empty, [0, ...], and the loss uses ODE pairs.

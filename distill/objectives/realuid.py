@@ -59,6 +59,11 @@ class RealUID(Objective):
 
     The gradient passes through both denoisers. The fake starts from the teacher, as in every objective here. The
     authors' fake starts at random.
+
+    Attributes:
+        a: The coefficient of the squares of the teacher's and the fake's velocity on generated samples.
+        b: The coefficient of their products with the samples' velocity.
+        times: The law of the times in the generator's loss.
     """
 
     a: float = 0.92  # the authors' run on CIFAR-10 without labels; (0.98, 0.96) with labels

@@ -19,6 +19,10 @@ class Rewarded(Wrapper):
     DI++ has diff_instruct as the inner objective, and DI* has sim, each of them guided or decoupled. The reward sees x
     as an image file would hold it: latents are decoded, and values are clamped to [-1, 1]. It is handed the condition
     too, and the texts of the prompts where it reads them.
+
+    Attributes:
+        reward: The model that scores images.
+        reward_scale: The factor on the reward.
     """
 
     reward: Reward

@@ -31,6 +31,9 @@ class ScoreMismatching(Objective):
     - Generator and fake start from the teacher. Theirs start at random, as StyleGAN2 and a small noise predictor.
     - There is no R1 penalty.
     - The generator has one noise for each sample, and theirs has two.
+
+    Attributes:
+        times: The law of the times in the generator's loss.
     """
 
     # The authors have ten noise levels, sqrt(1 - alpha_bar) for beta from 1e-4 to 0.02, which are evenly spaced from

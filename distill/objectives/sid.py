@@ -33,7 +33,14 @@ def sid_loss(x: Tensor, teacher: Tensor, fake: Tensor, alpha: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SiD(Objective):
-    """The objective of SiD, which needs no data. Its gradient passes through both denoisers."""
+    """The objective of SiD, which needs no data. Its gradient passes through both denoisers.
+
+    Attributes:
+        alpha: The paper's alpha: the squared gap of teacher and fake counts 1 - alpha times.
+        times: The law of the times in the generator's loss.
+        weight: The weight of a sample.
+        scale: The factor on the loss.
+    """
 
     alpha: float = 1.2  # the paper's best on CIFAR-10, ImageNet 64 and FFHQ; 1.0 on AFHQ-v2
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # t_max = 800 of 1000: nsr up to 24.4

@@ -43,6 +43,12 @@ class SiDA(Objective):
     """SiD with a discriminator of real and generated samples: the fake's own encoder, without new parameters.
 
     The adversarial term is multiplied by the number of elements of a sample (P in the paper).
+
+    Attributes:
+        alpha: The paper's alpha, as in SiD.
+        times: The law of the times in the generator's loss.
+        reduction: The average over which the cross-entropy gets its weight.
+        r1: The penalty on the discriminator's slope.
     """
 
     alpha: float = 1.0  # everywhere in the paper, where SiD has 1.2
@@ -53,7 +59,7 @@ class SiDA(Objective):
     mix: float = 0.5  # the share of the adversarial term in the generator's loss; SiD's term has the rest
     generator_from: int = 100_000  # the number of images before which the fake trains alone
     adversarial_from: int = 200_000  # the number of images before which the generator's loss is SiD alone, at weight 1
-    reduction: Reduction = "all"  # how the weight of the cross-entropy is averaged; the authors have "rank"
+    reduction: Reduction = "all"  # the authors have "rank"
     r1: R1 = R1()  # off, as in the paper
 
     needs = frozenset({"real"})

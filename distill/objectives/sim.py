@@ -34,7 +34,11 @@ class SquaredL2(Distance):
 
 @dataclass(frozen=True)
 class Power(Distance):
-    """The distance sum y^p over elements, for even p. The largest elements dominate it."""
+    """The distance sum y^p over elements, for even p. The largest elements dominate it.
+
+    Attributes:
+        p: The exponent, an even number.
+    """
 
     p: int = 4
 
@@ -51,6 +55,9 @@ class _Threshold(Distance):
 
     For N elements, |y| is compared with sqrt(N) c, so that c means the same at every resolution. A constant C for the
     whole sample is c = C / sqrt(N).
+
+    Attributes:
+        c: The threshold of an element.
     """
 
     # The value of consistency models (arXiv:2310.14189). It is unverified for SIM, whose training code is not public.
@@ -137,11 +144,17 @@ class SIM(Objective):
     """The objective of SIM, which needs no data. Its gradient passes through both denoisers.
 
     The default distance, pseudo-Huber, normalises samples in place of SiD's weight.
+
+    Attributes:
+        distance: The distance of the two scores.
+        space: The unit of y and c.
+        weight: The weight k(t) of a sample by noise level.
+        times: The law of the times in the generator's loss.
     """
 
     distance: Distance = PseudoHuber()
-    space: Literal["x0", "score"] = "x0"  # the unit of y and c; c in score space is c sigma^2 / alpha in x0
-    weight: GeneratorWeight = "none"  # k(t), on top of the factors of the space; 1 in the paper's tables
+    space: Literal["x0", "score"] = "x0"  # c in score space is c sigma^2 / alpha in x0
+    weight: GeneratorWeight = "none"  # on top of the factors of the space; 1 in the paper's tables
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # SiD's; unverified, the training code is not public
 
     differentiates_denoisers = True

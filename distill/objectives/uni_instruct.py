@@ -21,6 +21,11 @@ class UniInstruct(Objective):
     The part through the generator's score is h(r) <gap, F - x>. The part through the generator's law is 0 for
     forward_kl, where h(r) = r. As in the authors' code, the adversarial term stands for it. No gradient passes through
     the ratio r, which is exp of the logits. The authors' code takes r from the value of the cross-entropy.
+
+    Attributes:
+        divergence: The divergence whose weight h(r) the samples get.
+        times: The law of the times in the generator's loss.
+        r1: The penalty on the discriminator's slope.
     """
 
     divergence: Divergence = "forward_kl"  # the authors' best

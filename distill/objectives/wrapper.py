@@ -14,7 +14,11 @@ from distill.times import Times
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper(Objective):
-    """An objective around an inner `objective`. All that a subclass does not override comes from the inner one."""
+    """An objective around an inner `objective`. All that a subclass does not override comes from the inner one.
+
+    Attributes:
+        objective: The inner objective.
+    """
 
     objective: Objective
     fake_times: Times = field(init=False)

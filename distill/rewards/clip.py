@@ -130,7 +130,7 @@ class PickReward(TextReward):
     """
 
     clip: LocalPath = "yuvalkirstain/PickScore_v1"  # the folder or the hub id of the CLIPModel
-    processor: LocalPath = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # of the tokenizer and preprocessor_config.json
+    processor: LocalPath = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # that of its tokenizer and preprocessor
 
     name: ClassVar[str] = "pick_score"
 

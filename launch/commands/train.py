@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,8 @@ from launch.processes import check_count, in_world, join_world, start_workers, s
 from trainers.engine.stopping import STOP
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from trainers.recipe.run import Run, TeacherRun
 
 
@@ -44,6 +47,7 @@ def teacher(
     prepare(run, folder, processes, oversubscribe, time_limit, ["teacher", recipe, *(overrides or [])])
     accelerator = join_world(processes, run, folder)
     trainers.train(run, folder, accelerator=accelerator)
+    tell_next(run, folder, accelerator)
     accelerator.end_training()  # collective: ends the process group, which `train` leaves to its caller
 
 
@@ -68,6 +72,7 @@ def train(
     prepare(run, folder, processes, oversubscribe, time_limit, ["train", recipe, *(overrides or []), *more])
     accelerator = join_world(processes, run, folder)
     trainers.train(run, folder, accelerator=accelerator)
+    tell_next(run, folder, accelerator)
     accelerator.end_training()  # collective: ends the process group, which `train` leaves to its caller
 
 
@@ -145,7 +150,22 @@ def resume(
             plain(stderr=True).print(note)
     accelerator = join_world(processes, run, folder)
     trainers.resume(folder, allow=allow or [], accelerator=accelerator, recipe=run)
+    tell_next(run, folder, accelerator)
     accelerator.end_training()  # collective: ends the process group, which `resume` leaves to its caller
+
+
+def tell_next(run: Run | TeacherRun, folder: Path, accelerator: Accelerator) -> None:
+    """Print which commands come after a run that has ended, on the main process."""
+    from trainers.io.console import plain
+
+    place = shlex.quote(str(folder))
+    commands = [f"`distill {command} {place}`" for command in ("evaluate", "sample")]
+    if run.trains == "generator":
+        commands.append(f"`distill export {place}`")
+    else:
+        commands.append(f"a recipe with `teacher: {folder / 'teacher'}`")
+    console = plain(stderr=True, quiet=not accelerator.is_main_process)
+    console.print(f"{run.name}: done; next {', '.join(commands[:-1])} or {commands[-1]}")
 
 
 def limit_time(given: str | None) -> None:

@@ -56,11 +56,16 @@ def test_from_a_teacher_to_a_table(distill: Command, recipe_file: Write, tmp_pat
     teacher, run = tmp_path / "t", tmp_path / "runs" / "s"
     common: dict[str, Any] = {"images": 16, "checkpoint_every": 8, "log_every": 8, "samples_every": 8}
     common["evaluation"] = {"every": 8, "samples": 64}
-    assert distill("teacher", recipe_file(trains="teacher", **common), "--folder", teacher).code == 0
+    made = distill("teacher", recipe_file(trains="teacher", **common), "--folder", teacher)
+    assert made.code == 0 and made.err.endswith(f"or a recipe with `teacher: {teacher / 'teacher'}`\n")
     names = {path.name for path in (teacher / "teacher").iterdir()}
     assert names == {"unet", "denoiser.json"}
     file = recipe_file(teacher="../t/teacher", **common)  # relative to the working directory, which is cwd/
-    assert distill("train", file, "objective.alpha=1.0", "seed=3", "--folder", run).code == 0
+    trained_run = distill("train", file, "objective.alpha=1.0", "seed=3", "--folder", run)
+    assert trained_run.code == 0
+    assert trained_run.err.endswith(
+        f"tiny: done; next `distill evaluate {run}`, `distill sample {run}` or `distill export {run}`\n"
+    )
     resolved = yaml.safe_load((run / "run.yaml").read_text())
     assert resolved["teacher"] == str(teacher / "teacher")
     assert (resolved["objective"]["alpha"], resolved["seed"], resolved["keep"]) == (1.0, 3, 3)
@@ -173,11 +178,28 @@ def test_run_yaml_runs_again(distill: Command, student: Path, tmp_path: Path) ->
 def test_recipes_are_listed_and_printed(distill: Command) -> None:
     listed = distill("recipes")
     assert listed.code == 0
-    lines = listed.out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(shipped_recipes())
-    for line in lines:
-        name, text = line.split(maxsplit=1)
-        assert text == shipped_recipes()[name].read_text().splitlines()[0].removeprefix("# ")
+    groups = [group.splitlines() for group in listed.out.split("\n\n")[:-1]]
+    assert [title for title, *_ in groups] == [
+        "First tries, which train on a CPU:",
+        "Papers, with EDM's teachers:",
+        "Papers, with EDM2's teachers:",
+        "Papers, with pipelines of diffusers:",
+        "Their teachers and classifiers:",
+    ]
+    rows = {line.split()[0]: re.split(r"  +", line.strip()) for _, _, *lines in groups for line in lines}
+    assert sorted(rows) == sorted(shipped_recipes()) and sum(len(lines) - 2 for lines in groups) == len(rows)
+    assert rows["fashion_sida"] == [
+        "fashion_sida",
+        "sida",
+        "fashion_teacher",
+        "images fashion_mnist; after `fashion_sid`",
+        "100,000",
+    ]
+    assert rows["sdxl_di_star"][1:3] == ["rewarded(guided(sim))", "sdxl"]
+    assert rows["digits_flow_teacher"] == ["digits_flow_teacher", "(a teacher, path flow)", "digits", "140,000"]
+    assert [name for name in rows if name.startswith("imagenet512")] == [line.split()[0] for line in groups[2][2:]]
+    for _, head, *lines in groups:  # the numbers end where their head ends
+        assert {len(line) for line in lines} == {len(head)} and head.split()[-1] == "images"
     for name, file in shipped_recipes().items():
         printed = distill("recipes", name)
         assert printed.code == 0 and printed.out == file.read_text()

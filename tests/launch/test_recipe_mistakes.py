@@ -78,13 +78,26 @@ def test_an_override(override: str, message: str, distill: Command, recipe_file:
         ("name: a\nname: b\n", "line 2: duplicate key 'name'"),
         ("name: [a\n", "line 2: expected ',' or ']', but got '<stream end>'"),
         ("", "must be a mapping, got None"),
-        ("name: a\n", "missing key 'images': it must be an integer"),
+        ("name: a\nimages: 8\nnetwork: {}\n", "missing key 'batch_size': it must be an integer"),
     ],
 )
 def test_a_recipe_file(text: str, message: str, distill: Command, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     assert mistake(distill("train", file)) == f"{file}: {message}"
+
+
+def test_several_mistakes_have_a_line_each(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
+    """Of the file and of the command line, with the exit code of one."""
+    file = recipe_file(lr=1, seed="x")
+    refused = distill("train", file, "generator.warmpu=3", "--folder", tmp_path / "run")
+    assert (refused.code, refused.out) == (2, "") and untouched(tmp_path / "run")
+    assert refused.err.splitlines() == [
+        "distill: 3 mistakes:",
+        f"  {file}: unknown key 'lr' (did you mean 'generator.lr' or 'fake.lr'?)",
+        "  command line: unknown key 'generator.warmpu' (did you mean 'generator.warmup'?)",
+        f"  {file}: key 'seed' must be an integer, got 'x'",
+    ]
 
 
 def test_an_unknown_recipe(distill: Command) -> None:

@@ -27,6 +27,9 @@ OURS = r"""# \w+
 \d+ of \d+ pairs
 text: 20 of 21 prompts are longer than the 32 tokens that the teacher reads; their ends are left out
 left out, and taken from the teacher's kind: objective\.objective\.times: uniform_steps first 20 last 979, .*
+tiny: a generator of [\d,]+ parameters on cpu, in float32, batch 4
+tiny: data captions\.txt, 21 prompts; checkpoints in 'run/checkpoints'
+tiny: done; next `distill evaluate run`, `distill sample run` or `distill export run`
 tiny: 4 of 4 images, \d+ images/s, .*""".splitlines()
 
 

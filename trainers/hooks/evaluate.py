@@ -103,6 +103,9 @@ class Evaluate(Hook):
                 record["halves"] = self.protocol.halves
             numbers = {f"evaluation/{key}": value for key, value in report.items() if isinstance(value, float)}
             log_numbers(session.accelerator, numbers, session.state.images)
+            values = "  ".join(f"{key.partition('/')[2]} {value:.4g}" for key, value in numbers.items())
+            name, protocol = session.run.name, report["protocol"]
+            plain(stderr=True).print(f"{name}: at {session.state.images:,} images {values}, by {protocol}")
             record = self.alarms.judge(record)
             with tolerate_disk_errors(at):
                 self._write(session, weights, record)

@@ -74,8 +74,8 @@ class Evaluation:
     # null: all that published features and the reference allow; of a classifier and of components the first and the
     # last alone
     metrics: tuple[Metric, ...] | None = None
-    best: Metric | Score = "frechet"  # best/ holds the weights with the best value of it
-    stop_when: StopWhen | None = None
+    best: Metric | Score = "frechet"  # the measure by whose best value best/ holds weights
+    stop_when: StopWhen | None = None  # null: a run trains all its images
     scores: Scores = Scores()
     prompts: LocalPath | None = None  # a file of prompts, of which the samples are, in order; null: those of the data
     reference: LocalPath | None = None  # a file of published statistics or of `distill reference`; null: of the data

@@ -53,13 +53,13 @@ class Optimizer:
     state is in float32.
     """
 
-    name: Literal["adam", "adamw", "sgd", "adam8bit", "adamw8bit"] = "adam"
-    lr: float = 1e-5
-    betas: tuple[float, float] = (0.0, 0.999)  # as in SiD, SIM and Diff-Instruct, which train without momentum
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    name: Literal["adam", "adamw", "sgd", "adam8bit", "adamw8bit"] = "adam"  # the method; 8bit: with a smaller state
+    lr: float = 1e-5  # the learning rate
+    betas: tuple[float, float] = (0.0, 0.999)  # Adam's; as in SiD, SIM and Diff-Instruct, which train without momentum
+    eps: float = 1e-8  # added to the denominator of Adam's steps
+    weight_decay: float = 0.0  # that of the weights: apart from the gradient in adamw, and else in it
     warmup: int = 0  # images over which lr rises linearly from 0
-    decay: Literal["none", "linear", "cosine"] = "none"  # from lr to 0 at the run's last image
+    decay: Literal["none", "linear", "cosine"] = "none"  # the fall of lr, to 0 at the run's last image
 
     def __post_init__(self) -> None:
         positive(self, "lr", "eps")
@@ -83,7 +83,7 @@ class PlayerSettings(Optimizer):
 class FakeWarmup:
     """A warm-up of the fake that ends when the fake estimates the generator's samples about as well as the teacher."""
 
-    images: int = 0  # it takes at least these
+    images: int = 0  # the warm-up takes at least these
     # It ends when the fake's denoising error is at most this many times the teacher's in every half-decade of the
     # noise-to-signal ratio (unverified: no paper measures it).
     until: float = 1.1
@@ -100,7 +100,7 @@ class FakeWarmup:
 class Average:
     """The moving average of the trained network, by half-life (SiD's rule, from EDM, arXiv:2206.00364, app. F.2)."""
 
-    half_life: float = 500_000  # images; 0 turns the average off
+    half_life: float = 500_000  # in images; 0 turns the average off
     ramp_up: float = 0.05  # the half-life is at most this fraction of the images seen; 0 turns the ramp off
 
     def __post_init__(self) -> None:
@@ -185,11 +185,11 @@ class Sharding:
     One process shards nothing, unless it offloads.
     """
 
-    generator: bool = True
-    fake: bool = True
-    teacher: bool = True
+    generator: bool = True  # whether the generator is sharded
+    fake: bool = True  # whether the fake is sharded
+    teacher: bool = True  # whether the teacher is sharded
     replicas: int = 1  # copies of every shard, such as one for each machine (HSDP)
-    reshard_after_forward: bool = True  # false: blocks stay gathered until their backward; more memory, fewer messages
+    reshard_after_forward: bool = True  # false: blocks stay gathered for the backward; more memory, fewer messages
     offload: Literal["teacher", "all"] | None = None  # keeps the shards of these networks in host memory
 
     def __post_init__(self) -> None:
@@ -210,11 +210,11 @@ class Compile:
 class Experiment:
     """The keys of every training run."""
 
-    name: str
-    data: Data = Digits()
-    images: int  # the length of the run
-    batch_size: int  # of the global batch, over all processes and micro-batches
-    micro_batches: int = 1  # for gradient accumulation
+    name: str  # the name of the run, and of its folder in runs/
+    data: Data = Digits()  # the images, labels or prompts
+    images: int  # the length of the run, in images
+    batch_size: int  # samples of the global batch, over all processes and micro-batches
+    micro_batches: int = 1  # parts of a process's batch, for gradient accumulation
     # The precision of compute. Weights are in float64 for float64, and otherwise in float32.
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     compile: bool | Compile = False  # whether the rounds of training run compiled; true: with the settings of Compile
@@ -223,18 +223,18 @@ class Experiment:
     # The kernels of a GPU that give the same bits each time. Without them a resume goes on with other last digits.
     deterministic: bool = True
     gradient_checkpointing: bool = False  # blocks recompute their activations: less memory for one more forward
-    seed: int = 0
+    seed: int = 0  # the seed of all random numbers of the run
     ema: Average = Average()
     power_ema: PowerEMA | None = None
-    max_grad_norm: float | None = None
+    max_grad_norm: float | None = None  # larger gradients are scaled to this norm; null: none are
     max_skipped: int = 20  # non-finite updates in a row that end the run
     evaluation: Evaluation = Evaluation()
-    sampler: Sampler = Heun()  # of the teacher, wherever a run samples it (docs/samplers.md)
-    log_every: int = 10_000
-    samples_every: int = 100_000
+    sampler: Sampler = Heun()  # the method that samples the teacher, wherever a run does (docs/samplers.md)
+    log_every: int = 10_000  # images between two lines of the log
+    samples_every: int = 100_000  # images between two pictures of samples
     checkpoint_every: int | None = None  # images; null: after each tenth of the run, and every 15 minutes
     keep: int = 3  # the number of newest checkpoints that stay
-    tracking: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    tracking: tuple[Literal["wandb", "tensorboard"], ...] = ()  # the services that get the numbers of the log
     objects: tuple[str, ...] = ()  # the names of Python objects that the caller gave, which a resume needs again
 
     def __post_init__(self) -> None:
@@ -273,18 +273,18 @@ class Experiment:
 class Run(Experiment):
     """The distillation of a teacher into a one-step generator."""
 
-    trains: Literal["generator"] = "generator"
+    trains: Literal["generator"] = "generator"  # the network that the run trains
     teacher: LocalPath  # a folder of `distill teacher` or `distill import`, or of a diffusers pipeline
-    objective: Objective
+    objective: Objective  # the method of distillation
     negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: that of its pipeline
     cache: str = DEFAULT_CACHE  # the folder of embeddings and latents, which runs share
-    pairs: OdePairs | None = None
+    pairs: OdePairs | None = None  # ODE pairs, for objectives that regress on them
     entry: GeneratorInput = GeneratorInput()
     start: LocalPath | None = None  # the run folder, or best/ in it, whose generator is the start; null: the teacher
-    generator: PlayerSettings = PlayerSettings()
-    fake: PlayerSettings = PlayerSettings()
-    # For each update of the generator. auto: 1 to 5, one more where the fake's denoising error lags behind the
-    # teacher's, and one fewer where it is below it everywhere (trainers.engine.pace).
+    generator: PlayerSettings = PlayerSettings()  # the training of the generator
+    fake: PlayerSettings = PlayerSettings()  # the training of the fake
+    # The fake's updates for each of the generator's. auto: 1 to 5, one more where the fake's denoising error lags
+    # behind the teacher's, and one fewer where it is below it everywhere (trainers.engine.pace).
     fake_updates: int | Literal["auto"] = 1
     # The images for which the fake trains alone at the start, on the samples of a generator that stands still. A group
     # ends this by a measurement.
@@ -292,8 +292,8 @@ class Run(Experiment):
     # The generator's update takes the samples of the last fake update: one forward of the generator less. all: every
     # fake update takes them, each with times and noise of its own.
     reuse_samples: bool | Literal["all"] = False
-    # one_by_one holds the activations of one denoiser at a time, for one more forward. It saves memory where gradients
-    # pass both denoisers.
+    # The backward through teacher and fake. one_by_one holds the activations of one at a time, for one more forward. It
+    # saves memory where gradients pass both.
     backprop: Literal["joint", "one_by_one"] = "joint"
     sharding: Sharding | None = None
     health: Health = Health()
@@ -362,13 +362,13 @@ class TeacherRun(Experiment):
 
     trains: Literal["teacher"] = "teacher"
     network: dict[str, Any]  # the config of the UNet2DModel, without shape and classes, which follow from the data
-    path: Path = EDM()
-    prediction: Kind = "edm"
-    sigma_data: float = 0.5
-    times: Times = LogNormal()
-    weight: Weight = "edm"
+    path: Path = EDM()  # the path from images to noise
+    prediction: Kind = "edm"  # the quantity that the network predicts
+    sigma_data: float = 0.5  # the standard deviation of the data, for EDM's scales and weight
+    times: Times = LogNormal()  # the law of the noise levels at which the network trains
+    weight: Weight = "edm"  # the weight of the denoising loss by noise level
     label_dropout: float = 0.0  # the probability that a label becomes the null condition, for guidance
-    optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.99))
+    optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.99))  # the optimizer of the network
 
     def __post_init__(self) -> None:
         super().__post_init__()

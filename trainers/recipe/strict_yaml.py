@@ -27,13 +27,16 @@ from trainers.recipe.yaml_text import MAX_DEPTH, Dumper, parse, read_text
 ABSENT = "(absent)"
 """The value of a key that a mapping lacks, among the differences of two mappings."""
 
+CHOICES: dict[Any, Mapping[str, type]] = {}
+"""The choices by name of each base class that `register_choices` was given."""
+
 _T = TypeVar("_T")
 Where = str | Callable[[str], str]
 """The place of a recipe's keys: a file, or a function (key) -> place where the keys come from several."""
 _SHOWN, _LINE = 200, 2_000  # characters of an override in an error message, and of the message
+_MOST = 10  # mistakes that one error lists
 _UNIONS = (Union, types.UnionType)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
-_CHOICES: dict[Any, Mapping[str, type]] = {}  # base class -> its choices by name
 _LISTED: dict[Any, str] = {}  # base class -> the document that lists its choices
 _NAMES: dict[type, str] = {}  # class -> the name by which a recipe chooses it
 
@@ -51,6 +54,14 @@ class _UnknownKey(Exception):
         self.key, self.fields = key, fields
 
 
+class _Mistakes(Exception):
+    """The mistakes in a group of keys and in the groups inside it, in their order."""
+
+    def __init__(self, found: Sequence[UserError | _UnknownKey]) -> None:
+        super().__init__(*found)
+        self.found = found
+
+
 def register_choices(base: type, registry: Mapping[str, type], listed: str = "") -> None:
     """Let recipes choose the class of fields that are annotated with `base`.
 
@@ -59,7 +70,7 @@ def register_choices(base: type, registry: Mapping[str, type], listed: str = "")
         registry: The choices by name. Besides these a recipe may name a class of the user's own, as 'module:Class'.
         listed: The document that lists the choices, where they are many.
     """
-    _CHOICES[base], _LISTED[base] = registry, listed
+    CHOICES[base], _LISTED[base] = registry, listed
     _NAMES.update({cls: name for name, cls in registry.items()})
 
 
@@ -72,12 +83,21 @@ def build(cls: type[_T], data: Mapping[str, Any], where: Where = "") -> _T:
         where: The beginning of every error message, such as a file.
 
     Raises:
-        UserError: A key or a value is wrong.
+        UserError: A key or a value is wrong. Several mistakes have a line each, below a line with their number.
     """
     try:
         return cast(_T, _value(cls, data, where, ""))
-    except _UnknownKey as unknown:
-        raise _error(where, unknown.key, _hint(unknown.key, cls, data, unknown.fields), "unknown key") from None
+    except _Mistakes as mistakes:
+        found, told = mistakes.found, list[UserError]()
+        for one in found[:_MOST]:
+            if isinstance(one, _UnknownKey):
+                told.append(_error(where, one.key, _hint(one, cls, data), "unknown key"))
+            else:
+                told.append(one)
+    if len(found) == 1:
+        raise told[0]
+    more = [f"  and {len(found) - _MOST:,} more"] if len(found) > _MOST else []
+    raise UserError("\n".join([f"{len(found):,} mistakes:", *(f"  {one}" for one in told), *more]))
 
 
 def known_keys(cls: type, data: Mapping[str, Any] = MappingProxyType({}), group: str = "") -> Iterator[str]:
@@ -89,14 +109,14 @@ def known_keys(cls: type, data: Mapping[str, Any] = MappingProxyType({}), group:
         group: The dotted key of the dataclass.
     """
     hints = get_type_hints(cls)
-    for name, field in _fields(cls).items():
+    for name, field in recipe_fields(cls).items():
         yield (key := f"{group}.{name}" if group else name)
         value = data.get(name, field.default)
-        inner = (_union(hints[name])[0] if isinstance(value, Mapping) else None) or _without_none(hints[name])
+        inner = (group_of_union(hints[name])[0] if isinstance(value, Mapping) else None) or without_none(hints[name])
         settings = value if isinstance(value, Mapping) else {"name": value}
-        if inner in _CHOICES:
+        if inner in CHOICES:
             chosen = settings.get("name")
-            inner = _CHOICES[inner].get(chosen, type(value)) if isinstance(chosen, str) else type(value)
+            inner = CHOICES[inner].get(chosen, type(value)) if isinstance(chosen, str) else type(value)
         if dataclasses.is_dataclass(inner):
             yield from known_keys(cast(type, inner), settings, key)
 
@@ -104,7 +124,7 @@ def known_keys(cls: type, data: Mapping[str, Any] = MappingProxyType({}), group:
 def dump(instance: Any) -> dict[str, Any]:
     """Return a dataclass as plain types, with every default, so that build(type(x), dump(x)) == x."""
     hints = get_type_hints(type(instance))
-    return {name: _plain(getattr(instance, name), hints[name]) for name in _fields(type(instance))}
+    return {name: plain_value(getattr(instance, name), hints[name]) for name in recipe_fields(type(instance))}
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -132,7 +152,7 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
     Raises:
         UserError: An assignment has another form, or no place in the mapping.
     """
-    result: dict[str, Any] = _plain(data)  # a deep copy: a mapping that a YAML anchor shares becomes one for each place
+    result: dict[str, Any] = plain_value(data)  # a deep copy, in which no YAML anchor shares a mapping
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         where = f"override {assignment if len(assignment) <= _SHOWN else assignment[:_SHOWN] + '...'!r}"
@@ -202,21 +222,21 @@ def _error(where: Where, key: str, text: str, subject: str = "key") -> UserError
 
 def _type_error(hint: Any, value: Any, where: Where, key: str) -> UserError:
     """Return an error that says what a key must be, with the nearest choice."""
-    near = nearest(value, _CHOICES.get(_without_none(hint), get_args(_without_none(hint))), 1)
+    near = nearest(value, CHOICES.get(without_none(hint), get_args(without_none(hint))), 1)
     return _error(where, key, f" must be {_expected(hint, value)}, got {reprlib.repr(value)}{_did_you_mean(near)}")
 
 
 def _value(hint: Any, value: Any, where: Where, key: str) -> Any:
     """Return the value of a key, built and checked by its annotation."""
-    inner = _without_none(hint)
+    inner = without_none(hint)
     given = dataclasses.is_dataclass(inner) and isinstance(value, cast(type, inner))  # a Python caller gave the object
     if given or (value is None and inner is not hint):
         return value
-    if inner in _CHOICES:
+    if inner in CHOICES:
         return _choice(inner, value, where, key)
     if dataclasses.is_dataclass(inner):
         return _group(cast(type, inner), value, where, key)
-    group, rest = _union(hint)
+    group, rest = group_of_union(hint)
     if group is not None and isinstance(value, Mapping | group):
         return value if isinstance(value, group) else _group(group, value, where, key)
     try:
@@ -229,14 +249,23 @@ def _group(cls: type, value: Any, where: Where, key: str) -> Any:
     """Return a dataclass, built from a mapping of its fields."""
     if not isinstance(value, Mapping):
         raise _type_error(cls, value, where, key)
-    hints, fields, dot = get_type_hints(cls), _fields(cls), f"{key}." if key else ""
-    for name in value:
-        if name not in fields:
-            raise _UnknownKey(f"{dot}{name}", tuple(fields))
+    hints, fields, dot = get_type_hints(cls), recipe_fields(cls), f"{key}." if key else ""
+    mistakes: list[Any] = [_UnknownKey(f"{dot}{name}", tuple(fields)) for name in value if name not in fields]
+    meant = {near for unknown in mistakes[:_MOST] for near in nearest(unknown.key.rpartition(".")[2], fields, 1)}
     for name, field in fields.items():
-        if name not in value and field.default is field.default_factory is dataclasses.MISSING:
-            raise _error(where, f"{dot}{name}", f": it must be {_expected(hints[name])}", "missing key")
-    settings = {name: _value(hints[name], one, where, f"{dot}{name}") for name, one in value.items()}
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in value and name not in meant:
+            mistakes.append(_error(where, f"{dot}{name}", f": it must be {_expected(hints[name])}", "missing key"))
+    settings: dict[str, Any] = {}
+    for name in (name for name in value if name in fields):
+        try:
+            settings[name] = _value(hints[name], value[name], where, f"{dot}{name}")
+        except _Mistakes as inner:
+            mistakes += inner.found
+        except UserError as error:
+            mistakes.append(error)
+    if mistakes:
+        raise _Mistakes(mistakes)
     try:
         return cls(**settings)
     except (ValueError, UserError) as error:
@@ -245,7 +274,7 @@ def _group(cls: type, value: Any, where: Where, key: str) -> Any:
 
 def _choice(base: type, value: Any, where: Where, key: str) -> Any:
     """Return a dataclass of a chosen class, built from its name or from a mapping with its name."""
-    settings, registry = dict(value) if isinstance(value, Mapping) else {"name": value}, _CHOICES[base]
+    settings, registry = dict(value) if isinstance(value, Mapping) else {"name": value}, CHOICES[base]
     name = settings.pop("name", value)
     if not isinstance(name, str) or (name not in registry and ":" not in name):
         raise _type_error(base, name, where, key)
@@ -257,7 +286,7 @@ def _choice(base: type, value: Any, where: Where, key: str) -> Any:
             cls, name = load_class(name, base)
         except UserError as error:
             raise _error(where, key, f": {error}") from error
-    if "__dataclass_fields__" not in vars(cls) or "name" in _fields(cls):  # fields of its own, not only inherited ones
+    if "__dataclass_fields__" not in vars(cls) or "name" in recipe_fields(cls):  # fields of its own
         raise _error(where, key, f": {name!r} must be a dataclass without a field 'name'")
     _NAMES.setdefault(cls, name)
     return _group(cls, settings, where, key)
@@ -293,35 +322,35 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _plain(value: Any, hint: Any = Any) -> Any:
+def plain_value(value: Any, hint: Any = Any) -> Any:
     """Return a value as plain types. A chosen class gets its `name`."""
     if dataclasses.is_dataclass(value):
         name = _NAMES.get(type(value), f"{type(value).__module__}:{type(value).__qualname__}")
-        return ({"name": name} if _without_none(hint) in _CHOICES else {}) | dump(value)
+        return ({"name": name} if without_none(hint) in CHOICES else {}) | dump(value)
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain_value(one) for key, one in value.items()}
+    return [plain_value(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _fields(cls: type) -> dict[str, Any]:
+def recipe_fields(cls: type) -> dict[str, Any]:
     """Return the fields of a dataclass that are keys of a recipe."""
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
-def _without_none(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
     """Return X for `X | None`, and any other annotation as it is."""
     rest = [one for one in get_args(hint) if one is not type(None)]
     return rest[0] if get_origin(hint) in _UNIONS and len(rest) == 1 else hint
 
 
-def _union(hint: Any) -> tuple[type | None, Any]:
+def group_of_union(hint: Any) -> tuple[type | None, Any]:
     """Return the dataclass in a union, which a mapping stands for, and the union without it.
 
     Without a union of one dataclass with other types they are None and `hint`.
     """
     members = get_args(hint) if get_origin(hint) in _UNIONS else ()
     groups = [one for one in members if dataclasses.is_dataclass(one)]
-    if len(groups) != 1 or groups[0] in _CHOICES:
+    if len(groups) != 1 or groups[0] in CHOICES:
         return None, hint
     return cast(type, groups[0]), reduce(or_, (one for one in members if one is not groups[0]))
 
@@ -329,8 +358,8 @@ def _union(hint: Any) -> tuple[type | None, Any]:
 def _expected(hint: Any, value: object = "") -> str:
     """Return an annotation in words. Of many choices it names those that are nearest to `value`."""
     origin, args = get_origin(hint), get_args(hint)
-    if hint in _CHOICES:
-        choices = options(_CHOICES[hint], value, _LISTED[hint])
+    if hint in CHOICES:
+        choices = options(CHOICES[hint], value, _LISTED[hint])
         return f"one of {choices} or your own 'module:Class', alone or as the key 'name'"
     if origin is Literal:
         return repr(args[0]) if len(args) == 1 else f"one of {options(map(repr, args), value)}"
@@ -341,15 +370,15 @@ def _expected(hint: Any, value: object = "") -> str:
     return "a mapping" if origin is dict or dataclasses.is_dataclass(hint) else _WORDS.get(hint, str(hint))
 
 
-def _hint(key: str, cls: type, data: Mapping[str, Any], fields: Sequence[str]) -> str:
+def _hint(unknown: _UnknownKey, cls: type, data: Mapping[str, Any]) -> str:
     """Return the end of an error about an unknown key: the keys that it may stand for, or where all are listed.
 
     Args:
-        key: The unknown key.
+        unknown: The unknown key.
         cls: The dataclass of the whole recipe.
         data: The recipe.
-        fields: The keys that are known in the key's own group.
     """
+    key, fields = unknown.key, unknown.fields
     group, dot, tail = key.rpartition(".")
     known = list(dict.fromkeys(known_keys(cls, data)))
     same = [one for one in known if one.endswith(f".{tail}") or one == tail]
