@@ -15,6 +15,7 @@ import pytest
 
 from launch.main import COMMANDS
 from tests.tiny import ROOT
+from trainers.recipe.keys import recipe_keys
 from trainers.recipe.shipped import shipped_recipes
 
 NEEDED = ("mkdocs", "material", "mkdocstrings_handlers")
@@ -46,6 +47,11 @@ def test_every_recipe_is_in_the_index_of_papers(made: ModuleType) -> None:
     with_tiny_forms = [name for name, file in shipped_recipes().items() if "\ntiny:" in file.read_text()]
     assert sorted(name for row in rows for name in re.findall(r"\[`(\w+)`\]", row)) == with_tiny_forms
     assert all(re.match(r"\| [\w*-]+, arXiv:\d{4}\.\d{5} \| \[", row) and row.count("|") == 7 for row in rows)
+
+
+def test_every_key_is_in_the_reference(made: ModuleType) -> None:
+    names = re.findall(r"^\| `([\w.]+)` \|", made.keys(), re.MULTILINE)
+    assert sorted(names) == sorted(key.name for key in recipe_keys())
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
-"""The parts of pages that are made of the code: the commands, and the papers with their recipes."""
+"""The parts of pages that are made of the code: the commands, the keys, and the papers with their recipes."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import typer
 
 from launch.commands.recipes import markdown
 from launch.main import COMMANDS, app
+from trainers.recipe.keys import Key, markdown_of_keys, recipe_keys
 from trainers.recipe.shipped import RECIPES, shipped_recipes
 
 
@@ -47,6 +49,17 @@ def status(head: str, text: str) -> tuple[str, str]:
     said += [f"`unverified` stands {count} times in the file."] if count > 1 else []
     said += ["`unverified` stands once in the file."] if count == 1 else []
     return published[1] if published else "", " ".join(said)
+
+
+def keys() -> str:
+    """Return the keys that are no group in a table, and a table for each group; each objective is a group."""
+    groups = defaultdict[str, list[Key]](list)
+    for key in recipe_keys():
+        parts = key.name.split(".")
+        groups[".".join(parts[: 2 if parts[0] == "objective" else 1])].append(key)
+    alone = [key for group in groups.values() if len(group) == 1 for key in group]
+    sections = [f"## {name}\n\n{markdown_of_keys(group)}" for name, group in groups.items() if len(group) > 1]
+    return "\n\n".join(["## Keys without a group", markdown_of_keys(alone), *sections])
 
 
 def commands() -> str:
