@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -38,6 +39,7 @@ class Session:
         teacher_hash: The hash that identifies the teacher in checkpoints. None where a teacher trains.
         is_teacher: Returns whether a hash in a checkpoint is that of the teacher, in today's form or an older one.
             Collective.
+        measured: The line of metrics.jsonl of the newest evaluation, on the main process. Empty before the first one.
         ended: The reason, in words, for which the run ends before its last image. None while it goes on.
         finish: Writes the files that a finished run leaves beside its checkpoints. The main process calls it.
     """
@@ -55,6 +57,7 @@ class Session:
     teacher: Denoiser | None = None
     teacher_hash: str | None = None
     is_teacher: Callable[[str | None], bool] = lambda stored: stored is None  # of a run that trains a teacher
+    measured: Mapping[str, Any] = field(default_factory=dict)
     ended: str | None = None
     finish: Callable[[Session, Path], None] = lambda session, folder: None  # nothing to write
 

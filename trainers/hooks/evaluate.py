@@ -59,6 +59,7 @@ class Evaluate(Hook):
             return
         if session.accelerator.is_main_process:
             self.alarms = Alarms(EVALUATION_RULES, read(self.folder / METRIC_LINES))
+            session.measured = self.alarms.lines[-1] if self.alarms.lines else {}
         self._end_if_exhausted(session)  # a run that has ended so ends again
         if self.settings.features is not None or self.settings.scores.named():
             self.protocol = self._fit(session).to("cpu")
@@ -106,7 +107,7 @@ class Evaluate(Hook):
             values = "  ".join(f"{key.partition('/')[2]} {value:.4g}" for key, value in numbers.items())
             name, protocol = session.run.name, report["protocol"]
             plain(stderr=True).print(f"{name}: at {session.state.images:,} images {values}, by {protocol}")
-            record = self.alarms.judge(record)
+            session.measured = record = self.alarms.judge(record)
             with tolerate_disk_errors(at):
                 self._write(session, weights, record)
         self._end_if_exhausted(session)

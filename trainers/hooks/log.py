@@ -4,6 +4,7 @@ import math
 import platform
 import time
 from contextlib import suppress
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,24 +87,39 @@ class Log(Hook):
                 append(self.file, record)
             machine = {"images_per_second": speed, "peak_memory_gib": memory}
             log_numbers(session.accelerator, {**means, **counts, **machine}, images)
-            self._show(session, means, speed)
+            self._show(session, means, speed, memory)
 
-    def _show(self, session: Session, means: dict[str, float], speed: float) -> None:
-        """Show losses and speed (images per second), in the progress bar or in a line."""
+    def _show(self, session: Session, means: dict[str, float], speed: float, memory: float) -> None:
+        """Show losses, speed, memory and the time that is left, in the progress bar or in a line.
+
+        Args:
+            session: The run at work.
+            means: The numbers of the log by name.
+            speed: Images per second.
+            memory: GiB.
+        """
+        run, images, evaluation = session.run, session.state.images, session.run.evaluation
         shown = [name for name in means if not name.startswith("health/") and "grad_norm" not in name]
-        losses = "  ".join(f"{name} {means[name]:.4g}" for name in shown)
+        words = [f"{speed:.0f} images/s", "  ".join(f"{name} {means[name]:.4g}" for name in shown), f"{memory:.2f} GiB"]
+        if (measured := session.measured.get(evaluation.best)) is not None:
+            words.insert(1, f"{evaluation.best} {measured:.4g}")
+        if evaluation.every and images < run.images:
+            following = min(evaluation.every * (images // evaluation.every + 1), run.images)
+            words.append(f"evaluation in {duration((following - images) / max(speed, 1e-9))}")
         if self.progress.disable:
-            seconds = max(0, session.run.images - session.state.images) / max(speed, 1e-9)
-            self.console.print(
-                f"{session.run.name}: {session.state.images:,} of {session.run.images:,} images, {speed:.0f} images/s,"
-                f" {losses}, {seconds:.0f} s left"
-            )
+            words.append(f"{duration(max(0, run.images - images) / max(speed, 1e-9))} left")
+            self.console.print(f"{run.name}: {images:,} of {run.images:,} images, {', '.join(words)}")
         else:
-            self.progress.update(self.task, completed=session.state.images, status=f"{speed:.0f} images/s  {losses}")
+            self.progress.update(self.task, completed=images, status="  ".join(words))
 
     def stop(self) -> None:
         """Remove the progress bar."""
         self.progress.stop()
+
+
+def duration(seconds: float) -> str:
+    """Return a time in days, hours, minutes and seconds, such as 1:05:00."""
+    return str(timedelta(seconds=round(min(seconds, 1e8))))
 
 
 def describe_machine(session: Session) -> dict[str, Any]:
