@@ -26,6 +26,7 @@ from launch.commands import (
     export,
     floor,
     import_,
+    init,
     keys,
     pairs,
     plan,
@@ -50,7 +51,7 @@ app = typer.Typer(
 )
 LONGEST = 1_500  # characters of an error that is printed
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `distill --help`
-    "Begin": (quickstart.quickstart, recipes.recipes, keys.keys, doctor.doctor, plan.plan, try_.try_),
+    "Begin": (quickstart.quickstart, recipes.recipes, keys.keys, init.init, doctor.doctor, plan.plan, try_.try_),
     "Teachers and data": (
         train.teacher,
         probe.probe,
