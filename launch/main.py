@@ -18,6 +18,7 @@ from distill import __version__
 from distill.errors import UserError
 from distill.user_code import trusting
 from launch.commands import (
+    bench,
     cache,
     classifier,
     doctor,
@@ -61,7 +62,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `disti
         cache.cache,
     ),
     "Train": (train.train, train.resume),
-    "Use what was trained": (sample.sample, evaluate.evaluate, floor.floor, export.export, ema.ema),
+    "Use what was trained": (sample.sample, evaluate.evaluate, floor.floor, bench.bench, export.export, ema.ema),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:
