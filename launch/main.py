@@ -18,6 +18,7 @@ from distill import __version__
 from distill.errors import UserError
 from distill.user_code import trusting
 from launch.commands import (
+    bench,
     cache,
     classifier,
     doctor,
@@ -26,6 +27,7 @@ from launch.commands import (
     export,
     floor,
     import_,
+    init,
     keys,
     pairs,
     plan,
@@ -52,7 +54,7 @@ app = typer.Typer(
 )
 LONGEST = 1_500  # characters of an error that is printed
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `distill --help`
-    "Begin": (quickstart.quickstart, recipes.recipes, keys.keys, doctor.doctor, plan.plan, try_.try_),
+    "Begin": (quickstart.quickstart, recipes.recipes, keys.keys, init.init, doctor.doctor, plan.plan, try_.try_),
     "Teachers and data": (
         train.teacher,
         probe.probe,
@@ -63,7 +65,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `disti
     ),
     "Train": (train.train, train.resume),
     "Look at runs": (watch.watch, report.report, report.compare),
-    "Use what was trained": (sample.sample, evaluate.evaluate, floor.floor, export.export, ema.ema),
+    "Use what was trained": (sample.sample, evaluate.evaluate, floor.floor, bench.bench, export.export, ema.ema),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:

@@ -1,5 +1,6 @@
 """distill try: a recipe in its tiny form, from the teacher to the use of the export."""
 
+import json
 import re
 import subprocess
 import sys
@@ -52,10 +53,17 @@ def walk(recipe: str, overrides: list[str], folder: Path) -> None:
     import trainers
     from trainers.engine.world import start_accelerator
     from trainers.loop import fit
+    from trainers.recipe.shipped import find_recipe
+    from trainers.recipe.strict_yaml import load_yaml
+    from trainers.runs.first_try import has_short_form, short_form
     from trainers.runs.open import open_run
 
+    short = has_short_form(recipe)
+    if short and load_yaml(find_recipe(recipe)).get("trains") == "classifier":
+        try_classifier(recipe, overrides, folder)
+        return
     with timed("make teacher and data"):
-        run = resolve_recipe(recipe, overrides, tiny=folder)
+        run = short_form(recipe, overrides, folder) if short else resolve_recipe(recipe, overrides, tiny=folder)
     with timed("load and check"):
         opened = open_run(run, 1)
     with timed("cache and train") as note:
@@ -64,10 +72,35 @@ def walk(recipe: str, overrides: list[str], folder: Path) -> None:
     with timed("sample"):
         trained = trainers.load(folder)
         trainers.grid(trained.sample(SAMPLES), SAMPLES).save(folder / "sample.png")
+    if run.trains == "teacher":
+        return
     with timed("export") as note:
         note(f"differs by {trained.export():.1e} from the trainer's")
     with timed("use the export without this package") as note:
         note(f"{use_export(folder / 'export')} samples")
+
+
+def try_classifier(recipe: str, overrides: list[str], folder: Path) -> None:
+    """Take the steps of `try` with a recipe that trains a classifier.
+
+    Args:
+        recipe: The name of a shipped recipe.
+        overrides: Changes as text: key=value.
+        folder: The run folder.
+    """
+    from trainers.recipe.shipped import find_recipe
+    from trainers.recipe.strict_yaml import load_yaml
+    from trainers.recipe.tiny import BATCH, UPDATES
+    from trainers.runs.classifier import resolve_classifier, write_classifier
+    from trainers.runs.first_try import short_data
+
+    with timed("make teacher and data"):
+        data = short_data(load_yaml(find_recipe(recipe))["data"], folder / "tiny")
+        changes = [f"images={BATCH * UPDATES}", f"batch_size={BATCH}", f"data={json.dumps(data)}"]
+        run = resolve_classifier(recipe, [*changes, *overrides])
+    with timed("cache and train") as note:
+        trained, _ = write_classifier(run, folder / "classifier", lambda images, accuracy: None)
+        note(f"{run.images // run.batch_size} updates, {trained.accuracy:.0%} right of those held out")
 
 
 @contextmanager

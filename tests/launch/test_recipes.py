@@ -22,6 +22,7 @@ from trainers.recipe.load import build_experiment, resolve
 from trainers.recipe.shipped import find_recipe, shipped_recipes
 from trainers.recipe.strict_yaml import dump, load_yaml
 from trainers.recipe.tiny import MAKERS, materialise
+from trainers.runs.first_try import short_form
 from trainers.runs.open import open_run
 
 PAPERS = sorted(name for name, file in shipped_recipes().items() if "tiny" in load_yaml(file))
@@ -248,9 +249,47 @@ def test_mistakes_in_what_tiny_changes(text: str, message: str, distill: Command
     assert refused.code == 2 and refused.err.count("\n") == 1 and message in refused.err
 
 
-def test_try_is_for_distillations(distill: Command) -> None:
-    refused = distill("try", "digits_sid")
-    assert refused.code == 2 and "--tiny: digits_sid must say what to change" in refused.err
+TRIES = sorted(set(shipped_recipes()) - set(PAPERS))
+
+
+@pytest.mark.parametrize("name", TRIES)
+def test_every_first_try_opens_in_its_short_form(name: str, tmp_path: Path) -> None:
+    """With what it needs made in the run folder: nothing is trained or downloaded first. Overrides hold above it."""
+    if load_yaml(find_recipe(name)).get("trains") == "classifier":
+        return
+    run: Any = short_form(name, ["images=8"], tmp_path)
+    open_run(run, 1, weights=False)
+    assert (run.name, run.images, run.batch_size, run.evaluation.every) == (f"{name}_tiny", 8, 4, 0)
+    places = [run.data.path] if name.startswith("fashion") else []
+    if run.trains == "generator":
+        places += [run.teacher, *([run.pairs.folder] if run.pairs else []), *run.objective.further_teachers().values()]
+        assert len(places) == 1 + name.startswith("fashion") + (
+            name in ("digits_dmd", "digits_hipa", "digits_autoguided")
+        )
+    assert all(Path(place).parent == (tmp_path / "tiny").resolve() for place in places)
+
+
+@pytest.mark.parametrize("name", ["digits_hipa", "digits_rewarded", "fashion_sida"])
+def test_try_of_a_first_try(name: str, distill: Command) -> None:
+    tried = distill("try", name)
+    assert tried.code == 0, tried.err
+    assert steps(tried.out) == [*STEPS, "use the export without this package"]
+    assert "4 updates" in tried.out and not list(Path.cwd().iterdir())
+
+
+def test_try_of_a_teacher_and_of_a_classifier(distill: Command, tmp_path: Path) -> None:
+    tried = distill("try", "fashion_flow_teacher", "--folder", tmp_path / "teacher")
+    assert tried.code == 0, tried.err
+    assert steps(tried.out) == STEPS[:4] and (tmp_path / "teacher/teacher/denoiser.json").is_file()
+    tried = distill("try", "digits_classifier", "--folder", tmp_path / "classifier")
+    assert tried.code == 0, tried.err
+    assert steps(tried.out) == [STEPS[0], STEPS[2]] and "4 updates, " in tried.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRIES)
+def test_the_whole_path_of_every_first_try(name: str, distill: Command) -> None:
+    assert distill("try", name).code == 0
 
 
 def test_an_export_that_others_cannot_use_is_told(tmp_path: Path) -> None:

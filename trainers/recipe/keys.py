@@ -159,7 +159,7 @@ def meaning_of(cls: type, name: str) -> str:
         return f"{entry} {note.rstrip('.')}." if sentences else f"{entry.rstrip('.')} ({note.rstrip('.')})."
     note = entry or note or next((found for base in bases if (found := _comments(base).get(name))), "")
     first, space, rest = note.partition(" ")
-    if re.fullmatch(r"[a-z]{2,}[,;]?", first):  # a word of English, and no name such as l1 or best/
+    if re.fullmatch(r"a|[a-z]{2,}[,;]?", first):  # a word of English, and no name such as l1 or best/
         note = f"{first.capitalize()}{space}{rest}"
     return f"{note.rstrip('.')}." if note else ""
 
@@ -212,18 +212,18 @@ def _default(field: Any) -> str:
     if field.default is field.default_factory is dataclasses.MISSING:
         return REQUIRED
     value = field.default_factory() if field.default is dataclasses.MISSING else field.default
-    text = yaml.dump(_short(value), Dumper=Dumper, default_flow_style=True, width=10_000, sort_keys=False)
+    text = yaml.dump(short_value(value), Dumper=Dumper, default_flow_style=True, width=10_000, sort_keys=False)
     return text.splitlines()[0]
 
 
-def _short(value: Any) -> Any:
+def short_value(value: Any) -> Any:
     """Return a value as plain types, in which a group has the keys alone that differ from its class's defaults."""
     if not dataclasses.is_dataclass(value):
         return plain_value(value)
     fields = recipe_fields(type(value))
     own = {name: one for name in fields if (one := getattr(value, name)) != fields[name].default}
     names = [kind for choices in CHOICES.values() for kind, cls in choices.items() if cls is type(value)]
-    settings = {name: _short(one) for name, one in own.items()}
+    settings = {name: short_value(one) for name, one in own.items()}
     if not names:
         return settings
     return {"name": names[0], **settings} if settings else names[0]
