@@ -97,7 +97,7 @@ def start_workers(processes: int, arguments: list[str]) -> NoReturn:
         common.setdefault("GLOO_SOCKET_IFNAME", "lo")
     flags = [argument for argument in sys.argv if argument == "--debug" or argument.startswith("--trust-code")]
     command = [sys.executable, "-P", "-m", "launch.main", *arguments, *flags]  # -P: no module of the working directory
-    # The handler notes a signal alone. `watch` sends it on, when all workers have started.
+    # The handler notes a signal alone. `watch_workers` sends it on, when all workers have started.
     received: list[int] = []
     for number in SIGNALS:
         signal.signal(number, lambda number, frame: received.append(number))
@@ -107,7 +107,7 @@ def start_workers(processes: int, arguments: list[str]) -> NoReturn:
     for rank in map(str, range(processes)):
         environment = {**common, "RANK": rank, "LOCAL_RANK": rank}
         workers.append(subprocess.Popen(command, env=environment, start_new_session=True))
-    exit_now(watch(workers, received))
+    exit_now(watch_workers(workers, received))
 
 
 def exit_now(code: int) -> NoReturn:
@@ -125,7 +125,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def watch(workers: Sequence[subprocess.Popen[bytes]], received: list[int]) -> int:
+def watch_workers(workers: Sequence[subprocess.Popen[bytes]], received: list[int]) -> int:
     """Wait until all workers have exited, and return the exit code of the one that failed first.
 
     If a worker crashes, the others are killed at once, since they would wait for it forever. If it exits by itself, by

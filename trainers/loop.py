@@ -36,7 +36,7 @@ from trainers.hooks import (
 from trainers.hooks.evaluate import METRIC_LINES
 from trainers.hooks.finite import ends_skipped
 from trainers.hooks.health import LINES, REFERENCE
-from trainers.hooks.hook import call_at_end, call_due, call_in_turn
+from trainers.hooks.hook import call_due, call_in_turn
 from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file, recover, remove_staging_files
@@ -120,8 +120,6 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
                 before = state.images
                 advance(session)
                 call_due(session, hooks, before)
-                if session.ended is not None and state.images < run.images:
-                    call_at_end(session, hooks, before)
             if session.ended is not None:
                 console.print(f"ended at {state.images:,} images: {session.ended}")
         return session

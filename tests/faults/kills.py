@@ -67,7 +67,7 @@ RESUMING: list[Place] = [
 ]
 STARTING: list[Place] = [  # a launcher and its workers
     ("launch.processes:subprocess.Popen", 2, None),
-    ("launch.processes:watch", 1, 0.3),
+    ("launch.processes:watch_workers", 1, 0.3),
     ("launch.main:follow_launcher", 1, 0.01),
     ("launch.commands.train:join_world", 1, 0.1),
     ("trainers.loop:build_session", 1, 0.1),

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from launch import processes
-from launch.processes import start_workers, watch
+from launch.processes import start_workers, watch_workers
 from tests.tiny import distill, launch, recipe
 from trainers.checkpoints import checkpoint
 
@@ -41,7 +41,7 @@ def test_the_exit_code_is_that_of_the_first_to_fail(
     other = PATIENT + ("time.sleep(0.2)" if code == "0" else "time.sleep(60)")
     workers = started(other, f"print(flush=True)\nimport sys\nsys.exit({code})")
     begin = time.monotonic()
-    assert watch(workers, []) == expected
+    assert watch_workers(workers, []) == expected
     assert time.monotonic() - begin < 5
     assert workers[0].returncode == (0 if code == "0" else -9)
     assert capfd.readouterr().err == ""
@@ -51,7 +51,7 @@ def test_one_that_is_killed_ends_all_and_is_named(capfd: pytest.CaptureFixture[s
     workers = started(PATIENT + "time.sleep(60)", PATIENT + "time.sleep(60)")
     threading.Timer(0.2, workers[1].kill).start()
     begin = time.monotonic()
-    assert watch(workers, []) == 128 + 9
+    assert watch_workers(workers, []) == 128 + 9
     assert time.monotonic() - begin < 5 and workers[0].returncode == -9
     assert capfd.readouterr().err == (
         "distill: process 1 of 2 was killed by SIGKILL; the others are ended, `distill resume` goes on\n"
@@ -61,7 +61,7 @@ def test_one_that_is_killed_ends_all_and_is_named(capfd: pytest.CaptureFixture[s
 def test_signals_are_sent_on() -> None:
     workers, told = started(PATIENT + "time.sleep(60)", PATIENT + "time.sleep(60)"), list[int]()
     threading.Timer(0.2, lambda: told.append(signal.SIGTERM)).start()
-    assert watch(workers, told) == 75
+    assert watch_workers(workers, told) == 75
     assert [worker.returncode for worker in workers] == [75, 75]
 
 
@@ -73,7 +73,7 @@ def test_what_the_processes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
         given.append((command, env))
 
     monkeypatch.setattr(processes.subprocess, "Popen", popen)
-    monkeypatch.setattr(processes, "watch", lambda workers, told: 5)
+    monkeypatch.setattr(processes, "watch_workers", lambda workers, told: 5)
     monkeypatch.setattr(processes.signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(sys, "argv", ["distill", "train", "x", "--processes", "3", "--debug"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

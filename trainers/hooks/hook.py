@@ -33,19 +33,12 @@ class Hook(ABC):
 
 
 def call_due(session: Session, hooks: Sequence[Hook], before: int) -> None:
-    """Call the hooks that the update from `before` images made due."""
+    """Call the hooks that the update from `before` images made due. If one ends the run, those due at an end follow."""
     now, total = session.state.images, session.run.images
-    call_in_turn(session, [hook for hook in hooks if hook.due(before, now, total)])
-
-
-def call_at_end(session: Session, hooks: Sequence[Hook], before: int) -> None:
-    """Call the hooks that the end of a run makes due and the update from `before` images did not.
-
-    The run ends before its last image.
-    """
-    now, total = session.state.images, session.run.images
-    called = [hook for hook in hooks if hook.due(before, now, total)]
-    call_in_turn(session, [hook for hook in hooks if hook not in called and hook.due(before, now, now)])
+    due = [hook for hook in hooks if hook.due(before, now, total)]
+    call_in_turn(session, due)
+    if session.ended is not None and now < total:
+        call_in_turn(session, [hook for hook in hooks if hook not in due and hook.due(before, now, now)])
 
 
 def call_in_turn(session: Session, hooks: Sequence[Hook]) -> None:

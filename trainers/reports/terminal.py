@@ -15,7 +15,7 @@ from distill.public_text import printable
 from trainers.io import jsonl
 from trainers.reports.record import SOURCES, RunRecord, protocol_of, read_run
 
-TAIL = 200  # lines of the log that are shown as curves
+SHOWN_LINES = 200  # lines of the log that are shown as curves
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 40  # letters of a curve
 LATEST_ALARMS = 5
@@ -30,8 +30,8 @@ def screen(folder: Path) -> RenderableType:
     Raises:
         UserError: It is no run folder.
     """
-    record = read_run(folder, tail=TAIL)
-    lines = {source: jsonl.tail(folder / name, TAIL) for source, name in SOURCES.items()}
+    record = read_run(folder, tail=SHOWN_LINES)
+    lines = {source: jsonl.tail(folder / name, SHOWN_LINES) for source, name in SOURCES.items()}
     well, outcome = record.outcome()
     parts: list[RenderableType] = [Text(f"{record.name}: {outcome}", style="bold" if well else "bold red")]
     if record.total:
