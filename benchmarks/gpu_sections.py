@@ -53,6 +53,7 @@ PRICES: dict[str, dict[str, Any]] = {
         "compile": True,
     },
 }
+FAILED = "NO"
 
 
 def this_device() -> Accelerator:
@@ -83,6 +84,11 @@ def table(say: Say, *heads: str) -> None:
 def row(say: Say, *cells: str) -> None:
     """Write a row of a table."""
     say(f"| {' | '.join(cells)} |")
+
+
+def verdict(holds: bool) -> str:
+    """Return a cell that says whether something holds. One that does not makes the check fail."""
+    return "yes" if holds else FAILED
 
 
 def flops_and_seconds(session: Session, rounds: int) -> tuple[float, float]:
@@ -149,10 +155,11 @@ def shapes(say: Say, tiny: bool) -> None:
                 del session
                 clear()
         say("")
-        table(say, "teacher of", "objective", "planned MiB", "measured / planned")
+        table(say, "teacher of", "objective", "planned MiB", "measured / planned", "within 10 %")
         for title, run, peak in measured:
             planned = plan(run, 1).peak.bytes
-            row(say, title, f"{planned / 2**20:,.0f}", f"{peak / planned:.3f}")
+            near = "-" if peak != peak else verdict(abs(peak / planned - 1) <= 0.1)  # a CPU measures no peak
+            row(say, title, f"{planned / 2**20:,.0f}", f"{peak / planned:.3f}", near)
 
 
 def round_peak(session: Session) -> float:
@@ -209,7 +216,8 @@ def nccl(say: Say, tiny: bool) -> None:
         total = torch.ones((), device=device)
         dist.all_reduce(total)
         worst = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-20)) for a, b in zip(*found, strict=True))
-    say(f"{backend}: an all-reduce of 1 is {float(total):g}; DDP's gradients differ by {worst:.1e} of the largest")
+    table(say, "backend", "an all-reduce of 1", "difference of DDP's gradients, of the largest", "below 1e-5")
+    row(say, backend, f"{float(total):g}", f"{worst:.1e}", verdict(worst < 1e-5 and float(total) == 1))
 
 
 def resume(say: Say, tiny: bool) -> None:
@@ -226,7 +234,7 @@ def resume(say: Say, tiny: bool) -> None:
                 shutil.rmtree(late)
             again = weights_after(small.fit_run(settings, folder / precision, True, this_device()))
             equal = all(torch.equal(whole[name], again[name]) for name in whole)
-            row(say, precision, "yes" if equal else "NO")
+            row(say, precision, verdict(equal))
 
 
 def weights_after(session: Session) -> dict[str, torch.Tensor]:
@@ -237,7 +245,8 @@ def weights_after(session: Session) -> dict[str, torch.Tensor]:
 
 def families(say: Say, tiny: bool) -> None:
     """Write for every kind of network whether it compiles, and how far its first round is from one in eager mode."""
-    table(say, "teacher", "difference of the generator's gradient norm, float32", "the norm in bfloat16 is finite")
+    heads = "difference of the generator's gradient norm, float32", "below 1e-4", "the norm in bfloat16 is finite"
+    table(say, "teacher", *heads)
     for name in ["edm_cond"] if tiny else kinds.TEACHERS:
         if name == "own":
             continue  # the class of a user, whose code a folder may not name without consent
@@ -251,7 +260,7 @@ def families(say: Say, tiny: bool) -> None:
                 for more in ({}, {"compile": True}, {"compile": True, "precision": "bfloat16"})
             )
             difference = abs(compiled - eager) / max(abs(eager), 1e-20)
-            row(say, name, f"{difference:.1e}", "yes" if abs(half) < float("inf") else "NO")
+            row(say, name, f"{difference:.1e}", verdict(difference < 1e-4), verdict(abs(half) < float("inf")))
         clear()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu_sections import Say
+from benchmarks.gpu_sections import Say, row, verdict
 
 
 def test_every_section_runs(tmp_path: Path) -> None:
@@ -30,6 +30,13 @@ def test_a_failure_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not gpu_check.write_page(tmp_path / "gpu.md", tiny=True, alone=False)
     page = (tmp_path / "gpu.md").read_text()
     assert "the first line\n\nfailed: RuntimeError: out of memory" in page and "## Two\n\n2\n" in page
+
+
+def test_what_does_not_hold_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for equal, fine in ((True, True), (False, False)):
+        section = gpu_check.Section("One", lambda say, tiny, equal=equal: row(say, "float32", verdict(equal)), 5)
+        monkeypatch.setattr(gpu_check, "SECTIONS", {"one": section})
+        assert gpu_check.write_page(tmp_path / "gpu.md", tiny=True, alone=False) is fine
 
 
 def test_the_budgets_are_eight_minutes_together() -> None:
