@@ -31,6 +31,6 @@ def test_the_student_reaches_its_bar(tmp_path: Path) -> None:
     assert teacher["frechet"] <= halves  # the teacher itself is at or under the real-against-real floor
     assert student["frechet"] <= max(1.5 * teacher["frechet"], 0.5 * halves), report
     assert abs(student["label_agreement"] - teacher["label_agreement"]) <= 0.02, report
-    for name in ("side_by_side.png", "distance.png"):
+    for name in ("side_by_side.png", "distance.png", "report.html"):
         assert (tmp_path / "runs/digits_sid" / name).stat().st_size > 5_000
     subprocess.run([sys.executable, "-c", USE_IT], cwd=tmp_path, check=True)

@@ -18,6 +18,7 @@ def quickstart(
     from trainers.api import finish
     from trainers.io.console import plain
     from trainers.recipe.load import resolve
+    from trainers.reports import write_report
     from trainers.runs.plots import distance_curve, side_by_side
 
     console = plain()
@@ -33,8 +34,10 @@ def quickstart(
     distance_curve(folder, report, folder / "distance.png")
     console.rule("4 of 4: export", align="left")
     difference = trained.export()
+    page = write_report(folder)
     Console().print(table(report))
     console.print(
+        f"report of the run, for a browser   {page}\n"
         f"teacher and student side by side   {folder / 'side_by_side.png'}\n"
         f"distance against images            {folder / 'distance.png'}\n"
         f"pipeline for stock diffusers       {folder / 'export'}   (differs by {difference:.1e} from the trainer)\n\n"

@@ -159,7 +159,7 @@ def tell_next(run: Run | TeacherRun, folder: Path, accelerator: Accelerator) -> 
     from trainers.io.console import plain
 
     place = shlex.quote(str(folder))
-    commands = [f"`distill {command} {place}`" for command in ("evaluate", "sample")]
+    commands = [f"`distill {command} {place}`" for command in ("report", "evaluate", "sample")]
     if run.trains == "generator":
         commands.append(f"`distill export {place}`")
     else:

@@ -64,7 +64,8 @@ def test_from_a_teacher_to_a_table(distill: Command, recipe_file: Write, tmp_pat
     trained_run = distill("train", file, "objective.alpha=1.0", "seed=3", "--folder", run)
     assert trained_run.code == 0
     assert trained_run.err.endswith(
-        f"tiny: done; next `distill evaluate {run}`, `distill sample {run}` or `distill export {run}`\n"
+        f"tiny: done; next `distill report {run}`, `distill evaluate {run}`, `distill sample {run}` or"
+        f" `distill export {run}`\n"
     )
     resolved = yaml.safe_load((run / "run.yaml").read_text())
     assert resolved["teacher"] == str(teacher / "teacher")

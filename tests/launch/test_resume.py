@@ -32,7 +32,8 @@ def test_more_images_need_no_leave(distill: Command, student: Path) -> None:
     assert [path.name for path in sorted((student / "checkpoints").iterdir())] == [f"{32:012d}"]
     again = distill("resume", student)
     hint = f"`distill resume {student} images=N` trains on until N images"
-    then = f"next `distill evaluate {student}`, `distill sample {student}` or `distill export {student}`"
+    commands = [f"`distill {name} {student}`" for name in ("report", "evaluate", "sample")]
+    then = f"next {', '.join(commands)} or `distill export {student}`"
     assert (again.code, again.err) == (0, f"'{student}' is finished at 32 images; {hint}\ntiny: done; {then}\n")
 
 
