@@ -69,9 +69,10 @@ class Condition(dict[str, Tensor]):
     def repeat_as(self, other: Condition) -> Condition:
         """Repeat the condition of one sample, [...] without a batch dimension, for every sample of `other` [B, ...].
 
-        The result [B, ...] has the devices and the dtypes of `other`.
+        The result [B, ...] has the devices and the dtypes of `other`. Tensors that this condition lacks are those of
+        `other`, such as the labels of an augmentation.
         """
-        return Condition({name: _repeat(self[name], value) for name, value in other.items()})
+        return Condition({name: _repeat(self[name], value) if name in self else value for name, value in other.items()})
 
 
 ConditionLike: TypeAlias = Tensor | Mapping[str, Tensor] | None

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("distill", "trainers", "launch")
 FOLDERS = (*PACKAGES, "configs", "tests", "benchmarks")
 MAX_LINES, IMPORT_SECONDS = 400, 1.5
-
 NEVER = {
     "distill": ("accelerate", "wandb", "trainers", "launch", "configs", "tensorboard", "torch.utils.tensorboard"),
     "trainers": ("launch", "configs"),
@@ -55,6 +54,7 @@ FLOORS = {
         "prediction": 3,
         "denoiser": 5,
         "generator": 6,
+        "augmentation": 6,
         "guidance": 6,
         "discriminator": 6,
         "perceptual": 6,

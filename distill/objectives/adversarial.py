@@ -68,7 +68,8 @@ def denoise_and_discriminate(
         fake = nets.fake(x_t, t, batch.cond, "logits", *source)
 
     def logits_of(sample: Tensor) -> Tensor:
-        return cast(Tensor, nets.fake(nets.path.diffuse(sample, t, noise), t, batch.cond, "logits", *source))
+        x_t = nets.path.diffuse(sample, t, noise)
+        return cast(Tensor, nets.fake(x_t, t, batch.cond_of_real, "logits", *source))
 
     real, penalty = r1.judge(logits_of, batch.real, random.stream("r1"))
     nets.note("accuracy", accuracy(fake, real), nets.path.nsr(t))

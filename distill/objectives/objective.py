@@ -82,6 +82,7 @@ class Batch:
         real: Real samples [B, C, *spatial], where the objective needs them. Images are in [-1, 1].
         pairs: ODE pairs, where the objective needs them.
         texts: The B prompts of the condition, as they are written, where the objective needs them.
+        real_cond: The condition [B, ...] of the real samples, where it differs from `cond`.
     """
 
     noise: Tensor
@@ -90,6 +91,12 @@ class Batch:
     real: Tensor | None = None
     pairs: Pairs | None = None
     texts: Sequence[str] | None = None
+    real_cond: Condition | None = None
+
+    @property
+    def cond_of_real(self) -> Condition:
+        """The condition [B, ...] of the real samples."""
+        return self.cond if self.real_cond is None else self.real_cond
 
 
 class Estimates(NamedTuple):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distill.compilation import fused
+from distill.conditions import Condition
 from distill.denoiser import Denoiser
 from distill.errors import require
 from distill.loss_weights import Weight, denoising_weight
@@ -95,11 +96,12 @@ class RealUID(Objective):
         """
         assert batch.real is not None
 
-        def loss(x: Tensor, a: float, b: float) -> Tensor:
+        def loss(x: Tensor, cond: Condition, a: float, b: float) -> Tensor:
             x_t, t, _ = nets.path.draw(x, self.fake_times, batch.random.stream("fake"))
-            fake, given = (from_x0("velocity", nets.path, x0, x_t, t) for x0 in (nets.fake(x_t, t, batch.cond), x))
+            fake, given = (from_x0("velocity", nets.path, x0, x_t, t) for x0 in (nets.fake(x_t, t, cond), x))
             # A denoising weight is for errors in x0. The quotient is for errors in the velocity: 1 for "velocity".
             weight = denoising_weight(self.fake_weight, nets.path.nsr(t), nets.teacher.sigma_data)
             return match(weight / velocity_weight(nets.path, t), x) * realuid_fake_loss(given, fake, a, b)
 
-        return {"generated": loss(x.detach(), self.a, self.b), "real": loss(batch.real, 1 - self.a, 1 - self.b)}
+        generated = loss(x.detach(), batch.cond, self.a, self.b)
+        return {"generated": generated, "real": loss(batch.real, batch.cond_of_real, 1 - self.a, 1 - self.b)}

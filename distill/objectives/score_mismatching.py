@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distill.compilation import fused
+from distill.conditions import Condition
 from distill.loss_weights import Weight, denoising_weight
 from distill.objectives.objective import Batch, Denoisers, Objective, per_sample
 from distill.paths import match
@@ -55,12 +56,13 @@ class ScoreMismatching(Objective):
         """Return the losses of the predicted noise, on real samples and on generated samples with another noise."""
         assert batch.real is not None
 
-        def loss(x: Tensor, stream: str, noise: Tensor | None = None) -> Tensor:
+        def loss(x: Tensor, cond: Condition, stream: str, noise: Tensor | None = None) -> Tensor:
             x_t, t, drawn = nets.path.draw(x, self.fake_times, batch.random.stream(stream))
-            predicted = from_x0("eps", nets.path, nets.fake(x_t, t, batch.cond), x_t, t)
+            predicted = from_x0("eps", nets.path, nets.fake(x_t, t, cond), x_t, t)
             # A denoising weight is for errors in x0. Times nsr^2 it is for errors in the noise: 1 for "eps".
             weight = denoising_weight(self.fake_weight, nsr := nets.path.nsr(t), nets.teacher.sigma_data) * nsr**2
             return match(weight, x) * noise_loss(predicted, drawn if noise is None else noise)
 
         other = batch.random.stream("other noise").normal(*x.shape[1:], dtype=x.dtype)
-        return {"generated": loss(x.detach(), "fake", other), "real": loss(batch.real, "real")}
+        generated = loss(x.detach(), batch.cond, "fake", other)
+        return {"generated": generated, "real": loss(batch.real, batch.cond_of_real, "real")}

@@ -129,11 +129,17 @@ class Player:
     def step(self, norm: Tensor, lr: float) -> None:
         """Step the optimizer. Where the gradient norm is not finite, the device skips the step.
 
+        The elements of the gradient are clamped first where the settings say so.
+
         Args:
             norm: The norm of all gradients, a scalar on the device.
             lr: The learning rate.
         """
         bad = _not_finite(norm)
+        if (most := self.settings.max_grad_element) is not None:
+            gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
+            torch._foreach_clamp_min_(gradients, -most)
+            torch._foreach_clamp_max_(gradients, most)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The attribute by which a GradScaler tells torch's fused optimizers to skip: 1 leaves weights and state as they

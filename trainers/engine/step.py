@@ -5,14 +5,16 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, reduce
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, autograd
 from torch.nn.utils import get_total_norm
 
+from distill.augmentation import Augmentation
 from distill.compilation import fused
+from distill.conditions import Condition
 from distill.objectives import Batch, Denoisers
 from trainers.engine.backprop import OneByOne
 from trainers.engine.session import Session
@@ -93,9 +95,25 @@ def fake_terms(session: Session, nets: Denoisers, first: int, made: Made | None,
         batch = session.batches.micro("fake", first, micro)
         with torch.no_grad():
             x = players["generator"].bare(batch.noise, batch.cond)
+    if run.augmentation is not None:
+        x, batch = augmented(run.augmentation, x, batch)
     # Each phase calls the player that it updates through its DDP wrapper, and all other networks bare. A wrapper that
     # is called but not updated would wait for gradients that never come.
     return run.objective.fake_loss(replace(nets, fake=players["fake"].module), x, batch)
+
+
+def augmented(augmentation: Augmentation, x: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+    """Return the generator's samples [B, ...] and their batch as the fake sees them: both kinds of images transformed.
+
+    Generated and real images have transformations of their own, of which the conditions tell the network.
+    """
+    random = batch.random.stream("augmentation")
+    x, labels = augmentation(x, random.stream("generated"))
+    changes: dict[str, Any] = {"cond": Condition({**batch.cond, "augment": labels})}
+    if batch.real is not None:
+        real, labels = augmentation(batch.real, random.stream("real"))
+        changes |= {"real": real, "real_cond": Condition({**batch.cond, "augment": labels})}
+    return x, replace(batch, **changes)
 
 
 def generator_terms(session: Session, nets: Denoisers, made: Made | None, graph: OneByOne | None, micro: int) -> Terms:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from distill.annotations import LocalPath
+from distill.augmentation import Augmentation
 from distill.errors import UserError
 from distill.generator import PRESETS
 from distill.lora import Lora
@@ -60,9 +61,10 @@ class Optimizer:
     weight_decay: float = 0.0  # that of the weights: apart from the gradient in adamw, and else in it
     warmup: int = 0  # images over which lr rises linearly from 0
     decay: Literal["none", "linear", "cosine"] = "none"  # the fall of lr, to 0 at the run's last image
+    max_grad_element: float | None = None  # the size to which each element of the gradient is clamped; null: none
 
     def __post_init__(self) -> None:
-        positive(self, "lr", "eps")
+        positive(self, "lr", "eps", "max_grad_element")
         not_negative(self, "weight_decay", "warmup")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas: must be at least 0 and below 1, got {list(self.betas)}")
@@ -295,6 +297,7 @@ class Run(Experiment):
     # The backward through teacher and fake. one_by_one holds the activations of one at a time, for one more forward. It
     # saves memory where gradients pass both.
     backprop: Literal["joint", "one_by_one"] = "joint"
+    augmentation: Augmentation | None = None  # EDM's, of what the fake denoises and its discriminator judges
     sharding: Sharding | None = None
     health: Health = Health()
 

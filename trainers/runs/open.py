@@ -204,6 +204,8 @@ def check_fit(teacher: Denoiser, name: str, dataset: Dataset) -> None:
 def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapping[str, Denoiser]) -> None:
     """Raise UserError when the objective or the adapters cannot train with this teacher and these data."""
     run.objective.check(teacher)
+    if run.augmentation is not None:
+        run.augmentation.check(teacher)
     for name, other in further.items():
         run.objective.check_further_teacher(name, other, teacher)
     sharding = run.sharding

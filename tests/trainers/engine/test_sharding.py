@@ -44,6 +44,7 @@ CLIPPED = {"micro_batches": 2, "max_grad_norm": 1e-3, "backprop": "one_by_one"}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "micro-batches, clipped": ("sid", CLIPPED),
     "offloaded": ("sid", {**CLIPPED, "sharding": {"offload": "all"}}),
+    "elements clamped": ("sid", {"fake": {"lr": 1e-3, "max_grad_element": 1e-2}}),
     "the teacher offloaded": ("sid", {**LORA, "sharding": {"offload": "teacher"}}),
     "reused samples": ("sid", {"reuse_samples": True, "fake_updates": 2}),
     "recomputed": ("dmd2", {"gradient_checkpointing": True, **LORA}),
