@@ -15,9 +15,11 @@ from distill.teachers import (
     copy_pipeline,
     download,
     load_denoiser,
+    read_origin,
     read_published,
     refuse_file,
     save_denoiser,
+    write_origin,
 )
 from trainers.io.atomic import atomic_folder, sha256
 from trainers.io.console import plain
@@ -74,6 +76,8 @@ def import_pipeline(source: str, out: Path, resolution: int | None = None, guida
     console = plain()
     with atomic_folder(out) as staging, naming_final(folder, staging):  # a flaw is one of the source
         copy_pipeline(folder, staging, resolution=resolution, guidance=guidance)
+        if (origin := read_origin(place) if place.is_dir() else source) is not None:
+            write_origin(staging, origin)
         denoiser = load_denoiser(staging)
         console.print(f"pipeline    {source}")
         report(denoiser)
