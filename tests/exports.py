@@ -57,7 +57,11 @@ FACTS = CardFacts(
     teacher_sha256="0123456789abcdef" * 4,
     images=60_000,
     average="ema of the recipe",
-    metrics={"frechet": 1.23456789, "label_agreement": 0.875, "protocol": "pca48(digits, 1797 real)", "samples": 4000},
+    metrics={
+        "protocol": "pca48(digits, 1797 real)",
+        "samples": 4000,
+        "student": {"frechet": 1.23456789, "label_agreement": 0.875},
+    },
     versions={"torch": torch.__version__},
     recipe="name: tiny\nobjective: {name: sid}\n",
 )

@@ -2,46 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from distill.conditions import Condition
+from distill.export.facts import CardFacts
 from distill.export.format import CLASS_NAMES, Format, Source
+from distill.export.front_matter import front_matter
 from distill.generator import Generator
 from distill.public_text import printable
 
 LISTED = 100  # names of classes in a card
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardFacts:
-    """The facts about the training that a card states. Mappings hold plain YAML values.
-
-    Attributes:
-        name: The name of the run, which is the title of the card.
-        objective: The settings of the objective as in a recipe, with its name under "name".
-        teacher: The name of the teacher.
-        teacher_sha256: The SHA-256 of the teacher's files.
-        images: The number of samples that the generator has trained on.
-        average: A few words on the average over the training that the weights are.
-        metrics: The results of an evaluation, with its protocol under "protocol". None if nothing was measured.
-        versions: The versions of the libraries, by name.
-        recipe: The recipe of the run, as YAML.
-        changes: The settings that changed during the training, as plain values: those of one moment in each entry.
-    """
-
-    name: str
-    objective: Mapping[str, Any]
-    teacher: str
-    teacher_sha256: str
-    images: int
-    average: str
-    metrics: Mapping[str, Any] | None
-    versions: Mapping[str, str]
-    recipe: str
-    changes: Sequence[Mapping[str, Any]] = ()
 
 
 def render(facts: CardFacts, source: Source, generator: Generator, form: Format) -> str:
@@ -53,12 +25,7 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
         generator: The generator that is exported.
         form: Its export format.
     """
-    prompts = form.cond.labels is None and bool(form.cond)
-    front = {
-        **({"library_name": form.library} if form.library else {}),
-        "pipeline_tag": "text-to-image" if prompts else "unconditional-image-generation",
-        "tags": ["one-step-generation", "diffusion-distillation", str(facts.objective.get("name", "distilled"))],
-    }
+    shown = [picture for picture in facts.pictures if picture.prompt is None]
     where = "" if source.hub else f"In the folder that holds `{source.name}`:\n\n"
     limits = (
         *form.limits,
@@ -68,9 +35,10 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
     )
     return "\n".join(
         [
-            f"---\n{_yaml(front)}---\n",
+            f"---\n{front_matter(facts, generator, form)}---\n",
             f"# {facts.name}\n",
             _summary(generator, form.cond),
+            *(f"\n![Samples, one evaluation each]({picture.name})" for picture in shown),
             f"\n## Use\n\n{where}```python\n{form.snippet(source)}```\n",
             form.loading,
             *_classes(generator.denoiser.network.class_names),
@@ -80,6 +48,7 @@ def render(facts: CardFacts, source: Source, generator: Generator, form: Format)
             f"The weights are an average over the training: {facts.average}.\n",
             *_changes(facts.changes),
             f"## Metrics\n\n{_metrics(facts.metrics)}",
+            f"\n## Licence\n\n{_license(facts.license)}",
             "\n## Limits\n",
             *(f"- {limit}" for limit in limits),
             f"\n## Versions\n\n{', '.join(f'{name} {version}' for name, version in facts.versions.items())}",
@@ -137,17 +106,39 @@ def _unseen(classes: Sequence[int]) -> list[str]:
     return [f"The data had no sample of these classes, which the generator was not trained on: {shown}."]
 
 
+def _license(license: str | None) -> str:
+    """Return the sentence on the licence."""
+    if license is not None:
+        return f"`{license}`, as stated by whoever made this export."
+    return "Nobody has stated a licence for these weights. Those of the teacher and of the data may limit their use."
+
+
 def _metrics(metrics: Mapping[str, Any] | None) -> str:
-    """Return the table of metrics under the name of their protocol."""
+    """Return the table of the student's numbers, beside the teacher's, under the name of their protocol."""
     if metrics is None:
         return "None were measured."
-    rows = "\n".join(
-        f"| {name} | {f'{value:.6g}' if isinstance(value, float) else value} |"
-        for name, value in metrics.items()
-        if name != "protocol"
-    )
-    head = f"Protocol: `{metrics.get('protocol', 'not named')}`. Numbers of another protocol do not compare."
-    return f"{head}\n\n| metric | value |\n|---|---|\n{rows}"
+    student, teacher = metrics.get("student", {}), metrics.get("teacher", {})
+    calls = f", {metrics['teacher_evaluations']} evaluations" if "teacher_evaluations" in metrics else ""
+    guided = f", guidance {metrics['teacher_cfg']:g}" if "teacher_cfg" in metrics else ""
+    columns = ["metric", "this model, 1 evaluation", *([f"teacher{calls}{guided}"] if teacher else [])]
+    table = [
+        columns,
+        ["---"] * len(columns),
+        *(
+            [name, _number(value), *([_number(teacher.get(name))] if teacher else [])]
+            for name, value in student.items()
+        ),
+    ]
+    count = f", {metrics['samples']:,} samples" if "samples" in metrics else ""
+    head = f"Protocol: `{metrics.get('protocol', 'not named')}`{count}. Numbers of another protocol do not compare."
+    halves = f"\n\nTwo halves of the real images have a Frechet distance of {_number(metrics.get('halves'))}."
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    return f"{head}\n\n{rows}{halves if 'halves' in metrics else ''}"
+
+
+def _number(value: Any) -> str:
+    """Return a number for a table, and a dash for None."""
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _yaml(value: Any) -> str:

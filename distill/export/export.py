@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, naming_final, one_line, require
-from distill.export.card import CardFacts, render
+from distill.export.card import render
+from distill.export.facts import CardFacts
 from distill.export.format import BATCH, CLASS_NAMES, Format, Source, float32, inputs, names_by_number
 from distill.export.to_diffusers import diffusers_format
 from distill.export.to_graph import onnx_format, torch_export_format
@@ -28,6 +29,7 @@ from distill.records import read_record
 from distill.saved_files import set_permissions
 
 CHECK = "export_check.json"
+PROMPTS_FILE = "samples/prompts.json"  # the prompts of the pictures in its folder, in the form of the hub's `widget`
 LOCK = ".lock"  # inside the staging folder
 OLD = "old"  # the earlier export, inside the staging folder, while the new one takes its place
 TOLERANCE = 1e-4
@@ -112,7 +114,12 @@ def export_generator(
 
 
 def _write_facts(folder: Path, card: CardFacts, source: Source, generator: Generator, form: Format) -> None:
-    """Write the card, and the names of the classes if they have names."""
+    """Write the card and its pictures, and the names of the classes if they have names."""
+    for picture in card.pictures:
+        (folder / picture.name).parent.mkdir(exist_ok=True)
+        (folder / picture.name).write_bytes(picture.content)
+    if shown := [picture.widget for picture in card.pictures if picture.prompt is not None]:
+        (folder / PROMPTS_FILE).write_text(json.dumps(shown, indent=2, ensure_ascii=False) + "\n", "utf-8")
     (folder / "README.md").write_text(public_text(render(card, source, generator, form)), "utf-8")
     if (names := names_by_number(generator)) is not None:
         (folder / CLASS_NAMES).write_text(json.dumps(public_value(names, names=False), indent=2) + "\n")

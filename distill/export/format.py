@@ -15,7 +15,7 @@ from distill.generator import Generator
 from distill.prediction import coefficients
 
 BATCH = 8
-WITHOUT_CARD = "A copy that diffusers saves has no card: copy this README.md into it."
+WITHOUT_CARD = "A copy that diffusers saves has no card: copy this README.md and its pictures into it."
 CLASS_NAMES = "id2label.json"  # in an export whose classes have names: {number: name}
 
 
@@ -75,6 +75,7 @@ class Format:
         loading: A paragraph for the card on what is needed to load the export.
         limits: Sentences for the card on the limits of the export.
         library: The library that the card names, if there is one.
+        relation: The relation to the teacher, in the hub's words: finetune, or adapter.
         batches: The batch sizes at which samples are compared.
         shown: Turns the generator's samples into the form that the folder gives, such as clamped images.
     """
@@ -86,6 +87,7 @@ class Format:
     loading: str
     limits: tuple[str, ...] = ()
     library: str | None = None
+    relation: str = "finetune"
     batches: tuple[int, ...] = (BATCH,)
     shown: Callable[[Tensor], Tensor] = lambda samples: samples
 

@@ -49,6 +49,7 @@ def lora_format(generator: Generator, cond: Condition, teacher: Path | None) -> 
         snippet=partial(_snippet, generator, stock),
         loading=loading,
         library="diffusers",
+        relation="adapter",
     )
     if teacher is None or not stock:
         return form

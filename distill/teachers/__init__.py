@@ -4,6 +4,7 @@ from distill.teachers.analytic import GaussianMixture
 from distill.teachers.description import DESCRIPTION
 from distill.teachers.edm import EDM2Net, EDMNet
 from distill.teachers.folder import load_denoiser, save_denoiser
+from distill.teachers.origin import read_origin, write_origin
 from distill.teachers.own import OwnNet
 from distill.teachers.pipeline import (
     check_pipeline,
@@ -33,7 +34,9 @@ __all__ = [
     "fresh_unet",
     "load_denoiser",
     "load_pipeline",
+    "read_origin",
     "read_published",
     "refuse_file",
     "save_denoiser",
+    "write_origin",
 ]

@@ -20,10 +20,16 @@ def export(
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="REPO_ID", help="Upload the export to the Hugging Face hub under this id.")
     ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="The licence of the weights, as the hub names it, such as apache-2.0.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt of the sample pictures; give several. Default: four of ours.")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the model on the hub private.")] = False,
 ) -> None:
     """Write the averaged generator in a format that other software loads, and compare its samples with ours."""
-    from distill.export import check_format, check_push, push
+    from distill.export import check_format, check_license, check_push, push
     from trainers.io.console import plain
     from trainers.recipe.changes import PLACES
     from trainers.recipe.strict_yaml import override
@@ -31,6 +37,7 @@ def export(
     from trainers.runs.load import load_trained
 
     check_format(format)
+    check_license(license)
     if push_to_hub is not None:
         check_push(push_to_hub)
     elif private:
@@ -39,7 +46,7 @@ def export(
         moved, out = [str(out), *(moved or [])], None
     out = out or export_folder(folder, format)
     trained = load_trained(folder, which, merged=format != "lora", changes=override({}, moved or []))
-    difference = trained.export(out, format, push_to_hub)
+    difference = trained.export(out, format, push_to_hub, license, prompt or ())
     plain().print(
         f"exported to {out} after {trained.images:,} images; largest difference from our samples: {difference:.1e}"
     )

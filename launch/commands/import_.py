@@ -5,18 +5,21 @@ from typing import Annotated
 
 import typer
 
-File = Annotated[Path, typer.Argument(help="The published .pkl.")]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The published .pkl, or its published name, which downloads it to here.")
+]
 Out = Annotated[Path, typer.Argument(help="The folder to write. The key `teacher` of a recipe names it.")]
+Digest = Annotated[str | None, typer.Option("--sha256", help="The SHA-256 that the file must have.", metavar="HEX")]
 
 import_app = typer.Typer(help="Turn a pretrained network into a teacher's folder.", no_args_is_help=True)
 
 
 @import_app.command()
-def edm(file: File, out: Out) -> None:
+def edm(file: File, out: Out, sha256: Digest = None) -> None:
     """Import an EDM checkpoint: DDPM++, NCSN++ or ADM. Nothing in the pickle is run."""
     from trainers.runs.import_teacher import import_published
 
-    import_published(file, out, "edm")
+    import_published(file, out, "edm", digest=sha256)
 
 
 @import_app.command()
@@ -27,11 +30,12 @@ def edm2(
         str | None,
         typer.Option(help="The autoencoder that decodes its latents: a folder, or an id on the hub."),
     ] = None,
+    sha256: Digest = None,
 ) -> None:
     """Import an EDM2 checkpoint. Nothing in the pickle is run."""
     from trainers.runs.import_teacher import import_published
 
-    import_published(file, out, "edm2", vae)
+    import_published(file, out, "edm2", vae, sha256)
 
 
 @import_app.command()

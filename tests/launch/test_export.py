@@ -97,6 +97,8 @@ def test_what_cannot_be_pushed(student: Path, distill: Command, hub: Hub, monkey
     assert mistake(distill, *push, "tiny") == "--push-to-hub: must be USER/NAME or ORGANISATION/NAME, got 'tiny'"
     assert mistake(distill, "export", student, "--private").startswith("--private: is about a model on the hub")
     assert mistake(distill, "export", student, "--format", "gguf").startswith("--format: must be one of diffusers, ")
+    assert mistake(distill, "export", student, "--license", "MIT").startswith("--license: must be an identifier of ")
+    assert mistake(distill, "export", student, "--prompt", "a cat") == "prompts: the teacher takes no prompts"
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr(HIDDEN_TOKEN, "nowhere")
     assert mistake(distill, *push, "me/tiny") == (

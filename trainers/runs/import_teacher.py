@@ -15,30 +15,35 @@ from distill.teachers import (
     copy_pipeline,
     download,
     load_denoiser,
+    read_origin,
     read_published,
     refuse_file,
     save_denoiser,
+    write_origin,
 )
 from trainers.io.atomic import atomic_folder, sha256
 from trainers.io.console import plain
+from trainers.runs.published_file import find_published, published_name
 from trainers.runs.teacher_hash import teacher_hash
 
 NSR = (0.02, 1.0, 80.0)  # noise-to-signal ratios at which the network is tried
 
 
-def import_published(file: Path, out: Path, kind: str, vae: str | None = None) -> None:
+def import_published(file: Path, out: Path, kind: str, vae: str | None = None, digest: str | None = None) -> None:
     """Write a published checkpoint as a teacher's folder. No code in the pickle is run.
 
     Args:
-        file: The published .pkl.
+        file: The published .pkl, or its name, under which it is downloaded.
         out: The folder to write.
         kind: The kind of network, "edm" or "edm2".
         vae: The autoencoder of its latents, as a folder or an id on the hub. None for no autoencoder.
+        digest: The SHA-256 that the file must have. None for any.
 
     Raises:
-        UserError: The file is damaged or holds another network, or `out` is not empty.
+        UserError: The file is damaged, cannot be downloaded or holds another network, or `out` is not empty.
     """
     refuse_filled(out)
+    file = find_published(file, kind, digest)
     found = read_published(file, kind)
     latents = found.denoiser.latents
     if vae is not None and not isinstance(latents, Normalisation):
@@ -51,7 +56,7 @@ def import_published(file: Path, out: Path, kind: str, vae: str | None = None) -
     if found.encoder:
         scaled = f", (z - {list(latents.mean)}) / {list(latents.std)}" if isinstance(latents, Normalisation) else ""
         console.print(f"samples     latents of {found.encoder}{scaled}")
-    write_and_compare(found.denoiser, out, vae)
+    write_and_compare(found.denoiser, out, vae, published_name(file, kind))
 
 
 def import_pipeline(source: str, out: Path, resolution: int | None = None, guidance: float | None = None) -> None:
@@ -74,6 +79,8 @@ def import_pipeline(source: str, out: Path, resolution: int | None = None, guida
     console = plain()
     with atomic_folder(out) as staging, naming_final(folder, staging):  # a flaw is one of the source
         copy_pipeline(folder, staging, resolution=resolution, guidance=guidance)
+        if (origin := read_origin(place) if place.is_dir() else source) is not None:
+            write_origin(staging, origin)
         denoiser = load_denoiser(staging)
         console.print(f"pipeline    {source}")
         report(denoiser)
@@ -81,13 +88,14 @@ def import_pipeline(source: str, out: Path, resolution: int | None = None, guida
     console.print(f"written to  {out}")
 
 
-def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> None:
+def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None, origin: str | None = None) -> None:
     """Try a network, write it, read it back, and compare the two.
 
     Args:
         denoiser: The network.
         out: The folder to write.
         vae: The autoencoder to write beside it, as a folder or an id on the hub. None for no autoencoder.
+        origin: The name under which the network is published. None for no name.
 
     Raises:
         UserError: An output is not finite, or the network that is read back gives another one.
@@ -95,6 +103,8 @@ def write_and_compare(denoiser: Denoiser, out: Path, vae: str | None = None) -> 
     tried = report(denoiser)
     with atomic_folder(out) as staging:
         save_denoiser(denoiser, staging)
+        if origin is not None:
+            write_origin(staging, origin)
         if vae is not None:
             copy_autoencoder(vae, staging / "vae")
         again = load_denoiser(staging)

@@ -92,22 +92,32 @@ class Trained(TrainedModel):
         """
         return compare(self, self.run.evaluation.asked(samples, **asked), student_only)
 
-    def export(self, folder: str | Path | None = None, format: str = "diffusers", hub: str | None = None) -> float:
+    def export(
+        self,
+        folder: str | Path | None = None,
+        format: str = "diffusers",
+        hub: str | None = None,
+        license: str | None = None,
+        prompts: Sequence[str] = (),
+    ) -> float:
         """Write the averaged generator in a format that other software loads, and compare its samples with ours.
 
         Args:
             folder: The folder of the export. None for `export`, or `export-FORMAT`, in the run folder.
             format: diffusers, safetensors, lora, onnx or torch-export.
             hub: The id on the Hugging Face hub under which the model card names the model.
+            license: The hub's identifier of the licence of the weights, such as apache-2.0. None where it is not known.
+            prompts: The prompts of the sample pictures, where the teacher takes prompts. None of them for four of ours.
 
         Returns:
             The largest difference between samples of the export and ours, relative to the largest value of ours, or to
             1 if that is larger.
 
         Raises:
-            UserError: The run trains a teacher or has not trained, or the format cannot hold the generator.
+            UserError: The run trains a teacher or has not trained, the format cannot hold the generator, the licence is
+                none of the hub's, or the teacher takes no prompts.
         """
-        return self.context.copy().run(export_trained, self, folder, format, hub)
+        return self.context.copy().run(export_trained, self, folder, format, hub, license, prompts)
 
 
 def load_trained(

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Travelling:
-    """A pipeline of diffusers whose `save_pretrained` writes this file and the README.md of the export as well."""
+    """A pipeline of diffusers whose `save_pretrained` writes this file and the card of the export as well."""
 
     _code = Path(__file__).read_text("utf-8")  # now, since diffusers replaces the file when it loads another export
 
@@ -21,11 +21,14 @@ class Travelling:
         """
         if push_to_hub:
             raise ValueError("push_to_hub: replaces the model card; save the pipeline and upload the folder")
-        card = self._card()
+        card, pictures = self._card()
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]  # of the pipeline
         (Path(save_directory) / "pipeline.py").write_text(self._code, "utf-8")
         if card is not None:
             (Path(save_directory) / "README.md").write_text(card, "utf-8")
+        for name, content in pictures.items():
+            (Path(save_directory) / name).parent.mkdir(exist_ok=True)
+            (Path(save_directory) / name).write_bytes(content)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse, because diffusers would write a card of its own."""
@@ -41,18 +44,22 @@ class Travelling:
                 entry[0] = entry[0].rpartition(".")[2]
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
-    def _card(self) -> str | None:
-        """Return the README.md of the folder, or of the model on the hub, that the pipeline was loaded from."""
-        from huggingface_hub import hf_hub_download
+    def _card(self) -> tuple[str | None, dict[str, bytes]]:
+        """Return the README.md and the pictures of the folder, or of the model on the hub, that was loaded."""
+        from huggingface_hub import snapshot_download
 
         origin = self.name_or_path  # type: ignore[attr-defined]  # of the pipeline
         if origin is None:  # it was constructed and not loaded
-            return None
+            return None, {}
         try:
-            if Path(origin).is_dir():
-                file = Path(origin) / "README.md"
-                return file.read_text("utf-8") if file.exists() else None
-            return Path(hf_hub_download(str(origin), "README.md")).read_text("utf-8")
+            folder = Path(origin)
+            if not folder.is_dir():
+                folder = Path(snapshot_download(str(origin), allow_patterns=["README.md", "samples.png", "samples/*"]))
+            elif not (folder / "README.md").exists():
+                return None, {}
+            files = [file for file in (folder / "samples.png", *folder.glob("samples/*")) if file.is_file()]
+            pictures = {str(file.relative_to(folder)): file.read_bytes() for file in files}
+            return (folder / "README.md").read_text("utf-8"), pictures
         except Exception as error:  # no network, no such model, no card, no id at all
             line = f"the model card in '{origin}' cannot be read, and a copy must have it"
             raise ValueError(f"save_pretrained: {line}") from error

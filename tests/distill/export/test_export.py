@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from diffusers import CMStochasticIterativeScheduler, DiffusionPipeline
 from diffusers.utils import logging
 from safetensors.torch import load_file
@@ -356,35 +354,6 @@ def test_the_cards_snippet_is_three_lines_that_name_what_is_needed(case: str, ex
     assert ("the network's own file in `unet/` come with" in card(folder)) == (case in NETWORKS)
     assert ("its images are then wrong" in card(folder)) == (case in STOCK)  # of more steps
     assert ("class_labels" in code) == (generator.denoiser.network.classes > 0)
-
-
-def test_the_card_states_the_facts(exports: Exports) -> None:
-    text = card(exports["edm conditional"][1])
-    _, front, body = text.split("---\n", 2)
-    assert yaml.safe_load(front) == {
-        "library_name": "diffusers",
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": ["one-step-generation", "diffusion-distillation", "sid"],
-    }
-    blocks = [yaml.safe_load(block) for block in re.findall(r"`{3,4}yaml\n(.*?)`{3}", body, re.DOTALL)]
-    objective = {"name": "sid", "alpha": 1.0, "times": {"name": "uniform", "range": [0.1, 0.9]}}
-    assert blocks == [objective, yaml.safe_load(FACTS.recipe)]
-    for fact in (
-        "# Tiny generator",
-        "an image of 3 x 8 x 8 (channels, height, width), conditional on 3 classes.",
-        f"Teacher: `teachers/tiny`, SHA-256 `{FACTS.teacher_sha256}`",
-        "Trained on 60,000 generated images",
-        "Protocol: `pca48(digits, 1797 real)`",
-        "| frechet | 1.23457 |\n| label_agreement | 0.875 |\n| samples | 4000 |",
-        f"torch {torch.__version__}",
-        "One step only: `num_inference_steps=1`",
-    ):
-        assert fact in body
-
-
-def test_a_card_without_metrics_says_so(tmp_path: Path) -> None:
-    export_generator(make(EDM(), "edm", 2.5), tmp_path / "export", dataclasses.replace(FACTS, metrics=None))
-    assert "## Metrics\n\nNone were measured." in card(tmp_path / "export")
 
 
 @pytest.mark.parametrize("kind", ["edm", "velocity"])
