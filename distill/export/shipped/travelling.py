@@ -11,6 +11,7 @@ from typing import Any
 class Travelling:
     """A pipeline of diffusers whose `save_pretrained` writes this file and the card of the export as well."""
 
+    _pictures = ("samples.png", "samples/*.png", "samples/prompts.json")  # beside the card
     _code = Path(__file__).read_text("utf-8")  # now, since diffusers replaces the file when it loads another export
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -54,10 +55,10 @@ class Travelling:
         try:
             folder = Path(origin)
             if not folder.is_dir():
-                folder = Path(snapshot_download(str(origin), allow_patterns=["README.md", "samples.png", "samples/*"]))
+                folder = Path(snapshot_download(str(origin), allow_patterns=["README.md", *self._pictures]))
             elif not (folder / "README.md").exists():
                 return None, {}
-            files = [file for file in (folder / "samples.png", *folder.glob("samples/*")) if file.is_file()]
+            files = [file for name in self._pictures for file in folder.glob(name) if file.is_file()]
             pictures = {str(file.relative_to(folder)): file.read_bytes() for file in files}
             return (folder / "README.md").read_text("utf-8"), pictures
         except Exception as error:  # no network, no such model, no card, no id at all
