@@ -36,7 +36,7 @@ from trainers.hooks import (
 from trainers.hooks.evaluate import METRIC_LINES
 from trainers.hooks.finite import ends_skipped
 from trainers.hooks.health import LINES, REFERENCE
-from trainers.hooks.hook import call_due, call_in_turn
+from trainers.hooks.hook import call_at_end, call_due, call_in_turn
 from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file, recover, remove_staging_files
@@ -81,7 +81,7 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
     if not opened.fresh and on_main_process(accelerator, partial(looks_finished, folder, opened.run)):
         session = build_session(opened, accelerator)
         if load_finished(session, folder, allow):  # without the lock, whose file would change
-            console.print(finished_line(folder, session.state.images))
+            console.print(finished_line(folder, session.state.images, session.state.ended))
             return session
     with locked(folder, accelerator):
         session = session or build_session(opened, accelerator)
@@ -115,14 +115,23 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
             log.start(session)  # last, since its clock starts
             # A stop came before these hooks, at the image count of the checkpoint.
             call_in_turn(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
-            while state.images < run.images and session.ended is None:
-                STOP.poll()
-                before = state.images
-                advance(session)
-                call_due(session, hooks, before)
+            train_to_end(session, hooks)
             if session.ended is not None:
                 console.print(f"ended at {state.images:,} images: {session.ended}")
         return session
+
+
+def train_to_end(session: Session, hooks: Sequence[Hook]) -> None:
+    """Train until the last image, or until an evaluation ends the run, and call the hooks that are due. Collective."""
+    run, state = session.run, session.state
+    if session.ended is None:
+        state.ended = None  # of a rule that the recipe no longer has
+    while state.images < run.images and session.ended is None:
+        STOP.poll()
+        before = state.images
+        advance(session)
+        call_due(session, hooks, before)
+    call_at_end(session, hooks)
 
 
 @contextmanager
@@ -284,7 +293,8 @@ def load_finished(session: Session, folder: Path, allow: Sequence[str] = ()) -> 
         allow: The keys whose change since the checkpoint the user accepts.
     """
     found = find_checkpoint(session, folder, allow)[0]
-    if int(found.name) < session.run.images:  # a later one is damaged
+    ended = checkpoint.read_state(found).get("ended") if session.run.evaluation.stop_when is not None else None
+    if int(found.name) < session.run.images and ended is None:  # a later one is damaged
         return False
     load_checkpoint(session, found)
     return True
@@ -294,7 +304,9 @@ def looks_finished(folder: Path, run: Run | TeacherRun) -> bool:
     """Return whether a run folder has a checkpoint at the end, and nothing that is left to write, remove or call."""
     saved = checkpoint.folders(folder / "checkpoints")
     state = checkpoint.newest_state(folder / "checkpoints")
-    if state is None or state["images"] < run.images or state["unfinished"] or len(saved) > run.keep:
+    if state is None or state["unfinished"] or len(saved) > run.keep:
+        return False
+    if state["images"] < run.images and not ("ended" in state and run.evaluation.stop_when is not None):
         return False
     if any(counters["streak"] for counters in state["counters"].values()):
         return False
@@ -304,8 +316,10 @@ def looks_finished(folder: Path, run: Run | TeacherRun) -> bool:
     return written and not left and not (folder / STOPPED).exists()
 
 
-def finished_line(folder: Path, images: int) -> str:
-    """Return the line about a finished run."""
+def finished_line(folder: Path, images: int, ended: str | None = None) -> str:
+    """Return the line about a finished run, or about one that ended before its last image for a reason."""
+    if ended is not None:
+        return f"'{folder}' ended at {images:,} images: {ended}; without evaluation.stop_when a resume trains on"
     return f"'{folder}' is finished at {images:,} images; `distill resume {folder} images=N` trains on until N images"
 
 

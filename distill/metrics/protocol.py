@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -233,9 +234,9 @@ def allowed_metrics(extractor: Extractor, real: Reference, samples: int) -> froz
 
 
 def better(name: str, value: float, than: float | None) -> bool:
-    """Return whether a metric's value is better than another, which is None if there is none yet."""
-    if than is None:
-        return True
+    """Return whether a metric's value is better than another, which is None if there is none yet. NaN is the worst."""
+    if than is None or math.isnan(than):
+        return than is None or not math.isnan(value)
     return value < than if name in SMALLER_IS_BETTER else value > than
 
 

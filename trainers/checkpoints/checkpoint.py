@@ -54,7 +54,8 @@ def state_tensors(session: Session) -> Contents:
 def state_description(session: Session) -> dict[str, Any]:
     """Return the content of state.json: the counters, the recipe, and all else of the state that is no tensor."""
     state = session.state
-    pace = {} if state.pace is None else {"pace": state.pace.state()}
+    more: dict[str, Any] = {} if state.pace is None else {"pace": state.pace.state()}
+    more |= {} if state.ended is None else {"ended": state.ended}
     return {
         "format": FORMAT,
         "images": state.images,
@@ -68,7 +69,7 @@ def state_description(session: Session) -> dict[str, Any]:
         "classes": session.dataset.classes,
         "data": session.source.digest,
         "changes": state.changes,
-        **pace,
+        **more,
     }
 
 
@@ -207,7 +208,7 @@ def restore(session: Session, folder: Path) -> None:
         meter.load({name: saved[name] for name in saved}, rank, world, accelerator.device)
     ShardedTensors(folder, "memory").load(state.memory)
     state.images, state.unfinished = description["images"], description["unfinished"]
-    state.changes = description.get("changes", [])
+    state.changes, state.ended = description.get("changes", []), description.get("ended")
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class State(TypedDict):
     data: NotRequired[Digest | None]
     updates: NotRequired[dict[str, Count]]
     changes: NotRequired[list[Change]]
+    ended: NotRequired[str]
     pace: NotRequired[PaceState]
 
 

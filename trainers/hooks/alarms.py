@@ -6,7 +6,7 @@ docs/health.md has the runs in which the bounds were found.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import log
+from math import isfinite, log
 from statistics import median
 from typing import Any
 
@@ -15,6 +15,7 @@ from trainers.io.console import plain
 
 Line = Mapping[str, Any]
 RECOVERED = 3  # lines in a row without an alarm, after which it may come again
+WINDOW = 1_000  # lines back at most to which a number is compared with its smallest
 
 # The bounds. Behind each is the worst number of a healthy run, and that of a failing one at its alarm.
 LAG = 1.5  # the fake's error over the teacher's at some noise level, in two lines running: 1.03 and 11
@@ -62,7 +63,9 @@ class Alarms:
     def __init__(self, rules: Sequence[Rule], lines: Iterable[Line] = ()) -> None:
         self.rules, self.lines = rules, list[Line]()
         self._well = {rule.name: RECOVERED for rule in rules}  # lines in a row in which a rule was kept
-        for line in lines:
+        known = [_finite(line) for line in lines]
+        self.lines += known[:-RECOVERED]
+        for line in known[-RECOVERED:]:  # these decide which alarms may come again
             self._new(line)
 
     def judge(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class Alarms:
 
     def _new(self, line: Line) -> list[str]:
         """Return the alarms that a new line raises."""
-        self.lines.append(line)
+        self.lines.append(_finite(line))
         raised = []
         for rule in self.rules:
             seen = rule.look(self.lines)
@@ -83,6 +86,11 @@ class Alarms:
                 raised.append(f"{seen}: {rule.meaning}. {rule.cure} (docs/health.md#{rule.name})")
             self._well[rule.name] = self._well[rule.name] + 1 if seen is None else 0
         return raised
+
+
+def _finite(line: Line) -> Line:
+    """Return a line without the numbers that are not finite, which would hide what comes after them."""
+    return {key: value for key, value in line.items() if not (isinstance(value, float) and not isfinite(value))}
 
 
 def fake_lags(lines: Sequence[Line], from_start: bool) -> str | None:
@@ -105,7 +113,7 @@ def _lag(lines: Sequence[Line]) -> str | None:
 
 def gap_grows(lines: Sequence[Line]) -> str | None:
     """Return the gap, if it has grown since it was smallest after its first rise."""
-    gaps = [line["health/gap"] for line in lines if "health/gap" in line]
+    gaps = [line["health/gap"] for line in lines[-WINDOW:] if "health/gap" in line]
     means = [sum(gaps[end - 3 : end]) / 3 for end in range(4, len(gaps) + 1)]  # without the first, at which the fake
     if len(means) < 2 or means[-1] <= GAP * (least := min(means)):  # is still the teacher
         return None
@@ -122,7 +130,7 @@ def gradients_drift(lines: Sequence[Line]) -> str | None:
     """Return the gradient norm that has grown the most since it was smallest, if one is above its bound."""
     worst, seen = DRIFT, None
     for name in (key for key in lines[-1] if key.endswith("/grad_norm")):
-        norms = [line[name] for line in lines if name in line]
+        norms = [line[name] for line in lines[-WINDOW:] if name in line]
         medians = [median(norms[end - 5 : end]) for end in range(5, len(norms) + 1)]
         if len(medians) > 1 and medians[-1] > worst * (least := min(medians)) > 0:
             worst = medians[-1] / least
@@ -141,8 +149,9 @@ def discriminator_wins(lines: Sequence[Line]) -> str | None:
 
 
 def recall_falls(lines: Sequence[Line]) -> str | None:
-    """Return the recall, if it is below its bound in two evaluations running."""
-    found = [line["recall"] for line in lines if "recall" in line]
+    """Return the recall, if it is below its bound in two evaluations running. Other protocols do not count."""
+    same = [line for line in lines if all(line.get(key) == lines[-1].get(key) for key in ("protocol", "samples"))]
+    found = [line["recall"] for line in same if "recall" in line]
     if len(found) < 3 or max(found[-2:]) >= RECALL * max(found):
         return None
     return f"recall is {found[-1]:.3g}, below {RECALL:g} of its best {max(found):.3g}"

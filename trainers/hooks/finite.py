@@ -53,7 +53,7 @@ class FiniteCheck(Hook):
         for name, player in session.state.players.items():
             streak, longest = (player.counters()[name] for name in ("streak", "longest"))
             player.set_counters(longest=streak)  # a row that is still going on counts into the next check
-            ended = images >= run.images and ends_skipped(player)
+            ended = (images >= run.images or session.ended is not None) and ends_skipped(player)
             if not failed and (longest >= run.max_skipped or ended):
                 failed = f"{name}: {streak if ended else longest} updates in a row had a non-finite loss or gradient"
         if failed:

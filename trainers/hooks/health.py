@@ -25,7 +25,7 @@ from trainers.engine.session import Session
 from trainers.engine.stopping import STOP
 from trainers.hooks.alarms import HEALTH_RULES, Alarms
 from trainers.hooks.hook import Hook
-from trainers.hooks.samples import COLUMNS
+from trainers.hooks.samples import layout
 from trainers.hooks.trackers import log_numbers, log_picture
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain, tolerate_disk_errors
@@ -134,9 +134,11 @@ class CompareSamples(Hook):
 
         Latents that cannot be decoded are drawn by their first channels.
         """
-        columns = min(COLUMNS, self.groups) if self.groups > 1 else min(COLUMNS, self.count)
+        most, high = layout(session)
+        columns = min(most, self.groups if self.groups > 1 else self.count)
         stride = self.groups if self.groups > 1 else columns
-        rows = [torch.arange(columns) + row * stride for row in range(min(SHOWN_PAIRS, self.count // stride))]
+        pairs = max(1, min(SHOWN_PAIRS, high // 2, self.count // stride))
+        rows = [torch.arange(columns) + row * stride for row in range(pairs)]
         chosen = torch.stack([samples[row] for row in rows for samples in (teacher, student)]).flatten(0, 1)
         device = session.accelerator.device
         images = to_images(chosen.to(device), session.model)

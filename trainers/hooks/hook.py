@@ -33,12 +33,23 @@ class Hook(ABC):
 
 
 def call_due(session: Session, hooks: Sequence[Hook], before: int) -> None:
-    """Call the hooks that the update from `before` images made due. If one ends the run, those due at an end follow."""
+    """Call the hooks that the update from `before` images made due."""
     now, total = session.state.images, session.run.images
-    due = [hook for hook in hooks if hook.due(before, now, total)]
+    call_in_turn(session, [hook for hook in hooks if hook.due(before, now, total)])
+
+
+def call_at_end(session: Session, hooks: Sequence[Hook]) -> None:
+    """Call the hooks that the end of a run makes due and its last update did not, where it ends before its last image.
+
+    It does so once: a resume of a run that has ended so calls none again.
+    """
+    state, total = session.state, session.run.images
+    if session.ended is None or state.ended is not None or state.images >= total:
+        return
+    state.ended = session.ended  # first, so that a resume after a stop in here goes on with the hooks that are left
+    now, before = state.images, state.images - session.run.batch_size
+    due = [hook for hook in hooks if hook.due(before, now, now) and not hook.due(before, now, total)]
     call_in_turn(session, due)
-    if session.ended is not None and now < total:
-        call_in_turn(session, [hook for hook in hooks if hook not in due and hook.due(before, now, now)])
 
 
 def call_in_turn(session: Session, hooks: Sequence[Hook]) -> None:

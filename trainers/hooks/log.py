@@ -119,7 +119,7 @@ class Log(Hook):
 
 def duration(seconds: float) -> str:
     """Return a time in days, hours, minutes and seconds, such as 1:05:00."""
-    return str(timedelta(seconds=round(min(seconds, 1e8))))
+    return str(timedelta(seconds=round(min(seconds, 1e8)))) if seconds >= 0 else "unknown"
 
 
 def describe_machine(session: Session) -> dict[str, Any]:

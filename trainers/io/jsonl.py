@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -39,6 +40,16 @@ def read(file: Path) -> list[dict[str, Any]]:
     A line that is no object with a number of `images` is skipped, such as one that a kill cut short.
     """
     return [record for record in stream(file) if record is not None]
+
+
+def number(value: object) -> float | None:
+    """Return a value of a record as a number, or None if it is none. An integer beyond all floats is infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def tail(file: Path, count: int) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from distill.public_text import public_text
+from distill.public_text import printable, public_text
 from trainers.engine.meter import BINS
-from trainers.reports.curves import Curve, LogContent
+from trainers.reports.curves import LARGEST, Curve, LogContent
 from trainers.reports.signs import Sign
 
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#64748b", "#000000")
@@ -53,7 +53,7 @@ def charts_of(
         names = list(dict.fromkeys(name for _, name in curves))
         for group in [[name] for name in names] if sign.by_name else [names] if names else []:
             chosen = {key: curve for key, curve in curves.items() if key[1] in group}
-            title = sign.title.format(name=shown_name(group[0].rpartition("/")[2]))
+            title = sign.title.format(name=printable(shown_name(group[0].rpartition("/")[2])))
             marks = {f"{bound:g}": bound for bound in sign.bounds} | dict(lines.get(group[0], {}))
             figure = _figure(_labelled(chosen, len(runs) > 1), marks, sign.logarithmic)
             thinned = any(curve.thinned for curve in chosen.values())
@@ -141,7 +141,7 @@ def _figure(curves: Mapping[str, Curve], marks: Mapping[str, float], logarithmic
 def _styled(figure: Any, marks: Mapping[str, float], logarithmic: bool) -> dict[str, Any]:
     """Return a figure in the style of the report, as plain types."""
     for label, value in marks.items():
-        if value > 0 or not logarithmic:
+        if abs(value) < LARGEST and (value > 0 or not logarithmic):
             figure.add_hline(
                 y=value,
                 line={"dash": "dot", "width": 1, "color": "#6b7280"},

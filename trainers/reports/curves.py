@@ -1,7 +1,8 @@
 """The numbers of a log as curves of bounded length, however long the log is."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from trainers.io import jsonl
 
 MOST_POINTS = 800  # of a curve at most
 NAMES = 500  # curves of a file at most: no log of ours has a fifth of them
-ALARMS = 200  # of a file at most, the first ones
+ALARMS, MACHINES = 200, 20  # of a file at most, the first ones
+LARGEST = 1e100  # a number of this size counts as not finite
 
 
 @dataclass
@@ -34,6 +36,27 @@ class Curve:
     def thinned(self) -> bool:
         """Whether a point stands for several lines that differ."""
         return self.low != self.high
+
+
+@dataclass
+class Point:
+    """The lines of a log that a point of a curve stands for."""
+
+    images: int = 0
+    count: int = 0
+    total: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, images: int, value: float) -> None:
+        """Add a line with its images and its number."""
+        self.images, self.count, self.total = images, self.count + 1, self.total + value
+        self.low, self.high = min(self.low, value), max(self.high, value)
+
+    @property
+    def mean(self) -> float:
+        """The mean of the lines."""
+        return self.total / self.count
 
 
 @dataclass
@@ -61,44 +84,49 @@ class LogContent:
     machines: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_numbers(file: Path, points: int = MOST_POINTS, tail: int | None = None) -> LogContent:
+def read_numbers(file: Path, points: int = MOST_POINTS) -> LogContent:
     """Return the content of log.jsonl, metrics.jsonl or health.jsonl. A missing file has no lines.
+
+    Of lines that name a protocol, those of the last protocol and number of samples count alone.
 
     Args:
         file: The file.
         points: The largest number of points of a curve.
-        tail: The number of lines at the end that are read. None for all.
 
     Raises:
         UserError: The file is larger than any log.
     """
 
-    def records() -> Iterable[dict[str, Any] | None]:
-        return jsonl.stream(file) if tail is None else jsonl.tail(file, tail)
-
-    count = sum(record is not None for record in records())
-    found, points_of = LogContent(), dict[str, dict[int, list[float]]]()
-    ends: dict[int, int] = {}
-    for record in records():
+    kinds: Counter[tuple[str, str]] = Counter()
+    last = ("", "")
+    for record in jsonl.stream(file):
+        if record is not None:
+            kinds[last := _measure(record)] += 1
+    count, found = kinds[last], LogContent()
+    points_of: dict[str, dict[int, Point]] = {}
+    for record in jsonl.stream(file):
         if record is None:
             found.damaged += 1
             continue
-        point = found.lines * points // count if count > points else found.lines
-        ends[point] = record["images"]
+        if _measure(record) != last:
+            continue
+        place = found.lines * points // count if count > points else found.lines
         for name, value in _flat(record):
-            if not math.isfinite(value):
+            if not abs(value) < LARGEST:  # true of NaN
                 found.not_finite[name] = found.not_finite.get(name, 0) + 1
             elif name in points_of or len(points_of) < NAMES:
-                points_of.setdefault(name, {}).setdefault(point, []).append(value)
+                points_of.setdefault(name, {}).setdefault(place, Point()).add(record["images"], value)
         _note(found, record)
-    for name, values in points_of.items():
-        found.curves[name] = Curve(
-            [ends[point] for point in values],
-            [math.fsum(group) / len(group) for group in values.values()],
-            [min(group) for group in values.values()],
-            [max(group) for group in values.values()],
-        )
+    for name, own in points_of.items():
+        rows = own.values()
+        columns = ([getattr(one, field) for one in rows] for field in ("images", "mean", "low", "high"))
+        found.curves[name] = Curve(*columns)
     return found
+
+
+def _measure(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the protocol and the number of samples of a line, as text. Numbers of another measure do not compare."""
+    return str(record.get("protocol", "")), str(record.get("samples", ""))
 
 
 def _note(found: LogContent, record: dict[str, Any]) -> None:
@@ -109,10 +137,10 @@ def _note(found: LogContent, record: dict[str, Any]) -> None:
         if isinstance(alarm, str) and len(found.alarms) < ALARMS:
             found.alarms.append((record["images"], without_names(public_text(alarm))))
     if isinstance(time, dict):
-        seconds, machine = time.get("seconds"), time.get("machine")
-        if isinstance(seconds, int | float) and math.isfinite(seconds):
+        seconds, machine = jsonl.number(time.get("seconds")), time.get("machine")
+        if seconds is not None and 0 <= seconds < LARGEST:
             found.seconds += seconds
-        if isinstance(machine, dict) and machine not in found.machines:
+        if isinstance(machine, dict) and machine not in found.machines and len(found.machines) < MACHINES:
             found.machines.append(machine)
 
 
@@ -123,5 +151,5 @@ def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             continue
         if key == "time" and isinstance(value, dict):
             yield from ((f"time/{name}", one) for name, one in _flat(value))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield key, float(value)
+        elif (found := jsonl.number(value)) is not None:
+            yield key, found

@@ -9,7 +9,10 @@ from statistics import median
 from typing import Any
 
 from distill.errors import UserError
+from distill.public_text import printable, public_value
 from trainers.hooks.health import BESIDE
+from trainers.hooks.log import duration
+from trainers.io import jsonl
 from trainers.io.atomic import atomic_file
 from trainers.recipe.strict_yaml import to_yaml
 from trainers.reports.charts import Chart, charts_of, level_charts, shown_name
@@ -85,10 +88,11 @@ def write_comparison(folders: Sequence[str | Path], file: str | Path) -> Path:
     text = _render(
         "compare.html",
         title=" and ".join(names),
-        records=records,
+        names=names,
         tables=_final_tables(dict(zip(names, records, strict=True))),
         states=[
-            [name, f"{one.images:,}", _time(one), one.outcome()[1]] for name, one in zip(names, records, strict=True)
+            [name, f"{one.images:,}", duration(one.numbers["log"].seconds), one.outcome()[1]]
+            for name, one in zip(names, records, strict=True)
         ],
         rows=[
             (name, read_picture(files[0], int(files[0].name[:12])) if files else None)
@@ -115,15 +119,15 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         "images": f"{record.images:,}" + (f" of {record.total:,}" if record.total else ""),
         "batch": recipe.get("batch_size"),
         "precision": recipe.get("precision"),
-        "time": _time(record),
+        "time": duration(log.seconds),
         "speed": f"{median(speeds.mean):,.0f} images/s" if speeds else None,
         "peak memory": f"{max(memory.high):.2f} GiB a process" if memory else None,
         "best": f"{record.metric} {best[1]:.4g} at {best[0]:,} images" if best else None,
     }
     lines = [(name, str(value)) for name, value in found.items() if value not in (None, "")]
     for machine in log.machines:
-        words = [str(machine[key]) for key in ("device", "processes", "torch", "distill") if key in machine]
-        lines.append(("machine", ", ".join(words)))
+        words = [machine[key] for key in ("device", "processes", "torch", "distill") if key in machine]
+        lines.append(("machine", ", ".join(printable(str(public_value(word)), 80) for word in words)))
     return lines
 
 
@@ -133,13 +137,6 @@ def _nested_name(settings: Any) -> str | None:
         return None
     inner = _nested_name(settings.get("objective"))
     return f"{settings['name']}({inner})" if inner else str(settings["name"])
-
-
-def _time(record: RunRecord) -> str:
-    """Return the time of training in hours, minutes and seconds."""
-    seconds = round(record.numbers["log"].seconds)
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
 
 
 def _numbers_table(record: RunRecord) -> tuple[list[str], list[list[str]]] | None:
@@ -190,9 +187,8 @@ def _reference_lines(record: RunRecord) -> dict[str, dict[str, float]]:
     """Return the horizontal lines of the charts of metrics: the teacher's, and that of the real halves."""
     found: dict[str, dict[str, float]] = {}
     last = record.numbers["metrics"].last
-    halves = last.get("halves")
-    if isinstance(halves, int | float):
-        found["frechet"] = {"real halves": float(halves)}
+    if (halves := jsonl.number(last.get("halves"))) is not None:
+        found["frechet"] = {"real halves": halves}
     same = all(record.evaluation.get(key) == last.get(key) for key in ("protocol", "samples"))
     if record.evaluation and same:
         for name, value in final_numbers(record)[1].get("teacher", {}).items():

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.public_text import printable
+from trainers.hooks.log import duration
 from trainers.io import jsonl
+from trainers.reports.curves import LARGEST, LogContent
 from trainers.reports.record import SOURCES, RunRecord, protocol_of, read_run
 
 SHOWN_LINES = 200  # lines of the log that are shown as curves
@@ -30,8 +31,8 @@ def screen(folder: Path) -> RenderableType:
     Raises:
         UserError: It is no run folder.
     """
-    record = read_run(folder, tail=SHOWN_LINES)
     lines = {source: jsonl.tail(folder / name, SHOWN_LINES) for source, name in SOURCES.items()}
+    record = read_run(folder, {source: LogContent(last=(own or [{}])[-1]) for source, own in lines.items()})
     well, outcome = record.outcome()
     parts: list[RenderableType] = [Text(f"{record.name}: {outcome}", style="bold" if well else "bold red")]
     if record.total:
@@ -50,16 +51,16 @@ def _speed(record: RunRecord, log: Sequence[Mapping[str, Any]]) -> Text:
     timing = log[-1].get("time") if log else None
     if not isinstance(timing, dict):
         return Text("no line of a log yet", style="dim")
-    speed, memory = timing.get("images_per_second"), timing.get("peak_memory_gib")
+    speed, memory, at = (jsonl.number(timing.get(key)) for key in ("images_per_second", "peak_memory_gib", "at"))
     words = []
-    if isinstance(speed, int | float) and speed > 0:
+    if speed is not None and speed > 0:
         words.append(f"{speed:,.0f} images/s")
         if record.total and record.images < record.total:
-            words.append(f"{timedelta(seconds=round((record.total - record.images) / speed))} left")
-    if isinstance(memory, int | float):
+            words.append(f"{duration((record.total - record.images) / speed)} left")
+    if memory is not None:
         words.append(f"{memory:.2f} GiB")
-    if isinstance(at := timing.get("at"), int | float):
-        words.append(f"last line {timedelta(seconds=max(0, round(time.time() - at)))} ago")
+    if at is not None:
+        words.append(f"last line {duration(max(0.0, time.time() - at))} ago")
     return Text(", ".join(words), style="dim")
 
 
@@ -77,15 +78,17 @@ def _numbers(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         *((name, lines["log"]) for name in ("health/gap", "health/fake_vs_teacher", "health/accuracy")),
     ]
     for name, source in rows:
-        values = [float(line[name]) for line in source if isinstance(line.get(name), int | float)]
+        values = [value for line in source if (value := jsonl.number(line.get(name))) is not None]
         if values and not name.endswith(("/updates", "/lr")):
             table.add_row(printable(name), f"{values[-1]:.4g}", sparkline(values))
     return table
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Return the last `width` values as letters of eight heights, from the least to the most of them."""
-    shown = list(values)[-width:]
+    """Return the last `width` finite values as letters of eight heights, from the least to the most of them."""
+    shown = [value for value in values if abs(value) < LARGEST][-width:]
+    if not shown:
+        return ""
     low, high = min(shown), max(shown)
     span = (high - low) or 1.0
     return "".join(BLOCKS[min(7, int(8 * (value - low) / span))] for value in shown)
@@ -94,7 +97,7 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of the numbers of the last line, without that of images."""
     last = lines[-1] if lines else {}
-    return [name for name, value in last.items() if isinstance(value, int | float) and name != "images"]
+    return [name for name, value in last.items() if jsonl.number(value) is not None and name != "images"]
 
 
 def _alarms(line: Mapping[str, Any]) -> list[str]:

@@ -147,3 +147,15 @@ def test_a_student_that_starts_well_is_not_stalled() -> None:
 
 def test_a_run_of_a_teacher_raises_none() -> None:
     assert alarms([{"images": 10, "teacher/denoising": 5.0}, {"images": 20, "teacher/denoising": 9.0}]) == []
+
+
+def test_numbers_that_are_not_finite_neither_hide_nor_raise_an_alarm() -> None:
+    nan = float("nan")
+    norms = [1.0, 1.0, nan, 1.0, 1.0, 1.0, 1.0, 100.0, 100.0, 100.0, 100.0]
+    assert alarms(log_lines(**{"fake/grad_norm": norms})) == [(9000, "gradients-drift")]
+    assert alarms(log_lines(**{"health/gap": [0.1, 0.1, nan, 0.1, 0.1]})) == []
+
+
+def test_a_recall_of_another_protocol_is_no_fall() -> None:
+    lines = evaluation_lines(recall=[0.6, 0.6, 0.6, 0.31, 0.3], protocol=["a", "a", "a", "b"])
+    assert alarms(lines) == []

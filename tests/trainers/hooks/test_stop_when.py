@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from distill import UserError
 from tests.tiny import distill, experiment, recipe
 from tests.trainers.interrupted import fit, lines
+from trainers.engine.stopping import STOP, Stopped
 from trainers.hooks import evaluate
 from trainers.recipe.measures import Evaluation, StopWhen
 
@@ -33,6 +35,8 @@ def test_the_rule() -> None:
     assert evaluate.exhausted(lines, by_recall) is None  # the larger, the better
     told = "evaluation.stop_when: no better value for 32 images, since recall 0.5 at 64 images"
     assert evaluate.exhausted([*lines, line(96, recall=0.5)], by_recall) == told
+    begun = [line(8, frechet=float("nan")), *lines]
+    assert evaluate.exhausted(begun[:4], by_distance) is None  # no number is worse than any
     other = {"images": 80, "protocol": "fid50k", "samples": 33, "frechet": 9.0}
     assert evaluate.exhausted([*lines, other], by_distance) is None  # numbers of another protocol do not count
 
@@ -68,8 +72,34 @@ def test_a_run_ends_and_goes_on_without_the_rule(
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
+def test_a_stop_in_the_evaluation_loses_no_hook_of_the_end(
+    teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(teachers / "edm", images=96, evaluation=RULE, samples_every=1000, log_every=1000)
+    found = iter([1.0, 2.0])
+
+    def stopped(*arguments: object) -> dict[str, Any]:
+        if (value := next(found, None)) is None:
+            STOP.reason = signal.SIGTERM
+            raise Stopped("stopped by SIGTERM")
+        return {"frechet": value, **PROTOCOL}
+
+    monkeypatch.setattr(evaluate, "evaluate", stopped)
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped, match="at 48 images, which are saved"):
+        fit(settings, folder)
+    STOP._reset()  # as in a process of its own
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: {"frechet": 2.0, **PROTOCOL})
+    assert fit(settings, folder, resume=True).state.images == 48
+    assert (folder / "samples" / f"{48:012d}.png").is_file()
+    assert [json.loads(one)["images"] for one in (folder / "log.jsonl").read_text().splitlines()] == [48]
+    before = lines(folder / "log.jsonl")
+    assert fit(settings, folder, resume=True).state.images == 48
+    assert lines(folder / "log.jsonl") == before
+
+
 def test_two_processes_end_together(teachers: Path, tmp_path: Path) -> None:
-    """A rule that no evaluation can pass: of agreement, after the best of the first."""
+    """Both learn of the end that one process decides."""
     rule = {**RULE, "stop_when": {"patience": 16, "metric": "frechet"}, "every": 8}
     settings = recipe(teachers / "edm", images=4000, evaluation=rule, generator={"name": "adam", "lr": 1.0})
     (tmp_path / "tiny.yaml").write_text(json.dumps(settings))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from distill import UserError
 from tests.trainers.reports.runs import DISTANCES, PROTOCOL, RECIPE, line, write_lines, write_run
@@ -21,6 +22,7 @@ from trainers.reports.curves import read_numbers
 from trainers.reports.pictures import read_picture, read_pictures
 from trainers.reports.record import read_run
 from trainers.reports.signs import QUALITY_SIGNS, TRAINING_SIGNS
+from trainers.reports.terminal import screen
 
 
 def words(page: Path) -> str:
@@ -56,7 +58,7 @@ def test_a_report_says_what_the_files_say(tmp_path: Path) -> None:
         "small It is finished, after 4,000 images.",
         "objective guided(sid)",
         "teacher edm",
-        "time 4 min 4 s",
+        "time 0:04:04",
         "speed 16 images/s",
         "machine NVIDIA H200, 8, torch 2.13.0, distill 0.1.0",
         "best frechet 2 at 3,000 images",
@@ -95,6 +97,9 @@ def newer(log: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
     return log
 
 
+SHORT = ("at work", "stopped", "killed", "slow lines", "ended early")
+
+
 @pytest.mark.parametrize(
     ("name", "well", "outcome"),
     [
@@ -110,14 +115,25 @@ def newer(log: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
         ("nothing", False, "It has not trained: there is no checkpoint, and no line of a log."),
         ("no recipe", False, "run.yaml cannot be read, so the recipe is unknown."),
         ("half a log", True, "log.jsonl: 2 of 6 lines are no records."),
+        ("slow lines", True, "It trains, and has 2,000 of 4,000 images."),
+        ("ended early", True, "It ended after 2,000 of 4,000 images: no better value for 32 images."),
         ("losses not finite", True, "log.jsonl: fake/denoising is not finite in 1 of 4 lines."),
     ],
 )
 def test_how_a_run_ended(name: str, well: bool, outcome: str, tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "small", images=2000 if name in ("at work", "stopped", "killed") else 4000)
+    folder = write_run(tmp_path / "small", images=2000 if name in SHORT else 4000)
     log = folder / "log.jsonl"
     if name == "at work":
         write_lines(log, newer([line(1000), line(2000)], 30))
+    elif name == "slow lines":  # every half an hour, the last 20 minutes ago
+        write_lines(log, newer([line(1000), line(2000)], 1200))
+        lines = [json.loads(one) for one in log.read_text().splitlines()]
+        lines[-1]["time"]["seconds"] = 1800.0
+        write_lines(log, lines)
+    elif name == "ended early":
+        state = {"format": 3, "images": 2000, "processes": 1, "counters": {}, "unfinished": [], "teacher": None}
+        state |= {"recipe": {}, "ended": "no better value for 32 images"}
+        (folder / "checkpoints" / f"{2000:012d}" / "state.json").write_text(json.dumps(state))
     elif name == "stopped":
         (folder / "stopped.json").write_text("{}")
     elif name == "killed":
@@ -193,3 +209,64 @@ def test_a_comparison_keeps_protocols_apart_and_shows_what_differs(tmp_path: Pat
     figures = re.findall(r'<script type="application/json" id="figure-\d+">(.*?)</script>', page.read_text())
     titles = [trace["name"] for trace in json.loads(figures[0])["data"]]
     assert titles == ["one", "other"]
+
+
+WORSE: dict[str, Any] = {
+    "a number beyond all floats": 10**400,
+    "not a number": float("nan"),
+    "infinite": float("inf"),
+    "near the largest": 1.7e308,
+    "a text": "a",
+    "true": True,
+    "a list": [1, 2],
+    "null": None,
+}
+
+
+@pytest.mark.parametrize("name", WORSE)
+def test_any_value_is_borne(name: str, tmp_path: Path) -> None:
+    """In every place of a log, a measurement and the time of a line. The chart of what is whole stays."""
+    value = WORSE[name]
+    folder = write_run(tmp_path / "small")
+    bad = line(2000, **dict.fromkeys(("fake/denoising", "fake/skipped", "health/gap", "alarms"), value))
+    bad["time"] = {"seconds": value, "at": value, "images_per_second": value, "machine": {"device": value}}
+    write_lines(folder / "log.jsonl", [line(1000), bad, bad | {"images": 3000, "time": value}, line(4000)])
+    measured = {**PROTOCOL, "halves": value, "frechet": 2.0}
+    write_lines(
+        folder / "metrics.jsonl", [{"images": 2000, **measured}, {"images": 4000, **measured, "frechet": value}]
+    )
+    write_lines(folder / "health.jsonl", [{"images": 0, "distance": value, "diversity": 1.0}])
+    report = {**PROTOCOL, "student": {"frechet": value}, "teacher": {"frechet": value}}
+    (folder / "evaluation.json").write_text(json.dumps(report))
+    page = write_report(folder).read_text()
+    figures = re.findall(r'<script type="application/json" id="figure-\d+">(.*?)</script>', page)
+    assert len(figures) > 5 and not any("NaN" in one or "Infinity" in one for one in figures)
+    write_comparison([folder, folder], tmp_path / "page.html")
+    screen(folder)
+
+
+def test_numbers_of_another_protocol_are_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "small")
+    other = {"images": 500, "frechet": 1.0, "protocol": "fid50k", "samples": 500}
+    lines = [other, *({"images": at, "frechet": one, **PROTOCOL} for at, one in ((1000, 5.0), (2000, 4.0)))]
+    write_lines(folder / "metrics.jsonl", lines)
+    record = read_run(folder)
+    assert record.best() == (2000, 4.0) and record.numbers["metrics"].curves["frechet"].mean == [5.0, 4.0]
+
+
+def test_names_of_a_log_cannot_command_the_terminal(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "small")
+    evil = "\x1b]0;evil\x07\x1b[2J"
+    write_lines(folder / "log.jsonl", [line(1000, **{f"{evil}x/skipped": 1, f"{evil}/loss": 1.0})])
+    console = Console(width=200, file=io.StringIO())
+    console.print(screen(folder))
+    assert "\x1b" not in console.file.getvalue() and "evil" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    one, other = (
+        write_run(tmp_path / "a" / "run"),
+        write_run(tmp_path / "b" / "run", recipe=RECIPE.replace("1.2", "1.0")),
+    )
+    text = words(write_comparison([one, other], tmp_path / "page.html"))
+    assert "run, run (2)" in text and "key run run (2) objective.objective.alpha 1.2 1.0" in text
