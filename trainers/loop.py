@@ -36,7 +36,7 @@ from trainers.hooks import (
 from trainers.hooks.evaluate import METRIC_LINES
 from trainers.hooks.finite import ends_skipped
 from trainers.hooks.health import LINES, REFERENCE
-from trainers.hooks.hook import call_at_end, call_due, call_in_turn
+from trainers.hooks.hook import call_due, call_unfinished
 from trainers.hooks.trackers import start_trackers
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file, recover, remove_staging_files
@@ -81,7 +81,7 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
     if not opened.fresh and on_main_process(accelerator, partial(looks_finished, folder, opened.run)):
         session = build_session(opened, accelerator)
         if load_finished(session, folder, allow):  # without the lock, whose file would change
-            console.print(finished_line(folder, session.state.images, session.state.ended))
+            console.print(finished_line(folder, session.state.images, session.ended))
             return session
     with locked(folder, accelerator):
         session = session or build_session(opened, accelerator)
@@ -114,24 +114,15 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
                 hook.start(session)
             log.start(session)  # last, since its clock starts
             # A stop came before these hooks, at the image count of the checkpoint.
-            call_in_turn(session, [hook for hook in hooks if type(hook).__name__ in state.unfinished])
-            train_to_end(session, hooks)
+            call_unfinished(session, hooks)
+            while state.images < run.images and session.ended is None:
+                STOP.poll()
+                before = state.images
+                advance(session)
+                call_due(session, hooks, before)
             if session.ended is not None:
                 console.print(f"ended at {state.images:,} images: {session.ended}")
         return session
-
-
-def train_to_end(session: Session, hooks: Sequence[Hook]) -> None:
-    """Train until the last image, or until an evaluation ends the run, and call the hooks that are due. Collective."""
-    run, state = session.run, session.state
-    if session.ended is None:
-        state.ended = None  # of a rule that the recipe no longer has
-    while state.images < run.images and session.ended is None:
-        STOP.poll()
-        before = state.images
-        advance(session)
-        call_due(session, hooks, before)
-    call_at_end(session, hooks)
 
 
 @contextmanager
@@ -293,8 +284,9 @@ def load_finished(session: Session, folder: Path, allow: Sequence[str] = ()) -> 
         allow: The keys whose change since the checkpoint the user accepts.
     """
     found = find_checkpoint(session, folder, allow)[0]
-    ended = checkpoint.read_state(found).get("ended") if session.run.evaluation.stop_when is not None else None
-    if int(found.name) < session.run.images and ended is None:  # a later one is damaged
+    if session.run.evaluation.stop_when is not None:
+        session.ended = checkpoint.read_state(found).get("ended")
+    if int(found.name) < session.run.images and session.ended is None:  # a later one is damaged
         return False
     load_checkpoint(session, found)
     return True

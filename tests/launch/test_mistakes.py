@@ -303,7 +303,7 @@ def test_many_losses_that_are_not_finite(distill: Command, recipe_file: Write, t
     objective = {"name": "tests.trainers.poison:Poisoned", "samples": [0, 8, 16]}
     file = recipe_file(objective=objective, max_skipped=3, log_every=24, checkpoint_every=1000)
     result = distill("train", file, "--folder", tmp_path / "run")
-    *log, line = result.err.splitlines()
+    _, _, *log, line = result.err.splitlines()  # without the lines that begin a run
     assert result.code == 2 and len(log) == 1 and log[0].startswith("tiny: 24 of 96 images")
     assert line.startswith(
         "distill: generator: 3 updates in a row had a non-finite loss or gradient at 24 images; they"

@@ -29,7 +29,7 @@ text: 20 of 21 prompts are longer than the 32 tokens that the teacher reads; the
 left out, and taken from the teacher's kind: objective\.objective\.times: uniform_steps first 20 last 979, .*
 tiny: a generator of [\d,]+ parameters on cpu, in float32, batch 4
 tiny: data captions\.txt, 21 prompts; checkpoints in 'run/checkpoints'
-tiny: done; next `distill evaluate run`, `distill sample run` or `distill export run`
+tiny: done; next `distill report run`, `distill evaluate run`, `distill sample run` or `distill export run`
 tiny: 4 of 4 images, \d+ images/s, .*""".splitlines()
 
 

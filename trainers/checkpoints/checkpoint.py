@@ -55,7 +55,7 @@ def state_description(session: Session) -> dict[str, Any]:
     """Return the content of state.json: the counters, the recipe, and all else of the state that is no tensor."""
     state = session.state
     more: dict[str, Any] = {} if state.pace is None else {"pace": state.pace.state()}
-    more |= {} if state.ended is None else {"ended": state.ended}
+    more |= {} if session.ended is None else {"ended": session.ended}
     return {
         "format": FORMAT,
         "images": state.images,
@@ -208,7 +208,7 @@ def restore(session: Session, folder: Path) -> None:
         meter.load({name: saved[name] for name in saved}, rank, world, accelerator.device)
     ShardedTensors(folder, "memory").load(state.memory)
     state.images, state.unfinished = description["images"], description["unfinished"]
-    state.changes, state.ended = description.get("changes", []), description.get("ended")
+    state.changes = description.get("changes", [])
 
 
 def read_state(folder: Path) -> dict[str, Any]:

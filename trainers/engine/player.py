@@ -295,7 +295,6 @@ class TrainState:
         pace: The decisions about the fake's warm-up and updates. None where the recipe leaves none to the run.
         memory: The tensors that the objective keeps from update to update, by name.
         unfinished: The names of the hooks of this image count that were not called, since the run was stopped.
-        ended: The reason for which the run ended before its last image, once the hooks of its end were due.
         changes: The changes that resumes have made, in the form of `trainers.checkpoints.formats.Change`.
     """
 
@@ -307,7 +306,6 @@ class TrainState:
     pace: Pace | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
-    ended: str | None = None
     changes: list[dict[str, Any]] = field(default_factory=list)
 
     def average(self, batch_size: int) -> None:

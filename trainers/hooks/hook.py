@@ -1,7 +1,7 @@
 """The base class of hooks, and the functions that call them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trainers.engine.session import Session
 from trainers.engine.stopping import Stopped
@@ -33,35 +33,35 @@ class Hook(ABC):
 
 
 def call_due(session: Session, hooks: Sequence[Hook], before: int) -> None:
-    """Call the hooks that the update from `before` images made due."""
+    """Call the hooks that the update from `before` images made due, and after one that ends the run those of an end."""
     now, total = session.state.images, session.run.images
-    call_in_turn(session, [hook for hook in hooks if hook.due(before, now, total)])
+    _call_in_turn(session, hooks, lambda hook: hook.due(before, now, total if session.ended is None else now))
 
 
-def call_at_end(session: Session, hooks: Sequence[Hook]) -> None:
-    """Call the hooks that the end of a run makes due and its last update did not, where it ends before its last image.
+def call_unfinished(session: Session, hooks: Sequence[Hook]) -> None:
+    """Call the hooks that a stop came before, at the images of the checkpoint, and those that their end makes due."""
+    names, now = list(session.state.unfinished), session.state.images
+    before = now - session.run.batch_size
+    left = [type(hook).__name__ in names for hook in hooks]
+    rest = hooks[left.index(True) :] if any(left) else []
+    _call_in_turn(
+        session,
+        rest,
+        lambda hook: type(hook).__name__ in names or (session.ended is not None and hook.due(before, now, now)),
+    )
 
-    It does so once: a resume of a run that has ended so calls none again.
-    """
-    state, total = session.state, session.run.images
-    if session.ended is None or state.ended is not None or state.images >= total:
-        return
-    state.ended = session.ended  # first, so that a resume after a stop in here goes on with the hooks that are left
-    now, before = state.images, state.images - session.run.batch_size
-    due = [hook for hook in hooks if hook.due(before, now, now) and not hook.due(before, now, total)]
-    call_in_turn(session, due)
 
+def _call_in_turn(session: Session, hooks: Sequence[Hook], is_due: Callable[[Hook], bool]) -> None:
+    """Call the hooks that are due, one after the other. Whether one is due is asked when those before it were called.
 
-def call_in_turn(session: Session, hooks: Sequence[Hook]) -> None:
-    """Call hooks one after the other.
-
-    If a hook raises Stopped, the names of this hook and of those after it are noted in the state. A resume calls these
-    hooks before it trains on.
+    If a hook raises Stopped, the names of this hook and of those that are due after it are noted in the state. A resume
+    calls these hooks before it trains on.
     """
     for index, hook in enumerate(hooks):
-        try:
-            hook(session)
-        except Stopped:
-            session.state.unfinished = [type(one).__name__ for one in hooks[index:]]
-            raise
+        if is_due(hook):
+            try:
+                hook(session)
+            except Stopped:
+                session.state.unfinished = [type(one).__name__ for one in hooks[index:] if is_due(one)]
+                raise
     session.state.unfinished = []

@@ -50,7 +50,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_ends_and_goes_on_without_the_rule(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = recipe(teachers / "edm", images=96, evaluation=RULE, samples_every=1000, checkpoint_every=1000)
+    settings = recipe(teachers / "edm", images=96, evaluation=RULE, samples_every=1000, log_every=32)
     scripted(monkeypatch)
     assert fit(settings, tmp_path / "run").state.images == 48
     assert "ended at 48 images: evaluation.stop_when: no better value for 32 images" in capsys.readouterr().err
@@ -70,12 +70,14 @@ def test_a_run_ends_and_goes_on_without_the_rule(
             run / "checkpoints" / f"{96:012d}" / f"{name}.safetensors" for run in (folder, tmp_path / "whole")
         )
         assert ours.read_bytes() == theirs.read_bytes(), name
+    ours, theirs = ([json.loads(one) for one in lines(run / "log.jsonl")] for run in (folder, tmp_path / "whole"))
+    assert ours[1].pop("changes")[0]["images"] == 48 and ours == theirs
 
 
 def test_a_stop_in_the_evaluation_loses_no_hook_of_the_end(
     teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = recipe(teachers / "edm", images=96, evaluation=RULE, samples_every=1000, log_every=1000)
+    settings = recipe(teachers / "edm", images=96, evaluation=RULE, samples_every=1000, log_every=16)
     found = iter([1.0, 2.0])
 
     def stopped(*arguments: object) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def test_a_stop_in_the_evaluation_loses_no_hook_of_the_end(
     monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: {"frechet": 2.0, **PROTOCOL})
     assert fit(settings, folder, resume=True).state.images == 48
     assert (folder / "samples" / f"{48:012d}.png").is_file()
-    assert [json.loads(one)["images"] for one in (folder / "log.jsonl").read_text().splitlines()] == [48]
+    assert [json.loads(one)["images"] for one in (folder / "log.jsonl").read_text().splitlines()] == [16, 32, 48]
     before = lines(folder / "log.jsonl")
     assert fit(settings, folder, resume=True).state.images == 48
     assert lines(folder / "log.jsonl") == before

@@ -64,7 +64,7 @@ def test_a_run_says_where_it_begins_and_what_it_measures(
     session = fit_run(settings, tmp_path)
     lines = capfd.readouterr().err.splitlines()
     assert lines[:2] == banner(session, tmp_path)
-    told = [line for line in lines if " frechet " in line]
+    told = [line for line in lines if line.endswith("by pca48(digits, 1797 real)")]
     assert told == [
         f"tiny: at {one['images']} images frechet {one['frechet']:.4g}  label_agreement {one['label_agreement']:.4g},"
         " by pca48(digits, 1797 real)"
