@@ -93,7 +93,7 @@ def options_without_command(
 def main() -> None:
     """Run a command, and exit with its exit code (docs/exit_codes.md).
 
-    A mistake of the user is printed to stderr in one line. With --debug a traceback comes first.
+    Mistakes of the user are printed to stderr, in one line each. With --debug a traceback comes first.
     """
     # onnxruntime, which diffusers imports where it is installed, otherwise reports file names and hashes to its maker,
     # and writes the id of this machine into the home.

@@ -1,5 +1,6 @@
 """distill init: a commented recipe from the answers to five questions."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -33,6 +34,7 @@ def init(
     from trainers.io.atomic import atomic_file
     from trainers.io.console import plain
     from trainers.recipe.commented import commented_yaml
+    from trainers.recipe.load import resolve
 
     if teacher is None and yes:
         raise UserError("--teacher: has no default; name the folder of a teacher")
@@ -44,14 +46,17 @@ def init(
         raise UserError(f"--gpus: must be at least 1, got {gpus}")
     batch = batch or _answer("The batch on all GPUs together", None, BATCH_A_GPU * gpus, yes)
     settings = first_settings(teacher, None if data == "none" else data, objective, gpus, batch)
-    settings["name"] = _answer("The name of the run", name, settings["name"], yes)
+    if name is not None:
+        settings["name"] = name
+        resolve(settings)  # refuses what is no name
     out = out or Path(f"{settings['name']}.yaml")
     if out.exists():
         raise UserError(f"--out: '{out}' exists already; name another file")
     text = commented_yaml(settings, f"From `distill init --gpus {gpus}`. `distill keys` explains all other keys.")
     with atomic_file(out) as staging:
         staging.write_text(text, encoding="utf-8")
-    plain().print(f"{out}: next `distill plan {out} --gpus {gpus}` or `distill train {out} --processes {gpus}`")
+    file = shlex.quote(str(out))
+    plain().print(f"{out}: next `distill plan {file} --gpus {gpus}` or `distill train {file} --processes {gpus}`")
 
 
 def first_settings(teacher: str, data: str | None, objective: str, gpus: int, batch: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_by_options(distill: Command, teachers: Path) -> None:
 
 def test_by_questions(distill: Command, teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty answer takes the default: no data, 1 GPU, its batch, and the name of teacher and objective."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{teachers / 'edm'}\n\nsim\n\n32\n\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{teachers / 'edm'}\n\nsim\n\n32\n"))
     written = distill("init", "--out", "asked.yaml")
     assert written.code == 0, written.err
     run = resolve("asked.yaml")
@@ -44,6 +44,7 @@ def test_mistakes_are_told_before_a_file_is_written(distill: Command, teachers: 
     edm = ("init", "--yes", "--teacher", teachers / "edm")
     assert mistake(distill("init", "--yes")) == "--teacher: has no default; name the folder of a teacher"
     assert mistake(distill(*edm, "--gpus", 0)) == "--gpus: must be at least 1, got 0"
+    assert "name: must be a plain folder name, got 'a/b'" in mistake(distill(*edm, "--name", "a/b"))
     assert "batch_size: 10 is not divisible by processes x micro_batches = 4 x 1" in mistake(
         distill(*edm, "--gpus", 4, "--batch", 10)
     )

@@ -88,7 +88,7 @@ def test_a_recipe_file(text: str, message: str, distill: Command, tmp_path: Path
 
 
 def test_several_mistakes_have_a_line_each(distill: Command, recipe_file: Write, tmp_path: Path) -> None:
-    """Of the file and of the command line, with the exit code of one."""
+    """Those of the file and of the command line, with the exit code of one."""
     file = recipe_file(lr=1, seed="x")
     refused = distill("train", file, "generator.warmpu=3", "--folder", tmp_path / "run")
     assert (refused.code, refused.out) == (2, "") and untouched(tmp_path / "run")

@@ -36,12 +36,13 @@ def download_file(url: str, file: Path, most: int, digest: str | None, say: Call
     part, mark = file.with_name(f".{file.name}.part"), file.with_name(f".{file.name}.mark")
     with naming_final(file, part, mark):
         try:
-            _receive(url, part, mark, most, say)
-        except HTTPError as error:
-            if error.code != RANGE_REFUSED or not part.exists():
-                raise _failed(url, one_line(error)) from error
-            _remove(part, mark)  # of a file that has become shorter, or was complete: all of it is asked for
-            return download_file(url, file, most, digest, say)
+            try:
+                _receive(url, part, mark, most, say)
+            except HTTPError as error:
+                if error.code != RANGE_REFUSED or not part.exists():
+                    raise
+                _remove(part, mark)  # of a file that has become shorter, or was complete: all of it is asked for
+                _receive(url, part, mark, most, say)
         except (OSError, HTTPException, ValueError) as error:
             raise _failed(url, one_line(error)) from error
         if digest is not None and (found := sha256(part)) != digest:
@@ -49,7 +50,7 @@ def download_file(url: str, file: Path, most: int, digest: str | None, say: Call
             raise UserError(f"--sha256: '{url}' has {found}, not {digest}; nothing was kept")
         sync(part)
         os.replace(part, file)
-        mark.unlink(missing_ok=True)
+        _remove(mark)
         sync(file.parent)
 
 
@@ -68,6 +69,8 @@ def _receive(url: str, part: Path, mark: Path, most: int, say: Callable[[str], N
             raise ValueError(f"it has {total:,} bytes, more than {most:,}")
         if total is not None and total - held > (free := shutil.disk_usage(part.parent).free):
             raise ValueError(f"it needs {total - held:,} bytes, and the disk has {free:,}")
+        if not held:  # before the mark: bytes of an older version under the mark of this one would be taken for its own
+            part.unlink(missing_ok=True)
         _write_mark(mark, answer)
         with part.open("ab" if held else "wb") as stream:
             while block := answer.read(READ_AT_ONCE):
@@ -77,7 +80,8 @@ def _receive(url: str, part: Path, mark: Path, most: int, say: Callable[[str], N
                 stream.write(block)
                 say(f"{url}: {held:,} of {total or most:,} bytes")
     if total is not None and part.stat().st_size != total:
-        raise ValueError(f"it ended after {held:,} of {total:,} bytes, which are kept: the same command goes on")
+        kept = ", which are kept: the same command goes on" if mark.exists() else ""
+        raise ValueError(f"it ended after {held:,} of {total:,} bytes{kept}")
 
 
 def _write_mark(mark: Path, answer: HTTPResponse) -> None:

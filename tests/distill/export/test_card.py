@@ -152,7 +152,7 @@ def test_a_licence_is_an_identifier_of_the_hub(license: str) -> None:
 
 
 def test_a_copy_has_the_pictures_of_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a folder, and of a model on the hub."""
+    """A folder, and a model on the hub."""
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     export_generator(make(Flow(), "velocity", 0.9), tmp_path / "export", FULL)
     DiffusionPipeline.from_pretrained(tmp_path / "export", trust_remote_code=True).save_pretrained(tmp_path / "copy")
