@@ -76,7 +76,7 @@ def start_trackers(
         OSError: A file of a tracker cannot be written.
     """
     # One text, and always there, so that a resume from an older checkpoint replaces what an earlier one has sent.
-    config = _flat(public_recipe(run)) | {"changes": json.dumps(public_changes(changes))}
+    config = flat_keys(public_recipe(run)) | {"changes": json.dumps(public_changes(changes))}
     if run.tracking:  # an error of the disk ends all ranks
         on_main_process(accelerator, partial(_start, run, folder, accelerator, console, fresh, config))
 
@@ -194,12 +194,12 @@ def _is_copy(folder: Path, origin: Any, inode: Any) -> bool:
         return False
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested keys as dotted ones, and lists as text, since TensorBoard takes nothing else."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flat_keys(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
     return flat

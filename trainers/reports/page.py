@@ -12,6 +12,7 @@ from distill.errors import UserError
 from distill.public_text import printable, public_value
 from trainers.hooks.health import BESIDE
 from trainers.hooks.log import duration
+from trainers.hooks.trackers import flat_keys
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file
 from trainers.recipe.strict_yaml import to_yaml
@@ -219,19 +220,10 @@ def _advice(record: RunRecord) -> list[str]:
 
 def _differences(recipes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the keys in which recipes differ, with the value of each."""
-    flat = [dict(_flat(recipe)) for recipe in recipes]
+    flat = [flat_keys(recipe) for recipe in recipes]
     keys = list(dict.fromkeys(key for recipe in flat for key in recipe))
     rows = [[key, *(str(recipe.get(key, "")) for recipe in flat)] for key in keys if key != "name"]
     return [row for row in rows if len(set(row[1:])) > 1]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the dotted keys of a recipe with their values."""
-    found: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        found += _flat(value, f"{name}.") if isinstance(value, Mapping) and value else [(name, value)]
-    return found
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
