@@ -15,7 +15,7 @@ from trainers.io.console import plain
 
 Line = Mapping[str, Any]
 RECOVERED = 3  # lines in a row without an alarm, after which it may come again
-WINDOW = 1_000  # lines back at most to which a number is compared with its smallest
+LINES_BACK = 1_000  # lines back at most to which a number is compared with its smallest
 
 # The bounds. Behind each is the worst number of a healthy run, and that of a failing one at its alarm.
 LAG = 1.5  # the fake's error over the teacher's at some noise level, in two lines running: 1.03 and 11
@@ -113,7 +113,7 @@ def _lag(lines: Sequence[Line]) -> str | None:
 
 def gap_grows(lines: Sequence[Line]) -> str | None:
     """Return the gap, if it has grown since it was smallest after its first rise."""
-    gaps = [line["health/gap"] for line in lines[-WINDOW:] if "health/gap" in line]
+    gaps = [line["health/gap"] for line in lines[-LINES_BACK:] if "health/gap" in line]
     means = [sum(gaps[end - 3 : end]) / 3 for end in range(4, len(gaps) + 1)]  # without the first, at which the fake
     if len(means) < 2 or means[-1] <= GAP * (least := min(means)):  # is still the teacher
         return None
@@ -130,7 +130,7 @@ def gradients_drift(lines: Sequence[Line]) -> str | None:
     """Return the gradient norm that has grown the most since it was smallest, if one is above its bound."""
     worst, seen = DRIFT, None
     for name in (key for key in lines[-1] if key.endswith("/grad_norm")):
-        norms = [line[name] for line in lines[-WINDOW:] if name in line]
+        norms = [line[name] for line in lines[-LINES_BACK:] if name in line]
         medians = [median(norms[end - 5 : end]) for end in range(5, len(norms) + 1)]
         if len(medians) > 1 and medians[-1] > worst * (least := min(medians)) > 0:
             worst = medians[-1] / least

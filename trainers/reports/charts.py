@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.public_text import printable, public_text
 from trainers.engine.meter import BINS
-from trainers.reports.curves import LARGEST, Curve, LogContent
+from trainers.reports.curves import HUGE, Curve, LogContent
 from trainers.reports.signs import Sign
 
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#64748b", "#000000")
@@ -141,7 +141,7 @@ def _figure(curves: Mapping[str, Curve], marks: Mapping[str, float], logarithmic
 def _styled(figure: Any, marks: Mapping[str, float], logarithmic: bool) -> dict[str, Any]:
     """Return a figure in the style of the report, as plain types."""
     for label, value in marks.items():
-        if abs(value) < LARGEST and (value > 0 or not logarithmic):
+        if abs(value) < HUGE and (value > 0 or not logarithmic):
             figure.add_hline(
                 y=value,
                 line={"dash": "dot", "width": 1, "color": "#6b7280"},

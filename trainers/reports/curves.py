@@ -13,7 +13,7 @@ from trainers.io import jsonl
 MOST_POINTS = 800  # of a curve at most
 NAMES = 500  # curves of a file at most: no log of ours has a fifth of them
 ALARMS, MACHINES = 200, 20  # of a file at most, the first ones
-LARGEST = 1e100  # a number of this size counts as not finite
+HUGE = 1e100  # a number of this size counts as not finite
 
 
 @dataclass
@@ -112,7 +112,7 @@ def read_numbers(file: Path, points: int = MOST_POINTS) -> LogContent:
             continue
         place = found.lines * points // count if count > points else found.lines
         for name, value in _flat(record):
-            if not abs(value) < LARGEST:  # true of NaN
+            if not abs(value) < HUGE:  # true of NaN
                 found.not_finite[name] = found.not_finite.get(name, 0) + 1
             elif name in points_of or len(points_of) < NAMES:
                 points_of.setdefault(name, {}).setdefault(place, Point()).add(record["images"], value)
@@ -138,7 +138,7 @@ def _note(found: LogContent, record: dict[str, Any]) -> None:
             found.alarms.append((record["images"], without_names(public_text(alarm))))
     if isinstance(time, dict):
         seconds, machine = jsonl.number(time.get("seconds")), time.get("machine")
-        if seconds is not None and 0 <= seconds < LARGEST:
+        if seconds is not None and 0 <= seconds < HUGE:
             found.seconds += seconds
         if isinstance(machine, dict) and machine not in found.machines and len(found.machines) < MACHINES:
             found.machines.append(machine)

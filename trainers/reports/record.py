@@ -17,7 +17,7 @@ from trainers.io import jsonl
 from trainers.loop import STOPPED
 from trainers.recipe.load import RUN_FILE
 from trainers.recipe.strict_yaml import load_yaml
-from trainers.reports.curves import LARGEST, LogContent, read_numbers
+from trainers.reports.curves import HUGE, LogContent, read_numbers
 
 SOURCES = {"log": "log.jsonl", "metrics": "metrics.jsonl", "health": "health.jsonl"}
 EVALUATION = "evaluation.json"
@@ -86,7 +86,7 @@ class RunRecord:
         done, total = f"{self.images:,}", self.total
         log = self.numbers["log"].last
         counts = {key: jsonl.number(value) for key, value in log.items() if re.fullmatch(r"\w+/skipped", key)}
-        skipped = {key: count for key, count in counts.items() if count is not None and 0 < count < LARGEST}
+        skipped = {key: count for key, count in counts.items() if count is not None and 0 < count < HUGE}
         names = " and ".join(f"{count:,.0f} of the {key.partition('/')[0]}" for key, count in skipped.items())
         more = f" Updates were skipped, since a loss or a gradient was not finite: {names}." if skipped else ""
         if not self.images:

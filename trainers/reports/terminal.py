@@ -13,7 +13,7 @@ from rich.text import Text
 from distill.public_text import printable
 from trainers.hooks.log import duration
 from trainers.io import jsonl
-from trainers.reports.curves import LARGEST, LogContent
+from trainers.reports.curves import HUGE, LogContent
 from trainers.reports.record import SOURCES, RunRecord, protocol_of, read_run
 
 SHOWN_LINES = 200  # lines of the log that are shown as curves
@@ -86,7 +86,7 @@ def _numbers(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     """Return the last `width` finite values as letters of eight heights, from the least to the most of them."""
-    shown = [value for value in values if abs(value) < LARGEST][-width:]
+    shown = [value for value in values if abs(value) < HUGE][-width:]
     if not shown:
         return ""
     low, high = min(shown), max(shown)
