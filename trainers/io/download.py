@@ -12,7 +12,7 @@ from distill.errors import UserError, naming_final, one_line
 from trainers.io.atomic import sha256, sync
 
 TIMEOUT = 30  # seconds without a byte
-BLOCK = 2**20  # bytes
+PIECE = 2**20  # bytes
 RANGE_REFUSED = 416  # the HTTP status of a server that has no bytes after those that are held
 
 
@@ -73,7 +73,7 @@ def _receive(url: str, part: Path, mark: Path, most: int, say: Callable[[str], N
             part.unlink(missing_ok=True)
         _write_mark(mark, answer)
         with part.open("ab" if held else "wb") as stream:
-            while block := answer.read(BLOCK):
+            while block := answer.read(PIECE):
                 held += len(block)
                 if held > most:
                     raise ValueError(f"it has more than {most:,} bytes")
