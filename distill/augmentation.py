@@ -73,7 +73,7 @@ class Transformation(NamedTuple):
         return torch.stack(columns, 1)
 
     def sources(self, height: int, width: int) -> Tensor:
-        """Return the matrices [B, 3, 3] from a pixel to the place it is taken from, both from the centre, in pixels."""
+        """Return the matrices [B, 3, 3] that map a pixel to its source, both in pixels from the centre."""
         zoom, stretch = (-SCALE_STD * self.scale).exp2(), (-ANISO_STD * self.aniso).exp2()
         sides = TRANSLATION_STD * torch.tensor([width, height]).to(self.shift)
         return (
@@ -90,10 +90,13 @@ class Transformation(NamedTuple):
 class Augmentation:
     """EDM's augmentation of images (Karras et al., arXiv:2206.00364, appendix F.2; arXiv:2006.06676, appendix B).
 
-    Half of the images are mirrored left to right. Each of these is done with the probability given: half of the images
-    are mirrored top to bottom; scaling by 2^N(0, 0.2^2); rotation by any angle; scaling by 2^N(0, 0.2^2) along an axis
-    and by its inverse across it, where the axis is that of x or, half of the time, any; translation by N(0, 0.125^2)
-    sides.
+    Half of the images are mirrored left to right. Each of these transformations is done with the probability given:
+
+    - a mirror image, top to bottom, of half of the images
+    - a scale of 2^N(0, 0.2^2)
+    - a rotation by any angle
+    - a scale of 2^N(0, 0.2^2) along an axis, and its inverse across it. The axis is that of x, or half of the time any
+    - a translation by N(0, 0.125^2) sides
 
     Attributes:
         probability: The probability of each transformation.

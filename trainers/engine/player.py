@@ -137,6 +137,7 @@ class Player:
         """
         bad = _not_finite(norm)
         if (most := self.settings.max_grad_element) is not None:
+            # In place, on the shards of this rank: the norm was taken before, and nothing reads the gradient after.
             gradients = [local(p.grad) for p in self.parameters if p.grad is not None]
             torch._foreach_clamp_min_(gradients, -most)
             torch._foreach_clamp_max_(gradients, most)
