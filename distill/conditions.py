@@ -10,6 +10,9 @@ from torch import Tensor
 
 from distill.random import expand, to_device
 
+AUGMENT = "augment"
+"""The name of the labels [B, augment_dim] that say how samples were augmented. Only a batch of training has them."""
+
 
 class Condition(dict[str, Tensor]):
     """Named tensors [B, ...] that condition a batch. The condition of an unconditional model is empty.
@@ -69,10 +72,15 @@ class Condition(dict[str, Tensor]):
     def repeat_as(self, other: Condition) -> Condition:
         """Repeat the condition of one sample, [...] without a batch dimension, for every sample of `other` [B, ...].
 
-        The result [B, ...] has the devices and the dtypes of `other`. Tensors that this condition lacks are those of
-        `other`, such as the labels of an augmentation.
+        The result [B, ...] has the devices and the dtypes of `other`. The labels of an augmentation are those of
+        `other`: they belong to the sample, and every condition keeps them.
+
+        Raises:
+            KeyError: This condition lacks another tensor of `other`.
         """
-        return Condition({name: _repeat(self[name], value) if name in self else value for name, value in other.items()})
+        return Condition(
+            {name: value if name == AUGMENT else _repeat(self[name], value) for name, value in other.items()}
+        )
 
 
 ConditionLike: TypeAlias = Tensor | Mapping[str, Tensor] | None

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from distill.conditions import Condition
+from distill.conditions import AUGMENT, Condition
 from distill.errors import UserError, one_line, options
 from distill.networks.edm2_unet import EDM2UNet, MPBlock, MPConv, MPFourier
 from distill.networks.edm_unet import Block, DhariwalUNet, SongUNet
@@ -143,7 +143,7 @@ class EDMNet(PublishedNetwork):
         self.augment_dim: int = settings.get("augment_dim", 0)
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        augment = cond.get("augment")
+        augment = cond.get(AUGMENT)
         if augment is None:  # zeros, since under DDP every parameter must have a gradient
             augment = x.new_zeros(x.shape[0], self.augment_dim)
         return cast(Tensor, self.body(x, time / 1000, _one_hot(cond.labels, x, self.classes), augment))

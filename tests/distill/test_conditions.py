@@ -92,5 +92,8 @@ def test_repeat_as_gives_every_sample_the_same() -> None:
         Condition(labels=torch.tensor(10)).repeat_as(Condition(labels=LABELS)), {"labels": torch.tensor([10] * 3)}
     )
     assert same(one.repeat_as(Condition()), {})
+    augmented = Condition(labels=LABELS, augment=torch.ones(3, 9))
+    null = {"labels": torch.tensor([10] * 3), "augment": torch.ones(3, 9)}
+    assert same(Condition(labels=torch.tensor(10)).repeat_as(augmented), null)
     with pytest.raises(KeyError):
         Condition(labels=torch.tensor(10)).repeat_as(TEXT)

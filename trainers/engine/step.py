@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from distill.augmentation import Augmentation
 from distill.compilation import fused
-from distill.conditions import Condition
+from distill.conditions import AUGMENT, Condition
 from distill.objectives import Batch, Denoisers
 from trainers.engine.backprop import OneByOne
 from trainers.engine.session import Session
@@ -109,10 +109,10 @@ def augmented(augmentation: Augmentation, x: Tensor, batch: Batch) -> tuple[Tens
     """
     random = batch.random.stream("augmentation")
     x, labels = augmentation(x, random.stream("generated"))
-    changes: dict[str, Any] = {"cond": Condition({**batch.cond, "augment": labels})}
+    changes: dict[str, Any] = {"cond": Condition({**batch.cond, AUGMENT: labels})}
     if batch.real is not None:
         real, labels = augmentation(batch.real, random.stream("real"))
-        changes |= {"real": real, "real_cond": Condition({**batch.cond, "augment": labels})}
+        changes |= {"real": real, "real_cond": Condition({**batch.cond, AUGMENT: labels})}
     return x, replace(batch, **changes)
 
 
