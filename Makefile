@@ -115,6 +115,7 @@ docs: .venv/.installed-docs
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -e ".[dev]"
 	$(PIP) --no-deps torch-fidelity  # its requirements would bring torchvision, which nothing here imports
+	$(PIP) --no-deps trackio gradio_client orjson starlette uvicorn  # trackio asks for a Pillow before 13, and runs with it
 	@touch $@
 
 .venv/.installed-docs: .venv/.installed

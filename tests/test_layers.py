@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("distill", "trainers", "launch")
 FOLDERS = (*PACKAGES, "configs", "tests", "benchmarks")
 MAX_LINES, IMPORT_SECONDS = 400, 1.5
+TRACKERS = ("wandb", "tensorboard", "trackio")
 NEVER = {
-    "distill": ("accelerate", "wandb", "trainers", "launch", "configs", "tensorboard", "torch.utils.tensorboard"),
-    "trainers": ("launch", "configs"),
+    "distill": {*TRACKERS, "accelerate", "trainers", "launch", "configs", "torch.utils.tensorboard"},
+    "trainers": {"launch", "configs"},
 }
 
 # A module imports only modules of its package with a lower floor; a sub-package counts as one module.
@@ -305,13 +306,12 @@ def test_module_imports(module: str) -> None:
     assert importlib.import_module(module).__name__ == module
 
 
-SLOW = {*HEAVY, "accelerate", "wandb", "tensorboard"}
 PROBE = f"""
 import sys, time
 import torch
 start = time.perf_counter()
 import distill
-print(time.perf_counter() - start, *({SLOW} & set(sys.modules)))
+print(time.perf_counter() - start, *({ {*HEAVY, *TRACKERS, "accelerate"} } & set(sys.modules)))
 """
 
 

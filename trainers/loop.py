@@ -159,7 +159,7 @@ def check_places(folder: Path) -> None:
 
     Reading a pipe, for example, would wait forever.
     """
-    files = (LOCK, RUN_FILE, STOPPED, "log.jsonl", METRIC_LINES, LINES, REFERENCE, "wandb.json")
+    files = (LOCK, RUN_FILE, STOPPED, "log.jsonl", METRIC_LINES, LINES, REFERENCE, "wandb.json", "trackio.json")
     folders = ("checkpoints", "samples", "power_ema", "best", "teacher", "tensorboard", "wandb")
     for kind, names, is_kind in (("regular file", files, Path.is_file), ("folder", folders, Path.is_dir)):
         for place in (folder / name for name in names):

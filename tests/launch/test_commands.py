@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sqlite3
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -293,6 +294,40 @@ def test_wandb_without_a_login_records_offline(recipe_file: Write, tmp_path: Pat
         if name not in ("images", "alarms")
     }
     assert not (tmp_path / "wandb").exists()
+
+
+def test_trackio_continues_through_a_resume(recipe_file: Write, tmp_path: Path) -> None:
+    """One run, with each number of the log at its images, and the pictures. Nothing of it leaves the machine."""
+    pytest.importorskip("trackio")
+    file, run = recipe_file(images=16, log_every=8, tracking=["trackio"]), tmp_path / "run"
+    home = {"HOME": str(tmp_path / "home"), "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    for arguments in (["train", str(file), "--folder", str(run)], ["resume", str(run), "images=24"]):
+        job = distill_process(arguments, tmp_path / "out.txt", cwd=tmp_path, **home)
+        assert job.finish() == 0, job.text
+    rows = sqlite3.connect(tmp_path / "trackio" / "distill-onestep.db").execute(
+        "SELECT run_name, step, metrics FROM metrics"
+    )
+    found, pictures, names = {}, set(), set()
+    for name, images, line in rows:
+        names.add(name)
+        for key, value in json.loads(line).items():
+            if isinstance(value, dict):
+                pictures.add((images, key, Path(value["file_path"]).suffix))
+            else:
+                found[images, key] = value
+    identity = json.loads((run / "trackio.json").read_text())["id"]
+    (name,) = names
+    assert name.endswith(f"-{identity}")
+    assert (
+        found.items()
+        >= {
+            (record["images"], key): pytest.approx(value, rel=1e-5)
+            for record in read(run / "log.jsonl")
+            for key, value in record.items()
+            if key not in ("images", "time", "changes")
+        }.items()
+    )
+    assert {(24, "samples", ".png"), (24, "teacher above student", ".png")} <= pictures
 
 
 def scalars(folder: Path) -> dict[tuple[int, str], float]:

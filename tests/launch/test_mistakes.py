@@ -278,7 +278,7 @@ def test_more_processes_than_gpus(
     assert untouched(tmp_path / "run")
 
 
-@pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard", "trackio"])
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_tracker_that_is_not_installed(
     tracker: str, folder: bool, distill: Command, recipe_file: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -76,7 +76,7 @@ def test_a_start_that_comes_too_late_harms_nothing(teachers: Path, tmp_path: Pat
     assert before and (tmp_path / "run/log.jsonl").read_bytes() == before
 
 
-PLACES = ["log.jsonl", "metrics.jsonl", "run.yaml", ".lock", "stopped.json", "wandb.json"]
+PLACES = ["log.jsonl", "metrics.jsonl", "run.yaml", ".lock", "stopped.json", "wandb.json", "trackio.json"]
 PLACES += ["samples/", "best/", "power_ema/", "checkpoints/", "tensorboard/", "teacher/"]
 
 
@@ -121,7 +121,7 @@ def test_a_best_that_cannot_be_read_is_replaced(text: str, tmp_path: Path) -> No
 
 
 def identity(folder: Path, fresh: bool = False) -> str:
-    return trackers._wandb_id(folder, Console(quiet=True), fresh)
+    return trackers.run_identity("wandb", folder, Console(quiet=True), fresh)
 
 
 def test_a_copy_of_a_run_folder_has_curves_of_its_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The trackers wandb and TensorBoard, which Accelerate starts if the recipe asks for them.
+"""The trackers wandb, TensorBoard and Trackio, which Accelerate starts if the recipe asks for them.
 
 log.jsonl holds all that they show.
 """
@@ -62,11 +62,12 @@ def start_trackers(
 ) -> None:
     """Start the trackers of a run on the main process. Collective.
 
-    A resumed run continues its wandb run. Without a login, and without a connection, wandb records offline.
+    A resumed run continues its run of wandb and of Trackio. Without a login, and without a connection, wandb records
+    offline.
 
     Args:
         run: The recipe, which names the trackers.
-        folder: The run folder, which keeps the id of the wandb run.
+        folder: The run folder, which keeps the ids of the trackers' runs.
         accelerator: Starts the trackers.
         console: Where it is said that wandb records offline.
         fresh: Whether the run begins, with curves of its own.
@@ -103,6 +104,10 @@ def log_picture(accelerator: Accelerator, name: str, picture: Any, images: int) 
             elif tracker.name == "tensorboard":  # takes a batch, its colours last
                 pixels = np.asarray(picture.convert("RGB"))[None]
                 tracker.log_images({name: pixels}, step=images, dataformats="NHWC")
+            else:
+                import trackio
+
+                tracker.log({name: trackio.Image(picture)}, step=images)
 
 
 def _start(
@@ -113,7 +118,7 @@ def _start(
     if "wandb" in run.tracking:
         name = without_names(run.name)
         settings["wandb"] = {
-            "id": _wandb_id(folder, console, fresh),
+            "id": run_identity("wandb", folder, console, fresh),
             "resume": "allow",
             "name": name,
             "dir": str(folder),
@@ -122,6 +127,9 @@ def _start(
         if not _wandb_login():
             settings["wandb"]["mode"] = "offline"
             console.print("wandb: no login found, recording offline; `wandb sync` uploads it later", style="yellow")
+    if "trackio" in run.tracking:  # which finds the run of a resume by its name
+        name = f"{without_names(run.name)}-{run_identity('trackio', folder, console, fresh)}"
+        settings["trackio"] = {"name": name, "resume": "allow", "auto_log_gpu": False, "auto_log_cpu": False}
     start = partial(accelerator.init_trackers, PROJECT, config, settings)
     try:
         with _nameless_tensorboard():
@@ -159,13 +167,13 @@ def _wandb_login() -> bool:
     return wandb.setup().settings.mode != "online" or bool(wandb.api.api_key)
 
 
-def _wandb_id(folder: Path, console: Console, fresh: bool) -> str:
-    """Return the id of the wandb run of a run folder. It is made once, so that a resume continues the same curves.
+def run_identity(tracker: str, folder: Path, console: Console, fresh: bool) -> str:
+    """Return the id that a run has in a tracker, made once, so that a resume continues the same curves.
 
     A copy of a run folder gets an id of its own, since two runs would otherwise mix their curves. A folder is a copy if
     the folder that wrote the id is still there. Otherwise it was moved, perhaps to another disk.
     """
-    file = folder / "wandb.json"
+    file = folder / f"{tracker}.json"
     known: dict[str, Any] = {}
     with suppress(FileNotFoundError, UserError):  # an empty or damaged file
         known = read_record(file)
@@ -173,7 +181,7 @@ def _wandb_id(folder: Path, console: Console, fresh: bool) -> str:
     if not isinstance(identity, str) or not re.fullmatch(r"[\w-]{1,64}", identity):
         identity = uuid.uuid4().hex[:8]
     elif _is_copy(folder, known.get("folder"), known.get("inode")):
-        console.print(f"wandb: '{folder}' is a copy of the run folder of wandb's {identity}; it gets a run of its own")
+        console.print(f"{tracker}: '{folder}' is a copy of the run folder of {identity}; it gets a run of its own")
         identity = uuid.uuid4().hex[:8]
     with atomic_file(file) as staging:
         staging.write_text(json.dumps({"id": identity, **_place(folder)}) + "\n")

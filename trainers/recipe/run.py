@@ -236,7 +236,7 @@ class Experiment:
     samples_every: int = 100_000  # images between two pictures of samples
     checkpoint_every: int | None = None  # images; null: after each tenth of the run, and every 15 minutes
     keep: int = 3  # the number of newest checkpoints that stay
-    tracking: tuple[Literal["wandb", "tensorboard"], ...] = ()  # the services that get the numbers of the log
+    tracking: tuple[Literal["wandb", "tensorboard", "trackio"], ...] = ()  # the services that get the log
     objects: tuple[str, ...] = ()  # the names of Python objects that the caller gave, which a resume needs again
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ def test_tensorboard_gets_the_pictures(teachers: Path, tmp_path: Path) -> None:
 
 
 def identity(folder: Path) -> str:
-    return trackers._wandb_id(folder, Console(quiet=True), fresh=False)
+    return trackers.run_identity("wandb", folder, Console(quiet=True), fresh=False)
 
 
 def test_a_run_folder_on_another_disk_stays_the_run(tmp_path: Path) -> None:

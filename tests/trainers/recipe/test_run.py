@@ -106,7 +106,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trains": "both"}, "key 'trains' must be one of generator, teacher, got 'both'"),
     ({"trains": []}, "key 'trains' must be one of generator, teacher, got []"),
     ({"precision": "fp16"}, "key 'precision' must be one of 'float32', 'bfloat16', 'float64', got 'fp16'"),
-    ({"tracking": ["mlflow"]}, "key 'tracking' must be a list [one of 'wandb', 'tensorboard', ...], got ['mlflow']"),
+    (
+        {"tracking": ["mlflow"]},
+        "key 'tracking' must be a list [one of 'wandb', 'tensorboard', 'trackio', ...], got ['mlflow']",
+    ),
 ]
 WRONG_TEACHER: list[tuple[dict[str, Any], str]] = [
     ({"sigma_data": 0}, "sigma_data: must be positive, got 0"),
