@@ -21,6 +21,7 @@ from launch.commands import (
     bench,
     cache,
     classifier,
+    demo,
     doctor,
     ema,
     evaluate,
@@ -54,7 +55,16 @@ app = typer.Typer(
 )
 LONGEST = 1_500  # characters of an error that is printed
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {  # the panels of `distill --help`
-    "Begin": (quickstart.quickstart, recipes.recipes, keys.keys, init.init, doctor.doctor, plan.plan, try_.try_),
+    "Begin": (
+        demo.demo,
+        quickstart.quickstart,
+        recipes.recipes,
+        keys.keys,
+        init.init,
+        doctor.doctor,
+        plan.plan,
+        try_.try_,
+    ),
     "Teachers and data": (
         train.teacher,
         probe.probe,

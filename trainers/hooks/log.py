@@ -19,7 +19,8 @@ from trainers.engine.networks import compile_seconds
 from trainers.engine.session import Session
 from trainers.hooks.alarms import LOG_RULES, Alarms
 from trainers.hooks.hook import Hook
-from trainers.hooks.trackers import log_numbers
+from trainers.hooks.levels import draw_levels
+from trainers.hooks.trackers import log_numbers, log_picture
 from trainers.io.console import tolerate_disk_errors
 from trainers.io.jsonl import append, read
 
@@ -41,6 +42,7 @@ class Log(Hook):
         self.file, self.every, self.console = folder / "log.jsonl", every, console
         self.clock: tuple[float, int, float] | None = None  # time, images, and the seconds of compilation until then
         self.last = 0  # images of the last line
+        self.drawn = 0  # images of the last picture by noise level
         self.machine: dict[str, Any] | None = None  # told once for each start
         self.alarms = Alarms(LOG_RULES)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
@@ -55,6 +57,7 @@ class Log(Hook):
         if session.accelerator.is_main_process:
             self.machine = describe_machine(session)
             self.alarms = Alarms(LOG_RULES, read(self.file))
+            self.drawn = session.state.images
             self.last = max((line["images"] for line in self.alarms.lines), default=0)
             self.progress.update(self.task, total=session.run.images, completed=session.state.images)
             self.progress.start()
@@ -87,7 +90,16 @@ class Log(Hook):
                 append(self.file, record)
             machine = {"images_per_second": speed, "peak_memory_gib": memory}
             log_numbers(session.accelerator, {**means, **counts, **machine}, images)
+            self._draw(session, means)
             self._show(session, means, speed, memory)
+
+    def _draw(self, session: Session, means: dict[str, float]) -> None:
+        """Give the trackers a picture of the health by noise level, as often as samples are drawn."""
+        images, every = session.state.images, session.run.samples_every
+        if session.accelerator.trackers and every and images - self.drawn >= every:
+            self.drawn = images
+            if (picture := draw_levels(means)) is not None:
+                log_picture(session.accelerator, "health by noise level", picture, images)
 
     def _show(self, session: Session, means: dict[str, float], speed: float, memory: float) -> None:
         """Show losses, speed, memory and the time that is left, in the progress bar or in a line.

@@ -35,11 +35,11 @@ def test_tensorboard_gets_no_name_of_the_machine(
 
 
 def test_tensorboard_gets_the_pictures(teachers: Path, tmp_path: Path) -> None:
-    """Those of samples/ at their images, and the newest comparison, with the pixels of the files."""
+    """Those of samples/ at their images, the health by noise level, and the newest comparison, as in the files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "run"
-    every = {"samples_every": 8, "health": {"every": 8, "samples": 8}}
+    every = {"samples_every": 8, "log_every": 8, "health": {"every": 8, "samples": 8}}
     settings = recipe(teachers / "edm", images=16, tracking=["tensorboard"], **every)
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=folder / "tensorboard")
     fit_run(settings, folder, accelerator=accelerator)
@@ -49,6 +49,7 @@ def test_tensorboard_gets_the_pictures(teachers: Path, tmp_path: Path) -> None:
     found = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
     assert [event.step for event in found.Images("samples")] == [8, 16]
     assert [event.step for event in found.Images("teacher above student")] == [0, 8, 16]
+    assert [event.step for event in found.Images("health by noise level")] == [8, 16]
     files = (folder / "samples" / f"{16:012d}.png", folder / "comparison.png")
     for name, file in zip(("samples", "teacher above student"), files, strict=True):
         ours = Image.open(file).convert("RGB")
