@@ -12,7 +12,8 @@ import typer
 from distill.errors import UserError
 
 if TYPE_CHECKING:
-    from trainers.recipe.run import Experiment, Run, TeacherRun
+    from trainers.recipe.run import Experiment, Run
+from trainers.recipe.teacher_run import TeacherRun
 
 
 def complete_recipe(beginning: str) -> list[str]:
@@ -103,7 +104,7 @@ def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> T
         UserError: The recipe is missing or wrong, or it distils a teacher.
     """
     from trainers.recipe.load import resolve
-    from trainers.recipe.run import TeacherRun
+    from trainers.recipe.teacher_run import TeacherRun
 
     run = resolve(_named(recipe), overrides or [])
     if not isinstance(run, TeacherRun):

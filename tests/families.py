@@ -20,6 +20,8 @@ from tests.tiny import tiny_denoiser
 from trainers.recipe.tiny import materialise
 
 FLOWS = ("sd3", "flux", "sana")
+SAMPLED: dict[str, Any] = {"sampler": {"name": "euler", "evaluations": 2}}
+"""A cheap way to draw the samples of a teacher."""
 UNPROMPTED: dict[str, dict[str, Any]] = {  # their data; the others take prompts
     "unet": {"resolution": 8, "mode": "L"},
     "edm": {"resolution": 8, "label_column": None},
@@ -108,3 +110,11 @@ def recipe(name: str, objective: Any, teacher: Path, work: Path, real: bool = Fa
         },
         work,
     )
+
+
+def fine_tuning(name: str, start: Path, work: Path, **changes: Any) -> dict[str, Any]:
+    """The recipe of two updates of the tiny teacher `name`, on real images with its conditions."""
+    kept = ("name", "data", "cache", "images", "batch_size", "ema", "log_every", "samples_every", "checkpoint_every")
+    full = recipe(name, "sid", start, work, real=True, images=8, checkpoint_every=4, **SAMPLED)
+    common = {key: full[key] for key in (*kept, "sampler")}
+    return {**common, "trains": "teacher", "start": str(start), "optimizer": {"lr": 1e-3}, **changes}

@@ -18,7 +18,7 @@ from rich.progress import track
 from distill.errors import UserError
 from distill.export import FORMATS
 from distill.objectives import OBJECTIVES
-from tests.families import TEACHERS, recipe
+from tests.families import TEACHERS, fine_tuning, recipe
 from tests.tiny import ROOT, build_session, experiment, fit_run
 from trainers.recipe.tiny import materialise
 from trainers.runs import make_pairs
@@ -39,6 +39,9 @@ WITHIN: dict[str, Any] = {  # what an objective needs beside its name; TEACHER i
         "reward_scale": 1.0,
     },
 }
+TUNINGS: dict[str, dict[str, Any]] = {"weights": {}, "adapters": {"lora": {"rank": 2}}}
+"""The ways of fine-tuning a teacher, and the keys of a recipe that ask for them."""
+ROWS = (*OBJECTIVES, *FORMATS, *TUNINGS)
 BESIDE: dict[str, dict[str, Any]] = {"hipa": {"generator": ADAPTERS}}  # and the recipe
 
 
@@ -66,6 +69,13 @@ all numbers are finite, and that the generator has moved. A number stands for th
 format. Each was written, read back as its user reads it, and gave the generator's samples to 1e-4.
 
 {formats}
+
+## Fine-tuning
+
+"yes" means that the teacher was fine-tuned for two updates on images, of its weights or of adapters on them, that the
+result was distilled, and that the export of the student gave its samples to 1e-4.
+
+{tunings}
 
 ## Refusals
 
@@ -131,9 +141,18 @@ def exports(name: str, format: str, teacher: Path) -> str:
         return "yes" if format != "diffusers" else "custom" if list(out.rglob("*.py")) else "stock"
 
 
-def cell(name: str, column: str, teacher: Path) -> str:
-    """What stands under `column`, an objective or a format, for the teacher `name`."""
-    return tried(partial(trains if column in OBJECTIVES else exports, name, column, teacher))
+def tunes(name: str, how: str, teacher: Path) -> str:
+    """A teacher that is fine-tuned, distilled and exported: "yes"."""
+    with tempfile.TemporaryDirectory() as work:
+        fit(fine_tuning(name, teacher, Path(work), **TUNINGS[how]), Path(work) / "tuned")
+        fit(recipe(name, "diff_instruct", Path(work) / "tuned" / "teacher", Path(work), images=4), Path(work) / "run")
+        load_trained(Path(work) / "run").export(Path(work) / "export", "safetensors" if name == "own" else "diffusers")
+        return "yes"
+
+
+def cell(name: str, row: str, teacher: Path) -> str:
+    """What stands in `row`, an objective, a format or a way of fine-tuning, for the teacher `name`."""
+    return tried(partial(trains if row in OBJECTIVES else exports if row in FORMATS else tunes, name, row, teacher))
 
 
 def fit(settings: dict[str, Any], folder: Path) -> Any:
@@ -142,8 +161,8 @@ def fit(settings: dict[str, Any], folder: Path) -> Any:
 
 
 def page(cells: dict[tuple[str, str], str]) -> str:
-    """docs/support.md of (teacher, objective or format) -> cell."""
-    texts = [cells[name, row] for row in (*OBJECTIVES, *FORMATS) for name in TEACHERS]
+    """docs/support.md of (teacher, row) -> cell."""
+    texts = [cells[name, row] for row in ROWS for name in TEACHERS]
     notes = [*dict.fromkeys(text for text in texts if text not in WORKS)]
 
     def table(rows: Iterable[str]) -> str:
@@ -154,7 +173,7 @@ def page(cells: dict[tuple[str, str], str]) -> str:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     refusals = "\n".join(f"{number}. `{note}`" for number, note in enumerate(notes, 1))
-    return TEXT.format(objectives=table(OBJECTIVES), formats=table(FORMATS), refusals=refusals)
+    return TEXT.format(objectives=table(OBJECTIVES), formats=table(FORMATS), tunings=table(TUNINGS), refusals=refusals)
 
 
 def read(text: str) -> dict[tuple[str, str], str]:
@@ -173,7 +192,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, write in track(TEACHERS.items(), "teachers"):
             write(teacher := Path(folder) / name)
-            cells |= {(name, column): cell(name, column, teacher) for column in (*OBJECTIVES, *FORMATS)}
+            cells |= {(name, column): cell(name, column, teacher) for column in ROWS}
     PAGE.write_text(page(cells))
 
 

@@ -8,30 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from distill.export import FORMATS
-from distill.objectives import OBJECTIVES
 from tests.families import TEACHERS
-from tests.support import PAGE, cell, page, read
+from tests.support import PAGE, ROWS, cell, page, read
 from tests.trainers.runs.test_families import module_cache, teacher
 
 pytestmark = pytest.mark.usefixtures("trusted_code")
 
 __all__ = ["module_cache", "teacher"]
 
-PAIRS = [(name, column) for name in TEACHERS for column in (*OBJECTIVES, *FORMATS)]
+PAIRS = [(name, column) for name in TEACHERS for column in ROWS]
 
 
 def test_the_page_has_every_teacher_objective_and_format() -> None:
     """`make support` writes it anew; nothing in it is written by hand."""
     text = PAGE.read_text()
-    assert re.findall(r"^\|  \| (.*) \|$", text, re.MULTILINE) == [" | ".join(TEACHERS)] * 2
+    assert re.findall(r"^\|  \| (.*) \|$", text, re.MULTILINE) == [" | ".join(TEACHERS)] * 3
     cells = read(text)
     assert {*cells} == {*PAIRS} and page(cells) == text
     assert len({name for name, column in PAIRS if cells[name, column] == "yes"}) == len(TEACHERS)
 
 
 @pytest.mark.parametrize(
-    ("name", "column"), [("unet", "sid"), ("edm2", "guided"), ("dit", "lora"), ("own", "diffusers")]
+    ("name", "column"),
+    [("unet", "sid"), ("edm2", "guided"), ("dit", "lora"), ("own", "diffusers"), ("sana", "adapters")],
 )
 def test_the_page_is_right_here(name: str, column: str, teacher: Callable[[str], Path]) -> None:
     assert cell(name, column, teacher(name)) == read(PAGE.read_text())[name, column]

@@ -27,7 +27,8 @@ from trainers import loop
 from trainers.data import Digits
 from trainers.engine.session import Session
 from trainers.recipe.load import build_experiment
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs import make_pairs
 from trainers.runs.open import Opened, open_run
 

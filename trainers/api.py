@@ -26,8 +26,9 @@ from trainers.hooks.hook import Hook
 from trainers.loop import fit, refuse_used
 from trainers.recipe.changes import accepted_changes
 from trainers.recipe.load import load_run, resolve
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs.load import Trained, find_trained, load_trained
 from trainers.runs.open import Objects, open_run
 

@@ -44,8 +44,9 @@ from trainers.io.console import plain, tolerate_disk_errors
 from trainers.io.lock import LOCK, take_lock
 from trainers.recipe.changes import accepted_changes, recipe_changes
 from trainers.recipe.load import RUN_FILE
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs.banner import banner
 from trainers.runs.distillation import build_distillation
 from trainers.runs.open import Opened

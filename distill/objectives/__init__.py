@@ -16,6 +16,7 @@ from distill.objectives.objective import (
     denoising_loss,
     l1_normaliser,
     per_sample,
+    usual_times,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "denoising_loss",
     "l1_normaliser",
     "per_sample",
+    "usual_times",
 ]
 
 NAMES = {

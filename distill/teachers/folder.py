@@ -26,11 +26,21 @@ from distill.encoders.latents import Normalisation
 from distill.errors import UserError, one_line
 from distill.networks.network import Network
 from distill.paths import PATHS
-from distill.pipeline_folder import INDEX
+from distill.pipeline_folder import INDEX, part_folder
+from distill.saved_files import copy_file
 from distill.teachers.description import DESCRIPTION, NetworkRecord, read_description
 from distill.teachers.edm import PUBLISHED
 from distill.teachers.own import OwnNet, try_out
-from distill.teachers.pipeline import folder_in_errors, load_pipeline, refuse_adapters, refuse_file
+from distill.teachers.pipeline import (
+    copy_autoencoder,
+    copy_pipeline,
+    family_of,
+    folder_in_errors,
+    load_pipeline,
+    read_choices,
+    refuse_adapters,
+    refuse_file,
+)
 from distill.teachers.trial import try_shapes
 from distill.teachers.unet import UNet
 from distill.user_code import trusting
@@ -75,6 +85,40 @@ def save_denoiser(denoiser: Denoiser, folder: str | FilePath) -> None:
     (folder / DESCRIPTION).write_text(text + "\n")
 
 
+def save_fine_tuned(denoiser: Denoiser, source: str | FilePath, folder: str | FilePath) -> None:
+    """Save a denoiser that was trained from the weights of another, as a teacher of the same kind.
+
+    All but the weights of the network are copies of what is beside them in the other's folder: the parts of a pipeline,
+    an autoencoder, the files of a class of the user's own.
+
+    Args:
+        denoiser: The denoiser.
+        source: The folder of the teacher, or of the pipeline, with whose weights its training began.
+        folder: The folder to write, which is created if needed.
+
+    Raises:
+        UserError: A file cannot be copied.
+    """
+    source, folder = FilePath(source), FilePath(folder)
+    if is_pipeline(source):
+        copy_pipeline(source, folder, **read_choices(source))
+        place = part_folder(folder, family_of(source).part)
+        for old in place.glob("diffusion_pytorch_model*"):  # also those of a variant, such as fp16
+            old.unlink()
+        denoiser.network.save(folder)
+        return
+    save_denoiser(denoiser, folder)
+    if (source / "vae").is_dir():
+        copy_autoencoder(str(source), folder / "vae")
+    for code in source.glob("*.py"):
+        copy_file(code, folder / code.name)
+
+
+def is_pipeline(folder: FilePath) -> bool:
+    """Return whether a teacher's folder is that of a diffusers pipeline."""
+    return not (folder / DESCRIPTION).exists() and (folder / INDEX).is_file()
+
+
 def load_denoiser(folder: str | FilePath, weights: bool = True, trust_code: bool | Collection[str] = False) -> Denoiser:
     """Load a denoiser from a teacher's folder, or from the folder of a diffusers pipeline.
 
@@ -101,7 +145,7 @@ def _load(folder: FilePath, weights: bool) -> Denoiser:
         refuse_file(folder)
         raise UserError(f"teacher: no folder '{folder}'; `distill teacher` trains one, `distill import` fetches one")
     file = folder / DESCRIPTION
-    if not file.exists() and (folder / INDEX).is_file():
+    if is_pipeline(folder):
         return load_pipeline(folder, weights)
     description, path, arguments = read_description(folder)
     null, kind = description.get("null"), _kind(description.get("network"), folder)

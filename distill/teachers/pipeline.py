@@ -277,9 +277,14 @@ def denoiser_files(folder: Path) -> list[Path]:
     return [file for file in dict.fromkeys(found) if file.suffix in (".json", ".safetensors") and file.is_file()]
 
 
+def read_choices(folder: Path) -> dict[str, Any]:
+    """Return the content of `distill.json`, which is empty without the file."""
+    return read_json(folder / CHOICES) if (folder / CHOICES).is_file() else {}
+
+
 def _choices(folder: Path, family: type[Family]) -> dict[str, Any]:
     """Return the arguments of a family beside its network, from `distill.json` and the autoencoder's config."""
-    choices = read_json(folder / CHOICES) if (folder / CHOICES).is_file() else {}
+    choices = read_choices(folder)
     if unknown := choices.keys() - set(KEYS):
         raise UserError(f"{CHOICES}: unknown key {min(unknown)!r}; allowed: {', '.join(KEYS)}")
     for name, value in choices.items():

@@ -30,7 +30,8 @@ from trainers.engine.stopping import STOP
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from trainers.recipe.run import Run, TeacherRun
+    from trainers.recipe.run import Run
+from trainers.recipe.teacher_run import TeacherRun
 
 
 def teacher(

@@ -32,9 +32,10 @@ from trainers.io.images import grid
 from trainers.io.jsonl import read
 from trainers.recipe import strict_yaml
 from trainers.recipe.load import build_experiment, resolve
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.shipped import shipped_recipes
 from trainers.recipe.strict_yaml import dump, to_yaml
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs.classifier import resolve_classifier, split
 from trainers.runs.load import load_trained
 from trainers.runs.open import open_run

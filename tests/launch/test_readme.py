@@ -19,8 +19,9 @@ import trainers
 from launch.main import app
 from tests.tiny import ROOT, recipe, teacher_recipe
 from trainers.recipe.load import build_experiment
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.shipped import shipped_recipes
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs.classifier import ClassifierRun
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -27,8 +27,9 @@ from trainers.data import Digits
 from trainers.engine.session import Session
 from trainers.engine.stopping import Stopped
 from trainers.recipe.load import resolve
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.shipped import shipped_recipes
+from trainers.recipe.teacher_run import TeacherRun
 
 __all__ = ["distill"]
 

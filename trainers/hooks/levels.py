@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,6 @@ def draw_levels(means: Mapping[str, float]) -> Image | None:
     if not found:
         return None
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws to memory alone, without a display
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -42,6 +42,6 @@ def draw_levels(means: Mapping[str, float]) -> Image | None:
         axes.set_title(title)
         axes.tick_params("x", rotation=45)
     figure.supxlabel("noise-to-signal ratio")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    content = io.BytesIO()
+    figure.savefig(content, format="png")  # without pyplot, so that nothing asks for a display
+    return Image.open(content).convert("RGB")

@@ -11,7 +11,8 @@ from trainers.probe.recipe import to_text, values
 from trainers.probe.report import write
 from trainers.probe.rules import recipe
 from trainers.recipe.load import build_experiment
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
+from trainers.recipe.teacher_run import TeacherRun
 
 HEAD = """Written by `distill probe {teacher}`. Each value has its reason above it, and report.md has the measurements.
 Train it with `distill train {file}`."""

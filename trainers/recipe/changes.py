@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 from distill.errors import FEW, UserError, options
 from distill.user_code import naming
 from trainers.recipe.load import build_experiment, changed, load_run, resolve_paths
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import diff, difference_lines, differences, dump
+from trainers.recipe.teacher_run import TeacherRun
 
 PLACES = {"teacher", "start", "cache", "pairs.folder", "data.path"}
 """The keys that are paths, whose content is compared by its hash."""

@@ -21,8 +21,9 @@ import yaml
 
 from distill.annotations import LocalPath
 from distill.errors import NEAREST, UserError, nearest
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import CHOICES, group_of_union, plain_value, recipe_fields, without_none
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.recipe.yaml_text import Dumper
 
 REQUIRED, KIND = "(required)", "a kind of "

@@ -12,9 +12,10 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 from distill.annotations import LocalPath
 from distill.errors import UserError
 from distill.user_code import naming
-from trainers.recipe.run import EXPERIMENTS, Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.shipped import find_recipe
 from trainers.recipe.strict_yaml import Where, assign, build, dump, load_yaml, override
+from trainers.recipe.teacher_run import EXPERIMENTS, TeacherRun
 from trainers.recipe.tiny import shrink
 
 RUN_FILE = "run.yaml"

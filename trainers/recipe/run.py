@@ -1,4 +1,6 @@
-"""Run and TeacherRun: the frozen dataclasses of one experiment, whose fields are the keys of a recipe.
+"""Run, the frozen dataclass of a distillation, and what it shares with that of a teacher's training.
+
+Their fields are the keys of a recipe.
 
 The units are the same everywhere. Durations, half-lives and schedules are in images, which are samples of the global
 batch. A loss is the sum over the elements of a sample, averaged over the global batch. Times are noise-to-signal
@@ -6,7 +8,7 @@ ratios.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -15,17 +17,15 @@ from distill.augmentation import Augmentation
 from distill.errors import UserError
 from distill.generator import PRESETS
 from distill.lora import Lora
-from distill.loss_weights import Weight
 from distill.metrics import FEATURES, FeatureSettings
 from distill.objectives import OBJECTIVES, Objective
 from distill.objectives.sim import DISTANCES, Distance
-from distill.paths import EDM, PATHS, Path
+from distill.paths import PATHS, Path
 from distill.perceptual import PERCEPTUALS, Perceptual
 from distill.power_ema import PowerProfile
-from distill.prediction import Kind
 from distill.rewards import REWARDS, Reward
 from distill.samplers import SAMPLERS, Heun, Sampler
-from distill.times import TIMES, LogNormal, Times
+from distill.times import TIMES, Times
 from trainers.data import DATA, Data, Digits
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.recipe.limits import not_negative, positive, require
@@ -214,6 +214,8 @@ class Experiment:
 
     name: str  # the name of the run, and of its folder in runs/
     data: Data = Digits()  # the images, labels or prompts
+    negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: that of its pipeline
+    cache: str = DEFAULT_CACHE  # the folder of embeddings and latents, which runs share
     images: int  # the length of the run, in images
     batch_size: int  # samples of the global batch, over all processes and micro-batches
     micro_batches: int = 1  # parts of a process's batch, for gradient accumulation
@@ -226,6 +228,8 @@ class Experiment:
     deterministic: bool = True
     gradient_checkpointing: bool = False  # blocks recompute their activations: less memory for one more forward
     seed: int = 0  # the seed of all random numbers of the run
+    # EDM's, of what a teacher, or a fake and its discriminator, trains on. It changes no image that the generator sees.
+    augmentation: Augmentation | None = None
     ema: Average = Average()
     power_ema: PowerEMA | None = None
     max_grad_norm: float | None = None  # larger gradients are scaled to this norm; null: none are
@@ -278,8 +282,6 @@ class Run(Experiment):
     trains: Literal["generator"] = "generator"  # the network that the run trains
     teacher: LocalPath  # a folder of `distill teacher` or `distill import`, or of a diffusers pipeline
     objective: Objective  # the method of distillation
-    negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: that of its pipeline
-    cache: str = DEFAULT_CACHE  # the folder of embeddings and latents, which runs share
     pairs: OdePairs | None = None  # ODE pairs, for objectives that regress on them
     entry: GeneratorInput = GeneratorInput()
     start: LocalPath | None = None  # the run folder, or best/ in it, whose generator is the start; null: the teacher
@@ -297,7 +299,6 @@ class Run(Experiment):
     # The backward through teacher and fake. one_by_one holds the activations of one at a time, for one more forward. It
     # saves memory where gradients pass both.
     backprop: Literal["joint", "one_by_one"] = "joint"
-    augmentation: Augmentation | None = None  # EDM's, of what the fake denoises and its discriminator judges
     sharding: Sharding | None = None
     health: Health = Health()
 
@@ -360,34 +361,7 @@ class Run(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherRun(Experiment):
-    """The training of a teacher, a UNet2DModel, by denoising."""
-
-    trains: Literal["teacher"] = "teacher"
-    network: dict[str, Any]  # the config of the UNet2DModel, without shape and classes, which follow from the data
-    path: Path = EDM()  # the path from images to noise
-    prediction: Kind = "edm"  # the quantity that the network predicts
-    sigma_data: float = 0.5  # the standard deviation of the data, for EDM's scales and weight
-    times: Times = LogNormal()  # the law of the noise levels at which the network trains
-    weight: Weight = "edm"  # the weight of the denoising loss by noise level
-    label_dropout: float = 0.0  # the probability that a label becomes the null condition, for guidance
-    optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.99))  # the optimizer of the network
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "sigma_data")
-        require(self, "label_dropout", rule="at least 0 and below 1", holds=lambda rate: 0 <= rate < 1)
-        self.times.check(self.path)
-        reserved = {"sample_size", "in_channels", "out_channels", "num_class_embeds"} & set(self.network)
-        if reserved:
-            raise UserError(f"network: {', '.join(sorted(reserved))} follow from data and must not be given")
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataAlone:
     """The data of a command that trains nothing."""
 
     data: Data
-
-
-EXPERIMENTS: dict[str, type[Run] | type[TeacherRun]] = {"generator": Run, "teacher": TeacherRun}

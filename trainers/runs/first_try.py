@@ -16,9 +16,10 @@ from distill.teachers import save_denoiser
 from trainers.data import Dataset
 from trainers.io.atomic import atomic_folder
 from trainers.recipe.load import resolve
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.shipped import find_recipe, shipped_recipes
 from trainers.recipe.strict_yaml import assign, load_yaml
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.recipe.tiny import BATCH, SHORT, UPDATES, materialise
 from trainers.recipe.words import open_given
 from trainers.runs.make_pairs import PairSettings, make_pairs

@@ -27,14 +27,15 @@ from trainers.io.console import plain
 from trainers.io.images import denoiser_of
 from trainers.recipe.changes import load_moved_run
 from trainers.recipe.measures import Asked
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs.compare import compare
 from trainers.runs.distillation import attach_adapters, teacher_identity
 from trainers.runs.draw import draw
 from trainers.runs.export import export_trained
 from trainers.runs.open import Objects
-from trainers.runs.teacher import fresh_denoiser
-from trainers.runs.teacher_hash import is_hash_of
+from trainers.runs.teacher import fresh_denoiser, start_denoiser
+from trainers.runs.teacher_hash import is_hash_of, teacher_hash
 from trainers.runs.trained_model import TrainedModel, Weights
 
 POSTHOC = "posthoc.json"  # the description of an average that was made from snapshots, beside its weights
@@ -181,14 +182,10 @@ def _read_weights(
         attach_adapters(denoiser, run.generator)
         model = Generator(denoiser, *run.entry.at(denoiser.path))
     else:
-        sizes = _shape_and_classes(folder, run)
-        with torch.device("meta"):  # the recipe may be a stranger's, and ask for more memory than its weights take
-            outline = fresh_denoiser(run, *sizes)
-        found = _take_average(checkpoint.check_average, outline, folder, which, *found)
-        model = fresh_denoiser(run, *sizes)
+        model, found = _teacher_model(folder, run, which, found)
     _, description = _take_average(checkpoint.load_average, model, folder, which, *found)
     frozen = frozen_names(model)
-    if merged and isinstance(run, Run) and run.generator.lora is not None:
+    if merged and (run.generator.lora if isinstance(run, Run) else run.lora) is not None:
         lora.merge(model)
     for module in (model, teacher):
         if module is not None:
@@ -202,6 +199,23 @@ def _read_weights(
     changes = (state if which.startswith("posthoc") else description).get("changes", [])
     before = [change for change in changes if change["images"] < description["images"]]
     return Weights(model, teacher, description["images"], average, frozen, before, identity)
+
+
+def _teacher_model(
+    folder: Path, run: TeacherRun, which: str, found: tuple[Path, dict[str, Any]]
+) -> tuple[Denoiser, tuple[Path, dict[str, Any]]]:
+    """Return the network of a teacher's training, whose averaged weights are still to load, and their folder.
+
+    The other arguments are those of `load_trained`.
+    """
+    if run.start is not None:
+        if not is_hash_of(found[1]["teacher"], run.start, teacher_hash(run.start)):
+            raise UserError(f"'{folder}' fine-tunes another teacher than is now in '{run.start}'")
+        return start_denoiser(run), found
+    sizes = _shape_and_classes(folder, run)
+    with torch.device("meta"):  # the recipe may be a stranger's, and ask for more memory than its weights take
+        outline = fresh_denoiser(run, *sizes)
+    return fresh_denoiser(run, *sizes), _take_average(checkpoint.check_average, outline, folder, which, *found)
 
 
 def name_classes(model: Generator | Denoiser, names: Sequence[str] | None, unseen: Sequence[int] = ()) -> None:

@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,8 +17,9 @@ from distill.denoiser import Denoiser
 from distill.discriminator import R1
 from distill.errors import UserError
 from distill.generator import Generator
-from distill.objectives import Objective
-from distill.teachers import fresh_unet, load_denoiser
+from distill.objectives import Objective, usual_times
+from distill.teachers import fresh_network, load_denoiser
+from distill.times import LogNormal
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
@@ -30,8 +31,9 @@ from trainers.engine.world import default_device
 from trainers.evaluation import check_evaluation, check_images, load_extractor
 from trainers.hooks.hook import Hook
 from trainers.hooks.trackers import check_trackers
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import differences, dump
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs.start import check_start
 
 
@@ -77,7 +79,7 @@ class Opened:
     Attributes:
         run: The recipe.
         source: The data as they were opened: pixels, prompts.
-        teacher: The teacher in the precision of the run. None where a teacher trains.
+        teacher: The teacher in the precision of the run: that which is distilled, or fine-tuned. None for a fresh one.
         further_teachers: The objective's further teachers, by name.
         pairs: The ODE pairs. None if the objective needs none.
         fresh: Whether the run begins. Otherwise it continues from a checkpoint, which is not loaded yet.
@@ -120,10 +122,7 @@ def open_run(
     source = objects.data or run.data.load()
     load_extractor(source, run.evaluation)
     if isinstance(run, TeacherRun):
-        check_teacher_data(run, source)
-        with torch.device("meta"):  # a check of the config by diffusers; the network itself is made when it trains
-            fresh_unet(run.network, source.shape, source.classes, null=run.label_dropout > 0)
-        return Opened(run, source, fresh=fresh, objects=objects)
+        return open_teacher_run(Opened(run, source, fresh=fresh, objects=objects), weights)
     teacher = set_precision(objects.copy_teacher() or load_denoiser(run.teacher, weights), run)
     check_fit(teacher, run.teacher, source)
     run, told = follow_teacher(run, teacher)
@@ -142,6 +141,65 @@ def open_run(
     return Opened(run, source, teacher, further, pairs, fresh, objects, told)
 
 
+def open_teacher_run(opened: Opened, weights: bool) -> Opened:
+    """Return the run of a teacher's training, with the network checked, and opened where it is fine-tuned.
+
+    Args:
+        opened: The run and its data.
+        weights: Whether to read weights.
+
+    Raises:
+        UserError: The network does not go with the recipe or the data.
+    """
+    run, source = cast(TeacherRun, opened.run), opened.source
+    if source.read is None:
+        raise UserError(f"data: a teacher is trained on real images, {source.name} has none")
+    if run.label_dropout and not source.classes and source.prompts is None:
+        raise UserError(f"label_dropout: {source.name} has no labels to drop; set it to 0")
+    if run.start is not None:
+        teacher = set_precision(load_denoiser(run.start, weights), run)
+        check_fit(teacher, run.start, source)
+        times = run.times or (None if teacher.prediction == "edm" else usual_times(teacher.path)) or LogNormal()
+        times.check(teacher.path)
+        weight = run.weight or ("eps" if teacher.prediction == "score" else teacher.prediction)
+        followed = replace(run, times=times, weight=weight)
+        laws = [f"{name}: {_in_words(dump(followed)[name])}" for name in ("times", "weight") if not getattr(run, name)]
+        told = [f"left out, and taken from the teacher's kind: {', '.join(laws)}"] if laws else []
+        opened = replace(opened, run=followed, teacher=teacher, told=told)
+    else:
+        if source.prompts is not None:
+            raise UserError(
+                f"data: {source.name} has prompts, and a fresh network takes labels or none; start names one that does"
+            )
+        null = run.label_dropout > 0
+        with torch.device("meta"):  # a check of the config; the network itself is made when it trains
+            network = fresh_network(cast(dict[str, Any], run.network), source.shape, source.classes, null)
+        teacher = Denoiser(network, cast(Any, run.path), cast(Any, run.prediction))
+    check_teacher_run(cast(TeacherRun, opened.run), source, teacher)
+    return opened
+
+
+def check_teacher_run(run: TeacherRun, source: Dataset, teacher: Denoiser) -> None:
+    """Raise UserError when a network cannot be trained or sampled as the recipe says."""
+    if run.label_dropout and not teacher.network.has_null:
+        raise UserError("label_dropout: the network of start has no null condition; set it to 0")
+    if run.negative_prompt is not None and source.prompts is None:
+        raise UserError(f"negative_prompt: {source.name} has no prompts; leave it out")
+    if run.augmentation is not None:
+        run.augmentation.check(teacher)
+    if run.lora is not None:
+        lora.targets(teacher.network, run.lora)
+    run.sampler.check(teacher.path)
+    if (guidance := run.sampler.guidance) is not None and guidance.weak_teacher is not None:
+        raise UserError("sampler.guidance.weak_teacher: a teacher that trains is sampled without one; take cfg")
+    if guidance is not None and guidance.cfg != 1 and not teacher.network.has_null:
+        raise UserError("sampler.guidance.cfg: needs a null condition; set label_dropout, or leave guidance out")
+    if run.evaluation.every and teacher.latents:
+        check_images(source, teacher, run.evaluation)
+    if 0 < run.evaluation.every <= run.images:
+        check_evaluation(source, run.evaluation, teacher.image_shape)
+
+
 def follow_teacher(run: Run, teacher: Denoiser) -> tuple[Run, list[str]]:
     """Return a recipe whose objective follows from the teacher where keys were left out, and a line about these keys.
 
@@ -158,16 +216,20 @@ def follow_teacher(run: Run, teacher: Denoiser) -> tuple[Run, list[str]]:
 def _laws(settings: Mapping[str, Any], group: str = "objective") -> Iterator[tuple[str, str]]:
     """Yield the key and the value, in words, of each law and weight of an objective, and of the one inside it."""
     for name in ("times", "fake_times", "fake_weight"):
-        value = settings.get(name)
-        if isinstance(value, Mapping):
-            value = " ".join(str(one) if key == "name" else f"{key} {one}" for key, one in value.items())
-        yield f"{group}.{name}", str(value)
+        yield f"{group}.{name}", _in_words(settings.get(name))
     if isinstance(inner := settings.get("objective"), Mapping):
         yield from _laws(inner, f"{group}.objective")
 
 
+def _in_words(value: Any) -> str:
+    """Return the value of a key in words: a group by its name and its settings."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return " ".join(str(one) if key == "name" else f"{key} {one}" for key, one in value.items())
+
+
 def encode_data(opened: Opened, device: torch.device | None = None, quiet: bool = False) -> Dataset:
-    """Return the data of a distillation as its teacher takes them, through the cache. Ranks divide the work.
+    """Return the data of a run as its teacher takes them, through the cache. Ranks divide the work.
 
     Args:
         opened: The run.
@@ -175,9 +237,9 @@ def encode_data(opened: Opened, device: torch.device | None = None, quiet: bool 
         quiet: Whether to print no progress.
     """
     run, teacher = opened.run, opened.teacher
-    assert isinstance(run, Run) and teacher is not None, "a teacher is trained on the data as they are"
+    assert teacher is not None, "a fresh network is trained on the data as they are"
     encoder = DatasetEncoder(run.cache, device or default_device(), run.negative_prompt, quiet)
-    return encoder.encode(opened.source, teacher, real="real" in run.objective.needs)
+    return encoder.encode(opened.source, teacher, real=isinstance(run, TeacherRun) or "real" in run.objective.needs)
 
 
 def check_fit(teacher: Denoiser, name: str, dataset: Dataset) -> None:
@@ -245,20 +307,3 @@ def has_exact_slope(objective: Objective) -> bool:
         else isinstance(value, Objective) and has_exact_slope(value)
         for value in values
     )
-
-
-def check_teacher_data(run: TeacherRun, dataset: Dataset) -> None:
-    """Raise UserError when a teacher cannot be trained on these data."""
-    if dataset.read is None:
-        raise UserError(f"data: a teacher is trained on real images, {dataset.name} has none")
-    if dataset.prompts is not None:
-        raise UserError(f"data: a teacher is trained on labels or none, {dataset.name} has prompts")
-    if run.label_dropout and not dataset.classes:
-        raise UserError(f"label_dropout: {dataset.name} has no labels to drop; set it to 0")
-    run.sampler.check(run.path)
-    if (guidance := run.sampler.guidance) is not None and guidance.weak_teacher is not None:
-        raise UserError("sampler.guidance.weak_teacher: a teacher that trains is sampled without one; take cfg")
-    if guidance is not None and guidance.cfg != 1 and not run.label_dropout:
-        raise UserError("sampler.guidance.cfg: needs a null condition; set label_dropout, or leave guidance out")
-    if 0 < run.evaluation.every <= run.images:
-        check_evaluation(dataset, run.evaluation)

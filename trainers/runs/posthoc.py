@@ -47,16 +47,17 @@ def make_average(
     with plain(stderr=True).status(f"{len(synthesis.parts)} snapshots"):
         synthesise(trained.model, synthesis, trained.weights.frozen_names)
     which = f"posthoc/{std}" if images is None else f"posthoc/{std}@{images}"
+    base = run.teacher if isinstance(run, Run) else run.start
     description = {
         "images": synthesis.images,
         "std": std,
         "left": synthesis.missing,
-        "teacher": teacher_hash(run.teacher) if isinstance(run, Run) else None,
+        "teacher": None if base is None else teacher_hash(base),
         "snapshots": [{"images": s.images, "std": s.std, "coefficient": c} for s, c in synthesis.parts],
     }
     with atomic_folder(folder / which) as staging:
         save_module(trained.model, staging / AVERAGE, trained.weights.frozen_names)
         if isinstance(trained.model, Denoiser):
-            write_teacher(trained.model, staging)
+            write_teacher(trained.model, staging, base)
         (staging / POSTHOC).write_text(json.dumps(description, indent=2) + "\n")
     return which, synthesis

@@ -18,7 +18,8 @@ from trainers.data import Dataset
 from trainers.data.encode import DatasetEncoder
 from trainers.engine.networks import set_precision
 from trainers.engine.sampler import WEAK_TEACHER, Sampler, make_sampler, sampled_teacher
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs.open import Objects, check_fit
 
 

@@ -10,7 +10,9 @@ from distill.conditions import Condition
 from distill.encoders.autoencoder import DiffusersAutoencoder
 from distill.errors import UserError, options
 from distill.networks.network import Network
-from distill.pipeline_folder import pixels_per_latent
+from distill.pipeline_folder import part_folder, pixels_per_latent
+from distill.quiet import quiet_libraries
+from distill.saved_files import set_permissions
 
 Conditions = dict[str, Tensor]
 """Text conditions [N, ...], by name."""
@@ -27,6 +29,7 @@ class Family(Network):
         part: The component of the pipeline that is the network.
         text: Whether the condition is made from prompts.
         latents: Whether samples are latents.
+        model: The network, of its class in diffusers.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -35,6 +38,7 @@ class Family(Network):
     text: ClassVar[bool] = False
     latents: ClassVar[bool] = True
     casts_weights: ClassVar[bool] = True
+    model: Any
 
     def __init__(self, model: Any, **choices: Any) -> None:
         raise NotImplementedError
@@ -48,6 +52,13 @@ class Family(Network):
             prompts: N prompts.
         """
         raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write config and weights of the network to its part of the pipeline in `folder`."""
+        place = part_folder(folder, self.part)
+        with quiet_libraries():
+            self.model.save_pretrained(place)
+        set_permissions(place)
 
     def open_autoencoder(self, folder: Path) -> DiffusersAutoencoder:
         """Return the autoencoder in the pipeline's `folder`."""

@@ -14,7 +14,8 @@ from trainers.engine.step import advance
 from trainers.hooks import Hook, Log
 from trainers.hooks.hook import call_due
 from trainers.recipe.load import resolve
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
+from trainers.recipe.teacher_run import TeacherRun
 
 EVERY = 100  # updates
 

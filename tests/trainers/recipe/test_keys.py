@@ -15,8 +15,9 @@ from distill.samplers import SAMPLERS
 from trainers.recipe import keys
 from trainers.recipe.keys import REQUIRED, Key, markdown_of_keys, meaning_of, recipe_keys
 from trainers.recipe.load import build_experiment
-from trainers.recipe.run import Run, TeacherRun
+from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import known_keys
+from trainers.recipe.teacher_run import TeacherRun
 from trainers.recipe.yaml_text import parse
 
 EVERY = recipe_keys()

@@ -26,9 +26,9 @@ from trainers.recipe.run import (
     PowerEMA,
     Run,
     Sharding,
-    TeacherRun,
 )
 from trainers.recipe.strict_yaml import dump, known_keys, load_yaml, to_yaml
+from trainers.recipe.teacher_run import TeacherRun
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"images": 0}, "images: must be positive, got 0"),

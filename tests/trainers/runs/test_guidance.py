@@ -19,8 +19,9 @@ from tests.tiny import build_session, distillation, experiment, fit_run, opened,
 from trainers.data import Dataset
 from trainers.floor import measure_floor
 from trainers.recipe.load import load_run, resolve
-from trainers.recipe.run import Run, TeacherRun
-from trainers.runs.open import check_teacher_data
+from trainers.recipe.run import Run
+from trainers.recipe.teacher_run import TeacherRun
+from trainers.runs.open import Opened, open_teacher_run
 
 
 def test_labels_are_dropped_with_their_probability() -> None:
@@ -63,9 +64,8 @@ def test_label_dropout_that_cannot_be() -> None:
     run = experiment(teacher_recipe(label_dropout=0.1))
     assert isinstance(run, TeacherRun)
     with pytest.raises(UserError, match=r"^label_dropout: plain has no labels to drop; set it to 0$"):
-        check_teacher_data(
-            run, Dataset("plain", 2, (1, 8, 8), None, lambda positions: torch.zeros(len(positions), 1, 8, 8))
-        )
+        data = Dataset("plain", 2, (1, 8, 8), None, lambda positions: torch.zeros(len(positions), 1, 8, 8))
+        open_teacher_run(Opened(run, data), weights=False)
 
 
 NO_NULL = (
