@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from distill.compilation import compile_whole
+from distill.compilation import compile_whole, fused
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, one_line, options, require
 from distill.networks.network import Network, PlainNetwork
@@ -106,17 +106,25 @@ class Denoiser(nn.Module):
         decoder = self.network.autoencoder
         return None if decoder is None else decoder.image_shape(self.network.shape)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
-        """Return the estimate of x0.
+    def forward(
+        self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Literal["x0", "uncertainty"] = "x0"
+    ) -> Tensor:
+        """Return the estimate of x0, or the uncertainty of the estimate.
 
         Args:
             x_t: Noisy samples [B, ...].
             t: Times [B] on the path.
             cond: The condition [B, ...], or None for an unconditional network.
+            want: "x0" returns the estimate. "uncertainty" returns the log u of the expected loss at `t`, where the
+                network predicts it (Network.logvar). This is a call of its own, and not a method of its own, because
+                the wrappers of training around a denoiser see its calls alone.
 
         Returns:
-            The estimate [B, ...] in the dtype of `x_t`, at least float32.
+            The estimate [B, ...] or the uncertainty [B], in the dtype of `x_t`, at least float32.
         """
+        if want == "uncertainty":
+            x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+            return _logvar(self.network, match(self.path.network_time(t.double()), x_t))
         x0, _ = self._estimate(x_t, t, cond)
         assert x0 is not None
         return x0
@@ -235,6 +243,12 @@ def _call(
         features = tap.features
         tap.watches, tap.features = False, None
     return None if stop else output, features
+
+
+@fused
+def _logvar(network: Network, time: Tensor) -> Tensor:
+    """Return the uncertainty [B] that a network predicts at its time [B]."""
+    return network.logvar(time)
 
 
 def _evaluate(

@@ -24,8 +24,8 @@ from distill.paths import Path
 from distill.random import Random
 from distill.times import Times
 
-Want: TypeAlias = Literal["x0", "logits", "both"]
-"""The outputs that a Critic is asked for: the estimate of x0, the logits, or both."""
+Want: TypeAlias = Literal["x0", "logits", "both", "uncertainty"]
+"""The outputs that a Critic is asked for: the estimate of x0, the logits, both, or the uncertainty of the estimate."""
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 """The convolutions by their number of spatial dimensions."""
 
@@ -154,14 +154,15 @@ class Critic(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Want = "x0", features_of: Any = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the estimate of x0, the logits, or both.
+        """Return the estimate of x0, the logits, both, or the uncertainty of the estimate.
 
         Args:
             x_t: Noisy samples [B, ...], real or generated.
             t: Times [B] on the path.
             cond: The condition [B, ...].
-            want: "x0" returns the estimate [B, ...], as the denoiser does. "logits" returns the logits [B, ...], and
-                the network runs no further than the tap. "both" returns (estimate, logits) from one pass.
+            want: "x0" returns the estimate [B, ...], and "uncertainty" that of the estimate [B], as the denoiser does.
+                "logits" returns the logits [B, ...], and the network runs no further than the tap. "both" returns
+                (estimate, logits) from one pass.
             features_of: A denoiser of the same network. The head reads its features, in a pass up to the tap. None for
                 the fake's own features.
 
@@ -169,8 +170,8 @@ class Critic(nn.Module):
             The estimate and the logits are float32, or float64 where `x_t` is. Logits are positive for samples that
             look real.
         """
-        if want == "x0":
-            return cast(Tensor, self.denoiser(x_t, t, cond))
+        if want in ("x0", "uncertainty"):
+            return cast(Tensor, self.denoiser(x_t, t, cond, want))
         if want == "logits":
             return self._logits((features_of or self.denoiser).features(x_t, t, cond, self.tap))
         if features_of is not None:

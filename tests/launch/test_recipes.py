@@ -81,6 +81,7 @@ def test_the_values_of_sid_and_sida(name: str) -> None:
     assert PRESETS[run.entry.preset].t == 2.5
     u, path = torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64), PRESETS[run.entry.preset].path()
     assert run.objective.times.nsr(u, path).tolist() == pytest.approx([0.002, 24.41], rel=1e-3)
+    assert run.objective.uncertainty == (name == "imagenet512_sid")  # of SiDA's sizes, S alone is without
     law = run.objective.fake_times
     assert (law.mean, law.std) == ((-0.4, 1.0) if name.startswith("imagenet512") else (-1.2, 1.2))
     if name.endswith("sida"):
