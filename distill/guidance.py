@@ -58,9 +58,9 @@ class GuidedDenoiser:
             return weak + self.scale * (strong[0] - weak), *strong[1:]
         return weak + self.scale * (strong - weak)
 
-    def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> Tensor:
+    def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, *taps: str) -> tuple[Tensor, ...]:
         """Return the features of `strong`, which are not guided (see Denoiser.features)."""
-        return cast(Tensor, self.strong.features(x_t, t, cond, tap))
+        return cast(tuple[Tensor, ...], self.strong.features(x_t, t, cond, *taps))
 
     @property
     def path(self) -> Path:

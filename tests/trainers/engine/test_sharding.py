@@ -48,7 +48,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "the teacher offloaded": ("sid", {**LORA, "sharding": {"offload": "teacher"}}),
     "reused samples": ("sid", {"reuse_samples": True, "fake_updates": 2}),
     "recomputed": ("dmd2", {"gradient_checkpointing": True, **LORA}),
-    "inside a block": ("dmd2", {"objective": {"name": "dmd2", "tap": "unet.down_blocks.0.resnets.0"}}),
+    "inside a block": ("dmd2", {"objective": {"name": "dmd2", "tap": ["unet.down_blocks.0.resnets.0", "middle"]}}),
     "gathered through an update": (R1, {"sharding": {"reshard_after_forward": False}}),
     "the teacher alone": ("sid", {"sharding": {"generator": False, "fake": False}}),
     "the players alone": ("sid", {"sharding": {"teacher": False}, **LORA}),
