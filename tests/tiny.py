@@ -141,7 +141,7 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "dmd2": ("edm", {"objective": "dmd2", "fake_updates": 2}),
     "dmd2, adaptive noise, r1": (
         "edm",
-        {"objective": {"name": "dmd2", "tap": "encoder", "noise": {"images": 64}, "r1": {"weight": 1.0}}},
+        {"objective": {"name": "dmd2", "tap": ["middle", "encoder"], "noise": {"images": 64}, "r1": {"weight": 1.0}}},
     ),
     "dmd2, the teacher's features": ("edm", {"objective": {"name": "dmd2", "tap": "encoder", "features": "teacher"}}),
     "f_distill": ("edm", {"objective": {"name": "f_distill", "memory": 0.5, "r1": {"weight": 1.0, "noise": 0.1}}}),
@@ -172,6 +172,10 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "dmd": ("edm", {"objective": "dmd", "pairs": {"folder": "TEACHERS/pairs", "fraction": 0.5}}),
+    "dmd, regression alone": (
+        "edm",
+        {"objective": {"name": "dmd", "matching": 0.0}, "pairs": {"folder": "TEACHERS/pairs"}},
+    ),
     "hipa": ("edm", {"objective": "hipa", "pairs": {"folder": "TEACHERS/pairs"}, "generator": ADAPTERS}),
     "sid_lora": (
         "edm",
