@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from distill.compilation import compile_whole
+from distill.compilation import compile_whole, fused
 from distill.conditions import Condition, ConditionLike
 from distill.errors import UserError, one_line, options, require
 from distill.networks.network import Network, PlainNetwork
@@ -106,51 +106,59 @@ class Denoiser(nn.Module):
         decoder = self.network.autoencoder
         return None if decoder is None else decoder.image_shape(self.network.shape)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
-        """Return the estimate of x0.
+    def forward(
+        self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Literal["x0", "uncertainty"] = "x0"
+    ) -> Tensor:
+        """Return the estimate of x0, or the uncertainty of the estimate.
 
         Args:
             x_t: Noisy samples [B, ...].
             t: Times [B] on the path.
             cond: The condition [B, ...], or None for an unconditional network.
+            want: "x0" returns the estimate. "uncertainty" returns the log u of the expected loss at `t`, where the
+                network predicts it (Network.logvar). This is a call of its own, and not a method of its own, because
+                the wrappers of training around a denoiser see its calls alone.
 
         Returns:
-            The estimate [B, ...] in the dtype of `x_t`, at least float32.
+            The estimate [B, ...] or the uncertainty [B], in the dtype of `x_t`, at least float32.
         """
+        if want == "uncertainty":
+            x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+            return _logvar(self.network, match(self.path.network_time(t.double()), x_t))
         x0, _ = self._estimate(x_t, t, cond)
         assert x0 is not None
         return x0
 
-    def with_features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> tuple[Tensor, Tensor]:
-        """Return the estimate of x0, and the features of a submodule from the same pass.
+    def with_features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, *taps: str) -> tuple[Tensor, ...]:
+        """Return the estimate of x0, and the features of submodules from the same pass.
 
         Args:
             x_t: Noisy samples [B, ...].
             t: Times [B] on the path.
             cond: The condition [B, ...].
-            tap: The name of a submodule, or a short name in the network's `taps`. The network's `tapped` turns the
-                output of the submodule into features.
+            taps: The names of submodules, or short names in the network's `taps`. The network's `tapped` turns the
+                output of a submodule into features.
 
         Returns:
-            The estimate [B, ...] and the features [B, C, ...], both in the dtype of `x_t`, at least float32.
+            The estimate [B, ...], and the features [B, C, ...] at each tap, all in the dtype of `x_t`, at least
+            float32.
 
         Raises:
-            UserError: There is no submodule of this name.
+            UserError: There is no submodule of a name.
         """
-        x0, features = self._estimate(x_t, t, cond, tap)
-        assert x0 is not None and features is not None
-        return x0, features.to(x0.dtype)
+        x0, features = self._estimate(x_t, t, cond, taps)
+        assert x0 is not None
+        return x0, *(one.to(x0.dtype) for one in features)
 
-    def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> Tensor:
-        """Return the features at `tap`, as with_features does. The network runs no further than the tap."""
-        _, features = self._estimate(x_t, t, cond, tap, stop=True)
-        assert features is not None
-        return features.to(torch.promote_types(x_t.dtype, torch.float32))
+    def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, *taps: str) -> tuple[Tensor, ...]:
+        """Return the features at each tap, as with_features does. The network runs no further than the last of them."""
+        _, features = self._estimate(x_t, t, cond, taps, stop=True)
+        return tuple(one.to(torch.promote_types(x_t.dtype, torch.float32)) for one in features)
 
     def _estimate(
-        self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str | None = None, stop: bool = False
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the estimate of x0 [B, ...], which is None with `stop`, and the features at `tap`, None without."""
+        self, x_t: Tensor, t: Tensor, cond: ConditionLike, taps: tuple[str, ...] = (), stop: bool = False
+    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Return the estimate of x0 [B, ...], which is None with `stop`, and the features at each tap."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         c = coefficients(self.prediction, self.path, t, self.sigma_data)
         numbers = match(torch.stack([*c, self.path.network_time(t.double())]), x_t)  # one message to the device
@@ -158,20 +166,31 @@ class Denoiser(nn.Module):
         # Each call has its own autocast context, because the context caches the weights that it casts. A cache that
         # outlives a call without a graph would give weights without a graph to a later call that needs one.
         with torch.autocast(x_t.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            watcher = None if tap is None else self._tap(tap)
-            scales = self.prediction == "edm"
+            watchers, scales = self._taps_at(taps), self.prediction == "edm"
             try:
-                return evaluate(self.network, scales, x_t, numbers, Condition.of(cond), watcher, stop)
+                return evaluate(self.network, scales, x_t, numbers, Condition.of(cond), watchers, stop)
             except torch._dynamo.exc.TorchDynamoException as error:
                 name, why = self.network.own_class or self.network.display_name, one_line(error)
                 raise UserError(f"compile: {name} cannot be compiled: {why:.200}; set compile: false") from error
 
-    def _tap(self, name: str) -> _Tap:
-        """Return the tap at a submodule, which stays there."""
-        if name not in self._taps:
-            self._taps[name] = tap = _Tap(self.network)
-            tap.handle = self.module_at(name).register_forward_hook(tap)
-        return self._taps[name]
+    def _taps_at(self, names: tuple[str, ...]) -> tuple[_Tap, ...]:
+        """Return the taps at submodules, which stay there."""
+        for name in names:
+            if name not in self._taps:
+                module = self.module_at(name)
+                self._taps[name] = tap = _Tap(self.network)
+                tap.handle = module.register_forward_hook(tap)
+        return tuple(self._taps[name] for name in names)
+
+    def check_taps(self, names: Sequence[str]) -> None:
+        """Raise UserError when a name is of no submodule, or two are of the same."""
+        seen = dict[nn.Module, str]()
+        require(bool(names), "tap: the list is empty; name a submodule")
+        for name in names:
+            if (module := self.module_at(name)) in seen:
+                both = f"'{name}' is there twice" if seen[module] == name else f"'{seen[module]}' and '{name}' are one"
+                raise UserError(f"tap: {both}; name each submodule once")
+            seen[module] = name
 
     def remove_taps(self) -> None:
         """Remove the hooks of taps. They come again with the next features, after hooks that were added until then."""
@@ -198,13 +217,14 @@ class _Tap:
     Attributes:
         network: The network, which turns the output of the submodule into features.
         watches: Whether the pass watches the submodule.
-        stops: Whether the pass ends there.
+        until: All taps of a pass that ends where the last of them has its features. Empty for any other pass.
         features: The features [B, C, ...].
         handle: The handle that removes the hook.
     """
 
     def __init__(self, network: Network) -> None:
-        self.network, self.watches, self.stops = network, False, False
+        self.network, self.watches = network, False
+        self.until: tuple[_Tap, ...] = ()
         self.features: Tensor | None = None
         self.handle: RemovableHandle | None = None
 
@@ -212,29 +232,38 @@ class _Tap:
         if self.watches:
             self.features = self.network.tapped(output)
             # A compiled pass leaves out what its result does not need, and so ends at the tap by itself.
-            if self.stops and not torch.compiler.is_compiling():
-                raise _ReachedTap
+            ends = bool(self.until) and all(tap.features is not None for tap in self.until)
+            if ends and not torch.compiler.is_compiling():
+                raise _ReachedTaps
 
 
-class _ReachedTap(Exception):
-    """The signal that ends the forward pass of a network at the tap."""
+class _ReachedTaps(Exception):
+    """The signal that ends the forward pass of a network at the last of its taps."""
 
 
 def _call(
-    network: Network, x: Tensor, time: Tensor, cond: Condition, tap: _Tap | None, stop: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Call a network, and return its output, which is None with `stop`, and the features at the tap, None without."""
-    if tap is None:
-        return network(x, time, cond), None
-    tap.watches, tap.stops = True, stop
+    network: Network, x: Tensor, time: Tensor, cond: Condition, taps: tuple[_Tap, ...], stop: bool
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Call a network, and return its output, which is None with `stop`, and the features at each tap."""
+    if not taps:
+        return network(x, time, cond), ()
+    for tap in taps:
+        tap.watches, tap.until = True, taps if stop else ()
     try:
         output = network(x, time, cond)
-    except _ReachedTap:
+    except _ReachedTaps:
         output = None
     finally:
-        features = tap.features
-        tap.watches, tap.features = False, None
+        features = tuple(cast(Tensor, tap.features) for tap in taps)
+        for tap in taps:
+            tap.watches, tap.until, tap.features = False, (), None
     return None if stop else output, features
+
+
+@fused
+def _logvar(network: Network, time: Tensor) -> Tensor:
+    """Return the uncertainty [B] that a network predicts at its time [B]."""
+    return network.logvar(time)
 
 
 def _evaluate(
@@ -243,10 +272,10 @@ def _evaluate(
     x_t: Tensor,
     numbers: Tensor,
     cond: Condition,
-    tap: _Tap | None,
+    taps: tuple[_Tap, ...],
     stop: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the estimate of x0 [B, ...], which is None with `stop`, and the features at the tap, None without.
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Return the estimate of x0 [B, ...], which is None with `stop`, and the features at each tap.
 
     All networks share this function, which is what is compiled. Its graphs are those of each kind of network, for each
     of its uses: no graph, a gradient to the input, a gradient to the weights.
@@ -257,9 +286,9 @@ def _evaluate(
         x_t: Noisy samples [B, ...].
         numbers: The coefficients and the network's time, [4, B].
         cond: The condition [B, ...].
-        tap: The tap to watch.
-        stop: Whether the pass ends at the tap.
+        taps: The taps to watch.
+        stop: Whether the pass ends at the last tap.
     """
     from_x_t, from_output, scale = (expand(row, x_t) for row in numbers[:3])
-    output, features = _call(network, scale * x_t if scales else x_t, numbers[3], cond, tap, stop)
+    output, features = _call(network, scale * x_t if scales else x_t, numbers[3], cond, taps, stop)
     return (None if output is None else from_x_t * x_t + from_output * output.to(x_t.dtype)), features

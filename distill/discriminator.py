@@ -6,7 +6,7 @@ logits.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
@@ -24,8 +24,8 @@ from distill.paths import Path
 from distill.random import Random
 from distill.times import Times
 
-Want: TypeAlias = Literal["x0", "logits", "both"]
-"""The outputs that a Critic is asked for: the estimate of x0, the logits, or both."""
+Want: TypeAlias = Literal["x0", "logits", "both", "uncertainty"]
+"""The outputs that a Critic is asked for: the estimate of x0, the logits, both, or the uncertainty of the estimate."""
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 """The convolutions by their number of spatial dimensions."""
 
@@ -70,6 +70,18 @@ class ConvHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return cast(Tensor, self.layers(features)).flatten(1)
+
+
+class Heads(nn.ModuleList):
+    """Several heads, each on the features at its own tap. Their logits stand side by side.
+
+    Losses are means over the logits of a sample. Each head therefore has the same share, as in FastGen's discriminators
+    (NVlabs/FastGen, `fastgen/networks/discriminators.py`).
+    """
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """Return the logits [B, taps] for features [B, C, *spatial] of each tap."""
+        return torch.cat([head(one) for head, one in zip(self, features, strict=True)], 1)
 
 
 @torch.no_grad()
@@ -123,7 +135,7 @@ def _example_pass(denoiser: Denoiser, tap: str | None = None) -> Tensor:
     cond = network.example(1).to(x_t.device, x_t.dtype)
     if tap is None:
         return cast(Tensor, denoiser(x_t, t, cond))
-    features = denoiser.features(x_t, t, cond, tap)
+    (features,) = denoiser.features(x_t, t, cond, tap)
     denoiser.remove_taps()  # so that they come after the hooks of sharding, which a pass that ends at a tap needs
     return features
 
@@ -143,57 +155,72 @@ class Critic(nn.Module):
 
     Args:
         denoiser: The fake denoiser.
-        tap: The submodule whose features the head reads (see Denoiser.with_features).
-        head: A module from features [B, C, *spatial] to logits [B, ...].
+        tap: The submodule whose features the head reads (see Denoiser.with_features), or several.
+        head: A module from features [B, C, *spatial], of each tap, to logits [B, ...].
+
+    Raises:
+        UserError: A tap is no submodule, or is there twice.
     """
 
-    def __init__(self, denoiser: Denoiser, tap: str, head: nn.Module) -> None:
+    def __init__(self, denoiser: Denoiser, tap: str | Sequence[str], head: nn.Module) -> None:
         super().__init__()
-        self.denoiser, self.tap, self.head = denoiser, tap, head
+        self.denoiser, self.head = denoiser, head
+        self.taps = (tap,) if isinstance(tap, str) else tuple(tap)
+        denoiser.check_taps(self.taps)
 
     def forward(
         self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, want: Want = "x0", features_of: Any = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the estimate of x0, the logits, or both.
+        """Return the estimate of x0, the logits, both, or the uncertainty of the estimate.
 
         Args:
             x_t: Noisy samples [B, ...], real or generated.
             t: Times [B] on the path.
             cond: The condition [B, ...].
-            want: "x0" returns the estimate [B, ...], as the denoiser does. "logits" returns the logits [B, ...], and
-                the network runs no further than the tap. "both" returns (estimate, logits) from one pass.
-            features_of: A denoiser of the same network. The head reads its features, in a pass up to the tap. None for
-                the fake's own features.
+            want: "x0" returns the estimate [B, ...], and "uncertainty" that of the estimate [B], as the denoiser does.
+                "logits" returns the logits [B, ...], and the network runs no further than the last tap. "both" returns
+                (estimate, logits) from one pass.
+            features_of: A denoiser of the same network. The head reads its features, in a pass up to the last tap. None
+                for the fake's own features.
 
         Returns:
             The estimate and the logits are float32, or float64 where `x_t` is. Logits are positive for samples that
             look real.
         """
-        if want == "x0":
-            return cast(Tensor, self.denoiser(x_t, t, cond))
+        if want in ("x0", "uncertainty"):
+            return cast(Tensor, self.denoiser(x_t, t, cond, want))
         if want == "logits":
-            return self._logits((features_of or self.denoiser).features(x_t, t, cond, self.tap))
+            return self._logits(*(features_of or self.denoiser).features(x_t, t, cond, *self.taps))
         if features_of is not None:
-            return self.denoiser(x_t, t, cond), self._logits(features_of.features(x_t, t, cond, self.tap))
-        x0, features = self.denoiser.with_features(x_t, t, cond, self.tap)
-        return x0, self._logits(features)
+            return self.denoiser(x_t, t, cond), self._logits(*features_of.features(x_t, t, cond, *self.taps))
+        x0, *features = self.denoiser.with_features(x_t, t, cond, *self.taps)
+        return x0, self._logits(*features)
 
-    def _logits(self, features: Tensor) -> Tensor:
-        """Return the head's logits [B, ...] for features [B, C, *spatial]."""
+    def _logits(self, *features: Tensor) -> Tensor:
+        """Return the head's logits [B, ...] for features [B, C, *spatial] of each tap."""
         # A sharded head is not compiled here, as its denoiser is not: its weights are gathered by hooks.
-        return cast(Tensor, self.head(features) if self.denoiser.compiled is None else _apply(self.head, features))
+        return cast(Tensor, self.head(*features) if self.denoiser.compiled is None else _apply(self.head, *features))
 
 
 @fused
-def _apply(head: nn.Module, features: Tensor) -> Tensor:
+def _apply(head: nn.Module, *features: Tensor) -> Tensor:
     """Return the logits of a head."""
-    return cast(Tensor, head(features))
+    return cast(Tensor, head(*features))
 
 
-def conv_critic(denoiser: Denoiser, tap: str) -> Critic:
-    """Return a denoiser with a ConvHead on its features at `tap`. The tap `middle` is found where it has no name."""
-    tap = middle_tap(denoiser) if tap == "middle" else tap
-    return Critic(denoiser, tap, ConvHead(*feature_shape(denoiser, tap)))
+def conv_critic(denoiser: Denoiser, tap: str | Sequence[str]) -> Critic:
+    """Return a denoiser with a ConvHead on its features at `tap`, or one on each of several taps.
+
+    The tap `middle` is found where it has no name.
+
+    Raises:
+        UserError: A tap is no submodule, is there twice, or has features that no convolution reads.
+    """
+    names = (tap,) if isinstance(tap, str) else tap
+    taps = [middle_tap(denoiser) if name == "middle" else name for name in names]
+    denoiser.check_taps(taps)
+    heads = [ConvHead(*feature_shape(denoiser, tap)) for tap in taps]
+    return Critic(denoiser, taps, heads[0] if len(heads) == 1 else Heads(heads))
 
 
 def mean_logit(logits: Tensor) -> Tensor:

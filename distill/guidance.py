@@ -45,22 +45,22 @@ class GuidedDenoiser:
     def __call__(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None, *want: Any) -> Any:
         """Return the guided estimate [B, ...] of x0.
 
-        `want` is that of a Critic, and the denoiser whose features it reads. Logits are not guided: they are those of
-        `strong`, or those of `weak` at scale 0.
+        `want` is that of a Critic, and the denoiser whose features it reads. Logits and uncertainty are not guided:
+        they are those of `strong`, or those of `weak` at scale 0.
         """
         if self.scale == 0:
             return self.weak(x_t, t, cond, *want)
         strong = self.strong(x_t, t, cond, *want)
-        if self.scale == 1 or "logits" in want:
+        if self.scale == 1 or "logits" in want or "uncertainty" in want:
             return strong
         weak = self.weak(x_t, t, cond)
         if isinstance(strong, tuple):
             return weak + self.scale * (strong[0] - weak), *strong[1:]
         return weak + self.scale * (strong - weak)
 
-    def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, tap: str) -> Tensor:
+    def features(self, x_t: Tensor, t: Tensor, cond: ConditionLike, *taps: str) -> tuple[Tensor, ...]:
         """Return the features of `strong`, which are not guided (see Denoiser.features)."""
-        return cast(Tensor, self.strong.features(x_t, t, cond, tap))
+        return cast(tuple[Tensor, ...], self.strong.features(x_t, t, cond, *taps))
 
     @property
     def path(self) -> Path:

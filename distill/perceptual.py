@@ -4,20 +4,27 @@ Recipes name them by the keys of PERCEPTUALS. The published weights of such loss
 whose network must be downloaded. docs/objectives/dmd.md says how a recipe names it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor, nn
 
 from distill.annotations import LocalPath
 from distill.denoiser import Denoiser
+from distill.encoders.protocols import Autoencoder
 from distill.errors import UserError, require
 from distill.metrics import Classifier
 
 
 @dataclass(frozen=True)
 class Perceptual:
-    """A distance of two images. It is a mean over elements or features, so it does not grow with the resolution."""
+    """A distance of two images. It is a mean over elements or features, so it does not grow with the resolution.
+
+    Attributes:
+        decoded: Whether latents are decoded to images before they are compared.
+    """
+
+    decoded: bool = field(default=False, kw_only=True)
 
     def network(self) -> nn.Module:
         """Return the frozen network that `distance` takes. A distance that needs none returns nn.Identity."""
@@ -36,8 +43,26 @@ class Perceptual:
         """
         raise NotImplementedError
 
+    def of_samples(
+        self, made: Tensor, target: Tensor, network: nn.Module, autoencoder: Autoencoder | None = None
+    ) -> Tensor:
+        """Return the distances [P] of samples [P, C, *spatial] of a teacher, with a graph into `made`.
+
+        Args:
+            made: Generated samples.
+            target: The samples that they should be.
+            network: The network that the method `network` returned, on their device.
+            autoencoder: The teacher's, which decodes them where `decoded` is true.
+        """
+        if self.decoded:
+            assert autoencoder is not None
+            made, target = autoencoder.decode(made, graph=True), autoencoder.decode(target)
+        return self.distance(made, target, network)
+
     def check(self, teacher: Denoiser) -> None:
         """Raise UserError when the distance cannot take the teacher's samples."""
+        if self.decoded and teacher.network.autoencoder is None:
+            raise UserError("perceptual.decoded: the teacher has no autoencoder; leave it out")
 
 
 @dataclass(frozen=True)
@@ -93,7 +118,8 @@ class Features(Perceptual):
         return ((features(made) - features(target)) ** 2).mean(1)
 
     def check(self, teacher: Denoiser) -> None:
-        ours, theirs = self.network().shape, teacher.network.shape
+        super().check(teacher)
+        ours, theirs = self.network().shape, teacher.image_shape if self.decoded else teacher.network.shape
         if theirs and theirs != ours:
             raise UserError(f"perceptual: the classifier '{self.folder}' sees {ours}, the teacher makes {theirs}")
 

@@ -22,7 +22,7 @@ from filelock import FileLock
 from distill.denoiser import Denoiser
 from distill.metrics import Classifier
 from distill.paths import EDM, Flow
-from distill.teachers import build_unet, save_denoiser
+from distill.teachers import EDM2Net, build_unet, save_denoiser
 from trainers import loop
 from trainers.data import Digits
 from trainers.engine.session import Session
@@ -56,12 +56,23 @@ def tiny_denoiser(kind: str = "edm", null: int | None = None, **network: Any) ->
     return Denoiser(unet, EDM(), "edm") if kind == "edm" else Denoiser(unet, Flow(), "velocity")
 
 
+def tiny_edm2() -> Denoiser:
+    """A random EDM2 network: parameters that are single numbers, weights that are put back, a learned uncertainty."""
+    torch.manual_seed(0)
+    size = {"img_resolution": 8, "img_channels": 1, "label_dim": 10, "channel_mult": [1], "num_blocks": 1}
+    network = EDM2Net(**size, model_channels=8, attn_resolutions=[], channels_per_head=8, logvar_channels=8)
+    for parameter in network.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return Denoiser(network, EDM(), "edm")
+
+
 def write_teachers(folder: Path) -> None:
-    """Teacher folders edm, null (with a null condition) and dropout (EDM as well), and flow; a classifier; pairs."""
+    """Teacher folders edm, null (with a null condition), dropout and edm2 (EDM as well), flow; a classifier; pairs."""
     save_denoiser(tiny_denoiser(), folder / "edm")
     save_denoiser(tiny_denoiser(null=10, num_class_embeds=11), folder / "null")
     save_denoiser(tiny_denoiser(dropout=0.3), folder / "dropout")
     save_denoiser(tiny_denoiser("flow"), folder / "flow")
+    save_denoiser(tiny_edm2(), folder / "edm2")
     torch.manual_seed(1)
     Classifier((1, 8, 8), 10, width=16, data="digits").save(folder / "classifier")
     list(write_pairs(folder / "edm", folder / "pairs"))
@@ -131,12 +142,16 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "dmd2": ("edm", {"objective": "dmd2", "fake_updates": 2}),
     "dmd2, adaptive noise, r1": (
         "edm",
-        {"objective": {"name": "dmd2", "tap": "encoder", "noise": {"images": 64}, "r1": {"weight": 1.0}}},
+        {"objective": {"name": "dmd2", "tap": ["middle", "encoder"], "noise": {"images": 64}, "r1": {"weight": 1.0}}},
     ),
     "dmd2, the teacher's features": ("edm", {"objective": {"name": "dmd2", "tap": "encoder", "features": "teacher"}}),
     "f_distill": ("edm", {"objective": {"name": "f_distill", "memory": 0.5, "r1": {"weight": 1.0, "noise": 0.1}}}),
     "uni_instruct": ("edm", {"objective": {"name": "uni_instruct", "generator_from": 0, "adversarial_from": 16}}),
     "sida": ("edm", {"objective": {"name": "sida", "generator_from": 0, "adversarial_from": 16}}),
+    "sida, uncertainty": (
+        "edm2",
+        {"objective": {"name": "sida", "generator_from": 0, "adversarial_from": 16, "uncertainty": True}},
+    ),
     "guided": (
         "null",
         {"objective": {"name": "guided", "fake_cfg": 2.0, "objective": {"name": "sida", "generator_from": 0}}},
@@ -158,6 +173,10 @@ DISTILLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "dmd": ("edm", {"objective": "dmd", "pairs": {"folder": "TEACHERS/pairs", "fraction": 0.5}}),
+    "dmd, regression alone": (
+        "edm",
+        {"objective": {"name": "dmd", "matching": 0.0}, "pairs": {"folder": "TEACHERS/pairs"}},
+    ),
     "hipa": ("edm", {"objective": "hipa", "pairs": {"folder": "TEACHERS/pairs"}, "generator": ADAPTERS}),
     "sid_lora": (
         "edm",

@@ -39,6 +39,7 @@ class Network(nn.Module):
         casts_weights: Whether autocast, or the network's own code, casts its weights wherever it uses them. They may
             then be stored and sent in low precision. A network of a user's own may compute norms, times or positions
             from its weights, which therefore stay in float32.
+        predicts_uncertainty: Whether it has a head that predicts the uncertainty of its denoising loss (`logvar`).
     """
 
     shape: tuple[int, ...] = ()
@@ -55,9 +56,14 @@ class Network(nn.Module):
     pipeline_export: ClassVar[str | None] = None
     authors_class: ClassVar[str | None] = None
     casts_weights: ClassVar[bool] = False
+    predicts_uncertainty: ClassVar[bool] = False
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         """Return the prediction [B, C, *spatial] for `x` [B, C, *spatial], `time` [B] and the condition [B, ...]."""
+        raise NotImplementedError
+
+    def logvar(self, time: Tensor) -> Tensor:
+        """Return the uncertainty u [B], the log of the expected denoising loss, at `time` [B]."""
         raise NotImplementedError
 
     def tapped(self, output: Any) -> Tensor:

@@ -17,7 +17,7 @@ class Discriminated(NamedTuple):
 
     Attributes:
         denoising: The denoising loss [B], weighted.
-        weight: The weight [B] of the denoising loss.
+        weight: The weight [B] of the denoising loss, divided by e^u where the loss has the uncertainty u in it.
         loss: The discriminator's loss [B]: its losses on generated and real samples, and the R1 penalty.
         real: The logits [B, ...] of the real samples.
     """
@@ -37,6 +37,7 @@ def denoise_and_discriminate(
     r1: R1,
     discriminator_times: Times | None = None,
     features_of: GuidableDenoiser | None = None,
+    uncertainty: bool = False,
 ) -> Discriminated:
     """Return the denoising loss of the fake and the loss of its discriminator.
 
@@ -54,12 +55,15 @@ def denoise_and_discriminate(
         discriminator_times: The law of the discriminator's times. The logits of the generated samples then take a pass
             of their own, up to the tap. None for the times of the denoising loss.
         features_of: The denoiser whose features the discriminator reads. None for the fake.
+        uncertainty: Whether the fake's learned uncertainty is in the denoising loss (see denoising_loss).
     """
     assert batch.real is not None
     source = () if features_of is None else (features_of,)
     x, random = x.detach(), batch.random.stream("fake")
     x_t, t, noise = nets.path.draw(x, times, random)
     w = match(denoising_weight(weight, nets.path.nsr(t), nets.teacher.sigma_data), x)
+    u = cast(Tensor, nets.fake(x_t, t, batch.cond, "uncertainty")) if uncertainty else None
+    w = w if u is None else w * (-u).exp()
     if discriminator_times is None:
         denoised, fake = nets.fake(x_t, t, batch.cond, "both", *source)
     else:
@@ -74,7 +78,9 @@ def denoise_and_discriminate(
     real, penalty = r1.judge(logits_of, batch.real, random.stream("r1"))
     nets.note("accuracy", accuracy(fake, real), nets.path.nsr(t))
     on_fake, on_real = discriminator_loss(fake, real)
-    return Discriminated(squared_error(w, denoised, x), w, on_fake + on_real + penalty, real)
+    denoising = squared_error(w, denoised, x)
+    denoising = denoising if u is None else denoising + x[0].numel() * u
+    return Discriminated(denoising, w, on_fake + on_real + penalty, real)
 
 
 def logits_at(

@@ -27,6 +27,10 @@ class Autoguided(Wrapper):
     weak_teacher: LocalPath  # the folder of the weak teacher
     teacher_autoguidance: float = 2.0  # unverified: the paper's best for EDM2-S is about 2
 
+    def check(self, teacher: Denoiser) -> None:
+        super().check(teacher)
+        require("pairs" not in self.needs, "objective: no ODE pairs are autoguided; set regression: 0, or guide by cfg")
+
     def further_teachers(self) -> dict[str, str]:
         return {**super().further_teachers(), "weak_teacher": self.weak_teacher}
 

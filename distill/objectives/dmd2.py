@@ -35,7 +35,8 @@ class DMD2(Objective):
     matching: float = 1.0  # the weight of DMD's term; 0 leaves the generator to the discriminator alone
     adversarial: float = 3e-3  # that of ImageNet 64; 1e-3 on SD 1.5, 5e-3 on SDXL
     discriminator: float = 1e-2  # the weight of the discriminator's loss in the fake's update
-    tap: str = "middle"  # the submodule whose features the head reads
+    # The submodule whose features the head reads. A list has a head for each of its submodules, as FastGen's DMD2.
+    tap: str | tuple[str, ...] = "middle"
     # The teacher's stand still, and take no backward pass in the fake's update, as FastGen's.
     features: Literal["fake", "teacher"] = "fake"
     # The law of the discriminator's times. null stands for fake_times (as in the paper), in the fake's own pass. The

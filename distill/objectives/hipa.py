@@ -72,8 +72,9 @@ class HiPA(Objective):
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         assert batch.pairs is not None and batch.pairs.made is not None
         made, target = batch.pairs.made, batch.pairs.target
+        decoder = nets.teacher.network.autoencoder
         size = made[0].numel()  # terms are sums over the elements of a sample
         return {
-            "perceptual": size * self.perceptual.distance(made, target, nets.frozen["perceptual"]),
+            "perceptual": size * self.perceptual.of_samples(made, target, nets.frozen["perceptual"], decoder),
             "high_frequency": size * self.high_frequency * high_frequency_loss(made, target, self.cutoff),
         }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distill.compilation import fused
 from distill.conditions import Condition
 from distill.denoiser import Denoise, Denoiser, GuidableDenoiser
+from distill.errors import UserError
 from distill.loss_weights import Weight, denoising_weight
 from distill.paths import DiscreteVP, Flow, Path, match
 from distill.random import Random
@@ -164,8 +165,12 @@ def denoising_loss(
     weight: Weight | None,
     random: Random,
     sigma_data: float = 0.5,
+    uncertainty: bool = False,
 ) -> Tensor:
     """Return the denoising loss weight(t) |D(x_t) - x0|^2.
+
+    With the learned uncertainty u of D and N elements of a sample, the loss is weight(t) e^-u |D(x_t) - x0|^2 + N u
+    (EDM2, arXiv:2312.02696, eq. 21). Its minimum in u is the log of the mean weighted square.
 
     Args:
         denoise: The denoiser D that trains.
@@ -176,13 +181,23 @@ def denoising_loss(
         weight: The weight by noise level (distill.loss_weights).
         random: The random numbers of the samples.
         sigma_data: The standard deviation of the data, for the weight.
+        uncertainty: Whether the loss has u in it.
 
     Returns:
         The loss [B], summed over the elements of each sample.
     """
     x_t, t, _ = path.draw(x0, times, random)
-    w = denoising_weight(weight, path.nsr(t), sigma_data)
-    return squared_error(match(w, x0), denoise(x_t, t, cond), x0)
+    w = match(denoising_weight(weight, path.nsr(t), sigma_data), x0)
+    if not uncertainty:
+        return squared_error(w, denoise(x_t, t, cond), x0)
+    u = cast(Callable[..., Tensor], denoise)(x_t, t, cond, "uncertainty")
+    return squared_error(w * (-u).exp(), denoise(x_t, t, cond), x0) + x0[0].numel() * u
+
+
+@torch.no_grad()
+def certainty(nets: Denoisers, s: Estimates, cond: Condition) -> Tensor:
+    """Return e^-u [B] for the uncertainty u that the fake has learned, at the time of estimates, without a graph."""
+    return torch.exp(-nets.fake(s.x_t, s.t, cond, "uncertainty"))
 
 
 def usual_times(path: Path) -> Times | None:
@@ -207,6 +222,8 @@ class Objective:
         differentiates_denoisers: Whether the generator's gradient passes through teacher and fake into x.
         trains_fake: Whether there is a fake.
         uses_samples: Whether the generator's loss uses x. Otherwise x is empty, [0, ...], and the loss uses ODE pairs.
+        uncertainty: Whether the losses are divided by e^u of the fake's learned uncertainty u. Some objectives make it
+            a field.
     """
 
     fake_times: Times = LogNormal(-1.2, 1.2)
@@ -215,6 +232,7 @@ class Objective:
     differentiates_denoisers = False
     trains_fake = True
     uses_samples = True
+    uncertainty = False
 
     @property
     def needs(self) -> frozenset[str]:
@@ -231,6 +249,11 @@ class Objective:
         for setting in fields(self):
             if isinstance(law := getattr(self, setting.name), Times):
                 law.check(teacher.path)
+        if self.uncertainty and not teacher.network.predicts_uncertainty:
+            raise UserError(
+                "uncertainty: needs a teacher whose network predicts the uncertainty of its loss, as EDM2's do,"
+                f" {teacher.network.display_name} does not; set it to false"
+            )
 
     def following(self, teacher: Denoiser) -> Self:
         """Return this objective with laws and weights that fit the teacher in place of those that were left out.
@@ -324,8 +347,8 @@ class Objective:
         """
         times, weight, random = self.fake_times, self.fake_weight, batch.random.stream("fake")
         sigma_data = nets.teacher.sigma_data
-        loss = denoising_loss(nets.fake, nets.path, x.detach(), batch.cond, times, weight, random, sigma_data)
-        return {"denoising": loss}
+        data, cond, u = x.detach(), batch.cond, self.uncertainty
+        return {"denoising": denoising_loss(nets.fake, nets.path, data, cond, times, weight, random, sigma_data, u)}
 
     def estimate(self, nets: Denoisers, x: Tensor, batch: Batch, times: Times, logits: bool = False) -> Estimates:
         """Diffuse x once, and return the estimates of x0 by teacher and fake.

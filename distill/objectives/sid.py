@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distill.compilation import fused
 from distill.loss_weights import GeneratorWeight, generator_weight
-from distill.objectives.objective import Batch, Denoisers, Objective, l1_normaliser, per_sample
+from distill.objectives.objective import Batch, Denoisers, Objective, certainty, l1_normaliser, per_sample
 from distill.paths import match
 from distill.times import Karras, Times
 
@@ -40,12 +40,14 @@ class SiD(Objective):
         times: The law of the times in the generator's loss.
         weight: The weight of a sample.
         scale: The factor on the loss.
+        uncertainty: Whether the losses are divided by e^u, for the fake's learned uncertainty u of its estimate.
     """
 
     alpha: float = 1.2  # the paper's best on CIFAR-10, ImageNet 64 and FFHQ; 1.0 on AFHQ-v2
     times: Times = Karras(0.002, 80.0, rho=7.0, upto=0.8)  # t_max = 800 of 1000: nsr up to 24.4
     weight: Literal["l1", GeneratorWeight] = "l1"  # l1 is 1 / mean |x - teacher|, the others depend on the noise level
     scale: float = 100.0  # the authors' loss scale lambda_theta; Adam cancels it, up to its eps
+    uncertainty: bool = False  # true for EDM2's networks in arXiv:2410.14919
 
     differentiates_denoisers = True
 
@@ -53,5 +55,7 @@ class SiD(Objective):
         s = self.estimate(nets, x, batch, self.times)
         nsr = nets.path.nsr(s.t)
         weight = l1_normaliser(x, s.teacher) if self.weight == "l1" else match(generator_weight(self.weight, nsr), x)
+        if self.uncertainty:
+            weight = weight * certainty(nets, s, batch.cond)
         nets.note("weight", weight, nsr)
         return {"sid": self.scale * weight * sid_loss(x, s.teacher, s.fake, self.alpha)}

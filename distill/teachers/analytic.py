@@ -39,7 +39,8 @@ class GaussianMixture(Denoiser):
         self.log_weights = nn.Buffer((weights / weights.sum()).log())
         self.network.shape, self.network.null = tuple(means.shape[1:]), null_label(len(means))
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:
+    # It predicts no uncertainty, which the signature of the base class could ask for.
+    def forward(self, x_t: Tensor, t: Tensor, cond: ConditionLike = None) -> Tensor:  # type: ignore[override]
         """Return E[x0 | x_t] [B, ...] for `x_t` [B, ...] at times `t` [B].
 
         It is the mean of the components' own estimates, weighted by the components' posterior probabilities.

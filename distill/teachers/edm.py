@@ -162,6 +162,7 @@ class EDM2Net(PublishedNetwork):
     kind = "edm2"
     source = "edm2_unet"
     authors_class = "Precond"
+    predicts_uncertainty = True
     published_body = ("unet", ("UNet",))
 
     def __init__(self, **settings: Any) -> None:
@@ -172,7 +173,8 @@ class EDM2Net(PublishedNetwork):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         output = cast(Tensor, self.body(x, time / 1000, _one_hot(cond.labels, x, self.classes)))
-        if self.training:  # under DDP every parameter must have a gradient, also when no loss uses the head
+        # Under DDP every parameter that trains must have a gradient, also when no loss uses the head.
+        if self.logvar_linear.weight.requires_grad and torch.is_grad_enabled():
             output = output + 0 * self.logvar(time)[:, None, None, None]
         return output
 
@@ -181,8 +183,8 @@ class EDM2Net(PublishedNetwork):
         return cast(Tensor, self.logvar_linear(self.logvar_fourier(time / 1000))).squeeze(1)
 
     def after_step(self) -> None:
-        """Normalise the weights of the U-Net (eq. 66). The trainer calls this once after each update."""
-        for module in self.body.modules():
+        """Normalise the weights (eq. 66). The trainer calls this once after each update."""
+        for module in self.modules():
             if isinstance(module, MPConv):
                 module.normalize()
 

@@ -18,9 +18,11 @@ from distill.discriminator import (
     ChannelMean,
     ConvHead,
     Critic,
+    Heads,
     LowerPart,
     accuracy,
     adversarial_loss,
+    conv_critic,
     discriminator_loss,
     feature_shape,
     mean_logit,
@@ -72,9 +74,44 @@ def test_a_tap_is_one_hook_that_holds_no_features() -> None:
 
 
 def test_an_unknown_tap() -> None:
-    network, x_t = critic("decoder")
-    with pytest.raises(UserError, match=r"^tap: UNet has no submodule 'decoder'; it has encoder, ... \(101 in all\)$"):
-        network(x_t, T, LABELS, "logits")
+    line = r"^tap: UNet has no submodule 'decoder'; it has encoder, ... \(101 in all\)$"
+    network, x_t = critic()
+    for ask in (lambda: critic("decoder"), lambda: network.denoiser.features(x_t, T, LABELS, "encoder", "decoder")):
+        with pytest.raises(UserError, match=line):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("taps", "line"),
+    [
+        (["encoder", "encoder"], "tap: 'encoder' is there twice; name each submodule once"),
+        (["middle", "unet.mid_block"], "tap: 'middle' and 'unet.mid_block' are one; name each submodule once"),
+        ([], "tap: the list is empty; name a submodule"),
+    ],
+)
+def test_lists_of_taps_that_are_refused(taps: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=f"^{line}$"):
+        conv_critic(critic()[0].denoiser, taps)
+
+
+@pytest.mark.parametrize("taps", [["encoder", "middle"], ["middle", "unet.down_blocks.0"]])
+def test_a_head_on_each_of_several_taps(taps: list[str]) -> None:
+    """One pass, or one up to the last tap; each logit is that of a discriminator on this tap alone."""
+    inner, x_t = critic()
+    both = conv_critic(inner.denoiser, taps)
+    reached: list[str] = []
+    both.denoiser.module_at("unet.up_blocks.0").register_forward_hook(lambda *_: reached.append("up"))
+    inside = both.denoiser.network.register_forward_pre_hook(lambda *_: reached.append("pass"))
+    logits = both(x_t, T, LABELS, "logits")
+    assert reached == ["pass"] and logits.shape == (3, 2)
+    x0, same = both(x_t, T, LABELS, "both")
+    assert reached == ["pass", "pass", "up"] and torch.equal(same, logits)
+    inside.remove()
+    assert torch.equal(both(x_t, T, LABELS), x0)
+    assert isinstance(both.head, Heads)
+    for column, (tap, head) in enumerate(zip(taps, both.head, strict=True)):
+        assert torch.equal(Critic(inner.denoiser, tap, head)(x_t, T, LABELS, "logits")[:, 0], logits[:, column])
+    assert torch.equal(both(x_t, T, LABELS, "logits", both.denoiser), logits)  # as the features of a teacher
 
 
 def test_low_precision_stays_inside() -> None:
@@ -174,7 +211,7 @@ def test_conv_head_norms_several_channels_together(channels: int, groups: int) -
 def test_shape_of_features() -> None:
     network, x_t = critic()
     for tap in ("encoder", "middle"):
-        assert feature_shape(network.denoiser, tap) == network.denoiser.features(x_t, T, LABELS, tap).shape[1:]
+        assert feature_shape(network.denoiser, tap) == network.denoiser.features(x_t, T, LABELS, tap)[0].shape[1:]
 
 
 def test_r1_on_a_linear_discriminator() -> None:

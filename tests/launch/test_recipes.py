@@ -64,7 +64,7 @@ def full(name: str) -> Any:
 
 
 def test_every_recipe_of_the_issue_is_there() -> None:
-    assert set(PAPERS) == {*EDM, *TEXT, "sdxl_di_star", "pixart_sim", "sd3_fgm"}
+    assert set(PAPERS) == {*EDM, *TEXT, "sdxl_di_star", "pixart_sim", "sd3_fgm", "sdxl_regression"}
 
 
 @pytest.mark.parametrize("name", EDM)
@@ -81,6 +81,7 @@ def test_the_values_of_sid_and_sida(name: str) -> None:
     assert PRESETS[run.entry.preset].t == 2.5
     u, path = torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64), PRESETS[run.entry.preset].path()
     assert run.objective.times.nsr(u, path).tolist() == pytest.approx([0.002, 24.41], rel=1e-3)
+    assert run.objective.uncertainty == (name == "imagenet512_sid")  # of SiDA's sizes, S alone is without
     law = run.objective.fake_times
     assert (law.mean, law.std) == ((-0.4, 1.0) if name.startswith("imagenet512") else (-1.2, 1.2))
     if name.endswith("sida"):
@@ -116,6 +117,18 @@ def test_the_values_of_text_to_image(name: str) -> None:
         assert (inner.alpha, run.generator.betas) == (1, (0, 0.999))
         weights = {"sid_lsg_sd": ("l1", 1, 0.1, "eps"), "noise_flow": ("1-t", 100, 0, "velocity")}[entry]
         assert (inner.weight, inner.scale, run.objective.condition_dropout, inner.fake_weight) == weights
+
+
+def test_the_values_of_the_regression_before_dmd2() -> None:
+    """DMD2's script of ODE pretraining: 2,000 iterations of 4 pairs on each of 64 GPUs. Nothing clips the gradient."""
+    run, after = full("sdxl_regression"), full("sdxl_dmd2")
+    assert (run.batch_size, run.images / run.batch_size, run.generator.lr) == (256, 2_000, 1e-5)
+    assert (run.generator.name, run.generator.betas, run.generator.weight_decay) == ("adamw", MOMENTUM, 0.01)
+    assert (run.generator.warmup, run.max_grad_norm, run.ema.half_life) == (500 * 256, None, 0)
+    assert (run.entry, run.objective.teacher_cfg) == (after.entry, after.objective.teacher_cfg)
+    inner = run.objective.objective
+    assert not run.objective.trains_fake and not run.objective.uses_samples and inner.perceptual.decoded
+    assert (inner.matching, inner.regression, after.start) == (0, 1, "runs/sdxl_regression")
 
 
 def test_what_could_not_be_verified_says_so() -> None:
@@ -222,7 +235,7 @@ def test_what_is_made_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     expected = {"a": edm, "b": {"c": f"{edm}/x.txt", "d": 3}, "e": "edm"}
     assert materialise(given, tmp_path) == materialise(given, tmp_path) == expected and len(calls) == 1
     with pytest.raises(
-        UserError, match=r"^--tiny: 'tiny:sd9' is none of tiny:sd3, tiny:sdxl, tiny:sd21, \.\.\. \(14 in all\)$"
+        UserError, match=r"^--tiny: 'tiny:sd9' is none of tiny:sd3, tiny:sdxl, tiny:sd21, \.\.\. \(15 in all\)$"
     ):
         materialise("tiny:sd9", tmp_path)
 

@@ -153,7 +153,8 @@ def sharding_units(network: nn.Module) -> list[nn.Module]:
     block that has a discriminator's tap inside is no unit: a forward that ends at the tap would never end the block,
     whose weights would stay gathered.
     """
-    taps = {module.denoiser.module_at(module.tap) for module in network.modules() if isinstance(module, Critic)}
+    critics = [module for module in network.modules() if isinstance(module, Critic)]
+    taps = {critic.denoiser.module_at(tap) for critic in critics for tap in critic.taps}
     found = list(_units(network))
     return [unit for unit in found if isinstance(unit, Denoiser) or not taps & set(unit.modules()) - {unit}]
 

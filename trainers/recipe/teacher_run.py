@@ -42,6 +42,7 @@ class TeacherRun(Experiment):
     times: Times | None = None  # the law of the noise levels at which the network trains; null: the usual one
     # The weight of the denoising loss by noise level. null: edm, or for `start` the plain error of what it predicts.
     weight: Weight | None = None
+    uncertainty: bool = False  # whether the loss has the learned uncertainty of EDM2's networks in it, as theirs has
     label_dropout: float = 0.0  # the probability that a condition becomes the null condition, for guidance
     optimizer: Optimizer = Optimizer(lr=1e-3, betas=(0.9, 0.99))  # the optimizer of the network
     lora: Lora | None = None  # adapters that train in place of the weights of `start`, and are merged in the end

@@ -12,11 +12,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
 from distill.errors import UserError, options
+from distill.random import Random
+from distill.saved_files import tensor_bytes
+from distill.teachers import load_denoiser
 from distill.tiny import TEACHERS, write_aesthetic, write_image_reward
-from trainers.io.atomic import atomic_folder
+from trainers.data.pairs import DESCRIPTION, columns_of
+from trainers.io.atomic import atomic_folder, sha256
+from trainers.io.teacher_hash import teacher_hash
 from trainers.recipe.strict_yaml import assign
 
 PREFIX = "tiny:"
@@ -104,10 +110,24 @@ def _prompts() -> Path:
     return Path(str(files("configs") / "prompts.txt"))
 
 
+def _sdxl_pairs(folder: Path) -> None:
+    """Write random pairs for the tiny SDXL, as if its guidance at 8 had made them."""
+    teacher = materialise("tiny:sdxl", folder.parent)
+    network, random = load_denoiser(teacher, weights=False).network, Random.at(0, torch.arange(2 * BATCH))
+    noise, target = (random.stream(name).normal(*network.shape) for name in ("noise", "target"))
+    shard = tensor_bytes({"noise": noise, "target": target, **columns_of(network.example(2 * BATCH))})
+    (folder / "pairs-00000.safetensors").write_bytes(shard)
+    listed = {"pairs": 2 * BATCH, "bytes": len(shard), "sha256": sha256(folder / "pairs-00000.safetensors")}
+    made = {"teacher": teacher_hash(teacher), "evaluations": 1, "teacher_cfg": 8.0, "seed": 0, "data": "random"}
+    made |= {"shape": network.shape, "classes": 0, "count": 2 * BATCH, "shards": {"pairs-00000.safetensors": listed}}
+    (folder / DESCRIPTION).write_text(json.dumps(made))
+
+
 MAKERS: dict[str, Callable[[Path], Any]] = {
     **TEACHERS,
     "labelled": _labelled,
     "captioned": _captioned,
+    "sdxl_pairs": _sdxl_pairs,
     "prompts": lambda folder: shutil.copy(_prompts(), folder),
     "aesthetic": write_aesthetic,
     "image_reward": write_image_reward,

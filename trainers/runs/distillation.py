@@ -24,11 +24,11 @@ from trainers.engine.sampler import make_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import Layout, alias_parameters, layouts_of, shard
 from trainers.engine.step import distillation_round, global_mean
+from trainers.io.teacher_hash import is_hash_of, teacher_hash, weights_hash
 from trainers.recipe.run import PlayerSettings, Run
 from trainers.runs.open import Objects, Opened, encode_data
 from trainers.runs.start import load_start
 from trainers.runs.storage import low_names, store
-from trainers.runs.teacher_hash import is_hash_of, teacher_hash, weights_hash
 
 
 def build_distillation(opened: Opened, accelerator: Accelerator) -> Session:

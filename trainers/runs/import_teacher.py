@@ -23,8 +23,8 @@ from distill.teachers import (
 )
 from trainers.io.atomic import atomic_folder, sha256
 from trainers.io.console import plain
+from trainers.io.teacher_hash import teacher_hash
 from trainers.runs.published_file import find_published, published_name
-from trainers.runs.teacher_hash import teacher_hash
 
 NSR = (0.02, 1.0, 80.0)  # noise-to-signal ratios at which the network is tried
 

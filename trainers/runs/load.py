@@ -25,6 +25,7 @@ from trainers.engine.player import frozen_names
 from trainers.engine.world import default_device
 from trainers.io.console import plain
 from trainers.io.images import denoiser_of
+from trainers.io.teacher_hash import is_hash_of, teacher_hash
 from trainers.recipe.changes import load_moved_run
 from trainers.recipe.measures import Asked
 from trainers.recipe.run import Run
@@ -35,7 +36,6 @@ from trainers.runs.draw import draw
 from trainers.runs.export import export_trained
 from trainers.runs.open import Objects
 from trainers.runs.teacher import fresh_denoiser, start_denoiser
-from trainers.runs.teacher_hash import is_hash_of, teacher_hash
 from trainers.runs.trained_model import TrainedModel, Weights
 
 POSTHOC = "posthoc.json"  # the description of an average that was made from snapshots, beside its weights

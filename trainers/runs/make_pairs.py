@@ -32,10 +32,10 @@ from trainers.data.encode import DatasetEncoder
 from trainers.data.pairs import DESCRIPTION, columns_of, open_pairs, read_description
 from trainers.io.atomic import atomic_file, remove_staging_files, sha256
 from trainers.io.images import to_images
+from trainers.io.teacher_hash import is_hash_of, teacher_hash
 from trainers.recipe.load import RUN_FILE, load_run
 from trainers.recipe.strict_yaml import build, dump, override
 from trainers.runs.open import check_fit
-from trainers.runs.teacher_hash import is_hash_of, teacher_hash
 
 PAIRS_A_SHARD = 1000  # pairs
 STREAM = "pairs"  # of random numbers

@@ -16,7 +16,7 @@ from distill.samplers import DPMV3, ModelStatistics, Sampler, measure_statistics
 from trainers.data.batches import labels_in_turn, unit_noise
 from trainers.io.atomic import atomic_file
 from trainers.io.console import plain, progress
-from trainers.runs.teacher_hash import weights_hash
+from trainers.io.teacher_hash import weights_hash
 
 TRAJECTORIES, STATISTICS_LEVELS = 256, 120
 

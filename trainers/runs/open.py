@@ -23,7 +23,7 @@ from distill.times import LogNormal
 from trainers.data import Dataset
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
-from trainers.data.pairs import PairSet, open_pairs
+from trainers.data.pairs import PairSet, open_pairs, read_description
 from trainers.engine.networks import set_precision
 from trainers.engine.player import OptimizerFactory
 from trainers.engine.sampler import WEAK_TEACHER
@@ -138,6 +138,7 @@ def open_run(
     pairs = None
     if run.pairs is not None:
         pairs = open_pairs(Path(run.pairs.folder), teacher.network.shape, teacher.network.classes)
+        check_guidance_of_pairs(run, teacher)
     return Opened(run, source, teacher, further, pairs, fresh, objects, told)
 
 
@@ -189,6 +190,10 @@ def check_teacher_run(run: TeacherRun, source: Dataset, teacher: Denoiser) -> No
         run.augmentation.check(teacher)
     if run.lora is not None:
         lora.targets(teacher.network, run.lora)
+    if run.uncertainty and not teacher.network.predicts_uncertainty:
+        raise UserError(
+            f"uncertainty: {teacher.network.display_name} predicts none, as EDM2's networks do; leave it out"
+        )
     run.sampler.check(teacher.path)
     if (guidance := run.sampler.guidance) is not None and guidance.weak_teacher is not None:
         raise UserError("sampler.guidance.weak_teacher: a teacher that trains is sampled without one; take cfg")
@@ -288,6 +293,23 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapp
         check_images(dataset, teacher, run.evaluation)
     if 0 < run.evaluation.every <= run.images:
         check_evaluation(dataset, run.evaluation, teacher.image_shape)
+
+
+def check_guidance_of_pairs(run: Run, teacher: Denoiser) -> None:
+    """Raise UserError when the pairs of a run are guided otherwise than the teacher that its objective follows.
+
+    An objective that regresses alone, and is not guided, takes the pairs as they are.
+    """
+    assert run.pairs is not None
+    made = read_description(folder := Path(run.pairs.folder))
+    guidance = (made.get("sampler") or {}).get("guidance") or {"cfg": made["teacher_cfg"]}
+    target = run.objective.target(teacher)
+    ours, theirs = getattr(target, "scale", 1.0), float(guidance["cfg"])
+    if ours != theirs and (run.objective.trains_fake or ours != 1):
+        raise UserError(
+            f"pairs: '{folder}' is of a teacher guided at {theirs:g}, the objective's at {ours:g};"
+            f" make pairs with --teacher-cfg {ours:g}"
+        )
 
 
 def check_sampler(run: Run, teacher: Denoiser) -> None:

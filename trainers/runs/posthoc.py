@@ -12,11 +12,11 @@ from trainers.checkpoints.checkpoint import AVERAGE, save_module
 from trainers.checkpoints.posthoc_ema import Synthesis, snapshots, synthesis_of, synthesise
 from trainers.io.atomic import atomic_folder
 from trainers.io.console import plain
+from trainers.io.teacher_hash import teacher_hash
 from trainers.recipe.changes import load_moved_run
 from trainers.recipe.run import Run
 from trainers.runs.load import POSTHOC, load_trained
 from trainers.runs.teacher import write_teacher
-from trainers.runs.teacher_hash import teacher_hash
 
 
 def make_average(

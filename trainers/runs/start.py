@@ -9,10 +9,10 @@ from distill.lora import Lora
 from trainers.checkpoints import checkpoint
 from trainers.checkpoints.formats import read_best
 from trainers.engine.player import frozen_names
+from trainers.io.teacher_hash import is_hash_of
 from trainers.recipe.load import RUN_FILE
 from trainers.recipe.run import GeneratorInput, Run
 from trainers.recipe.strict_yaml import build, dump, load_yaml
-from trainers.runs.teacher_hash import is_hash_of
 
 
 def check_start(start: str, run: Run, generator: Generator) -> None:

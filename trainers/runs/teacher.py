@@ -22,9 +22,9 @@ from trainers.engine.sampler import make_sampler, sampled_teacher
 from trainers.engine.session import Session
 from trainers.engine.step import Terms, update
 from trainers.io.atomic import atomic_folder
+from trainers.io.teacher_hash import is_hash_of, teacher_hash
 from trainers.recipe.teacher_run import TeacherRun
 from trainers.runs.open import Opened, encode_data
-from trainers.runs.teacher_hash import is_hash_of, teacher_hash
 
 
 def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
@@ -83,7 +83,7 @@ def teacher_terms(session: Session, micro: int) -> Terms:
     if run.augmentation is not None:
         x0, labels = run.augmentation(x0, random.stream("augmentation"))
         cond = Condition({**cond, AUGMENT: labels})
-    law = run.times, run.weight, random, denoiser.sigma_data
+    law = run.times, run.weight, random, denoiser.sigma_data, run.uncertainty
     return {"denoising": denoising_loss(player.module, denoiser.path, x0, cond, *law)}
 
 

@@ -224,7 +224,7 @@ def test_a_head_on_the_teachers_features(guidance: float) -> None:
 
     def logits(sample: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         x_t = EDM().diffuse(sample, t, noise)
-        found: Tensor = head(case.teacher.features(x_t, t, batch.cond, case.fake.tap))
+        found: Tensor = head(*case.teacher.features(x_t, t, batch.cond, *case.fake.taps))
         return found
 
     _, t, noise = EDM().draw(case.x.detach(), objective.fake_times, batch.random.stream("fake"))

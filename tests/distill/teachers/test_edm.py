@@ -53,12 +53,12 @@ def test_taps(settings: dict[str, object]) -> None:
     ran = []
     middle = denoiser.network.get_submodule(denoiser.network.taps["middle"])
     middle.register_forward_hook(lambda *_: ran.append(1))
-    features = denoiser.features(x_t(), T, LABELS, "encoder")
+    (features,) = denoiser.features(x_t(), T, LABELS, "encoder")
     assert features.shape == (3, width, 4, 4) and not ran
     x0, same = denoiser.with_features(x_t(), T, LABELS, "encoder")
     assert torch.equal(same, features) and torch.equal(x0, denoiser(x_t(), T, LABELS))
-    assert denoiser.features(x_t(), T, LABELS, "middle").shape == features.shape
-    assert not torch.equal(denoiser.features(x_t(), T, LABELS, "middle"), features)
+    (middle,) = denoiser.features(x_t(), T, LABELS, "middle")
+    assert middle.shape == features.shape and not torch.equal(middle, features)
 
 
 @every_network
@@ -86,7 +86,7 @@ def test_magnitudes_stay_one_in_edm2() -> None:
     """Section 2: with normalised weights all activations have the magnitude of the input, about 1, at any depth."""
     denoiser = build(EDM2)
     for tap in ("encoder", "middle"):
-        size = denoiser.features(torch.randn_like(x_t()) * (T**2 + 0.25).sqrt()[:, None, None, None], T, LABELS, tap)
+        (size,) = denoiser.features(torch.randn_like(x_t()) * (T**2 + 0.25).sqrt()[:, None, None, None], T, LABELS, tap)
         assert 0.7 < float(size.detach().square().mean().sqrt()) < 1.4
 
 

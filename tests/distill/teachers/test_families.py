@@ -145,7 +145,7 @@ def test_taps_give_grids(name: str, pipelines: Folder) -> None:
     x = torch.randn(2, *network.shape, generator=torch.Generator().manual_seed(3))
     t = denoiser.path.time(torch.ones(2, dtype=torch.float64))
     cond = network.example(2)
-    features = denoiser.features(x, t, cond, "middle")
+    (features,) = denoiser.features(x, t, cond, "middle")
     assert features.ndim == 4 and features.shape[0] == 2 and features.shape[2] == features.shape[3]
     x0, seen = denoiser.with_features(x, t, cond, "middle")
     assert torch.equal(seen, features) and torch.equal(x0, denoiser(x, t, cond))

@@ -31,7 +31,8 @@ from trainers.engine.step import advance
 
 pytestmark = pytest.mark.usefixtures("trusted_code")
 
-LATER = {"sida": 2, "uni_instruct": 2}  # graphs of a loss whose schedule begins it in a later round
+# The graphs of a loss whose schedule begins it in a later round.
+LATER = {"sida": 2, "sida, uncertainty": 2, "uni_instruct": 2}
 SOON = ("sid", "dmd2")
 SOON_FAMILIES = ("edm2", "flux", "own")
 

@@ -134,7 +134,7 @@ def test_two_players_over_one_base(name: str, pipelines: Callable[[str], Path]) 
                 recompute_activations(player.network)
         with Living() as living:
             (one, features), two = players[0].with_features(x, t, cond, "encoder"), players[1](x, t, cond)
-            logits = players[0].features(one, t, cond, "encoder")
+            (logits,) = players[0].features(one, t, cond, "encoder")
             loss = (two - one).square().sum() + features.sum() + logits.square().sum()
             both.append((living.now, torch.autograd.grad(loss, [x, *adapters], allow_unused=True)))
     (plain, gradients), (recomputed, again) = both

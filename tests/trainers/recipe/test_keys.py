@@ -131,8 +131,9 @@ def test_defaults_are_those_that_a_recipe_gets() -> None:
 def test_a_prefix_selects() -> None:
     assert [one.name for one in recipe_keys("ema")] == ["ema", "ema.half_life", "ema.ramp_up"]
     assert [one.name for one in recipe_keys("objective.alpha")] == ["objective.sid.alpha", "objective.sida.alpha"]
+    names = ("alpha", "times", "weight", "scale", "uncertainty")
     sid = [one.name for one in recipe_keys("objective.sid")]
-    assert sid == ["objective.sid", *(f"objective.sid.{name}" for name in ("alpha", "times", "weight", "scale"))]
+    assert sid == ["objective.sid", *(f"objective.sid.{name}" for name in names)]
     low = ["times.karras.low", "times.uniform_flow.low"]
     assert [one.name for one in recipe_keys("objective.fake_times.low")] == low
     assert [one.name for one in recipe_keys("objective.objective.times.low")] == low

@@ -108,6 +108,8 @@ def test_data_that_do_not_fit_are_refused(teacher: Callable[[str], Path], tmp_pa
         opened({**labelled, "start": str(teacher("sd15"))})
     with pytest.raises(UserError, match=r"^augmentation: the teacher's network takes no labels of it"):
         opened({**fine_tuning("unet", teacher("unet"), tmp_path), "augmentation": {"probability": 0.1}})
+    with pytest.raises(UserError, match=r"^uncertainty: UNet predicts none, as EDM2's networks do; leave it out$"):
+        opened({**fine_tuning("unet", teacher("unet"), tmp_path), "uncertainty": True})
     prompted = fine_tuning("sd15", teacher("sd15"), tmp_path)
     del prompted["start"]
     with pytest.raises(UserError, match=r"has prompts, and a fresh network takes labels or none; start names one"):
@@ -140,7 +142,7 @@ def test_networks_of_the_papers_are_trained_afresh(network: dict[str, Any], tmp_
     if network is SONG:
         extra: dict[str, Any] = {"augmentation": {"probability": 0.12}, "label_dropout": 0.0}
     else:
-        extra = {"label_dropout": 0.1}
+        extra = {"label_dropout": 0.1, "uncertainty": network["name"] == "edm2"}
     settings = teacher_recipe(network=network, images=8, batch_size=4, log_every=4, **SAMPLED, **extra)
     session = fit(settings, tmp_path / "run")
     after = load_denoiser(tmp_path / "run" / "teacher")

@@ -33,7 +33,7 @@ def edm2(tmp_path: Path) -> Path:
 
 def lengths(network: torch.nn.Module) -> list[float]:
     """Root mean square of each row of each normalised weight."""
-    names = [name for name, value in network.named_parameters() if value.ndim > 1 and "logvar" not in name]
+    names = [name for name, value in network.named_parameters() if value.ndim > 1]
     return [float(row.square().mean().sqrt()) for name in names for row in network.get_parameter(name).detach()]
 
 

@@ -22,13 +22,13 @@ from distill.teachers import load_denoiser
 from tests.pipelines import pipelines
 from tests.tiny import experiment, fit_run, opened, recipe, teacher_recipe
 from trainers.engine.sampler import make_sampler
+from trainers.io.teacher_hash import weights_hash
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import dump
 from trainers.runs import make_pairs, model_statistics
 from trainers.runs.bare_model import BareModel, SamplerWords, open_model, set_sampler
 from trainers.runs.draw import draw
 from trainers.runs.open import check_sampler
-from trainers.runs.teacher_hash import weights_hash
 
 __all__ = ["pipelines"]
 

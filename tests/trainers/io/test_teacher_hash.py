@@ -13,10 +13,10 @@ import pytest
 from distill.errors import UserError
 from tests.tiny import fit_run, recipe, write_pairs
 from trainers.checkpoints import checkpoint
+from trainers.io import teacher_hash as hashes
 from trainers.io.atomic import sha256
-from trainers.runs import teacher_hash as hashes
+from trainers.io.teacher_hash import is_hash_of, teacher_hash
 from trainers.runs.load import load_trained
-from trainers.runs.teacher_hash import is_hash_of, teacher_hash
 
 
 def edit(file: Path, **changes: Any) -> None:
