@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -105,6 +105,7 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         hooks = [log, *hooks_of(session, folder, saver, opened.objects.hooks)]
         with (
             closing_at_end(log, saver, accelerator),
+            closing(session.batches),
             STOP.deferred(accelerator),
             saving_at_ends(session, saver, folder, opened.fresh),
         ):

@@ -1,9 +1,9 @@
 """Encoded pictures by number, wherever they lie: in files, in an archive, or in the rows of a table."""
 
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -101,11 +101,14 @@ class ZipTree(Tree):
     """The files in a zip archive."""
 
     lock: Lock = field(default_factory=Lock)
+    opened: dict[int, zipfile.ZipFile] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def archive(self) -> zipfile.ZipFile:
-        """The archive, opened once."""
-        return zipfile.ZipFile(self.root)
+        """The archive, opened once in each process: forks would share one position in the file."""
+        if os.getpid() not in self.opened:
+            self.opened[os.getpid()] = zipfile.ZipFile(self.root)
+        return self.opened[os.getpid()]
 
     def read(self, name: str) -> bytes:
         try:

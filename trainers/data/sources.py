@@ -106,18 +106,17 @@ class Images(Data):
                 return torch.stack([self._pixels(self._picture(found, number)) for number in positions.tolist()])
 
         shape = (1 if self.mode == "L" else 3, *self.size)
-        read = (
-            _decode_once(decode, found.count, shape) if found.count * math.prod(shape) <= MAX_DECODED_BYTES else decode
-        )
+        on_demand = found.count * math.prod(shape) > MAX_DECODED_BYTES
         return Dataset(
             Path(self.path).name,
             found.count,
             shape,
             labels,
-            lambda at: read(at).float() / 127.5 - 1,
+            decode if on_demand else _decode_once(decode, found.count, shape),
             prompts,
             content=partial(self._content, found, scan.converted),
             class_names=names,
+            on_demand=on_demand,
         )
 
     def _conditions(self, found: Pictures) -> tuple[Tensor | None, Sequence[str] | None, tuple[str, ...] | None]:

@@ -1,7 +1,9 @@
 """The session of a teacher's training: the denoising of real images (EDM, arXiv:2206.00364, or flow matching)."""
 
 import copy
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +15,7 @@ from distill.guidance import drop_conditions
 from distill.objectives import denoising_loss
 from distill.teachers import fresh_unet, save_denoiser
 from trainers.data.batches import Batches, BatchSizes
+from trainers.data.read_ahead import Request
 from trainers.engine.networks import compiled_rounds, recompute_activations, set_precision
 from trainers.engine.player import Player, TrainState, average, power_averages
 from trainers.engine.sampler import make_sampler, sampled_teacher
@@ -36,8 +39,9 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
     player = Player("teacher", denoiser, run.optimizer, accelerator, opened.objects.optimizer)
     sizes = BatchSizes(run.batch_size, run.micro_batches)
     rank, world = accelerator.process_index, accelerator.num_processes
-    batches = Batches(dataset, sizes, run.seed, run.dtype, True, rank, world, accelerator.device)
     state = TrainState({"teacher": player}, average(denoiser, run.ema), power_averages(denoiser, run.power_ema))
+    batches = Batches(dataset, sizes, run.seed, run.dtype, True, rank, world, accelerator.device, workers=run.workers)
+    batches.upcoming = partial(upcoming_batches, run, state)
     model = cast(Denoiser, state.ema.module)
     sampler = make_sampler(sampled_teacher(run, model), run)
     rounds = compiled_rounds(teacher_round, how) if (how := run.compilation) else teacher_round
@@ -47,6 +51,12 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
 def teacher_round(session: Session) -> None:
     """Update a teacher that trains. Collective."""
     update(session, "teacher", "teacher", partial(teacher_terms, session))
+
+
+def upcoming_batches(run: TeacherRun, state: TrainState) -> Iterator[Request]:
+    """Yield the micro-batches that this round and the following ones ask for, without end."""
+    for images in count(state.images, run.batch_size):
+        yield from (Request("teacher", images, micro) for micro in range(run.micro_batches))
 
 
 def teacher_terms(session: Session, micro: int) -> Terms:
