@@ -1,9 +1,9 @@
 """The images that a core decodes in a second, and the workers that feed a GPU.
 
-`make bench-data` prints, for pictures like those of CIFAR-10 (PNG, 32x32) and of ImageNet (JPEG, 500x375, to 64x64): the
-images a core decodes in a second of its time, the workers that a GPU needs (`workers` in a recipe) and the share of the
-run's own process that taking the images from the workers costs, and the images a second where they are kept in memory. The
-times are those of processors, so that other programs on the machine disturb them little.
+`make bench-data` prints, for pictures like those of CIFAR-10 (PNG, 32x32) and of ImageNet (JPEG, 500x375, to 64x64):
+the images that a core decodes in a second of its time, the workers that a GPU needs (`workers` in a recipe), the share
+of the run's own process that taking the images from the workers costs, and the images a second where they are kept in
+memory. The times are those of processors, so that other programs on the machine disturb them little.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _take(batches: Batches, first: int) -> None:
 
 
 def _write(file: Path, width: int, height: int, seed: int) -> int:
-    """Write a picture of smooth colours with fine noise, and return the bytes of its file, which are about ImageNet's."""
+    """Write a picture of smooth colours with fine noise, and return the bytes of its file: about ImageNet's."""
     random = np.random.default_rng(seed)
     smooth = Image.fromarray(random.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8))
     pixels = np.asarray(smooth.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -51,6 +52,12 @@ def zipped(place: Path) -> Path:
     return place.with_suffix(".zip")
 
 
+def packed(place: Path) -> Path:
+    with tarfile.open(place.with_suffix(".tar"), "w") as archive:
+        archive.add(pictures(place), ".")
+    return place.with_suffix(".tar")
+
+
 def load(place: Path, **settings: Any) -> Dataset:
     return Images(str(place), resolution=8, mode="L", **settings).load()
 
@@ -73,7 +80,7 @@ def real(source: Batches, request: Request) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("make", [pictures, zipped])
+@pytest.mark.parametrize("make", [pictures, zipped, packed])
 def test_workers_give_the_same_bits(make: Callable[[Path], Path], tmp_path: Path) -> None:
     """Also across epochs, and where the loop asks for what was not expected."""
     dataset = load(make(tmp_path / "set"))
