@@ -46,7 +46,7 @@ class Digits(Data):
 
 @dataclass(frozen=True)
 class Images(Data):
-    """Any image data set: a hub id, a local folder or zip archive of pictures, or a table such as parquet files.
+    """Any image data set: a hub id, a local folder or archive of pictures, or a table such as parquet files.
 
     Images are centre-cropped to the aspect of `resolution` and resized to it (Lanczos). A data set of at most 1 GiB at
     this resolution is decoded once and kept in memory. A larger one is decoded on demand. Pictures of 16 bits are
@@ -54,7 +54,8 @@ class Images(Data):
 
     Attributes:
         path: An id on the hub, a folder or a zip archive of pictures (one subfolder for each class, or EDM's
-            dataset.json, or metadata.jsonl), or a file, a folder or a glob of tables.
+            dataset.json, or metadata.jsonl), tar archives such as WebDataset's shards, or a file, a folder or a glob of
+            tables.
         resolution: Pixels to a side of a square, or (height, width).
         mode: RGB or L (grey).
         split: The split of the data set.
