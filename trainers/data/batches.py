@@ -11,6 +11,7 @@ from distill.conditions import Condition
 from distill.objectives import Batch, Pairs
 from distill.random import Random, to_device
 from trainers.data.dataset import Dataset, order, to_floats
+from trainers.data.mixture import Mixed, chosen
 from trainers.data.pairs import PairSet, condition_of
 from trainers.data.read_ahead import ReadAhead, Request
 
@@ -153,7 +154,21 @@ def inputs(dataset: Dataset, random: Random, dtype: torch.dtype = torch.float32)
 
 def drawn_positions(dataset: Dataset, random: Random) -> Tensor:
     """Return the positions [B] of the conditions of B samples, on the device of the keys: the host."""
-    return (random.stream("label").uniform() * dataset.count).long()
+    return positions_at(dataset, random.stream("label").uniform())
+
+
+def positions_at(dataset: Dataset, uniform: Tensor) -> Tensor:
+    """Return the positions [B] of items that are drawn by uniform numbers [B] in [0, 1), in the shares of a mixture."""
+    if not isinstance(dataset, Mixed):
+        return (uniform * dataset.count).long()
+    first, share = dataset.first, float(dataset.share)
+    return chosen(
+        uniform < share,
+        lambda part: positions_at(first, part),
+        lambda part: first.count + positions_at(dataset.second, part),
+        uniform / share,
+        (uniform - share) / (1 - share),
+    )
 
 
 def texts_at(dataset: Dataset, positions: Tensor) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from distill.public_text import printable
 from trainers.data.pictures import Tree
 from trainers.data.pixels import Damaged
 
-COLUMNS = {"txt": "text", "cls": "label"}
+_COLUMNS = {"txt": "text", "cls": "label"}
 """{ending of a file: the column of its content}. A .json file has a column for each key."""
 Columns = dict[str, Callable[[], Sequence[Any]] | None]
 
@@ -38,8 +38,8 @@ def columns_beside(tree: Tree, names: Sequence[str], pictures: Sequence[str]) ->
     if "json" in files:
         for column in _content(tree, next(iter(files["json"].values())), "json"):
             columns[column] = partial(_values, tree, files["json"], pictures, "json", column)
-    for ending in files.keys() & COLUMNS.keys():
-        columns[COLUMNS[ending]] = partial(_values, tree, files[ending], pictures, ending, None)
+    for ending in files.keys() & _COLUMNS.keys():
+        columns[_COLUMNS[ending]] = partial(_values, tree, files[ending], pictures, ending, None)
     return columns, [name for part in files.values() for name in part.values()]
 
 

@@ -69,9 +69,7 @@ def open_folder(tree: Tree, path: str, split: str, open_metadata: Callable[[Path
         if numbers:
             columns["label"] = partial(_listed_labels, numbers, pictures, path)
     elif "label" not in columns and any("/" in tree.inside(name).removeprefix(prefix) for name in pictures):
-        inside = [tree.inside(name).removeprefix(prefix) for name in pictures]
-        empty = [name.removeprefix(prefix) for name in tree.empty if name.startswith(prefix)]
-        columns["label"] = partial(_folder_labels, inside, empty, path)
+        columns["label"] = partial(_folder_labels, tree, pictures, prefix, path)
         class_names["label"] = in_order({class_of(name) for name in pictures})
     left_out += count_endings([name for name in names if name not in used])
     place = path if Path(path).name == tree.root.name else tree.root  # not a glob
@@ -252,9 +250,11 @@ def _listed_labels(labels: dict[str, Any], pictures: Sequence[str], path: str) -
     return [labels[name] for name in pictures]
 
 
-def _folder_labels(pictures: Sequence[str], empty: Sequence[str], path: str) -> list[str]:
-    """Return the folder in which each picture lies, as its class."""
-    depths = {name.count("/"): name for name in reversed(pictures)}
+def _folder_labels(tree: Tree, pictures: Sequence[str], prefix: str, path: str) -> list[str]:
+    """Return the folder in which each picture lies, as its class. `prefix` is the folder of the split."""
+    inside = [tree.inside(name).removeprefix(prefix) for name in pictures]
+    empty = [name.removeprefix(prefix) for name in tree.empty if name.startswith(prefix)]
+    depths = {name.count("/"): name for name in reversed(inside)}
     hint = "(null trains without labels)"
     if len(depths) > 1:
         examples = " and ".join(shown(depths[depth]) for depth in sorted(depths))
@@ -267,7 +267,7 @@ def _folder_labels(pictures: Sequence[str], empty: Sequence[str], path: str) -> 
         raise UserError(
             f"data.label_column: the class folder {shown(classes[0])} of '{path}' is empty; fill or remove it {hint}"
         )
-    return [class_of(name) for name in pictures]
+    return [class_of(name) for name in inside]
 
 
 def count_endings(names: Sequence[str]) -> list[str]:

@@ -3,8 +3,9 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from torch.distributed import get_rank, is_initialized
 
 from distill.annotations import LocalPath
 from distill.errors import UserError
-from trainers.data.dataset import Dataset
+from trainers.data.dataset import Dataset, values_hash
 from trainers.data.labels import classes_in_words, to_labels
+from trainers.data.mixture import Mixture
 from trainers.data.picture_rows import open_pictures
 from trainers.data.pictures import Pictures
 from trainers.data.pixels import BACKGROUND, Damaged, decode_picture, open_picture, quiet_pillow, to_pixels
@@ -64,6 +66,7 @@ class Images(Data):
         label_column: The column of the labels, which are numbers or words. None for no labels.
         prompt_column: The column of the prompts, which replace the labels. None for no prompts.
         damaged: Whether pictures that cannot be read are refused, or skipped and counted.
+        flip: Whether each picture is there twice: as it is, and mirrored left to right.
     """
 
     path: LocalPath
@@ -75,6 +78,7 @@ class Images(Data):
     label_column: str | None = "label"
     prompt_column: str | None = None
     damaged: Literal["refuse", "skip"] = "refuse"
+    flip: bool = False
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
@@ -108,7 +112,7 @@ class Images(Data):
 
         shape = (1 if self.mode == "L" else 3, *self.size)
         on_demand = found.count * math.prod(shape) > MAX_DECODED_BYTES
-        return Dataset(
+        dataset = Dataset(
             Path(self.path).name,
             found.count,
             shape,
@@ -119,6 +123,7 @@ class Images(Data):
             class_names=names,
             on_demand=on_demand,
         )
+        return with_mirrored(dataset) if self.flip else dataset
 
     def _conditions(self, found: Pictures) -> tuple[Tensor | None, Sequence[str] | None, tuple[str, ...] | None]:
         """Return the labels, the prompts and the names of the classes."""
@@ -169,7 +174,9 @@ def _decode_once(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[in
         count: The number of images.
         shape: (C, H, W).
     """
-    pixels, known = torch.empty(count, *shape, dtype=torch.uint8), torch.zeros(count, dtype=torch.bool)
+    # Anonymous memory, which workers share: a mixture reads in workers what is kept beside what is decoded on demand.
+    pixels = torch.frombuffer(mmap(-1, count * math.prod(shape)), dtype=torch.uint8).view(count, *shape)
+    known = torch.frombuffer(mmap(-1, count), dtype=torch.bool)
 
     def read(positions: Tensor) -> Tensor:
         new = positions[~known[positions]].unique()
@@ -178,6 +185,28 @@ def _decode_once(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[in
         return pixels[positions]
 
     return read
+
+
+def with_mirrored(dataset: Dataset) -> Dataset:
+    """Return the images of a data set, and behind them the same mirrored left to right: twice as many.
+
+    An epoch has both of each image, as in EDM (xflip).
+    """
+    count, images, content = dataset.count, dataset.read, dataset.content
+    assert images is not None and content is not None, "pictures can be read"
+
+    def read(positions: Tensor) -> Tensor:
+        found = images(positions % count)
+        return torch.where((positions >= count)[:, None, None, None], found.flip(-1), found)
+
+    return replace(
+        dataset,
+        count=2 * count,
+        labels=None if dataset.labels is None else dataset.labels.repeat(2),
+        prompts=None if dataset.prompts is None else [*dataset.prompts, *dataset.prompts],
+        read=read,
+        content=lambda: values_hash(["mirrored", content()]),
+    )
 
 
 @dataclass(frozen=True)
@@ -219,6 +248,7 @@ DATA: dict[str, type[Data]] = {
     "digits": Digits,
     "images": Images,
     "prompts": Prompts,
+    "mixture": Mixture,
     "data_free": DataFree,
     "object": GivenData,
 }
