@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.errors import UserError, one_line, options, require
 from distill.public_text import printable
-from trainers.data.beside import columns_beside
+from trainers.data.beside import Columns, columns_beside
 from trainers.data.labels import in_order
 from trainers.data.pictures import Pictures, Tree, ZipTree
 from trainers.data.pixels import Damaged, picture_endings
@@ -43,7 +43,7 @@ def open_folder(tree: Tree, path: str, split: str, open_metadata: Callable[[Path
     pictures = [name for name in names if ending(name) in picture_endings()]
     metadata = [name for name in names if posixpath.basename(name) in METADATA]
     left_out = [*tree.left_out, *further]
-    columns: dict[str, Callable[[], Sequence[Any]] | None] = {"image": None}
+    words: dict[str, list[Any]] = {}
     class_names: dict[str, Sequence[str]] = {}
     if metadata and tree.kind == "the archive":
         raise UserError(f"data: cannot load '{path}': {shown(metadata[0])} is not read from an archive; unpack it")
@@ -58,9 +58,7 @@ def open_folder(tree: Tree, path: str, split: str, open_metadata: Callable[[Path
     if not pictures:
         raise UserError(f"data: cannot load '{path}': {tree.kind} holds no pictures{_instead(names, path)}")
     beside, texts = columns_beside(tree, names, pictures)
-    columns |= beside
-    if metadata:
-        columns |= {name: partial(list, values) for name, values in words.items()}
+    columns: Columns = {"image": None, **beside, **{name: partial(list, values) for name, values in words.items()}}
     used = {*pictures, *metadata, *texts}
     edm = [name for name in names if posixpath.basename(name) == EDM_LABELS]
     numbers = _edm_labels(tree, edm[0]) if len(edm) == 1 else None
