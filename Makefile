@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help quickstart test test-only test-fast lint house test-slow test-compiler test-recipes test-support support test-faults test-hostile \
-        bench-step bench-around bench-memory bench-roofline bench-save bench-objectives gpu-check plan-flux docs clean
+        bench-step bench-around bench-data bench-memory bench-roofline bench-save bench-objectives gpu-check plan-flux docs clean
 
 help:
 	@echo "make quickstart   install, then train, distill and sample a small model"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-save   what a checkpoint costs training"
 	@echo "make bench-step   time of a training step"
 	@echo "make bench-around launches and milliseconds of a training step outside the networks"
+	@echo "make bench-data   the images that a core decodes in a second"
 	@echo "make bench-memory the peak of distill plan against the measured one"
 	@echo "make bench-roofline   operations and bytes of every paper's recipe, 6 minutes"
 	@echo "make gpu-check    everything that needs a GPU, in 8 minutes on one; writes docs/results/gpu.md"
@@ -83,6 +84,9 @@ bench-step: .venv/.installed
 
 bench-around: .venv/.installed
 	$(BIN)/python -m benchmarks.around
+
+bench-data: .venv/.installed
+	$(BIN)/python -m benchmarks.data
 
 bench-memory: .venv/.installed-dev
 	$(BIN)/python -m benchmarks.memory

@@ -105,7 +105,7 @@ def fit(opened: Opened, folder: Path, accelerator: Accelerator, allow: Sequence[
         log, saver = Log(folder, run.log_every, console), Saver(folder / "checkpoints", run.keep, accelerator)
         hooks = [log, *hooks_of(session, folder, saver, opened.objects.hooks)]
         with (
-            closing_at_end(log, saver, accelerator),
+            closing_at_end(session, log, saver),
             STOP.deferred(accelerator),
             saving_at_ends(session, saver, folder, opened.fresh),
         ):
@@ -193,8 +193,8 @@ def hooks_of(session: Session, folder: Path, saver: Saver, more: Sequence[Hook])
 
 
 @contextmanager
-def closing_at_end(log: Log, saver: Saver, accelerator: Accelerator) -> Iterator[None]:
-    """Close the progress bar, the saver and the trackers when the context ends. Collective."""
+def closing_at_end(session: Session, log: Log, saver: Saver) -> Iterator[None]:
+    """Close the progress bar, the workers, the saver and the trackers when the context ends. Collective."""
     lost = False
     try:
         yield
@@ -203,11 +203,12 @@ def closing_at_end(log: Log, saver: Saver, accelerator: Accelerator) -> Iterator
         raise
     finally:
         log.stop()
+        session.batches.close()
         if not lost:  # these calls wait for the other ranks, and would wait forever for a lost one
             saver.close()
             # Not `accelerator.end_training`, which ends the process group too: the program may go on to evaluate.
             with tolerate_disk_errors("the last numbers of the trackers are", "log.jsonl has them"):
-                for tracker in accelerator.trackers:
+                for tracker in session.accelerator.trackers:
                     tracker.finish()
 
 

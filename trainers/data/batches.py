@@ -1,5 +1,7 @@
 """The micro-batches of one rank, which are a function of the stream's name and the number of images so far."""
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +10,10 @@ from torch import Tensor
 from distill.conditions import Condition
 from distill.objectives import Batch, Pairs
 from distill.random import Random, to_device
-from trainers.data.dataset import Dataset, order
+from trainers.data.dataset import Dataset, order, to_floats
+from trainers.data.mixture import Mixed, chosen
 from trainers.data.pairs import PairSet, condition_of
+from trainers.data.read_ahead import ReadAhead, Request
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Batches:
         device: The device of the batches.
         pairs: The ODE pairs for the batches of the stream "generator". None for no pairs.
         texts: Whether a batch has the texts of its prompts.
+        workers: The number of processes that read real samples ahead, where the data set decodes them on demand.
+        upcoming: () -> the requests that the training loop will make from the present round on, for the workers.
+        seconds: The time that `micro` has waited for real samples so far.
         size: The number of samples of a micro-batch.
         pairs_size: The number of ODE pairs of a micro-batch.
     """
@@ -59,10 +66,20 @@ class Batches:
     device: torch.device
     pairs: PairSet | None = None
     texts: bool = False
+    workers: int = 0
+    upcoming: Callable[[], Iterator[Request]] = lambda: iter(())
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         parts = self.world * self.sizes.micro_batches
         self.size, self.pairs_size = self.sizes.batch_size // parts, self.sizes.pairs // parts
+        self._ahead: ReadAhead | None = None
+
+    def close(self) -> None:
+        """End the workers. A later batch starts them again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def micro(self, stream: str, first: int, micro: int) -> Batch:
         """Return one micro-batch.
@@ -72,21 +89,40 @@ class Batches:
             first: The index of the first sample of the global batch in the stream.
             micro: The number of the micro-batch.
         """
-        start = first + (micro * self.world + self.rank) * self.size
-        index = torch.arange(start, start + self.size)
+        request = Request(stream, first, micro)
+        index = self._index(request)
         random = Random.at(self.seed, index, self.device).stream(stream)
         pairs = self._pairs(first, micro) if self.pairs is not None and stream == "generator" else None
         noise = unit_noise(self.dataset.shape, random, self.dtype)
-        positions = self.dataset.order(self.seed, index) if self.real else drawn_positions(self.dataset, random)
+        positions = self._positions(request) if self.real else drawn_positions(self.dataset, random)
         cond = condition_at(self.dataset, positions).to(self.device, self.dtype)  # generated samples share it
         texts = texts_at(self.dataset, positions) if self.texts else None
         if not self.real:
             return Batch(noise, random, cond, None, pairs, texts)
-        real = self._to_device(self.dataset.images(positions))
+        real = self._to_device(self._samples(request, positions))
         if self.dataset.spread is not None:  # a new latent of the same image in every epoch
             std = self._to_device(self.dataset.spread(positions))
             real = real + std * random.stream("latent of an image").normal(*real.shape[1:], dtype=real.dtype)
         return Batch(noise, random, cond, real, pairs, texts)
+
+    def _index(self, request: Request) -> Tensor:
+        """Return the indices [B] of the samples of a micro-batch in its stream."""
+        start = request.first + (request.micro * self.world + self.rank) * self.size
+        return torch.arange(start, start + self.size)
+
+    def _samples(self, request: Request, positions: Tensor) -> Tensor:
+        """Return the real samples of a micro-batch on the host, float32 [B, C, *spatial]."""
+        begin = time.perf_counter()
+        if self.workers and self.dataset.on_demand and self._ahead is None:
+            assert self.dataset.read is not None, "data that are decoded can be read"
+            self._ahead = ReadAhead(self.dataset.read, self._positions, lambda: self.upcoming(), self.workers)
+        samples = self.dataset.images(positions) if self._ahead is None else to_floats(self._ahead.take(request))
+        self.seconds += time.perf_counter() - begin
+        return samples
+
+    def _positions(self, request: Request) -> Tensor:
+        """Return the positions [B] of the real samples of a micro-batch."""
+        return self.dataset.order(self.seed, self._index(request))
 
     def _pairs(self, first: int, micro: int) -> Pairs:
         """Return the ODE pairs of one micro-batch."""
@@ -118,7 +154,21 @@ def inputs(dataset: Dataset, random: Random, dtype: torch.dtype = torch.float32)
 
 def drawn_positions(dataset: Dataset, random: Random) -> Tensor:
     """Return the positions [B] of the conditions of B samples, on the device of the keys: the host."""
-    return (random.stream("label").uniform() * dataset.count).long()
+    return positions_at(dataset, random.stream("label").uniform())
+
+
+def positions_at(dataset: Dataset, uniform: Tensor) -> Tensor:
+    """Return the positions [B] of items that are drawn by uniform numbers [B] in [0, 1), in the shares of a mixture."""
+    if not isinstance(dataset, Mixed):
+        return (uniform * dataset.count).long()
+    first, share = dataset.first, float(dataset.share)
+    return chosen(
+        uniform < share,
+        lambda part: positions_at(first, part),
+        lambda part: first.count + positions_at(dataset.second, part),
+        uniform / share,
+        (uniform - share) / (1 - share),
+    )
 
 
 def texts_at(dataset: Dataset, positions: Tensor) -> tuple[str, ...]:

@@ -29,14 +29,15 @@ class Dataset:
         count: The number of samples.
         shape: (C, *spatial) of a sample. Prompts without images have the shape UNKNOWN until the teacher is known.
         labels: The class of each sample, int64 [count]. None without labels.
-        read: (int64 positions [B]) -> samples on the host, float32 [B, C, *spatial]. Images are in [-1, 1]. None if
-            there are conditions alone, which are enough for a data-free objective. After encoding for a teacher of
-            latents, it returns the means of latents.
+        read: (int64 positions [B]) -> samples on the host, [B, C, *spatial]: float32, in [-1, 1] if they are images, or
+            the uint8 levels of images. None if there are conditions alone, which are enough for a data-free objective.
+            After encoding for a teacher of latents, it returns the means of latents.
         prompts: The prompt of each sample. None without prompts.
         embed: (positions [B]) -> the embeddings of the prompts, tensors [B, ...] by name. None before encoding.
         spread: (positions [B]) -> the standard deviations of the latents, shaped like them. None before encoding.
         content: () -> a hash of the samples that is cheaper than reading all of them. None if there is no such hash.
         class_names: The names of the classes, by number. None where they have none.
+        on_demand: Whether `read` decodes the samples at each call, so that it pays to read ahead in other processes.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Dataset:
     spread: Callable[[Tensor], Tensor] | None = None
     content: Callable[[], str] | None = None
     class_names: tuple[str, ...] | None = None
+    on_demand: bool = False
 
     @property
     def classes(self) -> int:
@@ -109,7 +111,12 @@ class Dataset:
         """
         if self.read is None:
             raise UserError(f"data: {self.name} has no images; name a data set of real ones (digits, images)")
-        return self.read(positions)
+        return to_floats(self.read(positions))
+
+
+def to_floats(samples: Tensor) -> Tensor:
+    """Return samples [B, ...] in float32: the levels of uint8 images in [-1, 1], and any others as they are."""
+    return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples
 
 
 def values_hash(values: Sequence[Any]) -> str:

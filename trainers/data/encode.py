@@ -115,7 +115,7 @@ class DatasetEncoder:
         def column(name: str) -> Callable[[Tensor], Tensor]:
             return lambda positions: latents.rows(positions, name)[name].float()
 
-        return dataclasses.replace(dataset, read=column("mean"), spread=column("std"))
+        return dataclasses.replace(dataset, read=column("mean"), spread=column("std"), on_demand=False)
 
     def _tables(self, what: str, encoder: Encoder) -> Callable[[str, int, int, Make], Table]:
         """Return a function (hash of the items, their count, length of a shard, `Make` that encodes them) -> table."""

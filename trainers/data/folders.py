@@ -1,4 +1,4 @@
-"""Folders and zip archives of pictures: which files are pictures, and which labels and words lie beside them."""
+"""Folders and archives of pictures: which files are pictures, and which labels and words lie beside them."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Any
 
 from distill.errors import UserError, one_line, options, require
 from distill.public_text import printable
+from trainers.data.beside import Columns, columns_beside
 from trainers.data.labels import in_order
 from trainers.data.pictures import Pictures, Tree, ZipTree
 from trainers.data.pixels import Damaged, picture_endings
@@ -21,31 +22,30 @@ EDM_LABELS = "dataset.json"
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"})
 
 
-def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> Pictures:
-    """Return the pictures of a folder or a zip archive.
+def open_folder(tree: Tree, path: str, split: str, open_metadata: Callable[[Path], Any]) -> Pictures:
+    """Return the pictures of a folder or an archive.
 
-    Labels are those of EDM's dataset.json, or of a metadata file, or the folders in which the pictures lie. Folders are
-    splits only if each folder at the top has the name of a split, in any case. Names of files never are.
+    Labels are those of EDM's dataset.json, or of a metadata file, or of the files beside the pictures in a tar archive,
+    or the folders in which the pictures lie. Folders are splits only if each folder at the top has the name of a split,
+    in any case. Names of files never are.
 
     Args:
-        path: The folder, or the archive.
+        tree: The files of the folder, or of the archive.
+        path: Its path, for messages.
         split: The split.
         open_metadata: (file) -> the table of a metadata file.
 
     Raises:
         UserError: There are no pictures, or no such split.
     """
-    root = Path(path).expanduser()
-    tree = list_zip(root) if root.is_file() else list_folder(root)
     base, bracket, _ = split.partition("[")
     prefix, names, further = _of_split(tree, path, base)
     pictures = [name for name in names if ending(name) in picture_endings()]
     metadata = [name for name in names if posixpath.basename(name) in METADATA]
     left_out = [*tree.left_out, *further]
-    columns: dict[str, Callable[[], Sequence[Any]] | None] = {"image": None}
+    words: dict[str, list[Any]] = {}
     class_names: dict[str, Sequence[str]] = {}
-    used = {*pictures, *metadata}
-    if metadata and isinstance(tree, ZipTree):
+    if metadata and tree.kind == "the archive":
         raise UserError(f"data: cannot load '{path}': {shown(metadata[0])} is not read from an archive; unpack it")
     if metadata:
         lines, words = _read_metadata(tree, metadata, open_metadata)
@@ -55,25 +55,26 @@ def open_folder(path: str, split: str, open_metadata: Callable[[Path], Any]) -> 
                 f"{len(without):,} pictures without a line in {posixpath.basename(metadata[0])}, such as {without[0]}"
             )
         pictures = lines
-        columns |= {name: partial(list, values) for name, values in words.items()}
     if not pictures:
-        raise UserError(f"data: cannot load '{path}': {_kind(tree)} holds no pictures{_instead(names, path)}")
+        raise UserError(f"data: cannot load '{path}': {tree.kind} holds no pictures{_instead(names, path)}")
+    beside, texts = columns_beside(tree, names, pictures)
+    columns: Columns = {"image": None, **beside, **{name: partial(list, values) for name, values in words.items()}}
+    used = {*pictures, *metadata, *texts}
     edm = [name for name in names if posixpath.basename(name) == EDM_LABELS]
     numbers = _edm_labels(tree, edm[0]) if len(edm) == 1 else None
     if numbers is not None:
         used.add(edm[0])
         if numbers:
             columns["label"] = partial(_listed_labels, numbers, pictures, path)
-    elif "label" not in columns and any("/" in name.removeprefix(prefix) for name in pictures):
-        inside = [name.removeprefix(prefix) for name in pictures]
-        empty = [name.removeprefix(prefix) for name in tree.empty if name.startswith(prefix)]
-        columns["label"] = partial(_folder_labels, inside, empty, path)
+    elif "label" not in columns and any("/" in tree.inside(name).removeprefix(prefix) for name in pictures):
+        columns["label"] = partial(_folder_labels, tree, pictures, prefix, path)
         class_names["label"] = in_order({class_of(name) for name in pictures})
     left_out += count_endings([name for name in names if name not in used])
+    place = path if Path(path).name == tree.root.name else tree.root  # not a glob
     found = Pictures(
         len(pictures),
         lambda number: tree.read(pictures[number]),
-        lambda number: shown(f"{path}/{pictures[number]}"),
+        lambda number: shown(f"{place}/{pictures[number]}"),
         lambda: tree.stamp(pictures),
         columns,
         class_names,
@@ -166,13 +167,9 @@ def class_of(name: str) -> str:
     return posixpath.basename(posixpath.dirname(name))
 
 
-def _kind(tree: Tree) -> str:
-    return "the archive" if isinstance(tree, ZipTree) else "the folder"
-
-
 def _instead(names: Sequence[str], path: str) -> str:
     """Return words about what a folder without pictures holds."""
-    if archives := [name for name in names if ending(name) == ".zip"]:
+    if archives := [name for name in names if ending(name) in (".zip", ".tar")]:
         return f"; name the archive, as in {path}/{archives[0]}"
     return f", but {shown(count_endings(names)[0])}" if names else ""
 
@@ -251,9 +248,11 @@ def _listed_labels(labels: dict[str, Any], pictures: Sequence[str], path: str) -
     return [labels[name] for name in pictures]
 
 
-def _folder_labels(pictures: Sequence[str], empty: Sequence[str], path: str) -> list[str]:
-    """Return the folder in which each picture lies, as its class."""
-    depths = {name.count("/"): name for name in reversed(pictures)}
+def _folder_labels(tree: Tree, pictures: Sequence[str], prefix: str, path: str) -> list[str]:
+    """Return the folder in which each picture lies, as its class. `prefix` is the folder of the split."""
+    inside = [tree.inside(name).removeprefix(prefix) for name in pictures]
+    empty = [name.removeprefix(prefix) for name in tree.empty if name.startswith(prefix)]
+    depths = {name.count("/"): name for name in reversed(inside)}
     hint = "(null trains without labels)"
     if len(depths) > 1:
         examples = " and ".join(shown(depths[depth]) for depth in sorted(depths))
@@ -266,7 +265,7 @@ def _folder_labels(pictures: Sequence[str], empty: Sequence[str], path: str) -> 
         raise UserError(
             f"data.label_column: the class folder {shown(classes[0])} of '{path}' is empty; fill or remove it {hint}"
         )
-    return [class_of(name) for name in pictures]
+    return [class_of(name) for name in inside]
 
 
 def count_endings(names: Sequence[str]) -> list[str]:

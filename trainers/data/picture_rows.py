@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from trainers.data.folders import ending, open_folder
-from trainers.data.pictures import Pictures
+from trainers.data.folders import ending, list_folder, list_zip, open_folder
+from trainers.data.pictures import Pictures, Tree
 from trainers.data.pixels import Damaged, check_bytes, picture_endings, read_file
 from trainers.data.tables import check_column, local_path, open_files, open_rows
+from trainers.data.tars import find_tars, list_tars
 
 
 def open_pictures(path: str, split: str, config: str | None, column: str) -> Pictures:
     """Return the pictures of a data set.
 
     Args:
-        path: A folder or a zip archive of pictures, or a table as `open_rows` opens it.
+        path: A folder or a zip archive of pictures, tar archives (one, a glob or a folder of them), or a table as
+            `open_rows` opens it.
         split: The split.
         config: The configuration of a data set on the hub.
         column: The column of the pictures.
@@ -26,8 +28,15 @@ def open_pictures(path: str, split: str, config: str | None, column: str) -> Pic
         UserError: There is no such data set, or the column holds no pictures.
     """
     local = local_path(path)
-    if (local.suffix.lower() == ".zip" and local.is_file()) or (local.is_dir() and not _is_table(local)):
-        found = open_folder(path, split, lambda file: open_files(str(file), {"train": [file]}, "train"))
+    tree: Tree | None = None
+    if (tars := find_tars(local)) and not (local.is_dir() and _has_pictures(local)):
+        tree, split = list_tars(tars, path, split)
+    elif local.suffix.lower() == ".zip" and local.is_file():
+        tree = list_zip(local)
+    elif local.is_dir() and not _is_table(local):
+        tree = list_folder(local)
+    if tree is not None:
+        found = open_folder(tree, path, split, lambda file: open_files(str(file), {"train": [file]}, "train"))
         check_column(found, column, path, "data.image_column")
         if column != "image":
             raise UserError(f"data.image_column: {column!r} in {path} holds no images; its pictures are 'image'")

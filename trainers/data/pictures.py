@@ -1,13 +1,14 @@
 """Encoded pictures by number, wherever they lie: in files, in an archive, or in the rows of a table."""
 
+import os
+import posixpath
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 
 from trainers.data.pixels import Damaged, check_bytes, read_file
 
@@ -79,6 +80,18 @@ class Tree:
     names: Sequence[str]
     left_out: Sequence[str] = ()
     empty: Sequence[str] = ()
+    kind: ClassVar[str] = "the folder"
+    beside: ClassVar[Sequence[str]] = ("txt",)
+    """The endings of files that belong to the picture of the same key."""
+
+    def key(self, name: str) -> tuple[str, str]:
+        """Return the key of a file, which a picture shares with the files that belong to it, and its ending."""
+        key, ending = posixpath.splitext(name)
+        return key, ending[1:].lower()
+
+    def inside(self, name: str) -> str:
+        """Return the path of a file in the folder or the archive in which it lies, whose folders are classes."""
+        return name
 
     def read(self, name: str) -> bytes:
         """Return the content of a file. Raises Damaged."""
@@ -101,11 +114,15 @@ class ZipTree(Tree):
     """The files in a zip archive."""
 
     lock: Lock = field(default_factory=Lock)
+    opened: dict[int, zipfile.ZipFile] = field(default_factory=dict)
+    kind: ClassVar[str] = "the archive"
 
-    @cached_property
+    @property
     def archive(self) -> zipfile.ZipFile:
-        """The archive, opened once."""
-        return zipfile.ZipFile(self.root)
+        """The archive, opened once in each process: forks would share one position in the file."""
+        if os.getpid() not in self.opened:
+            self.opened[os.getpid()] = zipfile.ZipFile(self.root)
+        return self.opened[os.getpid()]
 
     def read(self, name: str) -> bytes:
         try:

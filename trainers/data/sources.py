@@ -3,8 +3,9 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from torch.distributed import get_rank, is_initialized
 
 from distill.annotations import LocalPath
 from distill.errors import UserError
-from trainers.data.dataset import Dataset
+from trainers.data.dataset import Dataset, values_hash
 from trainers.data.labels import classes_in_words, to_labels
+from trainers.data.mixture import Mixture
 from trainers.data.picture_rows import open_pictures
 from trainers.data.pictures import Pictures
 from trainers.data.pixels import BACKGROUND, Damaged, decode_picture, open_picture, quiet_pillow, to_pixels
@@ -46,7 +48,7 @@ class Digits(Data):
 
 @dataclass(frozen=True)
 class Images(Data):
-    """Any image data set: a hub id, a local folder or zip archive of pictures, or a table such as parquet files.
+    """Any image data set: a hub id, a local folder or archive of pictures, or a table such as parquet files.
 
     Images are centre-cropped to the aspect of `resolution` and resized to it (Lanczos). A data set of at most 1 GiB at
     this resolution is decoded once and kept in memory. A larger one is decoded on demand. Pictures of 16 bits are
@@ -54,7 +56,8 @@ class Images(Data):
 
     Attributes:
         path: An id on the hub, a folder or a zip archive of pictures (one subfolder for each class, or EDM's
-            dataset.json, or metadata.jsonl), or a file, a folder or a glob of tables.
+            dataset.json, or metadata.jsonl), tar archives such as WebDataset's shards, or a file, a folder or a glob of
+            tables.
         resolution: Pixels to a side of a square, or (height, width).
         mode: RGB or L (grey).
         split: The split of the data set.
@@ -63,6 +66,7 @@ class Images(Data):
         label_column: The column of the labels, which are numbers or words. None for no labels.
         prompt_column: The column of the prompts, which replace the labels. None for no prompts.
         damaged: Whether pictures that cannot be read are refused, or skipped and counted.
+        flip: Whether each picture is there twice: as it is, and mirrored left to right.
     """
 
     path: LocalPath
@@ -74,6 +78,7 @@ class Images(Data):
     label_column: str | None = "label"
     prompt_column: str | None = None
     damaged: Literal["refuse", "skip"] = "refuse"
+    flip: bool = False
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
@@ -106,19 +111,19 @@ class Images(Data):
                 return torch.stack([self._pixels(self._picture(found, number)) for number in positions.tolist()])
 
         shape = (1 if self.mode == "L" else 3, *self.size)
-        read = (
-            _decode_once(decode, found.count, shape) if found.count * math.prod(shape) <= MAX_DECODED_BYTES else decode
-        )
-        return Dataset(
+        on_demand = found.count * math.prod(shape) > MAX_DECODED_BYTES
+        dataset = Dataset(
             Path(self.path).name,
             found.count,
             shape,
             labels,
-            lambda at: read(at).float() / 127.5 - 1,
+            decode if on_demand else _decode_once(decode, found.count, shape),
             prompts,
             content=partial(self._content, found, scan.converted),
             class_names=names,
+            on_demand=on_demand,
         )
+        return with_mirrored(dataset) if self.flip else dataset
 
     def _conditions(self, found: Pictures) -> tuple[Tensor | None, Sequence[str] | None, tuple[str, ...] | None]:
         """Return the labels, the prompts and the names of the classes."""
@@ -169,7 +174,9 @@ def _decode_once(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[in
         count: The number of images.
         shape: (C, H, W).
     """
-    pixels, known = torch.empty(count, *shape, dtype=torch.uint8), torch.zeros(count, dtype=torch.bool)
+    # Anonymous memory, which workers share: a mixture reads in workers what is kept beside what is decoded on demand.
+    pixels = torch.frombuffer(mmap(-1, count * math.prod(shape)), dtype=torch.uint8).view(count, *shape)
+    known = torch.frombuffer(mmap(-1, count), dtype=torch.bool)
 
     def read(positions: Tensor) -> Tensor:
         new = positions[~known[positions]].unique()
@@ -178,6 +185,28 @@ def _decode_once(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[in
         return pixels[positions]
 
     return read
+
+
+def with_mirrored(dataset: Dataset) -> Dataset:
+    """Return the images of a data set, and behind them the same mirrored left to right: twice as many.
+
+    An epoch has both of each image, as in EDM (xflip).
+    """
+    count, images, content = dataset.count, dataset.read, dataset.content
+    assert images is not None and content is not None, "pictures can be read"
+
+    def read(positions: Tensor) -> Tensor:
+        found = images(positions % count)
+        return torch.where((positions >= count)[:, None, None, None], found.flip(-1), found)
+
+    return replace(
+        dataset,
+        count=2 * count,
+        labels=None if dataset.labels is None else dataset.labels.repeat(2),
+        prompts=None if dataset.prompts is None else [*dataset.prompts, *dataset.prompts],
+        read=read,
+        content=lambda: values_hash(["mirrored", content()]),
+    )
 
 
 @dataclass(frozen=True)
@@ -219,6 +248,7 @@ DATA: dict[str, type[Data]] = {
     "digits": Digits,
     "images": Images,
     "prompts": Prompts,
+    "mixture": Mixture,
     "data_free": DataFree,
     "object": GivenData,
 }

@@ -225,17 +225,27 @@ def _files_of_splits(folder: Path, path: str, split: str) -> dict[str, list[Path
         raise UserError(
             f"data: cannot load '{path}': it holds {' and '.join(endings)}; name a glob, as in {path}/*.csv"
         )
-    groups: dict[str, list[Path]] = {}
-    for file in found:
-        groups.setdefault(_split_of(file.relative_to(folder)) or "", []).append(file)
-    if "" in groups:
-        groups = {"train": found}
-    chosen = {name: files for name, files in groups.items() if re.search(rf"\b{name}\b", split)}
-    if not chosen:
-        raise UserError(f"data.split: '{path}' has the splits {options(sorted(groups), split)}, got {split!r}")
+    chosen = of_split(found, folder, path, split)
     read = {file for files in chosen.values() for file in files}
     if others := [file.relative_to(folder).as_posix() for file in every if file not in read]:
         plain(stderr=True).print(f"data: left out of '{path}': {', '.join(count_endings(others))}")
+    return chosen
+
+
+def of_split(files: Sequence[Path], folder: Path, path: str, split: str) -> dict[str, list[Path]]:
+    """Return the files in a folder by split, for the splits that `split` names.
+
+    The files are splits only if the name of each begins with that of a split, or lies in its folder. Else all of them
+    are of the split train.
+    """
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(_split_of(file.relative_to(folder)) or "", []).append(file)
+    if "" in groups:
+        groups = {"train": list(files)}
+    chosen = {name: part for name, part in groups.items() if re.search(rf"\b{name}\b", split)}
+    if not chosen:
+        raise UserError(f"data.split: '{path}' has the splits {options(sorted(groups), split)}, got {split!r}")
     return chosen
 
 

@@ -1,10 +1,11 @@
 """One training step, on one screen. Read `distillation_round` first."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, reduce
+from itertools import count
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,7 +17,9 @@ from distill.augmentation import Augmentation
 from distill.compilation import fused
 from distill.conditions import AUGMENT, Condition
 from distill.objectives import Batch, Denoisers
+from trainers.data.read_ahead import Request
 from trainers.engine.backprop import OneByOne
+from trainers.engine.player import TrainState
 from trainers.engine.session import Session
 from trainers.engine.sharding import clip, total_norm
 from trainers.recipe.run import Run
@@ -60,7 +63,7 @@ def distillation_round(session: Session) -> None:
     # 1. The fake learns E[x0 | x_t] of the samples that the generator makes now.
     for k in range(updates if run.objective.trains_fake else 0):
         last = k == updates - 1
-        if moves and (run.reuse_samples == "all" or (run.reuse_samples and last)):
+        if moves and shares_samples(run, last):
             made = made or make_for_both(session)
         # Each fake update has noise of its own, whatever their number in other rounds.
         first = state.images * most + k * run.batch_size
@@ -75,6 +78,33 @@ def distillation_round(session: Session) -> None:
         note_errors(session, nets)
     if pace is not None:
         pace.end_round(state.images + run.batch_size, moves or pace.compares, session.accelerator)
+
+
+def upcoming(run: Run, state: TrainState) -> Iterator[Request]:
+    """Yield the micro-batches that this round and the following ones ask for, without end.
+
+    Workers read them ahead. A pace that changes later makes some of them wrong, which costs time alone.
+    """
+    pace = state.pace
+    for images in count(state.images, run.batch_size):
+        moves = run.objective.trains_generator(images) and not (pace is not None and pace.waits)
+        updates = cast(int, run.fake_updates) if pace is None else pace.updates
+        makes = moves or (pace is not None and pace.compares)
+        for k in range(updates if run.objective.trains_fake else 0):
+            if moves and shares_samples(run, k == updates - 1):
+                if makes:
+                    yield Request("generator", images, 0)
+                makes = False  # the samples serve all further updates of the round
+            else:
+                first = images * run.most_fake_updates + k * run.batch_size
+                yield from (Request("fake", first, micro) for micro in range(run.micro_batches))
+        if makes:
+            yield from (Request("generator", images, micro) for micro in range(run.micro_batches))
+
+
+def shares_samples(run: Run, last: bool) -> bool:
+    """Return whether a fake update, the last of its round or not, takes the samples of the generator's update."""
+    return run.reuse_samples == "all" or (run.reuse_samples and last)
 
 
 def fake_terms(session: Session, nets: Denoisers, first: int, made: Made | None, micro: int) -> Terms:

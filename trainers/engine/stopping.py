@@ -6,16 +6,16 @@ Their files are written atomically, so that the same command continues where it 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from trainers.io.parents_end import at_parents_end
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_INTERRUPTED = 130  # the exit code of a process that a second SIGINT ends
 MARGIN = 60.0  # the least number of seconds before the time limit at which a run stops
-PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent ends
 TIME_LIMIT = 1  # the reason of a stop that no signal caused; else the reason is the number of the signal
 
 
@@ -99,7 +98,7 @@ class Stop:
         until a library returns.
         """
         self.follows = True
-        _at_parents_end(signal.SIGKILL)
+        at_parents_end(signal.SIGKILL)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Note a signal. Outside training, raise Stopped. In training, the next poll raises it."""
@@ -125,7 +124,7 @@ class Stop:
         self._deferred, self._last_poll, self._longest_update = True, time.monotonic(), 0.0
         self.longest_save = 0.0
         if self.follows:
-            _at_parents_end(signal.SIGTERM)
+            at_parents_end(signal.SIGTERM)
         # A group of its own on the host: the all-reduces of `poll` overlap with training's and must not mix with them.
         self._group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         try:
@@ -163,12 +162,6 @@ class Stop:
         if agreed:
             self.reason, self._pending = agreed, None
             raise Stopped(f"stopped by {self.name}")
-
-
-def _at_parents_end(number: signal.Signals) -> None:
-    """Have Linux send this process a signal when its parent ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 STOP = Stop()

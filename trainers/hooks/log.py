@@ -40,7 +40,8 @@ class Log(Hook):
 
     def __init__(self, folder: Path, every: int, console: Console) -> None:
         self.file, self.every, self.console = folder / "log.jsonl", every, console
-        self.clock: tuple[float, int, float] | None = None  # time, images, and the seconds of compilation until then
+        # Time and images, and the seconds of compilation and of waiting for real samples, until the last line.
+        self.clock: tuple[float, int, float, float] | None = None
         self.last = 0  # images of the last line
         self.drawn = 0  # images of the last picture by noise level
         self.machine: dict[str, Any] | None = None  # told once for each start
@@ -53,7 +54,7 @@ class Log(Hook):
 
     def start(self, session: Session) -> None:
         """Start the clock and the progress bar."""
-        self.clock = (time.perf_counter(), session.state.images, compile_seconds())
+        self.clock = (time.perf_counter(), session.state.images, compile_seconds(), session.batches.seconds)
         if session.accelerator.is_main_process:
             self.machine = describe_machine(session)
             self.alarms = Alarms(LOG_RULES, read(self.file))
@@ -70,11 +71,14 @@ class Log(Hook):
         assert self.clock is not None
         compiling = compile_seconds() - self.clock[2]  # is no part of the speed
         seconds, done = time.perf_counter() - self.clock[0] - compiling, images - self.clock[1]
-        self.clock = (time.perf_counter(), images, self.clock[2] + compiling)
+        waited = session.batches.seconds - self.clock[3]
+        self.clock = (time.perf_counter(), images, self.clock[2] + compiling, self.clock[3] + waited)
         counts = player_numbers(session)
         if session.accelerator.is_main_process:
             speed, memory = done / seconds, peak_memory(session.accelerator.device)
             timing: dict[str, Any] = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1)}
+            if session.batches.real:
+                timing["data_seconds"] = round(waited, 4)
             timing["at"] = round(time.time(), 3)
             timing["peak_memory_gib"] = round(memory, 4)
             if compiling:

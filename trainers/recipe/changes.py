@@ -13,7 +13,18 @@ from trainers.recipe.teacher_run import TeacherRun
 
 PLACES = {"teacher", "start", "cache", "pairs.folder", "data.path"}
 """The keys that are paths, whose content is compared by its hash."""
-FREE_KEYS = PLACES | {"name", "images", "keep", "tracking", "evaluation", "health", "max_skipped", "objects", "sampler"}
+FREE_KEYS = PLACES | {
+    "name",
+    "images",
+    "keep",
+    "tracking",
+    "evaluation",
+    "health",
+    "max_skipped",
+    "objects",
+    "sampler",
+    "workers",
+}
 """The keys whose change leaves the training as it was."""
 DRAWN = frozenset({"evaluation", "precision", "sampler"})
 """The keys that say how samples are drawn and measured, which every model can be given anew."""

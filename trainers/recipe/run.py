@@ -219,6 +219,9 @@ class Experiment:
     images: int  # the length of the run, in images
     batch_size: int  # samples of the global batch, over all processes and micro-batches
     micro_batches: int = 1  # parts of a process's batch, for gradient accumulation
+    # Processes beside each process of the run that decode its real images ahead. 0: it decodes them itself. None start
+    # where images are kept in memory, or are latents (docs/datasets.md).
+    workers: int = 4
     # The precision of compute. Weights are in float64 for float64, and otherwise in float32.
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     compile: bool | Compile = False  # whether the rounds of training run compiled; true: with the settings of Compile
@@ -246,6 +249,7 @@ class Experiment:
     def __post_init__(self) -> None:
         positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
         positive(self, "checkpoint_every", "keep", "max_grad_norm")
+        not_negative(self, "workers")
         if self.batch_size % self.micro_batches:
             raise UserError(f"micro_batches: {self.micro_batches} must divide batch_size {self.batch_size}")
         require(self, "seed", rule="at least 0 and below 2^31", holds=lambda seed: 0 <= seed < 2**31)

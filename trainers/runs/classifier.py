@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from distill.errors import UserError
 from distill.metrics import Classifier
 from trainers.data import Data, Dataset, Digits
+from trainers.data.dataset import order
 from trainers.engine.player import Player
 from trainers.io.atomic import atomic_folder
 from trainers.recipe.load import naming_recipe
@@ -69,11 +70,11 @@ def split(run: ClassifierRun, dataset: Dataset) -> tuple[Dataset, Dataset]:
     """
     if dataset.labels is None or dataset.read is None:
         raise UserError(f"data: a classifier is trained on labelled images, {dataset.name} lacks images or labels")
-    order = dataset.order(run.seed, torch.arange(dataset.count))
+    positions = order(dataset.count, run.seed, torch.arange(dataset.count))
     count = round(dataset.count * run.held_out)
     if not 0 < count < dataset.count:
         raise UserError(f"held_out: {run.held_out} of {dataset.count} images leaves a part empty")
-    return _part(dataset, order[count:]), _part(dataset, order[:count])
+    return _part(dataset, positions[count:]), _part(dataset, positions[:count])
 
 
 def train_classifier(run: ClassifierRun, dataset: Dataset, accelerator: Accelerator, report: Report) -> Classifier:
@@ -95,7 +96,7 @@ def train_classifier(run: ClassifierRun, dataset: Dataset, accelerator: Accelera
     done = 0
     while done < run.images:
         index = torch.arange(done, min(done + run.batch_size, run.images))
-        x, labels = _batch(train, train.order(run.seed, index), accelerator.device)
+        x, labels = _batch(train, order(train.count, run.seed, index), accelerator.device)
         with player.training():
             cross_entropy(classifier(x), labels).backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in player.parameters if p.grad is not None])

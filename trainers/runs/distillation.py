@@ -23,7 +23,7 @@ from trainers.engine.player import Player, TrainState, average, power_averages
 from trainers.engine.sampler import make_sampler
 from trainers.engine.session import Session
 from trainers.engine.sharding import Layout, alias_parameters, layouts_of, shard
-from trainers.engine.step import distillation_round, global_mean
+from trainers.engine.step import distillation_round, global_mean, upcoming
 from trainers.io.teacher_hash import is_hash_of, teacher_hash, weights_hash
 from trainers.recipe.run import PlayerSettings, Run
 from trainers.runs.open import Objects, Opened, encode_data
@@ -62,7 +62,8 @@ def make_batches(run: Run, dataset: Dataset, accelerator: Accelerator, pairs: Pa
     real, texts = ("real" in run.objective.needs), ("texts" in run.objective.needs)
     sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
     rank, world = accelerator.process_index, accelerator.num_processes
-    return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, accelerator.device, pairs, texts)
+    device = accelerator.device
+    return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, device, pairs, texts, run.workers)
 
 
 def assemble(
@@ -108,6 +109,7 @@ def assemble(
     power_ema = power_averages(generator, run.power_ema, player.frozen_names)
     state = TrainState(players, ema, power_ema, memory=memory)
     state.pace = pace_of(run, state.meter)
+    batches.upcoming = partial(upcoming, run, state)
     nets = Denoisers(
         teacher.path,
         teacher,

@@ -1,7 +1,9 @@
 """The session of a teacher's training: the denoising of real images (EDM, arXiv:2206.00364, or flow matching)."""
 
 import copy
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +17,7 @@ from distill.guidance import drop_conditions
 from distill.objectives import denoising_loss
 from distill.teachers import fresh_network, load_denoiser, save_denoiser, save_fine_tuned
 from trainers.data.batches import Batches, BatchSizes
+from trainers.data.read_ahead import Request
 from trainers.engine.collectives import on_main_process
 from trainers.engine.networks import compiled_rounds, recompute_activations, set_precision
 from trainers.engine.player import Player, TrainState, average, power_averages
@@ -48,10 +51,11 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
     player = Player("teacher", denoiser, run.optimizer, accelerator, opened.objects.optimizer)
     sizes = BatchSizes(run.batch_size, run.micro_batches)
     rank, world = accelerator.process_index, accelerator.num_processes
-    batches = Batches(dataset, sizes, run.seed, run.dtype, True, rank, world, accelerator.device)
     frozen = player.frozen_names
     ema, power_ema = average(denoiser, run.ema, frozen), power_averages(denoiser, run.power_ema, frozen)
     state = TrainState({"teacher": player}, ema, power_ema)
+    batches = Batches(dataset, sizes, run.seed, run.dtype, True, rank, world, accelerator.device, workers=run.workers)
+    batches.upcoming = partial(upcoming_batches, run, state)
     model = cast(Denoiser, state.ema.module)
     sampler = make_sampler(sampled_teacher(run, model), run)
     rounds = compiled_rounds(teacher_round, how) if (how := run.compilation) else teacher_round
@@ -70,6 +74,12 @@ def _is_start(folder: str, identity: str, stored: str | None) -> bool:
 def teacher_round(session: Session) -> None:
     """Update a teacher that trains. Collective."""
     update(session, "teacher", "teacher", partial(teacher_terms, session))
+
+
+def upcoming_batches(run: TeacherRun, state: TrainState) -> Iterator[Request]:
+    """Yield the micro-batches that this round and the following ones ask for, without end."""
+    for images in count(state.images, run.batch_size):
+        yield from (Request("teacher", images, micro) for micro in range(run.micro_batches))
 
 
 def teacher_terms(session: Session, micro: int) -> Terms:

@@ -113,7 +113,7 @@ def test_some_keys_in_full() -> None:
     assert key("generator.dropout").default == "'off'"  # as YAML: a bare off is false
     assert (key("trains").type, key("trains").default) == ("generator or teacher", "generator or teacher")
     assert key("optimizer").default == "{lr: 0.001, betas: [0.9, 0.99]}"
-    assert key("data").type == "one of digits, images, prompts, data_free, object, or your own 'module:Class'"
+    assert key("data").type == "one of digits, images, prompts, mixture, data_free, object, or your own 'module:Class'"
 
 
 def test_defaults_are_those_that_a_recipe_gets() -> None:
