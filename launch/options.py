@@ -125,9 +125,7 @@ def inception_weights(run: Experiment) -> Any:
 
 def with_environment(run: Experiment) -> Any:
     """Return a recipe that was loaded, with the cache and the Inception weights that the environment names."""
-    cache = getattr(run, "cache", None)
-    changes: Any = {} if cache is None else {"cache": cache_folder(cache)}
-    return inception_weights(dataclasses.replace(run, **changes))
+    return inception_weights(dataclasses.replace(run, cache=cache_folder(run.cache)))
 
 
 def inception_file() -> str | None:

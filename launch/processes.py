@@ -195,7 +195,7 @@ def join_world(processes: int | None, run: Experiment, folder: Path) -> Accelera
     world = world_size()
     if processes not in (None, world):  # checked first: joining would wait for processes that never come
         raise UserError(f"--processes: {processes} asked for, but the launcher started {world}; leave it out there")
-    cache = os.path.expanduser(cache_folder(getattr(run, "cache", None)))
+    cache = os.path.expanduser(cache_folder(run.cache))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "compiled"))
     try:
         accelerator = start_accelerator(run, folder)

@@ -32,13 +32,15 @@ class PromptEncoding(Protocol):
 class PipelineTextEncoder:
     """An encoder of prompts to text conditions, by the `encode_prompt` of a diffusers pipeline.
 
-    The tokenizers and text encoders are loaded at the first use, in float32, on the attribute `device`.
+    The tokenizers and text encoders are loaded at the first use, in `precision`, on `device`.
 
     Args:
         folder: The folder of the pipeline.
         family: The pipeline's family, which calls `encode_prompt`.
 
     Attributes:
+        device: The device of the text encoders, "cpu" at first.
+        precision: The dtype of the text encoders, float32 at first.
         longest: The number of tokens of a prompt that are read, at most. It is 0 before the first use.
         cut: The number of prompts so far that are longer, so that no text encoder reads their ends.
 
@@ -49,6 +51,7 @@ class PipelineTextEncoder:
     def __init__(self, folder: str | Path, family: PromptEncoding) -> None:
         self.folder, self.family = Path(folder), family
         self.device: torch.device | str = "cpu"
+        self.precision = torch.float32
         if not family.text:
             raise UserError(f"teacher: '{folder}': a {getattr(family, '__name__', family)} takes no prompts")
         self.longest = self.cut = 0
@@ -87,7 +90,7 @@ class PipelineTextEncoder:
         if self._pipe is None:
             parts = [name for name, entry in read_json(self.folder / INDEX).items() if isinstance(entry, list)]
             unused = {name: None for name in parts if not name.startswith((*PARTS, "scheduler"))}
-            self._pipe = load_stock_pipeline(self.folder, **unused, dtype=torch.float32).to(self.device)
+            self._pipe = load_stock_pipeline(self.folder, **unused, dtype=self.precision).to(self.device)
         return self._pipe
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from distill.conditions import Condition
 from distill.objectives import Batch, Pairs
 from distill.random import Random, to_device
 from trainers.data.dataset import Dataset, order, to_floats
+from trainers.data.in_loop import InLoop
 from trainers.data.mixture import Mixed, chosen
 from trainers.data.pairs import PairSet, condition_of
-from trainers.data.read_ahead import ReadAhead, Request
+from trainers.data.read_ahead import SEARCHED, ReadAhead, Request
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class Batches:
         noise = unit_noise(self.dataset.shape, random, self.dtype)
         positions = self._positions(request) if self.real else drawn_positions(self.dataset, random)
         cond = condition_at(self.dataset, positions).to(self.device, self.dtype)  # generated samples share it
+        if isinstance(encoder := self.dataset.embed, InLoop):
+            coming = islice(self.upcoming(), SEARCHED)
+            if request in coming and (following := next(coming, None)) is not None:
+                encoder.prepare(self._positions(following))
         texts = texts_at(self.dataset, positions) if self.texts else None
         if not self.real:
             return Batch(noise, random, cond, None, pairs, texts)
@@ -121,8 +127,11 @@ class Batches:
         return samples
 
     def _positions(self, request: Request) -> Tensor:
-        """Return the positions [B] of the real samples of a micro-batch."""
-        return self.dataset.order(self.seed, self._index(request))
+        """Return the positions [B] of the samples of a micro-batch: of the real ones in their order, or drawn ones."""
+        index = self._index(request)
+        if self.real:
+            return self.dataset.order(self.seed, index)
+        return drawn_positions(self.dataset, Random.at(self.seed, index, self.device).stream(request.stream))
 
     def _pairs(self, first: int, micro: int) -> Pairs:
         """Return the ODE pairs of one micro-batch."""

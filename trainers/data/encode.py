@@ -6,17 +6,19 @@ A data set is encoded once. Later runs read it from the cache and load no encode
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from distill.conditions import Condition
 from distill.denoiser import Denoiser
-from distill.encoders.protocols import Encoder
+from distill.encoders.protocols import Encoder, TextEncoder
 from distill.errors import UserError
 from trainers.data import Dataset
 from trainers.data.cache import Cache, Make
 from trainers.data.dataset import values_hash
+from trainers.data.in_loop import InLoop
 from trainers.data.shards import Table
 from trainers.io.console import plain
 
@@ -34,12 +36,26 @@ class DatasetEncoder:
         device: The device of the encoders.
         negative_prompt: The prompt whose embedding is the null condition. None for the encoder's own.
         quiet: Whether to print no progress.
+        ahead: Whether prompts are encoded here, into the cache. Otherwise each is encoded where it is asked for.
+        precision: The dtype of embeddings in the cache, or that of the text encoder where there is no cache of them.
+        text_device: The device of the text encoder. None for `device`.
     """
 
     cache: str
     device: torch.device
     negative_prompt: str | None = None
     quiet: bool = False
+    ahead: bool = True
+    precision: torch.dtype = torch.float32
+    text_device: torch.device | None = None
+
+    @classmethod
+    def of(cls, run: Any, device: torch.device, quiet: bool = False) -> Self:
+        """Return the encoders of the data of a run: an Experiment, with its keys `cache` and `embeddings`."""
+        settings = run.embeddings
+        place = None if settings.device is None else torch.device(settings.device)
+        precision = getattr(torch, settings.precision)
+        return cls(run.cache, device, run.negative_prompt, quiet, settings.ahead, precision, place)
 
     def encode(self, dataset: Dataset, teacher: Denoiser, real: bool) -> Dataset:
         """Return a data set as a teacher takes it: prompts as embeddings, images as latents. Ranks divide the work.
@@ -61,10 +77,12 @@ class DatasetEncoder:
         return dataclasses.replace(dataset, shape=teacher.network.shape)
 
     def _embedded(self, dataset: Dataset, prompts: Sequence[str], teacher: Denoiser) -> Dataset:
-        """Return the data set with the embeddings of its prompts. Equal prompts are encoded once."""
+        """Return the data set with the embeddings of its prompts. In a table, equal prompts are encoded once."""
         encoder, negative = teacher.network.text_encoder, self.negative_prompt
         assert encoder is not None, "check_fit comes first"
-        encoder.device = self.device
+        encoder.device = self.text_device or self.device
+        if not self.ahead:
+            return self._in_loop(dataset, prompts, teacher, encoder)
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         distinct, where = list(numbers), torch.tensor([numbers[prompt] for prompt in prompts])
 
@@ -75,7 +93,7 @@ class DatasetEncoder:
             return encoder.encode_null() if negative is None else encoder.encode([negative])
 
         try:
-            table = self._tables("text", encoder)
+            table = self._tables("text", encoder, self.precision)
             null = table(values_hash(["null", negative]), 1, 1, encode_null).rows(FIRST)
             cut = getattr(encoder, "cut", 0)  # an encoder of the user's own need not count
             embeddings = table(values_hash(distinct), len(distinct), _shard_length(null), encode)
@@ -87,6 +105,20 @@ class DatasetEncoder:
             encoder.free()
         teacher.network.null = Condition(null).map(lambda value: value[0].to(self.device))
         return dataclasses.replace(dataset, embed=lambda positions: embeddings.rows(where[positions]))
+
+    def _in_loop(self, dataset: Dataset, prompts: Sequence[str], teacher: Denoiser, encoder: TextEncoder) -> Dataset:
+        """Return the data set with embeddings that are made when they are asked for. The encoder stays in memory."""
+        if self.precision != torch.float32:
+            encoder.precision = self.precision  # type: ignore[attr-defined]  # of a pipeline's text encoder
+        negative = self.negative_prompt
+
+        @torch.no_grad()
+        def encode(texts: list[str]) -> dict[str, Tensor]:
+            return {name: _checked("text", name, value.cpu()) for name, value in encoder.encode(texts).items()}
+
+        null = encoder.encode_null() if negative is None else encode([negative])
+        teacher.network.null = Condition(null).map(lambda value: value[0].to(self.device))
+        return dataclasses.replace(dataset, embed=InLoop(encode, prompts, torch.device(encoder.device)))
 
     def _latents(self, dataset: Dataset, teacher: Denoiser) -> Dataset:
         """Return the data set with latents in place of pixels."""
@@ -117,7 +149,9 @@ class DatasetEncoder:
 
         return dataclasses.replace(dataset, read=column("mean"), spread=column("std"), on_demand=False)
 
-    def _tables(self, what: str, encoder: Encoder) -> Callable[[str, int, int, Make], Table]:
+    def _tables(
+        self, what: str, encoder: Encoder, precision: torch.dtype = torch.float32
+    ) -> Callable[[str, int, int, Make], Table]:
         """Return a function (hash of the items, their count, length of a shard, `Make` that encodes them) -> table."""
         cache = Cache(Path(self.cache).expanduser(), plain(stderr=True, quiet=self.quiet))
         identity = encoder.identity  # computed here, once, since it hashes all files of the encoder
@@ -126,12 +160,20 @@ class DatasetEncoder:
             @torch.no_grad()
             def make(first: int, last: int) -> dict[str, Tensor]:
                 parts = [encode(at, min(at + ITEMS_AT_ONCE, last)) for at in range(first, last, ITEMS_AT_ONCE)]
-                return {key: _checked(what, key, torch.cat([part[key].cpu() for part in parts])) for key in parts[0]}
+                rows = {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
+                return {key: _checked(what, key, _stored(value, precision)) for key, value in rows.items()}
 
             origin = {"encoder": identity, "content": content, "at_once": ITEMS_AT_ONCE}
+            if precision != torch.float32:
+                origin["precision"] = str(precision)
             return cache.table(what, origin, count, length, make)
 
         return table
+
+
+def _stored(value: Tensor, precision: torch.dtype) -> Tensor:
+    """Return `value` in the precision of a table if it is float32. Masks stay as they are."""
+    return value.to(precision) if value.dtype == torch.float32 else value
 
 
 def _checked(what: str, name: str, value: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock
-from pydantic import with_config
+from pydantic import Field, with_config
 from rich.console import Console
 from rich.progress import track
 from typing_extensions import TypedDict
@@ -47,6 +47,13 @@ class ScanRecord(TypedDict):
     converted: bool
 
 
+@with_config(STRICT)
+class HashRecord(TypedDict):
+    """The content of the file of a hash."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 @dataclass(frozen=True)
 class Scan:
     """The result of a scan.
@@ -68,15 +75,7 @@ def scan_pictures(pictures: Pictures, name: str, console: Console) -> Scan:
         name: The name of the data set, for the progress.
         console: Where progress is printed.
     """
-    from datasets import config
-
-    file = Path(config.HF_DATASETS_CACHE) / "distill_scans" / f"{_key(pictures)}.json"
-    lock: Any = nullcontext()
-    with suppress(OSError):  # a scan that cannot be kept is made all the same
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if os.access(file.parent, os.W_OK):
-            lock = FileLock(file.with_suffix(".lock"))  # one of the processes of a job scans
-    with lock:
+    with _kept(f"{RULES} {pictures.count} {pictures.stamp()}") as file:
         if (known := _read(file, pictures.count)) is not None:
             return known
         scan = _scan(pictures, name, console)
@@ -86,8 +85,45 @@ def scan_pictures(pictures: Pictures, name: str, console: Console) -> Scan:
     return scan
 
 
-def _key(pictures: Pictures) -> str:
-    return sha256(f"{RULES} {pictures.count} {pictures.stamp()}".encode()).hexdigest()[:32]
+def hash_pictures(pictures: Pictures, settings: str, verify: bool) -> str:
+    """Return a hash of the content of all pictures, or that of an earlier start.
+
+    The earlier one counts if names, sizes and times of the files are as they were then.
+
+    Args:
+        pictures: The pictures.
+        settings: The settings by which they become pixels, in words. They are part of the hash.
+        verify: Whether all pictures are read now, and the earlier hash does not count.
+    """
+    with _kept(f"content {settings} {pictures.count} {pictures.stamp()}") as file:
+        if not verify:
+            with suppress(OSError, UserError):
+                return str(read_record(file, HashRecord)["sha256"])
+        digest = sha256(settings.encode())
+        for number in range(pictures.count):
+            digest.update(sha256(pictures.read(number)).digest())
+        with suppress(OSError), atomic_file(file) as staging:
+            staging.write_text(json.dumps({"sha256": digest.hexdigest()}) + "\n", encoding="utf-8")
+    return digest.hexdigest()
+
+
+@contextmanager
+def _kept(key: str) -> Iterator[Path]:
+    """Yield the file that keeps what was found out about pictures, with a lock: one of the processes of a job works.
+
+    Args:
+        key: All that the result depends on.
+    """
+    from datasets import config
+
+    file = Path(config.HF_DATASETS_CACHE) / "distill_scans" / f"{sha256(key.encode()).hexdigest()[:32]}.json"
+    lock: Any = nullcontext()
+    with suppress(OSError):  # what cannot be kept is found out all the same
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if os.access(file.parent, os.W_OK):
+            lock = FileLock(file.with_suffix(".lock"))
+    with lock:
+        yield file
 
 
 def _read(file: Path, count: int) -> Scan | None:

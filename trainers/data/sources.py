@@ -1,6 +1,5 @@
 """The data sources that a recipe can name."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from trainers.data.picture_rows import open_pictures
 from trainers.data.pictures import Pictures
 from trainers.data.pixels import BACKGROUND, Damaged, decode_picture, open_picture, quiet_pillow, to_pixels
 from trainers.data.prompts import Prompts
-from trainers.data.scan import scan_pictures
+from trainers.data.scan import hash_pictures, scan_pictures
 from trainers.data.source import Data
 from trainers.data.tables import check_column, text_column
 from trainers.io.console import plain
@@ -66,6 +65,8 @@ class Images(Data):
         label_column: The column of the labels, which are numbers or words. None for no labels.
         prompt_column: The column of the prompts, which replace the labels. None for no prompts.
         damaged: Whether pictures that cannot be read are refused, or skipped and counted.
+        verify: Whether each start reads all pictures to know that they are those of the cache. Without it, names, sizes
+            and times of the files tell.
         flip: Whether each picture is there twice: as it is, and mirrored left to right.
     """
 
@@ -78,6 +79,7 @@ class Images(Data):
     label_column: str | None = "label"
     prompt_column: str | None = None
     damaged: Literal["refuse", "skip"] = "refuse"
+    verify: bool = False
     flip: bool = False
 
     def __post_init__(self) -> None:
@@ -147,12 +149,10 @@ class Images(Data):
 
     def _content(self, found: Pictures, converted: bool) -> str:
         """Return a hash of the files, and of the settings by which they become pixels."""
-        digest = hashlib.sha256(f"square, lanczos, {self.resolution}, {self.mode}".encode())
+        settings = f"square, lanczos, {self.resolution}, {self.mode}"
         if converted:  # such pictures had other pixels before this was stated
-            digest.update(f"16 bits scaled, transparent parts {BACKGROUND}".encode())
-        for number in range(found.count):
-            digest.update(hashlib.sha256(found.read(number)).digest())
-        return digest.hexdigest()
+            settings += f"16 bits scaled, transparent parts {BACKGROUND}"
+        return hash_pictures(found, settings, self.verify)
 
     def _picture(self, found: Pictures, number: int) -> Any:
         """Return a picture, decoded. Raise UserError if it was damaged since the scan."""

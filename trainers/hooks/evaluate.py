@@ -16,7 +16,6 @@ from distill.objectives import Denoisers
 from trainers.checkpoints.checkpoint import AVERAGE, save_tensors, unfrozen_state
 from trainers.checkpoints.formats import read_best
 from trainers.data import Dataset
-from trainers.data.cache import DEFAULT_CACHE
 from trainers.data.encode import DatasetEncoder
 from trainers.engine.collectives import on_main_process
 from trainers.engine.sampler import make_image_sampler
@@ -66,14 +65,14 @@ class Evaluate(Hook):
         if self.settings.prompts is not None:
             run, teacher = cast(Run, session.run), cast(Denoisers, session.nets).teacher
             quiet = not session.accelerator.is_main_process
-            encoder = DatasetEncoder(run.cache, session.accelerator.device, run.negative_prompt, quiet)
+            encoder = DatasetEncoder.of(run, session.accelerator.device, quiet)
             self.dataset = evaluation_data(session.dataset, self.settings, cast(Denoiser, teacher), encoder)
 
     def _fit(self, session: Session) -> Protocol:
         """Return the protocol, on the device of the run."""
         shape, accelerator = denoiser_of(session.model).image_shape, session.accelerator
-        cache, quiet = getattr(session.run, "cache", DEFAULT_CACHE), not accelerator.is_main_process
-        return fit_protocol(session.source, self.settings, cache, accelerator.device, shape, quiet)
+        quiet = not accelerator.is_main_process
+        return fit_protocol(session.source, self.settings, session.run.cache, accelerator.device, shape, quiet)
 
     def __call__(self, session: Session) -> None:
         shape, accelerator = denoiser_of(session.model).image_shape, session.accelerator

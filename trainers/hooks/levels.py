@@ -11,7 +11,7 @@ from trainers.engine.meter import BINS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHOWN = {
+TITLES = {
     "health/gap": "gap of fake and teacher",
     "health/weight": "weight of the loss",
     "health/fake_vs_teacher": "error of the fake / teacher's",
@@ -20,14 +20,14 @@ SHOWN = {
 
 
 def draw_levels(means: Mapping[str, float]) -> Image | None:
-    """Return a histogram of each of SHOWN over the noise levels, side by side. None where none is known by level.
+    """Return a histogram of each of TITLES over the noise levels, side by side. None where none is known by level.
 
     Args:
         means: The numbers of a line of the log by name.
     """
     found = {
         title: [means.get(f"{name}/{level}", 0.0) for level in BINS]
-        for name, title in SHOWN.items()
+        for name, title in TITLES.items()
         if any(f"{name}/{level}" in means for level in BINS)
     }
     if not found:

@@ -51,7 +51,7 @@ def open_subject(run: Run, minutes: float) -> Subject:
     assert teacher is not None
     teacher.to(device).requires_grad_(False).eval()
     # Latents of a whole data set would take hours, so samples of the teacher stand for them (real=False).
-    dataset = DatasetEncoder(run.cache, device, run.negative_prompt).encode(opened.source, teacher, real=False)
+    dataset = DatasetEncoder.of(run, device).encode(opened.source, teacher, real=False)
     return Subject(run, teacher, run.objective.target(teacher), dataset, device, 60 * minutes)
 
 

@@ -209,6 +209,25 @@ class Compile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """The embeddings of prompts, by the text encoders of the teacher."""
+
+    # Whether all prompts are encoded before training, into the cache. false: the text encoders stay in memory, and
+    # encode the prompts of each batch beside the training of the one before.
+    ahead: bool = True
+    # The precision of the embeddings in the cache. Without `ahead` it is that of the text encoders.
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None  # the device of the text encoders, such as cuda:1; null: that of the process
+
+    def __post_init__(self) -> None:
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except RuntimeError:
+                raise UserError(f"device: must be a device of torch, such as cuda:1, got {self.device!r}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The keys of every training run."""
 
@@ -216,6 +235,7 @@ class Experiment:
     data: Data = Digits()  # the images, labels or prompts
     negative_prompt: str | None = None  # the null condition of a teacher of prompts; null: that of its pipeline
     cache: str = DEFAULT_CACHE  # the folder of embeddings and latents, which runs share
+    embeddings: Embeddings = Embeddings()
     images: int  # the length of the run, in images
     batch_size: int  # samples of the global batch, over all processes and micro-batches
     micro_batches: int = 1  # parts of a process's batch, for gradient accumulation

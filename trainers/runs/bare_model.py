@@ -43,15 +43,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Experiment):
-    """The settings of samples that no run says.
-
-    Attributes:
-        negative_prompt: The null condition of a teacher of prompts. None for that of its pipeline.
-        cache: The folder of embeddings, and of the features of real images.
-    """
-
-    negative_prompt: str | None = None
-    cache: str = DEFAULT_CACHE
+    """The settings of samples that no run says."""
 
 
 @dataclass(eq=False)
@@ -118,8 +110,7 @@ class BareModel:
         """The data as the model takes them, without images. Raises UserError if there are none."""
         if self.data is None:
             raise UserError(f"prompts: '{self.folder}' has no prompts of its own; give some")
-        encoder = DatasetEncoder(self.run.cache, self.device, self.run.negative_prompt)
-        return encoder.encode(self.source, self.denoiser, real=False)
+        return DatasetEncoder.of(self.run, self.device).encode(self.source, self.denoiser, real=False)
 
 
 def open_model(place: str, which: str = "last", changes: Mapping[str, Any] | None = None) -> Trained | BareModel:

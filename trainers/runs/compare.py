@@ -18,7 +18,6 @@ from distill.guidance import GuidedDenoiser
 from distill.metrics import Protocol, content_hash
 from distill.records import EXTENSIBLE, Count, read_record
 from trainers.data import Dataset
-from trainers.data.cache import DEFAULT_CACHE
 from trainers.data.encode import DatasetEncoder
 from trainers.engine.collectives import on_main_process
 from trainers.engine.sampler import Sampler, make_image_sampler
@@ -85,9 +84,8 @@ def compare(
     """
     check_images(trained.source, trained.denoiser, settings)
     accelerator, shape = Accelerator(cpu=trained.device.type == "cpu"), trained.denoiser.image_shape
-    cache = getattr(trained.run, "cache", DEFAULT_CACHE)
-    protocol = fit_protocol(trained.source, settings, cache, trained.device, shape)
-    encoder = DatasetEncoder(cache, trained.device, getattr(trained.run, "negative_prompt", None))
+    protocol = fit_protocol(trained.source, settings, trained.run.cache, trained.device, shape)
+    encoder = DatasetEncoder.of(trained.run, trained.device)
     reader = trained.denoiser if trained.teacher is None else trained.teacher
     dataset = evaluation_data(trained.source if settings.prompts else trained.dataset, settings, reader, encoder)
     report: dict[str, Any] = {"protocol": protocol.name, "samples": settings.count, "images": trained.images}
@@ -114,7 +112,7 @@ def compare(
         report["student"] = measure("student", trained.sampler)
         if not student_only:
             report["teacher"] = _teacher_numbers(
-                cast(TrainedModel, trained), protocol, settings, measure, accelerator, cache
+                cast(TrainedModel, trained), protocol, settings, measure, accelerator, trained.run.cache
             )
             if protocol.real is not None:
                 report["ratio"] = report["student"]["frechet"] / report["teacher"]["frechet"]

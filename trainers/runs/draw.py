@@ -128,7 +128,7 @@ def embed_null(trained: Drawable, network: Network) -> None:
     """Give a network of prompts the null condition that guidance needs: that of the run's negative prompt, if any."""
     if (encoder := network.text_encoder) is None:
         return
-    negative = getattr(trained.run, "negative_prompt", None)
+    negative = trained.run.negative_prompt
     encoder.device = trained.device
     null = Condition(encoder.encode_null() if negative is None else encoder.encode([negative]))
     encoder.free()

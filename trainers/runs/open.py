@@ -243,7 +243,7 @@ def encode_data(opened: Opened, device: torch.device | None = None, quiet: bool 
     """
     run, teacher = opened.run, opened.teacher
     assert teacher is not None, "a fresh network is trained on the data as they are"
-    encoder = DatasetEncoder(run.cache, device or default_device(), run.negative_prompt, quiet)
+    encoder = DatasetEncoder.of(run, device or default_device(), quiet)
     return encoder.encode(opened.source, teacher, real=isinstance(run, TeacherRun) or "real" in run.objective.needs)
 
 

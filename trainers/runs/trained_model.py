@@ -144,7 +144,5 @@ class TrainedModel:
     @cached_property
     def dataset(self) -> Dataset:
         """The data as the teacher takes them, without images: labels, or embeddings of prompts."""
-        if not isinstance(self.run, Run) or self.teacher is None:
-            return self.source
-        encoder = DatasetEncoder(self.run.cache, self.device, self.run.negative_prompt)
-        return encoder.encode(self.source, self.teacher, real=False)
+        reader = self.denoiser if self.teacher is None else self.teacher
+        return DatasetEncoder.of(self.run, self.device).encode(self.source, reader, real=False)

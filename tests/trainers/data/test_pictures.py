@@ -170,6 +170,25 @@ def jpeg() -> bytes:
     return file.getvalue()
 
 
+def test_the_hash_of_pictures_is_kept(tmp_path: Path) -> None:
+    """A change of bytes that leaves size and time is seen with `verify` alone; a later time is seen always."""
+    file = tmp_path / "pictures" / "0.bmp"
+    file.parent.mkdir()
+
+    def hashed(grey: int, later: int = 0, **settings: Any) -> str:
+        Image.new("L", (8, 8), grey).save(file)
+        os.utime(file, ns=(10**18 + later, 10**18 + later))
+        return Images(str(file.parent), 8, "L", label_column=None, **settings).load().pixels_hash()
+
+    first = hashed(7)
+    assert hashed(9) == first != hashed(9, verify=True)
+    assert hashed(9, later=1) == hashed(9, verify=True) and hashed(7, later=2) == first
+    kept = [place for place in Path("cache/distill_scans").glob("*.json") if "sha256" in place.read_text()]
+    for place in kept:
+        place.write_text('{"sha256": "short"}')
+    assert hashed(7, later=2) == first  # one that is damaged does not count
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
