@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from distill.errors import UserError
 from distill.records import STRICT, Count, read_record
 from distill.saved_files import load_tensors, tensor_bytes
-from trainers.data.shards import Table
+from trainers.data.shards import Table, has_rows
 from trainers.io.atomic import atomic_file, sha256
 
 DEFAULT_CACHE = "~/.cache/distill"
@@ -55,7 +55,15 @@ class Cache:
     root: Path
     console: Console
 
-    def table(self, what: str, origin: Mapping[str, Any], count: int, length: int, make: Make) -> Table:
+    def table(
+        self,
+        what: str,
+        origin: Mapping[str, Any],
+        count: int,
+        length: int,
+        make: Make,
+        full: Mapping[str, Tensor] | None = None,
+    ) -> Table:
         """Return a table, and compute the shards that are missing.
 
         Processes that ask for the same table divide the missing shards among them, and return when all are there.
@@ -66,6 +74,7 @@ class Cache:
             count: The number of rows.
             length: The number of rows of a shard.
             make: Computes rows. It is called for missing shards alone.
+            full: One row [1, ...] in full, where `make` returns trimmed rows. Otherwise None.
         """
         description = {**origin, "count": count, "shard": length}
         text = json.dumps(description, sort_keys=True)
@@ -79,7 +88,7 @@ class Cache:
             for rest in track(_fill(missing, make), what, len(missing), console=self.console, disable=no_bar):
                 if no_bar:
                     self.console.print(f"{what}: {count - rest:,} of {count:,}")
-        return Table(count, tuple(load_tensors(file) for file in files), folder)
+        return Table(count, tuple(load_tensors(file) for file in files), folder, full)
 
 
 def _write_origin(folder: Path, text: str) -> None:
@@ -143,6 +152,6 @@ def is_intact(file: Path, rows: int) -> bool:
             stat.st_mtime_ns != receipt["time"] and sha256(file) != receipt["sha256"]
         ):
             return False
-        return all(value.shape[:1] == (rows,) for value in load_tensors(file).values())
+        return has_rows(load_tensors(file), rows)
     except (OSError, UserError, SafetensorError):
         return False

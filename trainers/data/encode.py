@@ -19,7 +19,7 @@ from trainers.data import Dataset
 from trainers.data.cache import Cache, Make
 from trainers.data.dataset import values_hash
 from trainers.data.in_loop import InLoop
-from trainers.data.shards import Table
+from trainers.data.shards import Table, trim
 from trainers.io.console import plain
 
 SHARD_BYTES = 2**27  # about the bytes of a shard, which is what a kill loses
@@ -39,6 +39,7 @@ class DatasetEncoder:
         ahead: Whether prompts are encoded here, into the cache. Otherwise each is encoded where it is asked for.
         precision: The dtype of embeddings in the cache, or that of the text encoder where there is no cache of them.
         text_device: The device of the text encoder. None for `device`.
+        trim: Whether embeddings of padding tokens are left out of the cache, where the teacher takes a mask.
     """
 
     cache: str
@@ -48,6 +49,7 @@ class DatasetEncoder:
     ahead: bool = True
     precision: torch.dtype = torch.float32
     text_device: torch.device | None = None
+    trim: bool = False
 
     @classmethod
     def of(cls, run: Any, device: torch.device, quiet: bool = False) -> Self:
@@ -55,7 +57,7 @@ class DatasetEncoder:
         settings = run.embeddings
         place = None if settings.device is None else torch.device(settings.device)
         precision = getattr(torch, settings.precision)
-        return cls(run.cache, device, run.negative_prompt, quiet, settings.ahead, precision, place)
+        return cls(run.cache, device, run.negative_prompt, quiet, settings.ahead, precision, place, settings.trim)
 
     def encode(self, dataset: Dataset, teacher: Denoiser, real: bool) -> Dataset:
         """Return a data set as a teacher takes it: prompts as embeddings, images as latents. Ranks divide the work.
@@ -96,7 +98,8 @@ class DatasetEncoder:
             table = self._tables("text", encoder, self.precision)
             null = table(values_hash(["null", negative]), 1, 1, encode_null).rows(FIRST)
             cut = getattr(encoder, "cut", 0)  # an encoder of the user's own need not count
-            embeddings = table(values_hash(distinct), len(distinct), _shard_length(null), encode)
+            full = null if self.trim and "mask" in null else None
+            embeddings = table(values_hash(distinct), len(distinct), _shard_length(null), encode, full)
             if cut := getattr(encoder, "cut", 0) - cut:
                 longer = f"text: {cut:,} of {len(distinct):,} prompts are longer than the {encoder.longest} tokens"  # type: ignore[attr-defined]
                 plain(stderr=True, quiet=self.quiet).print(f"{longer} that the teacher reads; their ends are left out")
@@ -149,24 +152,30 @@ class DatasetEncoder:
 
         return dataclasses.replace(dataset, read=column("mean"), spread=column("std"), on_demand=False)
 
-    def _tables(
-        self, what: str, encoder: Encoder, precision: torch.dtype = torch.float32
-    ) -> Callable[[str, int, int, Make], Table]:
-        """Return a function (hash of the items, their count, length of a shard, `Make` that encodes them) -> table."""
+    def _tables(self, what: str, encoder: Encoder, precision: torch.dtype = torch.float32) -> Callable[..., Table]:
+        """Return a function that makes a table of: the hash of the items, their count, the length of a shard, a `Make`.
+
+        A fifth argument is one row in full. The rows of the table are then trimmed.
+        """
         cache = Cache(Path(self.cache).expanduser(), plain(stderr=True, quiet=self.quiet))
         identity = encoder.identity  # computed here, once, since it hashes all files of the encoder
 
-        def table(content: str, count: int, length: int, encode: Make) -> Table:
+        def table(
+            content: str, count: int, length: int, encode: Make, full: Mapping[str, Tensor] | None = None
+        ) -> Table:
             @torch.no_grad()
             def make(first: int, last: int) -> dict[str, Tensor]:
                 parts = [encode(at, min(at + ITEMS_AT_ONCE, last)) for at in range(first, last, ITEMS_AT_ONCE)]
                 rows = {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
-                return {key: _checked(what, key, _stored(value, precision)) for key, value in rows.items()}
+                rows = {key: _checked(what, key, _stored(value, precision)) for key, value in rows.items()}
+                return rows if full is None else trim(rows)
 
             origin = {"encoder": identity, "content": content, "at_once": ITEMS_AT_ONCE}
             if precision != torch.float32:
                 origin["precision"] = str(precision)
-            return cache.table(what, origin, count, length, make)
+            if full is not None:
+                origin["trimmed"] = True
+            return cache.table(what, origin, count, length, make, full)
 
         return table
 

@@ -52,7 +52,7 @@ class PairsRecord(TypedDict):
     shards: dict[Annotated[str, Field(pattern=r"^pairs-\d+\.safetensors$")], ShardRecord]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairSet(Table):
     """ODE pairs in a folder: a table of `noise` and `target` [N, C, *spatial], with the columns of the condition.
 
@@ -119,7 +119,7 @@ def open_pairs(folder: Path, shape: tuple[int, ...], classes: int) -> PairSet:
             _check_columns(columns, shape, classes)
         except UserError as error:
             raise UserError(f"pairs: '{folder / name}': {error}") from error
-    return PairSet(count, opened, folder, description["teacher"])
+    return PairSet(count, opened, folder, teacher=description["teacher"])
 
 
 def _check_columns(columns: Mapping[str, Tensor], shape: tuple[int, ...], classes: int) -> None:

@@ -217,6 +217,7 @@ class Embeddings:
     ahead: bool = True
     # The precision of the embeddings in the cache. Without `ahead` it is that of the text encoders.
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    trim: bool = False  # whether the cache leaves out padding tokens, where the teacher takes a mask
     device: str | None = None  # the device of the text encoders, such as cuda:1; null: that of the process
 
     def __post_init__(self) -> None:

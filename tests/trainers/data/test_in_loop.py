@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 import torch
 
+from distill.conditions import Condition
 from distill.errors import UserError
+from tests.families import TEACHERS
+from tests.families import recipe as family_recipe
 from tests.texts import embedding
-from tests.tiny import fit_run
+from tests.tiny import fit_run, once
 from tests.trainers.data.test_conditions import PROMPTS, alone, encoded, log, ready, settings, words
 from tests.trainers.interrupted import assert_same, fit, interrupted
 from trainers.data.batches import Batches, BatchSizes, condition_at
 from trainers.data.encode import DatasetEncoder
 from trainers.data.in_loop import InLoop
 from trainers.data.read_ahead import Request
+from trainers.data.shards import Table, trim
 from trainers.engine.session import Session
 from trainers.runs.load import load_trained
 
@@ -118,3 +122,54 @@ def test_low_precision_is_another_table(tmp_path: Path, log: Path) -> None:
 def test_a_device_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"device: must be a device of torch, such as cuda:1, got 'x'$"):
         fit_run(settings(tmp_path, embeddings={"device": "x"}), tmp_path / "run")
+
+
+TRIMMED = Condition(
+    prompt=torch.arange(24.0).reshape(2, 3, 4),
+    mask=torch.tensor([[1, 0, 0], [1, 1, 0]]),
+    pooled=torch.tensor([[1.0], [2.0]]),
+)
+
+
+def test_trimmed_rows_come_back_with_zeros() -> None:
+    table = Table(2, (trim(TRIMMED),), Path("t"), TRIMMED.rows(slice(0, 1)))
+    assert torch.equal(
+        table.shards[0]["prompt/tokens"], torch.cat([TRIMMED["prompt"][0, :1], TRIMMED["prompt"][1, :2]])
+    )
+    found = table.rows(torch.tensor([1, 0]))
+    assert found["mask"].tolist() == [[1, 1, 0], [1, 0, 0]] and found["pooled"].tolist() == [[2.0], [1.0]]
+    expected = TRIMMED["prompt"] * TRIMMED["mask"][:, :, None]
+    assert torch.equal(found["prompt"], expected.flip(0))
+
+
+HOSTILE: dict[str, dict[str, torch.Tensor]] = {
+    "a length below zero": {"lengths": torch.tensor([-1, 4])},
+    "a length of more than there is": {"lengths": torch.tensor([3, 3])},
+    "a row that is longer than any": {"lengths": torch.tensor([4, 0]), "prompt/tokens": torch.zeros(4, 4)},
+    "lengths that are no integers": {"lengths": torch.tensor([1.0, 2.0])},
+    "no lengths": {"lengths": torch.zeros(0)},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_trimmed_shards_that_say_something_else_are_refused(case: str) -> None:
+    with pytest.raises(UserError, match=r"^'t': "):
+        Table(2, ({**trim(TRIMMED), **HOSTILE[case]},), Path("t"), TRIMMED.rows(slice(0, 1)))
+
+
+def test_padding_before_tokens_is_not_trimmed() -> None:
+    with pytest.raises(UserError, match=r"^embeddings.trim: the text encoder has padding before tokens"):
+        trim({**TRIMMED, "mask": torch.tensor([[0, 1, 1], [1, 0, 1]])})
+
+
+def test_a_run_on_a_trimmed_cache_is_the_same_to_the_bit(shared: Path, tmp_path: Path) -> None:
+    """PixArt's network reads no embedding of padding."""
+    teacher = once(shared, "teacher_pixart_alpha", TEACHERS["pixart_alpha"])
+    found, size = [], []
+    for trimmed in (False, True):
+        cache = tmp_path / f"cache {trimmed}"
+        recipe = family_recipe("pixart_alpha", "diff_instruct", teacher, tmp_path, embeddings={"trim": trimmed})
+        session = fit_run({**recipe, "cache": str(cache)}, tmp_path / f"run {trimmed}")
+        found.append(weights(session))
+        size.append(sum(file.stat().st_size for file in cache.rglob("*.safetensors")))
+    assert all(map(torch.equal, *found)) and size[1] < size[0]

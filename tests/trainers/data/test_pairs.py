@@ -243,7 +243,7 @@ def counted(count: int) -> PairSet:
     at = torch.arange(count)
     noise = at.float()[:, None, None, None].expand(-1, 1, 2, 2)
     shards = [{"noise": n, "target": -n, "label": at} for n, at in zip(noise.split(7), at.split(7), strict=True)]
-    return PairSet(count, tuple(shards), Path("pairs"), "teacher")
+    return PairSet(count, tuple(shards), Path("pairs"), teacher="teacher")
 
 
 def drawn(pairs: PairSet, first: int, world: int = 1, micro: int = 1, stream: str = "generator") -> Tensor:
