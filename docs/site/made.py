@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from launch.audit import as_markdown
 from launch.commands.recipes import markdown
 from launch.main import COMMANDS, app
 from trainers.recipe.keys import Key, markdown_of_keys, recipe_keys
@@ -49,6 +50,11 @@ def status(head: str, text: str) -> tuple[str, str]:
     said += [f"`unverified` stands {count} times in the file."] if count > 1 else []
     said += ["`unverified` stands once in the file."] if count == 1 else []
     return published[1] if published else "", " ".join(said)
+
+
+def audit() -> str:
+    """Return the papers' recipes beside the settings that the authors published."""
+    return as_markdown()
 
 
 def keys() -> str:
