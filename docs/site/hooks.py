@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the packages, and the 
 from made import audit, commands, keys, papers, recipes  # noqa: E402
 
 MADE = {"audit": audit, "commands": commands, "keys": keys, "papers": papers, "recipes": recipes}
-SHOWN = ("configs/**/*.yaml", "examples/*.py", "launch/cluster/*.*", "*.md", "LICENSE")
+SHOWN = ("configs/**/*.yaml", "examples/*.py", "launch/authors.yaml", "launch/cluster/*.*", "*.md", "LICENSE")
 """The files outside docs/ that get a page."""
 LANGUAGES = {".yaml": "yaml", ".py": "python", ".sh": "sh", ".sbatch": "sh"}
 COMMENT = re.compile(r"<!-- made: (\w+) -->")

@@ -45,7 +45,7 @@ def papers() -> str:
 def status(head: str, text: str) -> tuple[str, str]:
     """Return the published result of a recipe, and where its values are from, as its head says them."""
     published = re.search(r"Published: (.*?)\.(?= [A-Z]|$)", head)
-    said = re.findall(r"((?:Values|Left out|Deviation): .*?\.)(?= [A-Z]|$)", head)
+    said = re.findall(r"((?:Values|Deviation): .*?\.)(?= [A-Z]|$)", head)
     count = len(re.findall("unverified", text))
     said += [f"`unverified` stands {count} times in the file."] if count > 1 else []
     said += ["`unverified` stands once in the file."] if count == 1 else []
