@@ -26,10 +26,10 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the packages, and the other files of this folder
 
-from made import commands, keys, papers, recipes  # noqa: E402
+from made import audit, commands, keys, papers, recipes  # noqa: E402
 
-MADE = {"commands": commands, "keys": keys, "papers": papers, "recipes": recipes}
-SHOWN = ("configs/**/*.yaml", "examples/*.py", "launch/cluster/*.*", "*.md", "LICENSE")
+MADE = {"audit": audit, "commands": commands, "keys": keys, "papers": papers, "recipes": recipes}
+SHOWN = ("configs/**/*.yaml", "examples/*.py", "launch/authors.yaml", "launch/cluster/*.*", "*.md", "LICENSE")
 """The files outside docs/ that get a page."""
 LANGUAGES = {".yaml": "yaml", ".py": "python", ".sh": "sh", ".sbatch": "sh"}
 COMMENT = re.compile(r"<!-- made: (\w+) -->")

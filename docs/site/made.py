@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from launch.audit import as_markdown
 from launch.commands.recipes import markdown
 from launch.main import COMMANDS, app
 from trainers.recipe.keys import Key, markdown_of_keys, recipe_keys
@@ -44,11 +45,16 @@ def papers() -> str:
 def status(head: str, text: str) -> tuple[str, str]:
     """Return the published result of a recipe, and where its values are from, as its head says them."""
     published = re.search(r"Published: (.*?)\.(?= [A-Z]|$)", head)
-    said = re.findall(r"((?:Values|Left out|Deviation): .*?\.)(?= [A-Z]|$)", head)
+    said = re.findall(r"((?:Values|Deviation): .*?\.)(?= [A-Z]|$)", head)
     count = len(re.findall("unverified", text))
     said += [f"`unverified` stands {count} times in the file."] if count > 1 else []
     said += ["`unverified` stands once in the file."] if count == 1 else []
     return published[1] if published else "", " ".join(said)
+
+
+def audit() -> str:
+    """Return the papers' recipes beside the settings that the authors published."""
+    return as_markdown()
 
 
 def keys() -> str:

@@ -21,6 +21,9 @@ def recipes(
     table: Annotated[
         bool, typer.Option("--table", help="Print the papers' recipes as the table of docs/recipes.md.")
     ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Print the papers' recipes, or one, beside the settings of the authors.")
+    ] = False,
 ) -> None:
     """List the shipped recipes, or print one."""
     from trainers.io.console import plain
@@ -30,6 +33,12 @@ def recipes(
     console = plain()
     if table:
         console.print(markdown())
+        return
+    if audit:
+        from launch.audit import as_lines, audited
+
+        for one in audited() if name is None else [name]:
+            console.print(*as_lines(one), "", sep="\n")
         return
     if name is not None:
         console.print(read_text(find_recipe(name)), end="")
