@@ -12,7 +12,6 @@ from trainers.data.dataset import Dataset, values_hash
 from trainers.data.source import Data
 
 FINEST = 10**6  # the largest denominator of a share, so that numbers of samples up to 10^12 can be multiplied by it
-SMALLEST = 1 / FINEST
 OTHER_SEED = 2**31  # added to the seed of the second data set; seeds of runs are below
 
 
@@ -34,8 +33,8 @@ class Mixture(Data):
     share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.share is not None and not SMALLEST <= self.share <= 1 - SMALLEST:
-            raise UserError(f"share: must be from {SMALLEST:f} to {1 - SMALLEST:f}, got {self.share}")
+        if self.share is not None and not 1 <= self.share * FINEST <= FINEST - 1:
+            raise UserError(f"share: must be from {1 / FINEST:f} to {1 - 1 / FINEST:f}, got {self.share}")
 
     def load(self) -> Dataset:
         first, second = self.first.load(), self.second.load()
