@@ -88,9 +88,9 @@ def prepare(work: Path) -> None:
 
 def all_readers() -> dict[str, Reader]:
     """Return the readers by name."""
-    from tests.hostile import pickles, pictures, prompts, recipes, references, trees, weights
+    from tests.hostile import pickles, pictures, prompts, recipes, references, tars, trees, weights
 
-    modules = (recipes, trees, pickles, pictures, references, weights, prompts)
+    modules = (recipes, trees, pickles, pictures, tars, references, weights, prompts)
     return {name: reader for module in modules for name, reader in module.READERS.items()}
 
 

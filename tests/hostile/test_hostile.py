@@ -82,6 +82,6 @@ def test_every_reader_keeps_the_promises(tmp_path: Path) -> None:
         for line in (tmp_path / "page.md").read_text().splitlines()
         if re.match(r"\| [\w ]+ \| 2 ", line)
     ]
-    assert len(rows) == 14
+    assert len(rows) == 15
     for row in rows:
         assert int(row[2]) + int(row[3]) == 2 and row[4:12] == ["0"] * 8

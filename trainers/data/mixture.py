@@ -33,8 +33,8 @@ class Mixture(Data):
     share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.share is not None and not 0 < self.share < 1:
-            raise UserError(f"share: must be above 0 and below 1, got {self.share}")
+        if self.share is not None and not 1 <= self.share * FINEST <= FINEST - 1:
+            raise UserError(f"share: must be from {1 / FINEST:f} to {1 - 1 / FINEST:f}, got {self.share}")
 
     def load(self) -> Dataset:
         first, second = self.first.load(), self.second.load()
@@ -47,7 +47,9 @@ class Mixture(Data):
         ):
             if one != other:
                 raise UserError(f"data: a mixture is of one kind: {first.name} has {what} {one}, {second.name} {other}")
-        share = Fraction(first.count, first.count + second.count) if self.share is None else Fraction(self.share)
+        share = Fraction(first.count, first.count + second.count)
+        if self.share is not None:
+            share = Fraction(self.share).limit_denominator(FINEST)
         labels = prompts = None
         if first.labels is not None and second.labels is not None:
             labels = torch.cat([first.labels, second.labels])
@@ -69,7 +71,7 @@ class Mixture(Data):
             on_demand=first.on_demand or second.on_demand,
             first=first,
             second=second,
-            share=share.limit_denominator(FINEST),
+            share=share,
         )
 
 

@@ -81,7 +81,7 @@ def find_tars(place: Path) -> list[Path]:
     """
     if place.is_dir():
         return sorted(file for file in place.glob("*.tar") if file.is_file() and not is_hidden(file.name))
-    if ".tar." in place.name or place.suffix == ".tgz":
+    if place.name.endswith((".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tgz")):
         raise UserError(f"data.path: '{place}' is compressed, so that no picture is read alone; make a .tar of it")
     if place.suffix.lower() != ".tar":
         return []

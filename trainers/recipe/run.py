@@ -270,7 +270,7 @@ class Experiment:
     def __post_init__(self) -> None:
         positive(self, "images", "batch_size", "micro_batches", "max_skipped", "log_every", "samples_every")
         positive(self, "checkpoint_every", "keep", "max_grad_norm")
-        not_negative(self, "workers")
+        require(self, "workers", rule="from 0 to 64", holds=lambda workers: 0 <= workers <= 64)
         if self.batch_size % self.micro_batches:
             raise UserError(f"micro_batches: {self.micro_batches} must divide batch_size {self.batch_size}")
         require(self, "seed", rule="at least 0 and below 2^31", holds=lambda seed: 0 <= seed < 2**31)

@@ -135,7 +135,7 @@ def test_a_mixture_in_a_recipe_trains_and_resumes(tmp_path: Path) -> None:
     whole = fit_run({**settings, "images": 48}, tmp_path / "whole")
     weights = session.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in whole.model.state_dict().items())
-    with pytest.raises(UserError, match="share: must be above 0 and below 1, got 1"):
+    with pytest.raises(UserError, match=r"share: must be from 0\.000001 to 0\.999999, got 1"):
         experiment({**settings, "data": {**data, "share": 1}})
 
 
