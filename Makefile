@@ -5,10 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-only test-fast lint house test-slow test-compiler test-recipes test-support support test-faults test-hostile \
+.PHONY: help demo quickstart test test-only test-fast lint house test-slow test-compiler test-recipes test-support support test-faults test-hostile \
         bench-step bench-around bench-data bench-memory bench-roofline bench-save bench-objectives gpu-check plan-flux docs clean
 
 help:
+	@echo "make demo         install, and look at a shipped teacher and its one-step student: a minute after installation"
 	@echo "make quickstart   install, then train, distill and sample a small model"
 	@echo "make test         lint and tests, about 12 minutes on two cores"
 	@echo "make test-fast    the tests to run first, under two minutes"
@@ -31,6 +32,9 @@ help:
 	@echo "make plan-flux    memory and communication of a 12B teacher on 8, 64 and 1024 GPUs"
 	@echo "make docs         build the site of docs/ into site/, strictly"
 	@echo "make clean        remove .venv, builds and caches; runs/ stays"
+
+demo: .venv/.installed
+	$(BIN)/distill demo
 
 quickstart: .venv/.installed
 	$(BIN)/distill quickstart
