@@ -218,7 +218,6 @@ def conv_critic(denoiser: Denoiser, tap: str | Sequence[str]) -> Critic:
     """
     names = (tap,) if isinstance(tap, str) else tap
     taps = [middle_tap(denoiser) if name == "middle" else name for name in names]
-    denoiser.check_taps(taps)
     heads = [ConvHead(*feature_shape(denoiser, tap)) for tap in taps]
     return Critic(denoiser, taps, heads[0] if len(heads) == 1 else Heads(heads))
 
