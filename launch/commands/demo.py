@@ -9,7 +9,8 @@ import typer
 from distill.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "demo"
-"""The folders `teacher` and `run` of the demo: what `configs/demo_teacher.yaml` and `configs/demo_sid.yaml` trained."""
+"""The teacher and the run of the demo, which `configs/demo_teacher.yaml` and `configs/demo_sid.yaml` trained."""
+TEACHER, RUN = "demo_teacher", "demo_sid"
 SECONDS = 1.0  # of each measurement of speed, at least
 
 
@@ -29,13 +30,13 @@ def demo(
 
     console, started = plain(), time.perf_counter()
     copy_shipped(folder)
-    trained = trainers.load(folder / "run", "best")
+    trained = trainers.load(folder / RUN, "best")
     console.print(f"an EDM teacher of Fashion-MNIST, and its one-step student after {trained.images:,} images of SiD")
     side_by_side(trained, folder / "side_by_side.png")
     for line in speed_lines(*bench_run(trained, 64, SECONDS), 64, str(trained.device)):
         console.print(line)
     difference = trained.export(folder / "export")
-    page = write_report(folder / "run")
+    page = write_report(folder / RUN)
     console.print(
         f"teacher and student side by side   {folder / 'side_by_side.png'}\n"
         f"report of the run, for a browser   {page}\n"
@@ -51,5 +52,5 @@ def copy_shipped(folder: Path) -> None:
     from trainers.recipe.strict_yaml import load_yaml, to_yaml
 
     shutil.copytree(SHIPPED, folder)
-    recipe = folder / "run" / "run.yaml"
-    recipe.write_text(to_yaml(load_yaml(recipe) | {"teacher": str(folder / "teacher")}))
+    recipe = folder / RUN / "run.yaml"
+    recipe.write_text(to_yaml(load_yaml(recipe) | {"teacher": str(folder / TEACHER)}))

@@ -13,7 +13,7 @@ from PIL import Image
 import trainers
 from distill.errors import UserError
 from launch.commands import demo as command
-from launch.commands.demo import SHIPPED, copy_shipped, demo
+from launch.commands.demo import RUN, SHIPPED, TEACHER, copy_shipped, demo
 from tests.launch.conftest import Command
 from tests.tiny import ROOT
 from trainers.recipe.load import load_run
@@ -29,10 +29,8 @@ def test_it_is_small_and_in_the_package() -> None:
     assert {file for glob in data for file in (ROOT / "launch").glob(glob)} >= set(files)
 
 
-@pytest.mark.parametrize(("name", "folder"), [("demo_sid", "run")])
-def test_the_shipped_run_is_of_the_shipped_recipe(name: str, folder: str) -> None:
-    recipe = load_yaml(ROOT / "configs" / f"{name}.yaml")
-    run = load_yaml(SHIPPED / folder / "run.yaml")
+def test_the_shipped_run_is_of_the_shipped_recipe() -> None:
+    recipe, run = load_yaml(ROOT / "configs" / f"{RUN}.yaml"), load_yaml(SHIPPED / RUN / "run.yaml")
     assert {key: run[key] for key in ("name", "images", "batch_size", "precision", "teacher")} == {
         key: recipe[key] for key in ("name", "images", "batch_size", "precision", "teacher")
     }
@@ -40,18 +38,15 @@ def test_the_shipped_run_is_of_the_shipped_recipe(name: str, folder: str) -> Non
 
 
 def test_student_and_teacher_draw_what_they_are_asked_for(tmp_path: Path) -> None:
-    """Both match their labels, by shapes that tell trousers from shoes and bags: rows of light pixels."""
+    """Sandals have fewer light pixels than trousers, and trousers fewer than coats."""
     copy_shipped(tmp_path / "demo")
-    trained = trainers.load(tmp_path / "demo" / "run", "best")
+    trained = trainers.load(tmp_path / "demo" / RUN, "best")
     labels = torch.arange(10).repeat(4)
-    student, teacher = (
-        trained.sample(40, label=labels.tolist()),
-        trained.sample(40, label=labels.tolist(), teacher=True),
-    )
+    student, teacher = trained.sample(40), trained.sample(40, teacher=True)
     light = [(images > 0).float().mean((1, 2, 3)) for images in (student, teacher)]
     for shares in light:
-        trousers, coats, bags = (float(shares[labels == label].mean()) for label in (1, 4, 8))
-        assert trousers < coats and 0.1 < trousers < 0.5 and bags > 0.25
+        sandals, trousers, coats = (float(shares[labels == label].mean()) for label in (5, 1, 4))
+        assert 0.05 < sandals < trousers < coats < 0.6
     assert float((light[0] - light[1]).abs().mean()) < 0.1
 
 
@@ -61,13 +56,13 @@ def test_the_demo_leaves_pictures_a_pipeline_and_a_report(
     monkeypatch.setattr(command, "SECONDS", 0.0)
     folder = tmp_path / "demo"
     done = distill("demo", folder)
-    assert done.exit_code == 0, done.output
-    assert "images of SiD" in done.output and "ratio" in done.output and "seconds" in done.output
+    assert done.code == 0, done.err
+    assert "images of SiD" in done.out and "ratio" in done.out and "seconds" in done.out
     picture = np.asarray(Image.open(folder / "side_by_side.png"))
     assert picture.std() > 40
-    report = (folder / "run" / "report.html").read_text()
-    assert "demo_sid" in report and report.count("data:image/png;base64,") >= 10
+    report = (folder / RUN / "report.html").read_text()
+    assert "demo_sid" in report and report.count("data:image/") >= 10
     assert (folder / "export" / "model_index.json").is_file()
-    assert load_run(folder / "run").teacher == str(folder / "teacher")  # type: ignore[union-attr]
-    with pytest.raises(UserError, match=rf"^demo: '{folder}' exists already; name another folder, or remove it$"):
+    assert load_run(folder / RUN).teacher == str(folder / TEACHER)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"exists already; name another folder, or remove it$"):
         demo(folder)

@@ -93,6 +93,8 @@ class RunRecord:
             return False, "It has not trained: there is no checkpoint, and no line of a log."
         if total is not None and self.checkpoints[-1:] and self.checkpoints[-1] >= total:
             return not skipped, f"It is finished, after {done} images.{more}"
+        if total is not None and self.images >= total and not self.checkpoints:  # every run begins with one
+            return not skipped, f"It is finished, after {done} images. Its checkpoints were removed.{more}"
         of = f"{done} of {total:,} images" if total else f"{done} images"
         if self.ended is not None:
             return not skipped, f"It ended after {of}: {self.ended}.{more}"

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ SHORT = ("at work", "stopped", "killed", "slow lines", "ended early")
     ("name", "well", "outcome"),
     [
         ("finished", True, "It is finished, after 4,000 images."),
+        ("removed", True, "It is finished, after 4,000 images. Its checkpoints were removed."),
         ("at work", True, "It trains, and has 2,000 of 4,000 images."),
         ("stopped", True, "It was told to stop, and waits after 2,000 of 4,000 images: `distill resume` goes on."),
         (
@@ -136,6 +138,8 @@ def test_how_a_run_ended(name: str, well: bool, outcome: str, tmp_path: Path) ->
         (folder / "checkpoints" / f"{2000:012d}" / "state.json").write_text(json.dumps(state))
     elif name == "stopped":
         (folder / "stopped.json").write_text("{}")
+    elif name == "removed":
+        shutil.rmtree(folder / "checkpoints")
     elif name == "killed":
         (folder / "checkpoints" / f"{2000:012d}").rmdir()
     elif name == "not finite":
