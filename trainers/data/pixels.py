@@ -190,22 +190,45 @@ def to_8_bits(picture: Any) -> Any:
     return picture
 
 
-def to_pixels(picture: Any, mode: str, size: tuple[int, int]) -> Tensor:
+def to_pixels(picture: Any, mode: str, size: tuple[int, int], resize: str = "lanczos") -> Tensor:
     """Return a picture, upright, cropped in the middle and resized, as uint8 [C, H, W].
 
     Args:
         picture: A PIL.Image.Image, decoded.
         mode: RGB or L.
         size: Height and width.
+        resize: The method: `lanczos`, of the middle, or `adm` (`halve`), of the whole before it is cropped.
     """
     from PIL import Image
 
-    picture, (height, width) = to_8_bits(upright(picture)), size
+    picture, (height, width) = to_8_bits(upright(picture)).convert(mode), size
+    if resize == "adm":
+        picture = halve(picture, size)
     scale = min(picture.width / width, picture.height / height)
     crop = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (picture.width - crop[0]) // 2, (picture.height - crop[1]) // 2
-    middle = picture.convert(mode).crop((left, top, left + crop[0], top + crop[1]))
+    middle = picture.crop((left, top, left + crop[0], top + crop[1]))
     if crop != (width, height):
         middle = middle.resize((width, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(middle))
     return pixels[None] if mode == "L" else pixels.permute(2, 0, 1)
+
+
+def halve(picture: Any, size: tuple[int, int]) -> Any:
+    """Return a picture resized as ADM does (arXiv:2105.05233), so that it covers `size` and has one side of it.
+
+    Means of 2 x 2 pixels halve it while both of its sides are at least twice those of `size`. Bicubic interpolation
+    does the rest. EDM2's ImageNet at 512 pixels is made so (`center-crop-dhariwal`).
+
+    Args:
+        picture: A PIL.Image.Image.
+        size: Height and width.
+    """
+    from PIL import Image
+
+    height, width = size
+    while picture.width >= 2 * width and picture.height >= 2 * height:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = max(width / picture.width, height / picture.height)
+    sides = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    return picture.resize(sides, Image.Resampling.BICUBIC)

@@ -49,7 +49,7 @@ class Digits(Data):
 class Images(Data):
     """Any image data set: a hub id, a local folder or archive of pictures, or a table such as parquet files.
 
-    Images are centre-cropped to the aspect of `resolution` and resized to it (Lanczos). A data set of at most 1 GiB at
+    Images are centre-cropped to the aspect of `resolution` and resized to it. A data set of at most 1 GiB at
     this resolution is decoded once and kept in memory. A larger one is decoded on demand. Pictures of 16 bits are
     scaled by 65,535 and floats by 1, and transparent parts are white.
 
@@ -59,6 +59,7 @@ class Images(Data):
             tables.
         resolution: Pixels to a side of a square, or (height, width).
         mode: RGB or L (grey).
+        resize: How pictures are resized: with Lanczos' filter, or as ADM does, and EDM2 at 512 pixels.
         split: The split of the data set.
         config: The configuration of a data set on the hub.
         image_column: The column of the images.
@@ -73,6 +74,7 @@ class Images(Data):
     path: LocalPath
     resolution: int | tuple[int, int] = 32
     mode: Literal["RGB", "L"] = "RGB"
+    resize: Literal["lanczos", "adm"] = "lanczos"
     split: str = "train"
     config: str | None = None
     image_column: str = "image"
@@ -149,7 +151,7 @@ class Images(Data):
 
     def _content(self, found: Pictures, converted: bool) -> str:
         """Return a hash of the files, and of the settings by which they become pixels."""
-        settings = f"square, lanczos, {self.resolution}, {self.mode}"
+        settings = f"square, {self.resize}, {self.resolution}, {self.mode}"
         if converted:  # such pictures had other pixels before this was stated
             settings += f"16 bits scaled, transparent parts {BACKGROUND}"
         return hash_pictures(found, settings, self.verify)
@@ -163,7 +165,7 @@ class Images(Data):
 
     def _pixels(self, picture: Any) -> Tensor:
         """Return an image, cropped and resized, as uint8 [C, H, W]."""
-        return to_pixels(picture, self.mode, self.size)
+        return to_pixels(picture, self.mode, self.size, self.resize)
 
 
 def _decode_once(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:

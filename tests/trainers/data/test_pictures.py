@@ -170,6 +170,19 @@ def jpeg() -> bytes:
     return file.getvalue()
 
 
+def test_adms_resizing_halves_by_means_then_interpolates_and_crops() -> None:
+    """8 x 10 pixels become 4 x 5 means, of which 4 rows are the middle; 9 x 9 stay, for the bicubic filter."""
+    values = np.random.default_rng(0).integers(0, 256, (10, 8), dtype=np.uint8)
+    means = values.reshape(5, 2, 4, 2).astype(np.float64).mean((1, 3))
+    found = pixels.to_pixels(Image.fromarray(values), "L", (4, 4), "adm")
+    assert np.abs(found[0].numpy() - means[:4]).max() < 1  # Pillow rounds after each direction
+    odd = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 9), dtype=np.uint8))
+    expected = np.asarray(odd.resize((5, 5), Image.Resampling.BICUBIC))
+    assert np.array_equal(pixels.to_pixels(odd, "L", (5, 5), "adm")[0], expected)
+    wide = pixels.to_pixels(Image.fromarray(np.zeros((30, 50), np.uint8)), "RGB", (7, 12), "adm")
+    assert wide.shape == (3, 7, 12) and not wide.any()
+
+
 def test_the_hash_of_pictures_is_kept(tmp_path: Path) -> None:
     """A change of bytes that leaves size and time is seen with `verify` alone; a later time is seen always."""
     file = tmp_path / "pictures" / "0.bmp"
