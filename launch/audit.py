@@ -47,7 +47,10 @@ def _teacher_file(run: Run) -> str:
 
 def _teacher_dropout(run: Run) -> float:
     published: dict[str, float] = authors()["teachers"]["dropout"]
-    return published[_teacher_file(run)] if run.fake.dropout == run.generator.dropout == "teacher" else 0.0
+    rate = run.fake.dropout if run.fake.dropout == run.generator.dropout else "off"
+    if isinstance(rate, float):
+        return rate
+    return published[_teacher_file(run)] if rate == "teacher" else 0.0
 
 
 # What is computed from several keys: the keys, and the function of a run.

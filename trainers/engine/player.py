@@ -75,6 +75,9 @@ class Player:
         self.frozen_names = frozen_names(self.bare)
         trained = {name: parameter for name, parameter in self.bare.named_parameters() if name not in self.frozen_names}
         self.parameters = list(trained.values())
+        if isinstance(settings, PlayerSettings) and isinstance(settings.dropout, float):
+            for layer in (module for module in self.bare.modules() if isinstance(module, nn.Dropout)):
+                layer.p = settings.dropout
         # Some networks constrain their weights after each update: EDM2 puts them on the unit sphere. Layers under
         # adapters have no update.
         own = [m.after_step for m in self.bare.modules() if hasattr(m, "after_step") and not adapted(m)]
@@ -113,7 +116,7 @@ class Player:
         if self.sharded:
             reshard(self.bare, in_backward=False)
         settings = self.settings
-        self.bare.train(not isinstance(settings, PlayerSettings) or settings.dropout == "teacher")
+        self.bare.train(not isinstance(settings, PlayerSettings) or settings.dropout != "off")
         try:
             yield
         finally:

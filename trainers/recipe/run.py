@@ -77,8 +77,14 @@ class PlayerSettings(Optimizer):
     lora: Lora | None = None  # the adapters that train in place of the weights; null: the weights train
     # off: it trains in eval mode, as the network that it is used as. There is no dropout, and BatchNorm keeps the
     # teacher's statistics. DMD, DMD2 and RealUID train so. teacher: it trains in train mode, with the dropout of the
-    # teacher's class, as in SiD and SiDA (0.05 to 0.25 in EDM's networks) and in Diff-Instruct.
-    dropout: Literal["off", "teacher"] = "off"
+    # teacher's class, as in SiD and SiDA (0.05 to 0.25 in EDM's networks) and in Diff-Instruct. A number is the
+    # probability of all its dropout layers, as SiD's 0.05 on AFHQ.
+    dropout: Literal["off", "teacher"] | float = "off"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.dropout, float):
+            require(self, "dropout", rule="above 0 and below 1, off or teacher", holds=lambda rate: 0 < rate < 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from distill import lora
 from distill.denoiser import Denoiser
@@ -280,6 +281,9 @@ def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapp
         raise UserError(
             "sharding.reshard_after_forward: must be false for r1 without noise, which differentiates the fake twice"
         )
+    for name, player in (("generator", run.generator), ("fake", run.fake)):
+        if isinstance(player.dropout, float) and not any(isinstance(m, nn.Dropout) for m in teacher.network.modules()):
+            raise UserError(f"{name}.dropout: {teacher.network.display_name} has no dropout layer; set it to off")
     for settings in (run.generator, run.fake):
         if settings.lora is not None:
             lora.targets(teacher.network, settings.lora)

@@ -136,7 +136,7 @@ def train_mode_ratio(squares: Tensor) -> float:
 def _told(run: Run, difference: float) -> str:
     """Return the line about a teacher that computes otherwise in train mode, by a ratio of `difference`."""
     names = ["generator", "fake"] if run.objective.trains_fake else ["generator"]
-    off, on = ([name for name in names if getattr(run, name).dropout == way] for way in ("off", "teacher"))
+    off, on = ([name for name in names if (getattr(run, name).dropout == "off") == way] for way in (True, False))
     verb = "train" if len(names) > 1 else "trains"
     if off and on:
         decided = f"{off[0]} trains without it, {on[0]} with it"

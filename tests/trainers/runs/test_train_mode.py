@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from distill import EDM, Denoiser
+from distill.errors import UserError
 from distill.objectives import Denoisers
 from distill.teachers import OwnNet, save_denoiser
 from tests.tiny import ADAPTERS, DROPOUT, build_session, distillation, launch, recipe
@@ -178,3 +179,31 @@ def test_adapters_and_sharded_teachers_are_probed_too(teachers: Path, tmp_path: 
     job = launch(arguments, tmp_path / "out.txt", world=2)
     assert job.finish() == 0, job.text
     assert job.text.count("teacher: its class computes otherwise in train mode (difference") == 1
+
+
+def test_a_number_is_the_probability_of_all_dropout_layers(teachers: Path) -> None:
+    """Of the player alone: the teacher and the other player keep theirs."""
+    settings = recipe(
+        teachers / "dropout", generator={"lr": 1e-3, "dropout": 0.05}, fake={"lr": 1e-3, "dropout": "teacher"}
+    )
+    session = build_session(settings)
+    rates = {
+        name: {module.p for module in network.modules() if isinstance(module, nn.Dropout)}
+        for name, network in {
+            "generator": session.state.players["generator"].bare,
+            "fake": session.state.players["fake"].bare,
+            "teacher": cast(nn.Module, session.teacher),
+        }.items()
+    }
+    assert rates["generator"] == {0.05} and rates["fake"] == rates["teacher"] != {0.05}
+    with session.state.players["generator"].training():
+        assert session.state.players["generator"].bare.training
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(0.0, "dropout: must be above 0 and below 1, off or teacher, got 0.0$"), (1.5, "dropout: must be above 0 and b")],
+)
+def test_a_number_outside_its_range_is_refused(rate: float, words: str, teachers: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        build_session(recipe(teachers / "edm", generator={"lr": 1e-3, "dropout": rate}))
