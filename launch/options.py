@@ -13,7 +13,7 @@ from distill.errors import UserError
 
 if TYPE_CHECKING:
     from trainers.recipe.run import Experiment, Run
-from trainers.recipe.teacher_run import TeacherRun
+    from trainers.recipe.teacher_run import TeacherRun
 
 
 def complete_recipe(beginning: str) -> list[str]:
@@ -109,7 +109,7 @@ def resolve_teacher_recipe(recipe: str, overrides: list[str] | None = None) -> T
     run = resolve(_named(recipe), overrides or [])
     if not isinstance(run, TeacherRun):
         raise UserError(f"{recipe}: this recipe is for `distill train`")
-    return cast("TeacherRun", inception_weights(run))
+    return cast("TeacherRun", inception_weights(dataclasses.replace(run, cache=cache_folder(run.cache))))
 
 
 def inception_weights(run: Experiment) -> Any:

@@ -18,7 +18,7 @@ import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, cast
 
 from distill.denoiser import Denoiser
 from distill.encoders.autoencoder import DiffusersAutoencoder
@@ -30,6 +30,7 @@ from distill.pipeline_folder import INDEX, part_folder
 from distill.saved_files import copy_file
 from distill.teachers.description import DESCRIPTION, NetworkRecord, read_description
 from distill.teachers.edm import PUBLISHED
+from distill.teachers.families import Family
 from distill.teachers.own import OwnNet, try_out
 from distill.teachers.pipeline import (
     copy_autoencoder,
@@ -105,7 +106,7 @@ def save_fine_tuned(denoiser: Denoiser, source: str | FilePath, folder: str | Fi
         place = part_folder(folder, family_of(source).part)
         for old in place.glob("diffusion_pytorch_model*"):  # also those of a variant, such as fp16
             old.unlink()
-        denoiser.network.save(folder)
+        cast(Family, denoiser.network).save_part(place)
         return
     save_denoiser(denoiser, folder)
     if (source / "vae").is_dir():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from trainers.recipe.run import Run
-from trainers.recipe.teacher_run import TeacherRun
+    from trainers.recipe.teacher_run import TeacherRun
 
 
 def teacher(

@@ -81,7 +81,7 @@ def test_mistakes(distill: Command, teachers: Path, tmp_path: Path) -> None:
         (
             teachers / "edm",
             "digit",
-            "--data: must be one of digits, images, prompts, data_free, object or your own 'module:Class', ",
+            "--data: must be one of digits, images, prompts, mixture, data_free, object or your own 'module:Class', ",
         ),
         (teachers / "edm", other, "data: data_free has shape (1, 8, 9), the teacher "),
     ):

@@ -189,7 +189,7 @@ def test_the_recipes_of_a_page_are_accepted(page: Path) -> None:
 def completed(settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` with the least that a recipe needs beside them."""
     common: dict[str, Any] = {"name": "page", "images": 1, "batch_size": 1}
-    if "network" not in settings:
+    if settings.get("trains") != "teacher" and "network" not in settings:
         common |= {"teacher": "t", "objective": "dmd" if "pairs" in settings else "sid"}
     if isinstance(settings.get("objective"), dict) and ":" in settings["objective"]["name"]:
         settings = {**settings, "objective": "sid"}  # the user's own file

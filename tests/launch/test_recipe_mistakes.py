@@ -31,7 +31,7 @@ KEYS: list[tuple[list[str], str]] = [
     ),
     (
         ["data=digit"],
-        "key 'data' must be one of digits, images, prompts, data_free, object or your own 'module:Class'",
+        "key 'data' must be one of digits, images, prompts, mixture, data_free, object or your own 'module:Class'",
     ),
     (["teacher=null"], "key 'teacher' must be a string, got None"),
 ]

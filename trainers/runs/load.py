@@ -215,7 +215,8 @@ def _teacher_model(
     sizes = _shape_and_classes(folder, run)
     with torch.device("meta"):  # the recipe may be a stranger's, and ask for more memory than its weights take
         outline = fresh_denoiser(run, *sizes)
-    return fresh_denoiser(run, *sizes), _take_average(checkpoint.check_average, outline, folder, which, *found)
+    found = _take_average(checkpoint.check_average, outline, folder, which, *found)
+    return fresh_denoiser(run, *sizes), found
 
 
 def name_classes(model: Generator | Denoiser, names: Sequence[str] | None, unseen: Sequence[int] = ()) -> None:

@@ -26,8 +26,6 @@ class DDPM(UNet, Family):
         if config["class_embed_type"] is not None:
             raise UserError(f"unet: class_embed_type must be null, got {config['class_embed_type']!r}")
 
-    save = Family.save  # to its place in a pipeline, which the earliest keep in one folder
-
     @property
     def model(self) -> Any:
         """The network, under the name that the other families have for it."""

@@ -10,7 +10,7 @@ from distill.conditions import Condition
 from distill.encoders.autoencoder import DiffusersAutoencoder
 from distill.errors import UserError, options
 from distill.networks.network import Network
-from distill.pipeline_folder import part_folder, pixels_per_latent
+from distill.pipeline_folder import pixels_per_latent
 from distill.quiet import quiet_libraries
 from distill.saved_files import set_permissions
 
@@ -53,9 +53,8 @@ class Family(Network):
         """
         raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
-        """Write config and weights of the network to its part of the pipeline in `folder`."""
-        place = part_folder(folder, self.part)
+    def save_part(self, place: Path) -> None:
+        """Write config and weights of the network to `place`, its folder in a pipeline."""
         with quiet_libraries():
             self.model.save_pretrained(place)
         set_permissions(place)

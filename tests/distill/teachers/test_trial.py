@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill import Condition, UserError
 from distill.networks.network import Network
-from distill.teachers import fresh_unet, load_denoiser
+from distill.teachers import UNet, fresh_network, load_denoiser
 from distill.teachers.trial import try_shapes
 from distill.tiny.parts import text_unet
 from tests.pipelines import PIPELINES
@@ -94,6 +94,12 @@ def test_outputs(output: Any, message: str) -> None:
     assert str(error.value).startswith(message)
 
 
+def _conv_out(settings: dict[str, Any]) -> torch.Tensor:
+    network = fresh_network(settings, (3, 32, 32), 2, False)
+    assert isinstance(network, UNet)
+    return network.unet.conv_out.weight
+
+
 def test_sides_that_a_fresh_network_cannot_halve() -> None:
     settings = {
         "block_out_channels": [8, 8, 8, 8],
@@ -107,8 +113,8 @@ def test_sides_that_a_fresh_network_cannot_halve() -> None:
             torch.device(device),
             pytest.raises(UserError, match=r"^network: UNet fails when .* x of \[2, 3, 28, 28\]"),
         ):
-            fresh_unet(settings, (3, 28, 28), 2, False)
+            fresh_network(settings, (3, 28, 28), 2, False)
     torch.manual_seed(0)
-    first = fresh_unet(settings, (3, 32, 32), 2, False).unet.conv_out.weight
+    first = _conv_out(settings)
     torch.manual_seed(0)
-    assert torch.equal(fresh_unet(settings, (3, 32, 32), 2, False).unet.conv_out.weight, first)
+    assert torch.equal(_conv_out(settings), first)

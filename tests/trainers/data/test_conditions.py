@@ -269,7 +269,8 @@ def test_pairs_carry_their_embeddings(tmp_path: Path) -> None:
         cache=str(tmp_path / "cache"),
     )
     assert list(making) == [16]
-    session = build_session(settings(tmp_path, objective="dmd", pairs={"folder": str(tmp_path / "pairs")}))
+    guided = {"name": "guided", "objective": "dmd", "teacher_cfg": 2.0}
+    session = build_session(settings(tmp_path, objective=guided, pairs={"folder": str(tmp_path / "pairs")}))
     batch: Any = session.batches.micro("generator", 0, 0)
     known = torch.stack([embedding(prompt) for prompt in PROMPTS])
     assert batch.pairs.cond.keys() == {"prompt", "mask"}

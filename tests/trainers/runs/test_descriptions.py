@@ -20,6 +20,7 @@ from trainers.checkpoints.formats import Posthoc, read_best
 from trainers.checkpoints.posthoc_ema import rewind_snapshots, snapshots
 from trainers.hooks.evaluate import best_value
 from trainers.recipe.measures import Evaluation
+from trainers.recipe.run import Embeddings
 from trainers.runs import compare as comparison
 from trainers.runs.export import metrics_of
 from trainers.runs.trained_model import TrainedModel
@@ -126,7 +127,7 @@ def test_half_an_evaluation_replaces_none(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(comparison, "fit_protocol", lambda *_: SimpleNamespace(name="a", halves=1.0, real=object()))
     monkeypatch.setattr(comparison, "_teacher_numbers", lambda *_: {"frechet": 2.0})
     trained = MagicMock(folder=tmp_path, images=40, average="ema", device=torch.device("cpu"))
-    trained.run.sampler.calls, trained.run.precision = 35, "float32"
+    trained.run.sampler.calls, trained.run.precision, trained.run.embeddings = 35, "float32", Embeddings()
     report = comparison.compare(trained, Evaluation(samples=8))
     assert read_record(tmp_path / "evaluation.json", comparison.Comparison) == report
     monkeypatch.setattr(Path, "write_text", killed)
