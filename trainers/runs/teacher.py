@@ -44,6 +44,7 @@ def build_teacher(opened: Opened, accelerator: Accelerator) -> Session:
         # The hash takes a read of all weights: the main process computes it for all.
         identity = on_main_process(accelerator, partial(teacher_hash, run.start))
         dataset = encode_data(opened, accelerator.device, quiet=not accelerator.is_main_process)
+        torch.manual_seed(run.seed)  # again: an encoder that was loaded, where the cache was empty, has drawn numbers
         if run.lora is not None:
             lora.attach(denoiser.network, run.lora)
     if run.gradient_checkpointing:
