@@ -83,6 +83,8 @@ def test_the_site_has_what_is_made_of_the_code(site: Path) -> None:
     assert 'id="distill-train"' in (site / "reference/commands.html").read_text("utf-8")
     assert 'id="trainers.train"' in (site / "reference/api.html").read_text("utf-8")
     assert "repository/configs/edm/cifar10_sid.yaml.html" in (site / "papers.html").read_text("utf-8")
+    assert 'href="demo_report.html"' in (site / "reports.html").read_text("utf-8")
+    assert "<h1>demo_sid</h1>" in (site / "demo_report.html").read_text("utf-8")
     notebook = (site / "tutorials/digits.html").read_text("utf-8")
     assert all((site / "tutorials" / name).is_file() for name in re.findall(r'src="(digits_\d+\.png)"', notebook))
     places = {

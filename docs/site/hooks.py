@@ -1,9 +1,10 @@
 """Pages of the site that are made of the code, and links out of docs/, as hooks of MkDocs (mkdocs.yml).
 
-Three things happen before a page is rendered:
+Four things happen before a page is rendered:
 
 - Files outside docs/ become pages: recipes, programs and the documents of the repository under `repository/`, and the
   notebooks, with the outputs that they hold, under `tutorials/`. Nothing is executed.
+- The report of the demo's run is written beside the pages, as `distill report` writes it.
 - A comment `<!-- made: NAME -->` in a page is replaced by what the function `NAME` in `MADE` returns.
 - A link to a file outside docs/ leads to the page of that file. On a code host it leads to the file.
 """
@@ -26,9 +27,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the packages, and the other files of this folder
 
-from made import audit, commands, keys, papers, recipes  # noqa: E402
+from made import REPORT, audit, commands, keys, papers, recipes, report, report_of_the_demo  # noqa: E402
 
-MADE = {"audit": audit, "commands": commands, "keys": keys, "papers": papers, "recipes": recipes}
+MADE = {"audit": audit, "commands": commands, "keys": keys, "papers": papers, "recipes": recipes, "report": report}
 SHOWN = ("configs/**/*.yaml", "examples/*.py", "launch/authors.yaml", "launch/cluster/*.*", "*.md", "LICENSE")
 """The files outside docs/ that get a page."""
 LANGUAGES = {".yaml": "yaml", ".py": "python", ".sh": "sh", ".sbatch": "sh"}
@@ -40,6 +41,7 @@ FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of files outside docs/."""
+    files.append(File.generated(config, REPORT, content=report_of_the_demo()))
     for notebook in sorted((ROOT / "examples").glob("*.ipynb")):
         for name, content in pages_of(notebook):
             files.append(File.generated(config, name, content=content))

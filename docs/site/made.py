@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from launch.audit import as_markdown
+from launch.commands.demo import RUN, SHIPPED
 from launch.commands.recipes import markdown
 from launch.main import COMMANDS, app
 from trainers.recipe.keys import Key, markdown_of_keys, recipe_keys
 from trainers.recipe.shipped import RECIPES, shipped_recipes
+from trainers.reports import write_report
+
+REPORT = "demo_report.html"
+"""The place in the site of the report of the demo's run."""
 
 
 def recipes() -> str:
@@ -55,6 +62,17 @@ def status(head: str, text: str) -> tuple[str, str]:
 def audit() -> str:
     """Return the papers' recipes beside the settings that the authors published."""
     return as_markdown()
+
+
+def report() -> str:
+    """Return the sentence that leads to the report of the demo's run, which only the site has."""
+    return f"[The report of the demo's run]({REPORT}) is a part of this site."
+
+
+def report_of_the_demo() -> str:
+    """Return the report of the demo's run, as `distill report` writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write_report(SHIPPED / RUN, Path(folder, REPORT)).read_text("utf-8")
 
 
 def keys() -> str:

@@ -82,22 +82,18 @@ def markdown() -> str:
         if "tiny" in recipe:
             ((title, arxiv),) = re.findall(r"# (.*) in one step .*?(arXiv:[\d.]+)", text)
             place = file.relative_to(RECIPES)
-            cells = [f"[`{name}`](../configs/{place})", f"{title}, {arxiv}", _objective(recipe["objective"])]
+            cells = [f"[`{name}`](../configs/{place})", f"{title}, {arxiv}", _trained(recipe)]
             rows.append(f"| {' | '.join([*cells, *_teacher(text), _data(recipe)])} |")
     return "\n".join(rows)
 
 
-def _objective(settings: dict[str, Any]) -> str:
-    """Return the name of an objective, with the one that it wraps in parentheses: guided(sid)."""
-    inner = settings.get("objective")
-    return settings["name"] if inner is None else f"{settings['name']}({_objective(inner)})"
-
-
 def _trained(recipe: dict[str, Any]) -> str:
     """Return the objective of a recipe, or the kind of network that it trains without one."""
+    from trainers.recipe.public import nested_name
+
     if "objective" in recipe:
         given = recipe["objective"]
-        return _objective(given if isinstance(given, dict) else {"name": given})
+        return nested_name(given) or str(given)
     return "(a classifier)" if recipe.get("trains") == "classifier" else f"(a teacher, path {recipe['path']})"
 
 

@@ -25,6 +25,14 @@ def public_recipe(run: Any) -> dict[str, Any]:
     return plain
 
 
+def nested_name(settings: Any) -> str | None:
+    """Return the name in a group of keys, with the one that it wraps in parentheses: guided(sid)."""
+    if not isinstance(settings, dict) or "name" not in settings:
+        return None
+    inner = nested_name(settings.get("objective"))
+    return f"{settings['name']}({inner})" if inner else str(settings["name"])
+
+
 def public_changes(changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the changes that resumes have made as they may be published. A change of a path alone is left out.
 

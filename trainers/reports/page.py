@@ -15,6 +15,7 @@ from trainers.hooks.log import duration
 from trainers.hooks.trackers import flat_keys
 from trainers.io import jsonl
 from trainers.io.atomic import atomic_file
+from trainers.recipe.public import nested_name
 from trainers.recipe.strict_yaml import to_yaml
 from trainers.reports.charts import Chart, charts_of, level_charts, shown_name
 from trainers.reports.curves import LogContent
@@ -114,9 +115,9 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     best = record.best()
     found = {
         "recipe": recipe.get("name"),
-        "objective": _nested_name(recipe.get("objective")),
+        "objective": nested_name(recipe.get("objective")),
         "teacher": recipe.get("teacher"),
-        "data": _nested_name(recipe.get("data")),
+        "data": nested_name(recipe.get("data")),
         "images": f"{record.images:,}" + (f" of {record.total:,}" if record.total else ""),
         "batch": recipe.get("batch_size"),
         "precision": recipe.get("precision"),
@@ -132,22 +133,10 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     return lines
 
 
-def _nested_name(settings: Any) -> str | None:
-    """Return the name in a group of keys, with the one that it wraps in parentheses: guided(sid)."""
-    if not isinstance(settings, dict) or "name" not in settings:
-        return None
-    inner = _nested_name(settings.get("objective"))
-    return f"{settings['name']}({inner})" if inner else str(settings["name"])
-
-
 def _numbers_table(record: RunRecord) -> tuple[list[str], list[list[str]]] | None:
     """Return the columns and rows of the final numbers, if something was measured."""
     protocol, models = final_numbers(record)
-    if not models:
-        return None
-    names = list(dict.fromkeys(name for numbers in models.values() for name in numbers))
-    rows = [[model, *(_cell(numbers.get(name)) for name in names)] for model, numbers in models.items()]
-    return [protocol, *(shown_name(name) for name in names)], rows
+    return _table(protocol, models) if models else None
 
 
 def _final_tables(records: Mapping[str, RunRecord]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -158,12 +147,14 @@ def _final_tables(records: Mapping[str, RunRecord]) -> list[tuple[str, list[str]
         for model, numbers in models.items():
             row = name if model == "student" else f"{name}, {model}"
             groups.setdefault(protocol, {})[row] = numbers
-    tables = []
-    for protocol, rows in groups.items():
-        names = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
-        cells = [[row, *(_cell(numbers.get(name)) for name in names)] for row, numbers in rows.items()]
-        tables.append((protocol, ["run", *(shown_name(name) for name in names)], cells))
-    return tables
+    return [(protocol, *_table("run", rows)) for protocol, rows in groups.items()]
+
+
+def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of numbers. The first column holds the names of the rows, under a title."""
+    names = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
+    cells = [[row, *(_cell(numbers.get(name)) for name in names)] for row, numbers in rows.items()]
+    return [title, *(shown_name(name) for name in names)], cells
 
 
 def _quality_of_several(records: Mapping[str, RunRecord]) -> list[Chart]:
