@@ -43,6 +43,10 @@ EVALUATIONS = 16  # of a run while it trains
 CLASSES = 10
 TURNS = 7  # of rounds, in the measurement of time
 PAIRS = 20_000  # ODE pairs for the recipes that need some
+STANDARD = {"kid": "KID", "precision": "precision", "recall": "recall"}
+"""The titles of the metrics beside the Frechet distance and the agreement."""
+MEASURED = {"metrics": ["frechet", "label_agreement", *STANDARD]}
+"""What is measured of a run at its end, in place of its recipe's metrics."""
 
 
 def main(
@@ -60,7 +64,7 @@ def main(
         if not chosen or "objective" not in load_yaml(file):
             continue
         folder = _trained(name, overrides or [], console)
-        trained, run = trainers.load(folder), cast(Run, resolve(name, overrides or []))
+        trained, run = trainers.load(folder, evaluation=MEASURED), cast(Run, resolve(name, overrides or []))
         rows.append(_row(title, trained, folder, trained.evaluate(), _relative_seconds(run, base)))
         pictures.append((title, trained.sample(2 * CLASSES)))
         console.print(rows[-1])
@@ -118,6 +122,7 @@ def _row(title: str, trained: Trained, folder: Path, report: dict[str, Any], sec
         "images": trained.images,
         "reached": min(reached, default=trained.images),
         "seconds": seconds,
+        "standard": standard_cells(report),
         "protocol": f"{report['protocol']}, {report['samples']:,} samples, real halves {report['halves']:.4f}",
     }
 
@@ -166,7 +171,24 @@ def _page(data: str, command: str, rows: list[dict[str, Any]]) -> str:
         f" {r['images']:,} | {r['reached']:,} | {r['seconds']:.2f} | {r['teacher']:.4f} |\n"
         for r in rows
     ]
-    return head + "".join(lines) + f"\n![samples of every student on the same noise and labels]({data}.png)\n"
+    standard = standard_table({r["objective"]: r["standard"] for r in rows})
+    shown = f"![samples of every student on the same noise and labels]({data}.png)"
+    return f"{head}{''.join(lines)}\n{shown}\n{standard}"
+
+
+def standard_cells(report: dict[str, Any]) -> list[str]:
+    """Return the standard metrics of an evaluation, the student's and the teacher's in turn."""
+    return [f"{report[model][metric]:.4g}" for metric in STANDARD for model in ("student", "teacher")]
+
+
+def standard_table(rows: dict[str, list[str]]) -> str:
+    """Return a section of a page with the standard metrics of its rows, by the name of the row."""
+    titles = ["", *(f"{title}{whose}" for title in STANDARD.values() for whose in ("", ", its teacher"))]
+    lines = [titles, ["---"] * len(titles), *([name, *cells] for name, cells in rows.items())]
+    return (
+        "\n## KID, precision and recall\n\nThey are measured on the same samples, in the same features ([what each"
+        " is](../evaluation.md#metrics)).\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    )
 
 
 def picture(pictures: list[tuple[str, torch.Tensor]], file: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 import typer
 
 import trainers
-from benchmarks.objectives import CLASSES, picture
+from benchmarks.objectives import CLASSES, MEASURED, picture, standard_cells, standard_table
 from distill.user_code import trusting
 from trainers.api import finish
 from trainers.io import jsonl
@@ -50,7 +50,7 @@ def main(
                     probe(start, folder, minutes, run_minutes, console.print)
                 run = resolve(folder / "recipe.yaml", [f"name={title}"])
                 assert isinstance(run, Run)
-                trained = trainers.load(finish(run, Path("runs"), console), trust_code=trust_code)
+                trained = trainers.load(finish(run, Path("runs"), console), trust_code=trust_code, evaluation=MEASURED)
                 rows.append(row(objective, scale, run, trained.evaluate(), trained.folder))
                 console.print(rows[-1])
                 pictures.append((f"{objective}, cfg {scale:g}", trained.sample(2 * CLASSES)))
@@ -79,6 +79,7 @@ def row(objective: str, cfg: float, run: Run, report: dict[str, Any], folder: Pa
         "rate": f"{run.generator.lr:g}",
         "images": f"{report['images']:,}",
         "minutes": f"{seconds / 60:.0f}",
+        "standard": standard_cells(report),
         "protocol": f"{report['protocol']}, {report['samples']:,} samples",
     }
 
@@ -86,8 +87,9 @@ def row(objective: str, cfg: float, run: Run, report: dict[str, Any], folder: Pa
 def page(name: str, rows: list[dict[str, Any]]) -> str:
     """Return the page as Markdown."""
     protocol = rows[0]["protocol"]
-    columns = [column for column in rows[0] if column != "protocol"]
+    columns = [column for column in rows[0] if column not in ("protocol", "standard")]
     table = "".join(f"| {' | '.join(one[column] for column in columns)} |\n" for one in rows)
+    standard = {f"{one['objective']}, cfg {one['cfg']}": one["standard"] for one in rows}
     return (
         f"# {name}: recipes of the probe, unchanged\n\nWritten by `python -m benchmarks.probed` with torch"
         f" {torch.__version__}. Each row is the recipe that `distill probe` wrote for the objective, with seed 0.\n\n"
@@ -95,6 +97,7 @@ def page(name: str, rows: list[dict[str, Any]]) -> str:
         " same guidance.\n\n"
         f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n{table}\n"
         f"![samples of every student on the same noise and labels](probed_{name}.png)\n"
+        f"{standard_table(standard)}"
     )
 
 
