@@ -19,6 +19,7 @@ class Findings:
     Attributes:
         facts: The facts about the network.
         second: The seconds of an evaluation of one sample on this machine.
+        bfloat16_gain: The time of a forward and backward pass in float32 over that in bfloat16, on this machine.
         reference: The samples that the student should come to: data, or samples of the teacher.
         mean: The mean of the reference over all elements.
         std: Its standard deviation over all elements, which is what EDM calls sigma_data.
@@ -36,6 +37,7 @@ class Findings:
 
     facts: Facts
     second: float
+    bfloat16_gain: float | None
     reference: Reference
     mean: float
     std: float

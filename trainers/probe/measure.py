@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from trainers.probe import rules
 from trainers.probe.entry import ENTRIES, PICTURED, Components, students_by_entry
 from trainers.probe.findings import Findings
 from trainers.probe.gradients import gradients_by_level
-from trainers.probe.levels import LEVELS, error_by_level, spread
+from trainers.probe.levels import LEVELS, error_by_level, in_bfloat16, spread
 from trainers.probe.network import facts
+from trainers.probe.precision import bfloat16_gain
 from trainers.probe.rates import FAKE_RATES, GENERATOR_RATES, TRIAL_BATCH, fakes_by_rate, students_by_rate
 from trainers.probe.recipe import values
-from trainers.probe.subject import SAMPLED_IN, Reference, Subject, slices
+from trainers.probe.subject import SAMPLED_IN, Budget, Reference, Subject, slices
 from trainers.recipe.run import Run
 from trainers.recipe.strict_yaml import build
 from trainers.runs.open import open_run
@@ -28,6 +30,8 @@ LEAST, MOST = 8, 512
 """The samples of the reference, at least and at most."""
 EVALUATIONS = (3, 5, 9, 17, 35)
 """The evaluations with which the teacher is sampled."""
+LEAST_STEPS = 30
+"""The steps of a trial, at least."""
 TRAINED = 4
 """The evaluations that a step of the fake costs for each sample: one of the student and three of the fake, with its
 backward pass.
@@ -64,12 +68,12 @@ def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) ->
     """
     start, budget = time.perf_counter(), subject.budget
     say("network")
-    known = facts(subject)
+    known, gain = facts(subject), bfloat16_gain(subject)
     say("reference")
     guided = subject.target is not subject.teacher
     cost = SAMPLED_IN * (1 + guided) if guided or subject.dataset.read is None else 0
-    steps = budget.samples(0.12 / len(FAKE_RATES), TRAINED * TRIAL_BATCH, most=100, least=30)
-    share = 0.2 if steps else 0.6  # where no rate can be tried, the samples have the time
+    trials = budget.samples(0.12 * (gain or 1.0) / len(FAKE_RATES), TRAINED * TRIAL_BATCH, most=100, least=LEAST_STEPS)
+    share = 0.2 if trials else 0.6  # where no rate can be tried, the samples have the time
     count = budget.samples(share, cost + 2 * len(LEVELS) + len(ENTRIES), MOST, least=1)
     reference = subject.reference(max(count, LEAST))
     x = reference.samples
@@ -82,6 +86,7 @@ def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) ->
     found = Findings(
         known,
         budget.forward,
+        gain,
         reference,
         float(x.mean()),
         float(x.std()),
@@ -91,14 +96,24 @@ def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) ->
         sampled,
         students_by_entry(subject, reference, components),
     )
-    if steps:
-        try_rates(subject, found, components, steps, say)
+    if trials:
+        objective = build(Objective, values(rules.objective_values(subject.run.objective, found)))
+        computes = rules.precision(subject.run.objective, found)[0]
+        left = subject.seconds - (time.perf_counter() - start)
+        gained = gain or 1.0 if computes == "bfloat16" else 1.0
+        with in_bfloat16(subject.teacher) if computes == "bfloat16" else nullcontext():  # which the copies inherit
+            try_rates(subject, found, components, objective, Budget(left, budget.forward / gained), say)
     found.seconds = time.perf_counter() - start
     return found
 
 
 def try_rates(
-    subject: Subject, found: Findings, components: Components, steps: int, say: Callable[[str], None]
+    subject: Subject,
+    found: Findings,
+    components: Components,
+    objective: Objective,
+    left: Budget,
+    say: Callable[[str], None],
 ) -> None:
     """Add to the findings what fake and student do at some learning rates, and the gradients after that.
 
@@ -106,16 +121,19 @@ def try_rates(
         subject: The teacher under the probe.
         found: The findings so far, from which laws, weight and entry follow.
         components: The components in which distances are measured.
-        steps: The steps of the fake.
+        objective: The objective by the rules.
+        left: The time that is left.
         say: Is told the next step.
     """
-    objective = build(Objective, values(rules.objective_values(subject.run.objective, found)))
+    steps = left.samples(0.2 / len(FAKE_RATES), TRAINED * TRIAL_BATCH, most=100, least=LEAST_STEPS)
+    if not steps:
+        return
     inner, entry = rules.inner(objective), rules.entry(found.entries)[0]
     student = subject.generator(entry)
     say("rates of the fake")
     found.fakes = fakes_by_rate(subject, student, inner.fake_times, inner.fake_weight, steps)
     fake = min(found.fakes, key=lambda one: one.loss).fake
-    rounds = subject.budget.samples(0.5 / len(GENERATOR_RATES), rules.ROUND * TRIAL_BATCH, most=120, least=30)
+    rounds = left.samples(0.75 / len(GENERATOR_RATES), rules.ROUND * TRIAL_BATCH, most=120, least=LEAST_STEPS)
     if rounds and (subject.dataset.read is not None or "real" not in objective.needs):
         say("rates of the student")
         updates = rules.fake_updates(objective)

@@ -31,6 +31,12 @@ KNOWN = 1.0
 """The error of the fake over the teacher's, at any level, up to which no warm-up is needed."""
 ADVERSARIAL = 0.5
 """The weight of an adversarial term times the root of the number of elements of a sample."""
+COARSE = 0.01
+"""The change by bfloat16, over the error, above which a recipe computes in float32."""
+FASTER = 1.2
+"""The gain of bfloat16 from which a recipe computes in it."""
+REACH = 2.5
+"""The standard deviations of the law of times within which its levels count: 99 % of the draws."""
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -75,6 +81,30 @@ def times(levels: Sequence[Level], whole: float, scale: float = 1.0) -> tuple[Lo
     return law, why if share == MIDDLE else f"{why}: guidance decides early"
 
 
+def times_of(objective: Objective, found: Findings) -> tuple[LogNormal, str]:
+    """Return the law of the times of an objective, with its reason."""
+    scale = objective.teacher_cfg if isinstance(objective, Guided) else 1.0
+    return times(found.levels, found.whole, scale)
+
+
+def precision(objective: Objective, found: Findings) -> tuple[str, str]:
+    """Return the precision in which the networks compute, with its reason."""
+    law, gain = times_of(objective, found)[0], found.bfloat16_gain
+    visited = [one for one in found.levels if abs(math.log(one.nsr) - law.mean) <= REACH * law.std]
+    worst = max(visited, key=lambda one: one.bfloat16)
+    changes = f"{worst.bfloat16:.1%} of its squared error, at the ratio {worst.nsr:.3g}"
+    if worst.bfloat16 > COARSE:
+        return "float32", f"bfloat16 changes the teacher's estimates by {changes}"
+    if gain is None:
+        return "float32", "unknown: the network is too slow to try bfloat16 here"
+    takes = f"bfloat16 takes {1 / gain:.2f} of float32's time on the machine of the probe"
+    return (
+        ("float32", takes)
+        if gain < FASTER
+        else ("bfloat16", f"{takes}, and changes the estimates by at most {changes}")
+    )
+
+
 def weight(levels: Sequence[Level]) -> tuple[WeightTable, str]:
     """Return the weight of the fake's loss, with its reason. It is the same for every form of a network."""
     table = WeightTable(tuple(_digits(one.nsr) for one in levels), tuple(_digits(1 / one.error) for one in levels))
@@ -104,8 +134,7 @@ def inner(objective: Objective) -> Objective:
 
 def objective_values(objective: Objective, found: Findings) -> dict[str, Any]:
     """Return the values of an objective by the rules, as Choices."""
-    scale = objective.teacher_cfg if isinstance(objective, Guided) else 1.0
-    (law, law_reason), (table, table_reason) = times(found.levels, found.whole, scale), weight(found.levels)
+    (law, law_reason), (table, table_reason) = times_of(objective, found), weight(found.levels)
     name = next(name for name, kind in OBJECTIVES.items() if type(inner(objective)) is kind)
     values: dict[str, Any] = {
         "name": Choice(name, ""),
@@ -148,7 +177,8 @@ def recipe(run: Run, found: Findings, minutes: float, images_known: bool) -> dic
         images_known: Whether there are real images to evaluate against.
     """
     (enter, enter_reason), (rate, rate_reason) = entry(found.entries), rates(found.students)
-    images, images_reason = length(found, minutes)
+    computes, precision_reason = precision(run.objective, found)
+    images, images_reason = length(found, minutes, computes)
     values: dict[str, Any] = {
         "name": Choice(run.name, ""),
         "teacher": Choice(run.teacher, ""),
@@ -157,6 +187,7 @@ def recipe(run: Run, found: Findings, minutes: float, images_known: bool) -> dic
         "entry": {"nsr": Choice(enter, enter_reason)},
         "images": Choice(images, images_reason),
         "batch_size": Choice(BATCH_SIZE, ""),
+        "precision": Choice(computes, precision_reason),
     }
     if (updates := fake_updates(run.objective)) > 1:
         values["fake_updates"] = Choice(updates, "the authors have 5, for networks that train for weeks")
@@ -183,9 +214,10 @@ def recipe(run: Run, found: Findings, minutes: float, images_known: bool) -> dic
     return values | {key: Choice(max(BATCH_SIZE, value), "") for key, value in every.items()}
 
 
-def length(found: Findings, minutes: float) -> tuple[int, str]:
+def length(found: Findings, minutes: float, computes: str) -> tuple[int, str]:
     """Return the images of a run that takes `minutes` on this machine, within bounds, with the reason."""
-    second = min(one.seconds for one in found.students) if found.students else found.second * ROUND
+    gain = found.bfloat16_gain or 1.0 if computes == "bfloat16" else 1.0
+    second = min(one.seconds for one in found.students) if found.students else found.second * ROUND / gain
     fitting = 60 * minutes / second
     images = int(_digits(min(max(fitting, LEAST_IMAGES), MOST_IMAGES), 2))
     took = images * second / 60

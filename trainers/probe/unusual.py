@@ -55,6 +55,6 @@ def unusual(found: Findings) -> list[str]:
     if coarse:
         told.append(
             f"bfloat16 changes its estimates by {coarse[0].bfloat16:.0%} of its squared error at the ratio"
-            f" {coarse[0].nsr:.3g}: train in float32."
+            f" {coarse[0].nsr:.3g}."
         )
     return told

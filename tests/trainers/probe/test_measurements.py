@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from distill.teachers import GaussianMixture
 from trainers.data import Dataset, Digits
 from trainers.probe import levels, measure, network, rules
 from trainers.probe.entry import Components, students_by_entry
+from trainers.probe.findings import Findings
 from trainers.probe.levels import Level
+from trainers.probe.precision import bfloat16_gain
 from trainers.probe.subject import Budget, Subject
 from trainers.recipe.run import Run
 
@@ -207,3 +210,26 @@ def test_a_network_that_fails_in_train_mode_is_told_and_not_raised(gaussian: Sub
     teacher.network.shape, teacher.network.classes = SHAPE, 2
     tried = replace(gaussian, teacher=teacher, target=teacher)
     assert network.train_mode_difference(tried) == math.inf and not teacher.training
+
+
+@pytest.mark.parametrize(
+    ("gain", "changes", "precision"),
+    [(1.9, 0.005, "bfloat16"), (1.1, 0.005, "float32"), (1.9, 0.02, "float32"), (None, 0.005, "float32")],
+)
+def test_bfloat16_is_taken_where_it_gains_and_changes_little(
+    gaussian: Subject, gain: float | None, changes: float, precision: str
+) -> None:
+    """Whatever it changes far below the times of the run, where this network would be 50 % off."""
+    errors = [level._replace(bfloat16=changes) for level in levels.error_by_level(gaussian, gaussian.reference(COUNT))]
+    errors[0] = errors[0]._replace(bfloat16=0.5)
+    found = cast(Findings, SimpleNamespace(levels=errors, whole=STD**2, bfloat16_gain=gain))
+    assert errors[0].nsr == 0.01 and math.log(0.01) < rules.times_of(SiD(), found)[0].mean - 2.5 * rules.STD
+    chosen, reason = rules.precision(SiD(), found)
+    assert chosen == precision
+    assert ("0.53 of float32's time" in reason) == (precision == "bfloat16")
+
+
+def test_the_gain_of_bfloat16_is_measured_where_the_time_allows(gaussian: Subject) -> None:
+    gain = bfloat16_gain(gaussian)
+    assert gain is not None and gain > 0
+    assert bfloat16_gain(replace(gaussian, seconds=1e-9)) is None
