@@ -1,6 +1,7 @@
 """The evaluation of samples under a protocol, divided over the ranks."""
 
 import math
+from collections.abc import Callable
 from functools import reduce
 
 import torch
@@ -88,6 +89,7 @@ def evaluate(
     seed: int,
     accelerator: Accelerator,
     shape: tuple[int, ...] | None = None,
+    tell: Callable[[int], None] = lambda drawn: None,
 ) -> dict[str, float | int | str]:
     """Evaluate a model, and return the report of the protocol. Collective.
 
@@ -101,6 +103,7 @@ def evaluate(
         seed: The seed of noise and conditions.
         accelerator: Ranks, device and collectives.
         shape: (C, *spatial) of an image. None if it is that of the noise.
+        tell: Is told the number of samples so far, over all ranks, after each batch.
 
     Raises:
         Stopped: The process was told to stop.
@@ -121,6 +124,7 @@ def evaluate(
             tally = part if tally is None else tally.merge(part)
         except UserError as error:
             refusal = refusal or str(error)
+        tell(min(count, world * (int(numbers[-1]) + 1 - rank * share)))
     # Collective, so that no rank is left waiting by one that refuses its samples.
     if refusals := [one for one in gather_object([refusal]) if one is not None]:
         raise NotMeasured(refusals[0])

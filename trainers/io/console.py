@@ -47,12 +47,15 @@ def tolerate_disk_errors(what: str, then: str = "training goes on") -> Iterator[
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
+def progress(quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """Yield a function that shows on stderr at which step a slow command is.
 
     A terminal shows it in place. A file gets no line in the first minute, and then at most one a minute.
+
+    Args:
+        quiet: Whether it shows nothing, as on all ranks but the first.
     """
-    console = plain(stderr=True)
+    console = plain(stderr=True, quiet=quiet)
     if console.is_terminal:
         with console.status("") as status:
             yield lambda step: status.update(step)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,9 @@ from trainers.data.encode import DatasetEncoder
 from trainers.engine.collectives import on_main_process
 from trainers.engine.sampler import Sampler, make_image_sampler
 from trainers.evaluation import check_images, evaluate, evaluation_data, fit_protocol
+from trainers.hooks.log import duration
 from trainers.io.atomic import atomic_file, sha256
-from trainers.io.console import plain, tolerate_disk_errors
+from trainers.io.console import progress, tolerate_disk_errors
 from trainers.recipe.measures import Evaluation
 from trainers.recipe.strict_yaml import dump
 from trainers.runs.draw import Drawable
@@ -100,9 +102,15 @@ def compare(
 
     def measure(name: str, sampler: Sampler) -> dict[str, float]:
         """Return the numbers of a model. Collective."""
-        with plain(stderr=True).status(f"{name}: {settings.count:,} samples"):
-            images = make_image_sampler(sampler, trained.model)
-            found = evaluate(images, dataset, protocol, settings, trained.run.seed, accelerator, shape)
+        images, start = make_image_sampler(sampler, trained.model), time.monotonic()
+        with progress(quiet=not accelerator.is_main_process) as say:
+
+            def tell(drawn: int) -> None:
+                left = (time.monotonic() - start) * (settings.count / drawn - 1)
+                say(f"{name}: {drawn:,} of {settings.count:,} samples, {duration(left)} left")
+
+            say(f"{name}: {settings.count:,} samples")
+            found = evaluate(images, dataset, protocol, settings, trained.run.seed, accelerator, shape, tell)
         return {key: value for key, value in found.items() if isinstance(value, float)}
 
     if trained.teacher_sampler is None:

@@ -209,6 +209,15 @@ def test_samples_do_not_depend_on_the_chunk() -> None:
     assert draw_samples(lambda z, cond: z, unlabelled, torch.arange(3), 0)[1] is None
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_evaluation_tells_how_many_samples_all_ranks_have_drawn(world: int) -> None:
+    settings, told = Evaluation(samples=50, batch_size=10), list[int]()
+    rank = cast(Accelerator, Rank(world - 1, world, []))
+    with suppress(NotMeasured):  # the other rank's samples are not there
+        evaluate(nearest, COPY, fit_protocol(COPY, settings), settings, 0, rank, tell=told.append)
+    assert told == ([10, 20, 30, 40, 50] if world == 1 else [20, 40, 50])
+
+
 def test_a_good_sampler_scores_well() -> None:
     protocol = fit_protocol(COPY, Evaluation())
     report = evaluate(nearest, COPY, protocol, Evaluation(samples=1000), 0, cast(Accelerator, Rank(0, 1, [])))
