@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +128,38 @@ def meta_model(place: Path, kind: str) -> Any:
         UserError: The config is missing, or it does not describe such a model.
     """
     import diffusers
+
+    return _on_meta(place, kind, lambda config: getattr(diffusers, kind).from_config(config))
+
+
+def meta_text_encoder(place: Path, kind: str) -> Any:
+    """Build the transformers model of class `kind` from the config.json in `place`, on the meta device.
+
+    Raises:
+        UserError: The config is missing, or it does not describe such a model.
+    """
+    import transformers
+
+    def build(config: Any) -> Any:
+        model = getattr(transformers, kind)
+        require(issubclass(model, transformers.PreTrainedModel), f"{kind} is no model of transformers")
+        return model(model.config_class.from_dict(config))
+
+    return _on_meta(place, kind, build)
+
+
+def _on_meta(place: Path, kind: str, build: Callable[[Any], Any]) -> Any:
+    """Return what `build` makes of the config.json in `place`, in eval mode and on the meta device."""
     import torch
 
     try:
         config = read_json(place / "config.json")
         check_layers(config)
         with torch.device("meta"):
-            return getattr(diffusers, kind).from_config(config).eval()
+            return build(config).eval()
     except UserError:
         raise
-    except Exception as error:  # a config with values of other types fails anywhere in diffusers or torch
+    except Exception as error:  # a config with values of other types fails anywhere in the libraries or in torch
         raise UserError(f"cannot read '{place}' ({kind}): {one_line(error)}") from error
 
 

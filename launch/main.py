@@ -42,6 +42,7 @@ from launch.commands import (
     try_,
     watch,
 )
+from launch.memory import keep_freed_memory
 from launch.processes import EXIT_STOPPED, EXIT_USER_ERROR, exit_now, follow_launcher
 from launch.trust import HELP, remembering, take_consent
 from trainers.engine.stopping import STOP, Stopped
@@ -109,6 +110,7 @@ def main() -> None:
     # and writes the id of this machine into the home.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `deterministic`, before the first call of cuBLAS
+    keep_freed_memory()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

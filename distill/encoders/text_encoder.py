@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.pipeline_folder import INDEX, file_hash, load_stock_pipeline, read_json
+from distill.pipeline_folder import INDEX, class_name, file_hash, load_stock_pipeline, meta_text_encoder, read_json
 from distill.quiet import quiet_libraries
 
 PARTS = ("text_encoder", "tokenizer")  # the beginnings of the names of the parts that encode prompts
@@ -65,6 +65,20 @@ class PipelineTextEncoder:
         parts = [place for place in sorted(self.folder.iterdir()) if place.name.startswith(PARTS)]
         files = file_hash([file for place in parts for file in sorted(place.rglob("*"))])
         return hashlib.sha256(f"{json.dumps(said, sort_keys=True)} {files}".encode()).hexdigest()
+
+    @property
+    @quiet_libraries()
+    def parameter_count(self) -> int:
+        """The number of parameters of the text encoders, by their configs.
+
+        Raises:
+            UserError: A config is missing, or it does not describe a model of transformers.
+        """
+        index, count = read_json(self.folder / INDEX), 0
+        for name in (name for name in index if name.startswith(PARTS[0]) and class_name(index, name)):
+            model = meta_text_encoder(self.folder / name, class_name(index, name))
+            count += sum(parameter.numel() for parameter in model.parameters())
+        return count
 
     @torch.no_grad()
     @quiet_libraries()

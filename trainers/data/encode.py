@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.conditions import Condition
 from distill.denoiser import Denoiser
 from distill.encoders.protocols import Encoder, TextEncoder
-from distill.errors import UserError
+from distill.errors import UserError, require
 from trainers.data import Dataset
 from trainers.data.cache import Cache, Make
 from trainers.data.dataset import values_hash
@@ -120,6 +120,8 @@ class DatasetEncoder:
             return {name: _checked("text", name, value.cpu()) for name, value in encoder.encode(texts).items()}
 
         null = encoder.encode_null() if negative is None else encode([negative])
+        forms = [{name: tuple(value.shape[1:]) for name, value in one.items()} for one in (encode([prompts[0]]), null)]
+        require(forms[0] == forms[1], f"text: a prompt is encoded as {forms[0]}, and the null condition as {forms[1]}")
         teacher.network.null = Condition(null).map(lambda value: value[0].to(self.device))
         return dataclasses.replace(dataset, embed=InLoop(encode, prompts, torch.device(encoder.device)))
 

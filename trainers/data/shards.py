@@ -40,7 +40,8 @@ def trim(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def has_rows(shard: Mapping[str, Tensor], rows: int) -> bool:
     """Return whether each column of a shard has as many rows. Tokens have as many as the lengths add up to."""
     lengths = shard.get(LENGTHS, torch.zeros(0, dtype=torch.int64))
-    tokens = int(lengths.sum()) if not lengths.is_floating_point() and bool((lengths >= 0).all()) else -1
+    are_lengths = lengths.ndim == 1 and not lengths.is_floating_point() and bool((lengths >= 0).all())
+    tokens = int(lengths.sum()) if are_lengths else -1
     wanted = {name: tokens if name.endswith(TOKENS) else rows for name in shard}
     return all(value.shape[:1] == (wanted[name],) for name, value in shard.items())
 

@@ -22,6 +22,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from distill.conditions import Condition
 from distill.denoiser import Denoiser
 from distill.encoders import autoencoder
+from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError
 from distill.objectives import Batch, Pairs
 from distill.pipeline_folder import meta_model
@@ -134,6 +135,7 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
         session.state.images = run.images - run.batch_size
         ledger.host = _offloaded_kinds(session)
         ledger.track_players(session.state.players)
+        ledger.kinds["text encoders"] = _text_bytes(teacher, run)
         _label_state(ledger, session)
         with mode, ledger:
             for player in session.state.players.values():
@@ -158,6 +160,15 @@ def _open(folder: str) -> Denoiser:
             hint = f" ({ON_SHAPES})" if error.__cause__ else ""
             raise UserError(f"teacher: '{folder}': {error}{hint}") from error
     return denoiser
+
+
+def _text_bytes(teacher: Denoiser, run: Run) -> int:
+    """Return the bytes of text encoders that stay on the device. One of the user's own counts 0."""
+    settings, encoder = run.embeddings, teacher.network.text_encoder
+    if settings.ahead or settings.device is not None or not isinstance(encoder, PipelineTextEncoder):
+        return 0
+    dtype: torch.dtype = getattr(torch, settings.precision)
+    return encoder.parameter_count * dtype.itemsize
 
 
 def _make_optimizer_state(player: Player) -> None:

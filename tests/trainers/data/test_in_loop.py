@@ -100,6 +100,17 @@ def test_embeddings_in_the_loop_are_those_of_the_table(tmp_path: Path) -> None:
     assert not teacher.network.null["prompt"].any()
 
 
+def test_prompts_of_another_form_than_the_null_condition_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, teacher = ready(tmp_path, words())
+    null = teacher.network.text_encoder.encode_null()
+    shorter = {name: value[:, :1] if name == "prompt" else value for name, value in null.items()}
+    monkeypatch.setattr(teacher.network.text_encoder, "encode_null", lambda: shorter)
+    with pytest.raises(UserError, match=r"^text: a prompt is encoded as \{'prompt': .*, and the null condition as \{"):
+        DatasetEncoder(str(tmp_path / "cache"), CPU, ahead=False).encode(words(), teacher, False)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_cache_of_low_precision_is_rounded_and_half_as_large(precision: str, tmp_path: Path) -> None:
     dtype = getattr(torch, precision)
@@ -147,6 +158,7 @@ HOSTILE: dict[str, dict[str, torch.Tensor]] = {
     "a length of more than there is": {"lengths": torch.tensor([3, 3])},
     "a row that is longer than any": {"lengths": torch.tensor([4, 0]), "prompt/tokens": torch.zeros(4, 4)},
     "lengths that are no integers": {"lengths": torch.tensor([1.0, 2.0])},
+    "lengths of two dimensions": {"lengths": torch.tensor([[1], [2]])},
     "no lengths": {"lengths": torch.zeros(0)},
 }
 

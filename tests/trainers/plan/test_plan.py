@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from benchmarks.memory import allocated_by, living_bytes
 from distill import EDM, Denoiser, UserError
-from distill.teachers import OwnNet, save_denoiser
-from tests.tiny import build_session, distillation, experiment, recipe
+from distill.teachers import OwnNet, load_denoiser, save_denoiser
+from tests.families import TEACHERS
+from tests.families import recipe as family_recipe
+from tests.tiny import build_session, distillation, experiment, once, recipe
 from trainers.data import Digits
 from trainers.engine import adam8bit
 from trainers.engine.step import advance
@@ -227,3 +229,22 @@ def test_a_class_of_ones_own_is_tried(kind: type[Own], message: str, tmp_path: P
     text = str(caught.value)
     assert text.startswith(f"teacher: '{tmp_path}': network: {__name__}:{kind.__name__} ")
     assert message in text and "\n" not in text
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("float32", 4), ("bfloat16", 2)])
+def test_text_encoders_that_stay_are_counted(precision: str, bytes_each: int, shared: Path, tmp_path: Path) -> None:
+    """SD 3's three encoders, which a run with embeddings in the loop keeps, unless they have a device of their own."""
+    folder = once(shared, "teacher_sd3", TEACHERS["sd3"])
+    encoder = load_denoiser(folder).network.text_encoder
+    pipe = encoder._load()
+    parts = [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    size = bytes_each * sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+    def counted(**embeddings: Any) -> tuple[int, int]:
+        settings = {"embeddings": {"precision": precision, **embeddings}, "sharding": None}
+        made = cast(Run, experiment(family_recipe("sd3", "diff_instruct", folder, tmp_path, **settings)))
+        found = plan(made, 1)
+        return found.peak.bytes, found.rest.get("text encoders", 0)
+
+    (ahead, none), (beside, found), (elsewhere, _) = counted(), counted(ahead=False), counted(ahead=False, device="cpu")
+    assert none == 0 and found == size and beside - ahead == size and elsewhere == ahead

@@ -82,6 +82,19 @@ def test_adapters_are_those_of_their_teacher(teacher: Callable[[str], Path], tmp
         _ = load_trained(tmp_path / "run", changes={"start": str(other)}).model
 
 
+def test_adapters_begin_alike_whether_or_not_prompts_are_encoded_first(
+    teacher: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The first run loads a text encoder, which draws random numbers, and the second reads the cache."""
+    settings = fine_tuning("sd15", teacher("sd15"), tmp_path, lora={"rank": 2}, images=4)
+    first, second = (fit(settings, tmp_path / name) for name in ("first", "second"))
+    drawn = [
+        [value for name, value in session.model.state_dict().items() if "lora" in name and value.any()]
+        for session in (first, second)
+    ]
+    assert drawn[0] and all(map(torch.equal, *drawn))
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to train": ({"network": None}, "network: is missing, and so is start, the folder of a teacher to fine"),
     "a path of its own": ({"network": None, "start": "x", "path": "edm"}, "path: follows from start, which is fine-t"),
