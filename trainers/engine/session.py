@@ -40,6 +40,7 @@ class Session:
         is_teacher: Returns whether a hash in a checkpoint is that of the teacher, in today's form or an older one.
             Collective.
         measured: The line of metrics.jsonl of the newest evaluation, on the main process. Empty before the first one.
+        hook_seconds: The time that hooks have taken so far.
         ended: The reason, in words, for which the run ends before its last image. None while it goes on.
         finish: Writes the files that a finished run leaves beside its checkpoints. The main process calls it.
     """
@@ -58,6 +59,7 @@ class Session:
     teacher_hash: str | None = None
     is_teacher: Callable[[str | None], bool] = lambda stored: stored is None  # of a run that trains a teacher
     measured: Mapping[str, Any] = field(default_factory=dict)
+    hook_seconds: float = 0.0
     ended: str | None = None
     finish: Callable[[Session, Path], None] = lambda session, folder: None  # nothing to write
 

@@ -1,5 +1,6 @@
 """The base class of hooks, and the functions that call them."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -59,9 +60,11 @@ def _call_in_turn(session: Session, hooks: Sequence[Hook], is_due: Callable[[Hoo
     """
     for index, hook in enumerate(hooks):
         if is_due(hook):
+            start = time.perf_counter()
             try:
                 hook(session)
             except Stopped:
                 session.state.unfinished = [type(one).__name__ for one in hooks[index:] if is_due(one)]
                 raise
+            session.hook_seconds += time.perf_counter() - start
     session.state.unfinished = []

@@ -8,7 +8,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from rich.console import Console
@@ -23,6 +23,30 @@ from trainers.hooks.levels import draw_levels
 from trainers.hooks.trackers import log_numbers, log_picture
 from trainers.io.console import tolerate_disk_errors
 from trainers.io.jsonl import append, read
+
+
+class Clock(NamedTuple):
+    """The time at a point of a run, and the seconds since its start that are no training.
+
+    Attributes:
+        time: The time, in seconds.
+        images: The images so far.
+        compiling: The seconds of compilation.
+        waiting: The seconds in which training waited for real samples.
+        in_hooks: The seconds of hooks, such as previews, evaluations and checkpoints.
+    """
+
+    time: float
+    images: int
+    compiling: float
+    waiting: float
+    in_hooks: float
+
+    @classmethod
+    def of(cls, session: Session) -> Self:
+        """Return the time of a session."""
+        waiting, in_hooks = session.batches.seconds, session.hook_seconds
+        return cls(time.perf_counter(), session.state.images, compile_seconds(), waiting, in_hooks)
 
 
 class Log(Hook):
@@ -40,8 +64,8 @@ class Log(Hook):
 
     def __init__(self, folder: Path, every: int, console: Console) -> None:
         self.file, self.every, self.console = folder / "log.jsonl", every, console
-        # Time and images, and the seconds of compilation and of waiting for real samples, until the last line.
-        self.clock: tuple[float, int, float, float] | None = None
+        self.begun: Clock | None = None
+        self.clock: Clock | None = None  # at the last line
         self.last = 0  # images of the last line
         self.drawn = 0  # images of the last picture by noise level
         self.machine: dict[str, Any] | None = None  # told once for each start
@@ -54,7 +78,7 @@ class Log(Hook):
 
     def start(self, session: Session) -> None:
         """Start the clock and the progress bar."""
-        self.clock = (time.perf_counter(), session.state.images, compile_seconds(), session.batches.seconds)
+        self.begun = self.clock = Clock.of(session)
         if session.accelerator.is_main_process:
             self.machine = describe_machine(session)
             self.alarms = Alarms(LOG_RULES, read(self.file))
@@ -69,16 +93,18 @@ class Log(Hook):
         if (loss := means.get("fake/denoising")) is not None:
             means["health/fake_loss"] = loss / math.prod(session.dataset.shape)
         assert self.clock is not None
-        compiling = compile_seconds() - self.clock[2]  # is no part of the speed
-        seconds, done = time.perf_counter() - self.clock[0] - compiling, images - self.clock[1]
-        waited = session.batches.seconds - self.clock[3]
-        self.clock = (time.perf_counter(), images, self.clock[2] + compiling, self.clock[3] + waited)
+        now, last = Clock.of(session), self.clock
+        self.clock, compiling = now, now.compiling - last.compiling
+        seconds, in_hooks = now.time - last.time - compiling, now.in_hooks - last.in_hooks
         counts = player_numbers(session)
         if session.accelerator.is_main_process:
-            speed, memory = done / seconds, peak_memory(session.accelerator.device)
+            speed = (now.images - last.images) / max(seconds - in_hooks, 1e-9)
+            memory = peak_memory(session.accelerator.device)
             timing: dict[str, Any] = {"seconds": round(seconds, 4), "images_per_second": round(speed, 1)}
+            if in_hooks:
+                timing["hook_seconds"] = round(in_hooks, 4)
             if session.batches.real:
-                timing["data_seconds"] = round(waited, 4)
+                timing["data_seconds"] = round(now.waiting - last.waiting, 4)
             timing["at"] = round(time.time(), 3)
             timing["peak_memory_gib"] = round(memory, 4)
             if compiling:
@@ -123,7 +149,10 @@ class Log(Hook):
             following = min(evaluation.every * (images // evaluation.every + 1), run.images)
             words.append(f"evaluation in {duration((following - images) / max(speed, 1e-9))}")
         if self.progress.disable:
-            words.append(f"{duration(max(0, run.images - images) / max(speed, 1e-9))} left")
+            assert self.begun is not None and self.clock is not None
+            took = self.clock.time - self.begun.time - self.clock.compiling + self.begun.compiling  # hooks included
+            if (done := images - self.begun.images) > 0:  # else a stop came before this line
+                words.append(f"{duration(max(0, run.images - images) * took / done)} left")
             self.console.print(f"{run.name}: {images:,} of {run.images:,} images, {', '.join(words)}")
         else:
             self.progress.update(self.task, completed=images, status="  ".join(words))

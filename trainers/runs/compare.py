@@ -4,7 +4,8 @@ import hashlib
 import json
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, cast
 
@@ -102,14 +103,8 @@ def compare(
 
     def measure(name: str, sampler: Sampler) -> dict[str, float]:
         """Return the numbers of a model. Collective."""
-        images, start = make_image_sampler(sampler, trained.model), time.monotonic()
-        with progress(quiet=not accelerator.is_main_process) as say:
-
-            def tell(drawn: int) -> None:
-                left = (time.monotonic() - start) * (settings.count / drawn - 1)
-                say(f"{name}: {drawn:,} of {settings.count:,} samples, {duration(left)} left")
-
-            say(f"{name}: {settings.count:,} samples")
+        images = make_image_sampler(sampler, trained.model)
+        with _progress_of(name, settings.count, quiet=not accelerator.is_main_process) as tell:
             found = evaluate(images, dataset, protocol, settings, trained.run.seed, accelerator, shape, tell)
         return {key: value for key, value in found.items() if isinstance(value, float)}
 
@@ -128,6 +123,20 @@ def compare(
         with atomic_file(trained.folder / "evaluation.json") as staging:
             staging.write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+@contextmanager
+def _progress_of(name: str, count: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many samples of a model are drawn, and shows that and the time that is left."""
+    start = time.monotonic()
+    with progress(quiet) as say:
+        say(f"{name}: {count:,} samples")
+
+        def tell(drawn: int) -> None:
+            left = (time.monotonic() - start) * (count / drawn - 1)
+            say(f"{name}: {drawn:,} of {count:,} samples, {duration(left)} left")
+
+        yield tell
 
 
 def _teacher_numbers(

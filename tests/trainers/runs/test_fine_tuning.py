@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from distill.denoiser import Denoiser
+from distill.encoders.text_encoder import PipelineTextEncoder
 from distill.errors import UserError
 from distill.generator import Generator
 from distill.teachers import EDMNet, fresh_network, load_denoiser
@@ -83,9 +84,16 @@ def test_adapters_are_those_of_their_teacher(teacher: Callable[[str], Path], tmp
 
 
 def test_adapters_begin_alike_whether_or_not_prompts_are_encoded_first(
-    teacher: Callable[[str], Path], tmp_path: Path
+    teacher: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run loads a text encoder, which draws random numbers, and the second reads the cache."""
+    """The first run asks an encoder that draws random numbers, and the second reads the cache."""
+    encode = PipelineTextEncoder.encode
+
+    def drawing(encoder: PipelineTextEncoder, prompts: list[str]) -> dict[str, torch.Tensor]:
+        torch.rand(1)
+        return encode(encoder, prompts)
+
+    monkeypatch.setattr(PipelineTextEncoder, "encode", drawing)
     settings = fine_tuning("sd15", teacher("sd15"), tmp_path, lora={"rank": 2}, images=4)
     first, second = (fit(settings, tmp_path / name) for name in ("first", "second"))
     drawn = [
