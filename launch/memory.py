@@ -1,11 +1,11 @@
-"""The memory that a process keeps for its next tensors, on machines without a GPU."""
+"""The memory that a process keeps for its next tensors, on machines without a DRIVER."""
 
 import ctypes
 import os
 import platform
 from pathlib import Path
 
-GPU = Path("/dev/nvidiactl")
+DRIVER = Path("/dev/nvidiactl")
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's <malloc.h>
 
 
@@ -14,10 +14,10 @@ def keep_freed_memory() -> None:
 
     glibc gives every block of more than 32 MB back to the kernel, which clears its pages anew at the next allocation:
     40 % of the time of an evaluation with 5 million parameters at 32x32. The peak of memory rises by about a quarter
-    there. With a GPU, whose tensors torch keeps itself, and where a variable MALLOC_... is set, nothing changes.
+    there. With a DRIVER, whose tensors torch keeps itself, and where a variable MALLOC_... is set, nothing changes.
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ)
-    if chosen or GPU.exists() or platform.libc_ver()[0] != "glibc":
+    if chosen or DRIVER.exists() or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_MAX, 0)

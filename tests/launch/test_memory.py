@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from launch.memory import GPU
+from launch.memory import DRIVER
 
 TENSORS, PAGES = 10, 64 * 2**20 // 4096
 PROGRAM = f"""
@@ -33,7 +33,7 @@ def page_faults(**environment: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
-@pytest.mark.skipif(GPU.exists() or platform.libc_ver()[0] != "glibc", reason="nothing is changed on this machine")
+@pytest.mark.skipif(DRIVER.exists() or platform.libc_ver()[0] != "glibc", reason="nothing is changed on this machine")
 def test_freed_memory_is_used_again() -> None:
     assert page_faults(GLIBC_TUNABLES="") < PAGES / 10
     assert page_faults(MALLOC_ARENA_MAX="8") > 0.9 * TENSORS * PAGES  # the user's choice stands
