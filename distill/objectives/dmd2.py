@@ -46,6 +46,7 @@ class DMD2(Objective):
     r1: R1 = R1()  # off, as in the paper
 
     needs = frozenset({"real"})
+    generator_reads_real = False
 
     @property
     def taps_teacher(self) -> bool:

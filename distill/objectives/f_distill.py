@@ -74,6 +74,7 @@ class FDistill(Objective):
     r1: R1 = R1()
 
     needs = frozenset({"real"})
+    generator_reads_real = False
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio_range[0] < self.ratio_range[1]:

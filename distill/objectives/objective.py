@@ -222,6 +222,7 @@ class Objective:
         differentiates_denoisers: Whether the generator's gradient passes through teacher and fake into x.
         trains_fake: Whether there is a fake.
         uses_samples: Whether the generator's loss uses x. Otherwise x is empty, [0, ...], and the loss uses ODE pairs.
+        generator_reads_real: Whether the generator's loss reads `batch.real` too. False saves reading samples for it.
         uncertainty: Whether the losses are divided by e^u of the fake's learned uncertainty u. Some objectives make it
             a field.
     """
@@ -232,6 +233,7 @@ class Objective:
     differentiates_denoisers = False
     trains_fake = True
     uses_samples = True
+    generator_reads_real = True
     uncertainty = False
 
     @property

@@ -74,6 +74,7 @@ class RealUID(Objective):
     fake_weight: Weight = "velocity"
 
     needs = frozenset({"real"})
+    generator_reads_real = False
     differentiates_denoisers = True
 
     def __post_init__(self) -> None:

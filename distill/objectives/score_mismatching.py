@@ -44,6 +44,7 @@ class ScoreMismatching(Objective):
     fake_weight: Weight = "eps"
 
     needs = frozenset({"real"})
+    generator_reads_real = False
     differentiates_denoisers = True
 
     def generator_loss(self, nets: Denoisers, x: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -68,6 +68,7 @@ class SiDA(Objective):
     uncertainty: bool = False  # true for EDM2's networks, except for the size S
 
     needs = frozenset({"real"})
+    generator_reads_real = False
     differentiates_denoisers = True
 
     def __post_init__(self) -> None:

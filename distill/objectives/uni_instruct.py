@@ -40,6 +40,7 @@ class UniInstruct(Objective):
     r1: R1 = R1()
 
     needs = frozenset({"real"})
+    generator_reads_real = False
     differentiates_denoisers = True
 
     def build_fake(self, fake: Denoiser) -> nn.Module:

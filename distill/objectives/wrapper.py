@@ -25,7 +25,8 @@ class Wrapper(Objective):
     fake_weight: Weight | None = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("fake_times", "fake_weight", "differentiates_denoisers", "trains_fake", "uses_samples"):
+        flags = "differentiates_denoisers", "trains_fake", "uses_samples", "generator_reads_real"
+        for name in ("fake_times", "fake_weight", *flags):
             # A frozen dataclass sets its own attributes by object.__setattr__.
             object.__setattr__(self, name, getattr(self.objective, name))
 

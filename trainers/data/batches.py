@@ -52,6 +52,8 @@ class Batches:
         pairs: The ODE pairs for the batches of the stream "generator". None for no pairs.
         texts: Whether a batch has the texts of its prompts.
         workers: The number of processes that read real samples ahead, where the data set decodes them on demand.
+        generator_real: Whether batches of the stream "generator" have the real samples too. Their conditions are those
+            of the samples either way.
         upcoming: () -> the requests that the training loop will make from the present round on, for the workers.
         seconds: The time that `micro` has waited for real samples so far.
         size: The number of samples of a micro-batch.
@@ -69,6 +71,7 @@ class Batches:
     pairs: PairSet | None = None
     texts: bool = False
     workers: int = 0
+    generator_real: bool = True
     upcoming: Callable[[], Iterator[Request]] = lambda: iter(())
     seconds: float = 0.0
 
@@ -103,13 +106,17 @@ class Batches:
             if request in coming and (following := next(coming, None)) is not None:
                 encoder.prepare(self._positions(following))
         texts = texts_at(self.dataset, positions) if self.texts else None
-        if not self.real:
+        if not self.reads(request):
             return Batch(noise, random, cond, None, pairs, texts)
         real = self._to_device(self._samples(request, positions))
         if self.dataset.spread is not None:  # a new latent of the same image in every epoch
             std = self._to_device(self.dataset.spread(positions))
             real = real + std * random.stream("latent of an image").normal(*real.shape[1:], dtype=real.dtype)
         return Batch(noise, random, cond, real, pairs, texts)
+
+    def reads(self, request: Request) -> bool:
+        """Return whether a micro-batch has real samples."""
+        return self.real and (self.generator_real or request.stream != "generator")
 
     def _index(self, request: Request) -> Tensor:
         """Return the indices [B] of the samples of a micro-batch in its stream."""
@@ -121,10 +128,14 @@ class Batches:
         begin = time.perf_counter()
         if self.workers and self.dataset.on_demand and self._ahead is None:
             assert self.dataset.read is not None, "data that are decoded can be read"
-            self._ahead = ReadAhead(self.dataset.read, self._positions, lambda: self.upcoming(), self.workers)
+            self._ahead = ReadAhead(self.dataset.read, self._positions, self._read_later, self.workers)
         samples = self.dataset.images(positions) if self._ahead is None else to_floats(self._ahead.take(request))
         self.seconds += time.perf_counter() - begin
         return samples
+
+    def _read_later(self) -> Iterator[Request]:
+        """Yield the upcoming requests that have real samples."""
+        return filter(self.reads, self.upcoming())
 
     def _positions(self, request: Request) -> Tensor:
         """Return the positions [B] of the samples of a micro-batch: of the real ones in their order, or drawn ones."""

@@ -32,6 +32,7 @@ from distill.teachers import load_denoiser
 from distill.teachers.trial import try_shapes
 from trainers.data import Dataset
 from trainers.data.batches import Batches, BatchSizes
+from trainers.data.read_ahead import Request
 from trainers.engine.networks import set_precision
 from trainers.engine.player import Player
 from trainers.engine.session import Session
@@ -123,7 +124,10 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
         dataset = Dataset("shapes", 1, teacher.network.shape, None, None)
         sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
         real, texts = ("real" in run.objective.needs), ("texts" in run.objective.needs)
-        batches = ShapeBatches(dataset, sizes, run.seed, run.dtype, real, 0, processes, CPU, texts=texts)
+        both = bool(run.reuse_samples) or run.objective.generator_reads_real
+        batches = ShapeBatches(
+            dataset, sizes, run.seed, run.dtype, real, 0, processes, CPU, texts=texts, generator_real=both
+        )
         batches.say = say
         with mode:
             batches.example = example(teacher, run)
@@ -215,7 +219,7 @@ class ShapeBatches(Batches):
         """Return a micro-batch of zeros."""
         self.say(f"update of the {stream}: micro-batch {micro + 1} of {self.sizes.micro_batches}")
         noise, cond = self._zeros(self.size)
-        real = torch.zeros_like(noise) if self.real else None
+        real = torch.zeros_like(noise) if self.reads(Request(stream, first, micro)) else None
         pairs = None
         if self.pairs_size and stream == "generator":
             pairs = Pairs(self._zeros(self.pairs_size)[0], *self._zeros(self.pairs_size))

@@ -63,7 +63,9 @@ def make_batches(run: Run, dataset: Dataset, accelerator: Accelerator, pairs: Pa
     sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
     rank, world = accelerator.process_index, accelerator.num_processes
     device = accelerator.device
-    return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, device, pairs, texts, run.workers)
+    shared = bool(run.reuse_samples)  # the fake then takes the generator's batch
+    both = shared or run.objective.generator_reads_real
+    return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, device, pairs, texts, run.workers, both)
 
 
 def assemble(

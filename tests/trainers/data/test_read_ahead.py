@@ -9,6 +9,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,29 @@ def test_what_is_coming_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
         assert source._ahead is not None
         assert [one for one, _ in source._ahead.pending] == coming[number + 1 : number + 3]
     source.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_is_read_for_a_loss_that_reads_no_real_samples(workers: int, tmp_path: Path) -> None:
+    """Noise and conditions of the generator's batches stay."""
+    dataset, asked = load(pictures(tmp_path / "set")), [*islice(in_turn(), 8)]
+    every, some = batches(dataset, workers), replace(batches(dataset, workers), generator_real=False)
+    read: list[int] = []
+    for request in asked:
+        whole, part = every.micro(*request), some.micro(*request)
+        assert whole.real is not None and torch.equal(part.noise, whole.noise)
+        assert part.cond.keys() == whole.cond.keys() and all(
+            torch.equal(part.cond[k], whole.cond[k]) for k in part.cond
+        )
+        if request.stream == "generator":
+            assert part.real is None
+        else:
+            assert part.real is not None and torch.equal(part.real, whole.real)
+        if some._ahead is not None:
+            read += [one.stream == "generator" for one, _ in some._ahead.pending]
+    assert not any(read) and bool(read) == bool(workers)
+    every.close()
+    some.close()
 
 
 def test_data_in_memory_start_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
