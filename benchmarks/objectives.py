@@ -1,13 +1,19 @@
 """A comparison of all shipped recipes of a data set, as a page with a table and a picture.
 
 `make bench-objectives` writes docs/results/digits.md. It trains the runs that are not trained yet, teachers first. All
-runs share seed, evaluation and noise. A call that was interrupted continues where it stopped. The times are medians of
-rounds that take turns with rounds of SiD in one process.
+runs share seed, evaluation and noise. The times are medians of rounds that take turns with rounds of SiD in one
+process.
+
+What was measured of a recipe is kept in digits.json beside the page. A call that was interrupted continues where it
+stopped, also without its runs, and a later call measures the recipes that have changed.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
+import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,13 +30,16 @@ import trainers
 from launch.commands.classifier import classifier
 from launch.commands.pairs import pairs
 from trainers.api import finish
+from trainers.data.dataset import values_hash
 from trainers.engine.session import Session
 from trainers.engine.step import advance
 from trainers.io import jsonl
+from trainers.io.atomic import atomic_file
 from trainers.io.console import plain
 from trainers.io.images import grid
 from trainers.loop import build_session
 from trainers.recipe.load import resolve
+from trainers.recipe.public import public_recipe
 from trainers.recipe.run import Run
 from trainers.recipe.shipped import find_recipe, shipped_recipes
 from trainers.recipe.strict_yaml import load_yaml
@@ -56,25 +65,38 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="These recipes alone, and sid. Default: all.")] = None,
 ) -> None:
     """Train, measure, and write page and picture."""
-    console, rows, pictures = plain(), [], []
-    base = cast(Run, resolve(f"{data}_{BASE}", overrides or []))
+    console, store = plain(), out / f"{data}.json"
+    out.mkdir(parents=True, exist_ok=True)
+    base, known = cast(Run, resolve(f"{data}_{BASE}", overrides or [])), _read(store)
+    rows: dict[str, dict[str, Any]] = {}
     for name, file in shipped_recipes().items():
         title = name.removeprefix(f"{data}_")
         chosen = name.startswith(f"{data}_") and (not only or title in (BASE, *only))
         if not chosen or "objective" not in load_yaml(file):
             continue
-        folder = _trained(name, overrides or [], console)
-        trained, run = trainers.load(folder, evaluation=MEASURED), cast(Run, resolve(name, overrides or []))
-        rows.append(_row(title, trained, folder, trained.evaluate(), _relative_seconds(run, base)))
-        pictures.append((title, trained.sample(2 * CLASSES)))
-        console.print(rows[-1])
-    pictures.append(("teacher, 35 evaluations", trained.sample(2 * CLASSES, teacher=True)))
-    out.mkdir(parents=True, exist_ok=True)
-    picture(pictures, out / f"{data}.png")
+        run = cast(Run, resolve(name, overrides or []))
+        row, recipe = known.get(title, {}), values_hash([public_recipe(run)])
+        if row.get("recipe") != recipe:
+            folder = _trained(name, overrides or [], console)
+            trained, seconds = trainers.load(folder, evaluation=MEASURED), _relative_seconds(run, base)
+            row = {"recipe": recipe, **_row(title, trained, folder, trained.evaluate(), seconds)}
+            with atomic_file(store) as staging:
+                staging.write_text(json.dumps(known | rows | {title: row}, indent=1) + "\n")
+            console.print({key: value for key, value in row.items() if not key.startswith("samples")})
+        rows[title] = row
+    strips = [(title, row["samples"]) for title, row in rows.items()]
+    strips.append(("teacher, 35 evaluations", rows[BASE]["samples of its teacher"]))
+    picture([(title, _from_text(strip)) for title, strip in strips], out / f"{data}.png")
     command = "make bench-objectives" if data == "digits" else f"python -m benchmarks.objectives {data}"
     notes = out / f"{data}_notes.md"  # remarks that are written by hand, and that the page ends with
-    (out / f"{data}.md").write_text(_page(data, command, rows) + (notes.read_text() if notes.exists() else ""))
+    page = _page(data, command, list(rows.values()))
+    (out / f"{data}.md").write_text(page + (notes.read_text() if notes.exists() else ""))
     console.print(f"{out / data}.md")
+
+
+def _read(store: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of earlier calls, by objective."""
+    return dict(json.loads(store.read_text())) if store.exists() else {}
 
 
 def _trained(name: str, overrides: list[str], console: Console) -> Path:
@@ -123,6 +145,8 @@ def _row(title: str, trained: Trained, folder: Path, report: dict[str, Any], sec
         "reached": min(reached, default=trained.images),
         "seconds": seconds,
         "standard": standard_cells(report),
+        "samples": _as_text(strip(trained.sample(2 * CLASSES))),
+        "samples of its teacher": _as_text(strip(trained.sample(2 * CLASSES, teacher=True))),
         "protocol": f"{report['protocol']}, {report['samples']:,} samples, real halves {report['halves']:.4f}",
     }
 
@@ -191,14 +215,30 @@ def standard_table(rows: dict[str, list[str]]) -> str:
     )
 
 
-def picture(pictures: list[tuple[str, torch.Tensor]], file: Path) -> None:
-    """Draw a strip of samples for each objective, on the same noise and labels."""
-    strips = [(title, grid(images, len(images), least=28)) for title, images in pictures]
+def strip(images: torch.Tensor) -> Image.Image:
+    """Return images in one row."""
+    return grid(images, len(images), least=28)
+
+
+def _as_text(image: Image.Image) -> str:
+    """Return a picture as text: its PNG in base64."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _from_text(text: str) -> Image.Image:
+    """Return the picture in a text of `_as_text`."""
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def picture(strips: list[tuple[str, Image.Image]], file: Path) -> None:
+    """Draw the strips of the objectives below one another, with their titles."""
     width, height, left = strips[0][1].width, strips[0][1].height, 150
     canvas = Image.new(strips[0][1].mode, (left + width, height * len(strips)), "white")
     pen = ImageDraw.Draw(canvas)
-    for index, (title, strip) in enumerate(strips):
-        canvas.paste(strip, (left, index * height))
+    for index, (title, row) in enumerate(strips):
+        canvas.paste(row, (left, index * height))
         pen.text((4, index * height + height // 2 - 5), title, fill="black")
     canvas.save(file)
 

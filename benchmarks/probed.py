@@ -14,7 +14,7 @@ import torch
 import typer
 
 import trainers
-from benchmarks.objectives import CLASSES, MEASURED, picture, standard_cells, standard_table
+from benchmarks.objectives import CLASSES, MEASURED, picture, standard_cells, standard_table, strip
 from distill.user_code import trusting
 from trainers.api import finish
 from trainers.io import jsonl
@@ -53,8 +53,8 @@ def main(
                 trained = trainers.load(finish(run, Path("runs"), console), trust_code=trust_code, evaluation=MEASURED)
                 rows.append(row(objective, scale, run, trained.evaluate(), trained.folder))
                 console.print(rows[-1])
-                pictures.append((f"{objective}, cfg {scale:g}", trained.sample(2 * CLASSES)))
-            pictures.append((f"teacher, cfg {scale:g}", trained.sample(2 * CLASSES, teacher=True)))
+                pictures.append((f"{objective}, cfg {scale:g}", strip(trained.sample(2 * CLASSES))))
+            pictures.append((f"teacher, cfg {scale:g}", strip(trained.sample(2 * CLASSES, teacher=True))))
     out.mkdir(parents=True, exist_ok=True)
     picture(pictures, out / f"probed_{name}.png")
     notes = out / f"probed_{name}_notes.md"  # remarks that are written by hand, and that the page ends with
