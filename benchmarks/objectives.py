@@ -75,7 +75,7 @@ def main(
         if not chosen or "objective" not in load_yaml(file):
             continue
         run = cast(Run, resolve(name, overrides or []))
-        row, recipe = known.get(title, {}), values_hash([public_recipe(run)])
+        row, recipe = known.get(title, {}), _hash(run)
         if row.get("recipe") != recipe:
             folder = _trained(name, overrides or [], console)
             trained, seconds = trainers.load(folder, evaluation=MEASURED), _relative_seconds(run, base)
@@ -92,6 +92,11 @@ def main(
     page = _page(data, command, list(rows.values()))
     (out / f"{data}.md").write_text(page + (notes.read_text() if notes.exists() else ""))
     console.print(f"{out / data}.md")
+
+
+def _hash(run: Run) -> str:
+    """Return a hash of the values of a recipe, wherever its runs lie, and whether or not they are there yet."""
+    return values_hash([json.dumps(public_recipe(run)).replace(f"{RUNS}/", "")])
 
 
 def _read(store: Path) -> dict[str, dict[str, Any]]:
