@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
     """Let malloc keep what is freed, so that tensors on the CPU take the same pages again.
 
     glibc gives every block of more than 32 MB back to the kernel, which clears its pages anew at the next allocation:
-    40 % of the time of an evaluation with 5 million parameters at 32x32. The peak of memory rises by about a quarter
-    there. With a GPU, whose tensors torch keeps itself, and where a variable MALLOC_... is set, nothing changes.
+    40 % of the time of an evaluation with 5 million parameters at 32x32. The peak of memory rises by a quarter to a
+    third there. With a GPU, whose tensors torch keeps itself, and where a variable MALLOC_... is set, nothing changes.
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ)
     if chosen or DRIVER.exists() or platform.libc_ver()[0] != "glibc":

@@ -100,7 +100,7 @@ def measure(subject: Subject, say: Callable[[str], None] = lambda step: None) ->
         objective = build(Objective, values(rules.objective_values(subject.run.objective, found)))
         computes = rules.precision(subject.run.objective, found)[0]
         left = subject.seconds - (time.perf_counter() - start)
-        gained = gain or 1.0 if computes == "bfloat16" else 1.0
+        gained = (gain or 1.0) if computes == "bfloat16" else 1.0
         with in_bfloat16(subject.teacher) if computes == "bfloat16" else nullcontext():  # which the copies inherit
             try_rates(subject, found, components, objective, Budget(left, budget.forward / gained), say)
     found.seconds = time.perf_counter() - start

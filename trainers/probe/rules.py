@@ -91,18 +91,16 @@ def precision(objective: Objective, found: Findings) -> tuple[str, str]:
     """Return the precision in which the networks compute, with its reason."""
     law, gain = times_of(objective, found)[0], found.bfloat16_gain
     visited = [one for one in found.levels if abs(math.log(one.nsr) - law.mean) <= REACH * law.std]
-    worst = max(visited, key=lambda one: one.bfloat16)
+    worst = max(visited or found.levels, key=lambda one: one.bfloat16)
     changes = f"{worst.bfloat16:.1%} of its squared error, at the ratio {worst.nsr:.3g}"
     if worst.bfloat16 > COARSE:
         return "float32", f"bfloat16 changes the teacher's estimates by {changes}"
     if gain is None:
         return "float32", "unknown: the network is too slow to try bfloat16 here"
     takes = f"bfloat16 takes {1 / gain:.2f} of float32's time on the machine of the probe"
-    return (
-        ("float32", takes)
-        if gain < FASTER
-        else ("bfloat16", f"{takes}, and changes the estimates by at most {changes}")
-    )
+    if gain < FASTER:
+        return "float32", takes
+    return "bfloat16", f"{takes}, and changes the teacher's estimates by at most {changes}"
 
 
 def weight(levels: Sequence[Level]) -> tuple[WeightTable, str]:
@@ -216,7 +214,7 @@ def recipe(run: Run, found: Findings, minutes: float, images_known: bool) -> dic
 
 def length(found: Findings, minutes: float, computes: str) -> tuple[int, str]:
     """Return the images of a run that takes `minutes` on this machine, within bounds, with the reason."""
-    gain = found.bfloat16_gain or 1.0 if computes == "bfloat16" else 1.0
+    gain = (found.bfloat16_gain or 1.0) if computes == "bfloat16" else 1.0
     second = min(one.seconds for one in found.students) if found.students else found.second * ROUND / gain
     fitting = 60 * minutes / second
     images = int(_digits(min(max(fitting, LEAST_IMAGES), MOST_IMAGES), 2))
