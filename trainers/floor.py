@@ -37,7 +37,11 @@ SAMPLED_AT_ONCE = 250
 
 
 def measure_floor(
-    folder: Path, samples: int | None = None, pairs: int | None = None, say: Callable[[str], None] = print
+    folder: Path,
+    samples: int | None = None,
+    pairs: int | None = None,
+    say: Callable[[str], None] = print,
+    here: Callable[[Any], Any] = lambda run: run,
 ) -> dict[str, Any]:
     """Train the network of a run in two other ways, and write floor.json. A call that was killed can be repeated.
 
@@ -46,6 +50,7 @@ def measure_floor(
         samples: The number of samples of each evaluation. None for the recipe's.
         pairs: The number of ODE pairs. None for a quarter of the images of the run.
         say: Is told the next step.
+        here: (recipe) -> the recipe with the places of this machine, such as its cache.
 
     Returns:
         The content of floor.json: the `protocol`, `samples`, `images`, and the distances `teacher`, `student`, those of
@@ -54,10 +59,11 @@ def measure_floor(
     Raises:
         UserError: The run is none of a distillation, has not trained, or has no real images to be compared with.
     """
-    run = load_run(folder)
+    run = here(load_run(folder))
     if not isinstance(run, Run):
         raise UserError(f"'{folder}' trains a teacher: a floor is that of a distillation")
     student = load_trained(folder)
+    student.run = run
     report = student.evaluate(samples)
     found: dict[str, Any] = {key: report[key] for key in ("protocol", "samples", "images")}
     found |= {name: report[name]["frechet"] for name in ("teacher", "student")}
@@ -71,6 +77,7 @@ def measure_floor(
         else:
             train(way.run, place, **objects)
         trained = load_trained(place, objects=Objects(data=student.source))  # compared with the data of the run
+        trained.run = here(trained.run)
         ways[way.name] = trained.evaluate(samples)["student"]["frechet"]
     found |= {**ways, "floor": min(ways.values())}
     with atomic_file(folder / REPORT) as staging:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from launch.options import with_environment
+
 
 def floor(
     folder: Annotated[Path, typer.Argument(help="The run folder.")],
@@ -25,7 +27,7 @@ def floor(
     from trainers.io.console import plain
 
     console = plain(stderr=True)
-    found = measure_floor(folder, samples, pairs, console.print)
+    found = measure_floor(folder, samples, pairs, console.print, with_environment)
     table = Table(title=f"Frechet distance in {found['protocol']}, {found['samples']:,} samples each")
     for column in ("", "distance", "/ teacher", "/ floor"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)

@@ -38,7 +38,7 @@ def init(
 
     if teacher is None and yes:
         raise UserError("--teacher: has no default; name the folder of a teacher")
-    teacher = teacher or str(typer.prompt("The teacher's folder"))
+    teacher = teacher or _ask("The teacher's folder")
     data = _answer("Pictures or prompts, by their path, or none", data, "none", yes)
     objective = _answer("The objective (docs/objectives/README.md lists them)", objective, OBJECTIVE, yes)
     gpus = _answer("The number of GPUs", gpus, 1, yes)
@@ -96,4 +96,14 @@ def _answer(question: str, given: _T | None, default: _T, yes: bool) -> _T:
     """Return what an option gives, or else the default if `yes`, or else the answer to a question."""
     if given is not None:
         return given
-    return default if yes else typer.prompt(question, default=default, type=type(default))
+    return default if yes else _ask(question, default)
+
+
+def _ask(question: str, default: Any = None) -> Any:
+    """Return the answer to a question, of the type of the default. Raise UserError where no answer comes."""
+    try:
+        return typer.prompt(question, default=default, type=None if default is None else type(default))
+    except typer.Abort:
+        raise UserError(
+            f"init: '{question}' has no answer; give it as an option, or take the defaults with --yes"
+        ) from None

@@ -70,7 +70,7 @@ def main() -> int:
             print(f"{name} {seed}: {kind}: {words}   [{what}]", flush=True)
         if given.out is not None and (done % 50 == 0 or done == given.count * len(readers)):
             text = page(tallies, given.count, given.seed, time.monotonic() - started)
-            given.out.write_text(text.replace(str(work), "WORK"))
+            given.out.write_text(text.replace(str(work), "WORK"), errors="backslashreplace")
     return int(any(tally.faults for tally in tallies.values()))
 
 

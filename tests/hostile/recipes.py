@@ -289,6 +289,7 @@ def command_lines(draw: Random, place: Place) -> Call:
             arguments.append(str(draw.choice(NUMBERS)) if draw.random() < 0.5 else word(draw, place))
     arguments += [word(draw, place) for _ in range(draw.choice([0, 0, 1, 2]))]
     arguments += PAIRS if name == "pairs" else LIMIT if name in ("train", "teacher", "resume") else []
+    arguments += ["--minutes", "0.1"] if name == "probe" else []
     evil(place.given, place)
     return Call(arguments, ["cwd", "in"], " ".join(arguments)[:300])
 

@@ -241,7 +241,7 @@ def fork(work: Callable[[], object], out: Path, err: Path | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, file in ((1, out), (2, err or out)):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1, errors="backslashreplace")  # as Python's
         work()
         code = 0
     except SystemExit as exit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_by_questions(distill: Command, teachers: Path, monkeypatch: pytest.Monk
     run = resolve("asked.yaml")
     assert isinstance(run, Run) and (run.name, run.batch_size) == ("edm_sim", 32)
     assert type(run.data).__name__ == "DataFree" and type(run.objective).__name__ == "SIM"
+
+
+def test_without_anyone_who_answers(distill: Command, teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    for given, question in (
+        ((), "The teacher's folder"),
+        (("--teacher", teachers / "edm"), "Pictures or prompts, by.*"),
+    ):
+        told = distill("init", *given)
+        line = f"distill: init: '{question}' has no answer; give it as an option, or take the defaults with --yes\n"
+        assert told.code == 2 and re.fullmatch(line, told.err)
+    assert not list(Path.cwd().iterdir())
 
 
 def test_mistakes_are_told_before_a_file_is_written(distill: Command, teachers: Path) -> None:

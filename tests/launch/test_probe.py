@@ -81,7 +81,10 @@ def test_a_mistake_is_told_before_anything_is_measured(
     assert not (tmp_path / "probe").exists()
 
 
-def test_the_floor_is_the_better_of_two_ways(distill: Command, teachers: Path, tmp_path: Path) -> None:
+def test_the_floor_is_the_better_of_two_ways(
+    distill: Command, teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     folder, file = tmp_path / "run", tmp_path / "recipe.yaml"
     file.write_text(to_yaml(recipe(teachers / "edm", images=16, data="digits", health={"every": 0})))
     assert distill("train", file, "--folder", folder).code == 0
@@ -94,5 +97,8 @@ def test_the_floor_is_the_better_of_two_ways(distill: Command, teachers: Path, t
         trained = load_trained(folder / "floor" / way)
         assert trained.images == 16
         assert trained.evaluate(64)["student"]["frechet"] == found[way]
+    assert (
+        len(list((tmp_path / "cache" / "evaluations").iterdir())) == 1
+    )  # the teacher's numbers, once for all three runs
     again = distill("floor", folder, "--pairs", "8", "--samples", "64")  # nothing trains a second time
     assert again.code == 0 and json.loads((folder / "floor.json").read_text()) == found
