@@ -91,7 +91,7 @@ def test_a_run_on_prompts_and_latents(
     )
     session = fit_run(run, tmp_path / "run")
     assert all(player.counters()["skipped"] == 0 for player in session.state.players.values())
-    real = session.batches.micro("generator", 0, 0).real
+    real = session.batches.micro("fake", 0, 0).real
     decoder = None if session.teacher is None else session.teacher.network.autoencoder
     assert real is not None and real.shape == (2, 4, 8, 8) and decoder is not None
     picture = Image.open(tmp_path / "run/samples" / f"{4:012d}.png")
