@@ -32,7 +32,7 @@ def on_meta() -> Iterator[None]:
     [
         ({"name": "sid"}, 257, 55),
         ({"name": "diff_instruct"}, 227, 46),
-        ({"name": "dmd2", "tap": "middle"}, 391, 79),
+        ({"name": "dmd2", "tap": "middle"}, 390, 78),
     ],
     ids=["sid", "diff_instruct", "dmd2"],
 )
