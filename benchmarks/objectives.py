@@ -4,7 +4,7 @@
 runs share seed, evaluation and noise. The times are medians of rounds that take turns with rounds of SiD in one
 process.
 
-What was measured of a recipe is kept in digits.json beside the page. A call that was interrupted continues where it
+The measurements of each recipe are kept in digits.json beside the page. A call that was interrupted continues where it
 stopped, also without its runs, and a later call measures the recipes that have changed.
 """
 

@@ -40,7 +40,7 @@ from trainers.engine.sharding import is_offloaded
 from trainers.engine.step import advance
 from trainers.plan.ledger import ALL, WITHIN, Ledger, Overlap, Peak, Traffic
 from trainers.recipe.run import Run
-from trainers.runs.distillation import assemble
+from trainers.runs.distillation import assemble, generator_has_real
 
 CPU = torch.device("cpu")
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes of DDP's buckets of gradients, by torch's defaults
@@ -124,7 +124,7 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
         dataset = Dataset("shapes", 1, teacher.network.shape, None, None)
         sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
         real, texts = ("real" in run.objective.needs), ("texts" in run.objective.needs)
-        both = bool(run.reuse_samples) or run.objective.generator_reads_real
+        both = generator_has_real(run)
         batches = ShapeBatches(
             dataset, sizes, run.seed, run.dtype, real, 0, processes, CPU, texts=texts, generator_real=both
         )

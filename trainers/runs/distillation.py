@@ -63,9 +63,13 @@ def make_batches(run: Run, dataset: Dataset, accelerator: Accelerator, pairs: Pa
     sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
     rank, world = accelerator.process_index, accelerator.num_processes
     device = accelerator.device
-    shared = bool(run.reuse_samples)  # the fake then takes the generator's batch
-    both = shared or run.objective.generator_reads_real
+    both = generator_has_real(run)
     return Batches(dataset, sizes, run.seed, run.dtype, real, rank, world, device, pairs, texts, run.workers, both)
+
+
+def generator_has_real(run: Run) -> bool:
+    """Return whether the generator's batches have real samples, for its own loss or for a fake that takes its batch."""
+    return bool(run.reuse_samples) or run.objective.generator_reads_real
 
 
 def assemble(
