@@ -26,7 +26,7 @@ def test_a_terminal_shows_the_step_in_place(monkeypatch: pytest.MonkeyPatch) -> 
     shown = io.StringIO()
 
     def terminal(**settings: Any) -> Console:
-        assert settings == {"stderr": True}
+        assert settings == {"stderr": True, "quiet": False}
         return Console(file=shown, force_terminal=True, width=80)
 
     monkeypatch.setattr(console, "plain", terminal)
