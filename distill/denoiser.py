@@ -218,6 +218,7 @@ class _Tap:
         network: The network, which turns the output of the submodule into features.
         watches: Whether the pass watches the submodule.
         until: All taps of a pass that ends where the last of them has its features. Empty for any other pass.
+        size: The spatial dimensions of the samples of the pass.
         features: The features [B, C, ...].
         handle: The handle that removes the hook.
     """
@@ -225,12 +226,13 @@ class _Tap:
     def __init__(self, network: Network) -> None:
         self.network, self.watches = network, False
         self.until: tuple[_Tap, ...] = ()
+        self.size: tuple[int, ...] = ()
         self.features: Tensor | None = None
         self.handle: RemovableHandle | None = None
 
     def __call__(self, module: nn.Module, inputs: object, output: Any) -> None:
         if self.watches:
-            self.features = self.network.tapped(output)
+            self.features = self.network.tapped(output, self.size)
             # A compiled pass leaves out what its result does not need, and so ends at the tap by itself.
             ends = bool(self.until) and all(tap.features is not None for tap in self.until)
             if ends and not torch.compiler.is_compiling():
@@ -248,7 +250,7 @@ def _call(
     if not taps:
         return network(x, time, cond), ()
     for tap in taps:
-        tap.watches, tap.until = True, taps if stop else ()
+        tap.watches, tap.until, tap.size = True, taps if stop else (), tuple(x.shape[2:])
     try:
         output = network(x, time, cond)
     except _ReachedTaps:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from distill.compilation import fused
 from distill.conditions import ConditionLike
@@ -44,6 +44,9 @@ class ConvHead(nn.Module):
     follows. Each of these has a group norm and SiLU. The last layer is a 1x1 convolution. On features of 8x8 this is
     DMD2's classifier on EDM's networks (arXiv:2405.14867). One to three spatial dimensions of any size are possible.
 
+    Features of another size may come later, as of samples in buckets. Where less is left of them than the whole rest,
+    it is padded with zeros. Where more is left, the logit is the mean over all places.
+
     Args:
         channels: C of the features.
         size: The spatial dimensions of the features: (H, W), or (F, H, W) of a video.
@@ -65,11 +68,24 @@ class ConvHead(nn.Module):
             layers.append(convolution(channels, channels, kernel, stride, tuple(map(int, halved))))
             layers += [nn.GroupNorm(groups, channels), nn.SiLU()]
             size = tuple(max(1, side // 2) for side in size)
+        self.halvings, self.size = len(layers), size
         layers += [convolution(channels, channels, size), nn.GroupNorm(groups, channels), nn.SiLU()]
         self.layers = nn.Sequential(*layers, convolution(channels, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        return cast(Tensor, self.layers(features)).flatten(1)
+        for number, layer in enumerate(self.layers):
+            if number == self.halvings:
+                features = pad_to(features, self.size)
+            features = layer(features)
+        logits = features.flatten(1)
+        return logits if logits.shape[1] == 1 else logits.mean(1, keepdim=True)
+
+
+def pad_to(features: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return features [B, C, *spatial] with zeros around them, where a side is shorter than that of `size`."""
+    missing = [max(0, least - side) for least, side in zip(size, features.shape[2:], strict=True)]
+    sides = [side for one in reversed(missing) for side in (one // 2, one - one // 2)]
+    return pad(features, sides) if any(missing) else features
 
 
 class Heads(nn.ModuleList):

@@ -66,10 +66,24 @@ class Network(nn.Module):
         """Return the uncertainty u [B], the log of the expected denoising loss, at `time` [B]."""
         raise NotImplementedError
 
-    def tapped(self, output: Any) -> Tensor:
-        """Return the features [B, C, *spatial] in the `output` of a tapped submodule.
+    def shape_at(self, height: int, width: int) -> tuple[int, ...]:
+        """Return the shape (C, *spatial) of a sample whose image has another size than that of `shape`.
 
-        If `output` is a tuple, the features are its first entry.
+        Args:
+            height: The height of the image, in pixels.
+            width: Its width.
+
+        Raises:
+            UserError: The network takes no samples of this size.
+        """
+        raise UserError(f"{self.display_name} takes samples of one size alone")
+
+    def tapped(self, output: Any, size: tuple[int, ...]) -> Tensor:
+        """Return the features [B, C, *spatial] in the output of a tapped submodule.
+
+        Args:
+            output: The output. If it is a tuple, the features are its first entry.
+            size: The spatial dimensions of the samples that the network was called with.
         """
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 

@@ -62,13 +62,13 @@ class OwnNet(Network):
             raise UserError(f"network: {self.name} gives {list(output.shape)} for x of {list(x.shape)}")
         return output
 
-    def tapped(self, output: Any) -> Tensor:
-        """Return the features [B, C, ...] in the `output` of a tapped submodule.
+    def tapped(self, output: Any, size: tuple[int, ...]) -> Tensor:
+        """Return the features [B, C, ...] in the output of a tapped submodule.
 
         Tokens [B, N, C] of samples with two or more spatial dimensions, as a transformer has them, become [B, C, N].
         """
-        features = super().tapped(output)
-        return features.transpose(1, 2) if features.ndim == 3 and len(self.shape) > 2 else features
+        features = super().tapped(output, size)
+        return features.transpose(1, 2) if features.ndim == 3 and len(size) > 1 else features
 
     def description(self) -> dict[str, Any]:
         return {"name": self.name, **self.settings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,6 +47,7 @@ PromptsFile = Annotated[
 ]
 LayoutOption = Annotated[str, typer.Option(help="The folders to write for --prompts: plain, geneval or dpg.")]
 PerPrompt = Annotated[int | None, typer.Option(help="Samples of each of --prompts. Default: the layout's.", min=1)]
+Size = Annotated[str | None, typer.Option(help="Height and width of the images, like 832x1216. Default: the model's.")]
 Part = Annotated[str, typer.Option(help="Which part of --prompts to make, such as 2/8. Default: all of them.")]
 
 
@@ -71,6 +73,7 @@ def sample(
     layout: LayoutOption = "plain",
     per_prompt: PerPrompt = None,
     part: Part = "1/1",
+    size: Size = None,
 ) -> None:
     """Draw samples of a model into one picture, or into one file for each."""
     from trainers.data.labels import captions
@@ -85,19 +88,28 @@ def sample(
     set_sampler(trained, words, teacher, cache_folder())
     place = Path() if isinstance(trained, BareModel) else trained.folder
     if prompts is not None:
-        alone = count is None and label is None and prompt is None
-        require(alone, "--prompts: goes without --count, --label and --prompt")
+        alone = count is None and label is None and prompt is None and size is None
+        require(alone, "--prompts: goes without --count, --label, --prompt and --size")
         return _benchmark(trained, out or place / layout, prompts, layout, per_prompt, part, seed, teacher)
     count = count or len(prompt or range(60))
     labels = drawn_labels(trained, count, label).labels
     names = captions(labels, trained.denoiser.network.class_names)
-    images = draw(trained, count, label, seed, teacher, prompt or [])
+    images = draw(trained, count, label, seed, teacher, prompt or [], _sides(size))
     out = out or place / ("sample" if separate else "sample.png")
     write(images, out, separate, columns, names)
     if has_no_decoder(trained.model):
         plain(stderr=True).print(LATENTS, style="yellow")
     of = f" of {names[0]}" if label is not None and names else ""
     plain().print(f"{count} samples{of}: {out}")
+
+
+def _sides(size: str | None) -> tuple[int, int] | None:
+    """Return height and width that are given as 832x1216. Raise UserError if they are not."""
+    if size is None:
+        return None
+    if (sides := re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)) is None:
+        raise UserError(f"--size: must be like 832x1216, got {size!r}")
+    return int(sides[1]), int(sides[2])
 
 
 def write(images: Tensor, out: Path, separate: bool, columns: int, names: Sequence[str]) -> None:

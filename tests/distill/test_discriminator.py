@@ -160,6 +160,29 @@ def test_conv_head_at_any_resolution(size: tuple[int, ...], kernels: list[tuple[
     assert torch.allclose(head(features[1:2]), logits[1:2], atol=1e-5)  # a sample is judged on its own
 
 
+@pytest.mark.parametrize(("size", "padding"), [((8, 8), (0, 0, 0, 0)), ((6, 8), (0, 0, 0, 1)), ((4, 2), (1, 2, 1, 1))])
+def test_conv_head_on_smaller_features_than_its_own(size: tuple[int, int], padding: tuple[int, ...]) -> None:
+    """What is left after the halvings has zeros around it, up to the 4x4 of the head's own features of 8x8."""
+    torch.manual_seed(0)
+    head = ConvHead(16, 8, 8)
+    features = torch.randn(3, 16, *size)
+    left, top = padding[0], padding[2]
+    rest = head.layers[:3](features)
+    padded = torch.zeros(3, 16, 4, 4)
+    padded[:, :, top : top + rest.shape[2], left : left + rest.shape[3]] = rest
+    assert torch.equal(head(features), head.layers[3:](padded).flatten(1))
+
+
+def test_conv_head_on_larger_features_than_its_own() -> None:
+    """The logit is the mean over the places of the last convolution: 12x8 leaves 6x4, and so three places."""
+    torch.manual_seed(0)
+    head = ConvHead(16, 8, 8)
+    features = torch.randn(3, 16, 12, 8)
+    logits = head.layers[3:](head.layers[:3](features))
+    assert logits.shape == (3, 1, 3, 1)
+    assert torch.equal(head(features), logits.flatten(1).mean(1, keepdim=True)) and head(features).shape == (3, 1)
+
+
 @pytest.mark.parametrize(
     ("size", "kernels"),
     [((8, 8), [(4, 4), (4, 4)]), ((7, 5), [(4, 4), (3, 2)]), ((1, 3), [(1, 3)])],

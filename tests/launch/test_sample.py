@@ -65,6 +65,21 @@ def test_prompts(painter: Path, pipelines: Callable[[str], Path], distill: Comma
     assert Image.open(painter / "sample.png").size == (2 * 66, 66)
 
 
+def test_another_size(painter: Path, student: Path, distill: Command) -> None:
+    """A network of convolutions draws any size; what cannot be is said in one line."""
+    assert load_trained(painter).sample(2, size=(16, 32)).shape == (2, 3, 16, 32)
+    result = distill("sample", painter, "--count", 2, "--size", "32x16", "--separate", "--out", "tall")
+    assert result.code == 0 and Image.open("tall/000000.png").size == (16, 32)
+    for model, size, line in (
+        (painter, "32", "--size: must be like 832x1216, got '32'"),
+        (painter, "0x8", "--size: must be like 832x1216, got '0x8'"),
+        (painter, "16x33", "size: StableDiffusion takes multiples of 2 pixels alone"),
+        (student, "16x16", "size: UNet takes samples of one size alone"),
+    ):
+        result = distill("sample", model, "--size", size)
+        assert (result.code, result.err) == (2, f"distill: {line}\n")
+
+
 def test_prompts_for_a_teacher_without(student: Path, distill: Command) -> None:
     result = distill("sample", student, "--prompt", "a cat")
     assert (result.code, result.err) == (2, "distill: prompts: the teacher takes no prompts\n")

@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.conditions import Condition
 from distill.objectives import Batch, Pairs
 from distill.random import Random, to_device
+from trainers.data.buckets import Buckets, Turn
 from trainers.data.dataset import Dataset, order, to_floats
 from trainers.data.in_loop import InLoop
 from trainers.data.mixture import Mixed, chosen
@@ -98,8 +99,8 @@ class Batches:
         index = self._index(request)
         random = Random.at(self.seed, index, self.device).stream(stream)
         pairs = self._pairs(first, micro) if self.pairs is not None and stream == "generator" else None
-        noise = unit_noise(self.dataset.shape, random, self.dtype)
-        positions = self._positions(request) if self.real else drawn_positions(self.dataset, random)
+        noise = unit_noise(self._turn(request).data.shape, random, self.dtype)
+        positions = self._positions(request)
         cond = condition_at(self.dataset, positions).to(self.device, self.dtype)  # generated samples share it
         if isinstance(encoder := self.dataset.embed, InLoop):
             coming = islice(self.upcoming(), SEARCHED)
@@ -137,12 +138,19 @@ class Batches:
         """Yield the upcoming requests that have real samples."""
         return filter(self.reads, self.upcoming())
 
+    def _turn(self, request: Request) -> Turn:
+        """Return the samples that the global batch of a request is drawn from."""
+        number = request.first // self.sizes.batch_size
+        return self.dataset.turn(number) if isinstance(self.dataset, Buckets) else Turn(self.dataset, 0, number)
+
     def _positions(self, request: Request) -> Tensor:
         """Return the positions [B] of the samples of a micro-batch: of the real ones in their order, or drawn ones."""
-        index = self._index(request)
-        if self.real:
-            return self.dataset.order(self.seed, index)
-        return drawn_positions(self.dataset, Random.at(self.seed, index, self.device).stream(request.stream))
+        index, turn = self._index(request), self._turn(request)
+        if not self.real:
+            random = Random.at(self.seed, index, self.device).stream(request.stream)
+            return turn.start + drawn_positions(turn.data, random)
+        others = request.first // self.sizes.batch_size - turn.number  # batches of other buckets until here
+        return turn.start + turn.data.order(self.seed, index - others * self.sizes.batch_size)
 
     def _pairs(self, first: int, micro: int) -> Pairs:
         """Return the ODE pairs of one micro-batch."""

@@ -57,6 +57,15 @@ class Dataset:
         """The number of classes, those with a name but without a sample among them. 0 without labels."""
         return 0 if self.labels is None else max(int(self.labels.max()) + 1, len(self.class_names or ()))
 
+    @property
+    def elements(self) -> float:
+        """The number of elements of a sample, on average."""
+        return math.prod(self.shape)
+
+    def described(self) -> dict[str, Any]:
+        """Return the size of the data, as plain values."""
+        return {"count": self.count, "shape": list(self.shape), "classes": self.classes}
+
     @cached_property
     def digest(self) -> dict[str, Any]:
         """The count, the shape, hashes of labels and prompts, and means of parts of some samples, as plain values.
@@ -67,7 +76,7 @@ class Dataset:
         of a JPEG decoder differ by a grey level. They are left out if a second reading gives others, as where samples
         are augmented.
         """
-        found: dict[str, Any] = {"count": self.count, "shape": list(self.shape), "classes": self.classes}
+        found = self.described()
         if self.labels is not None:
             found["labels"] = values_hash(self.labels.tolist())
             if unseen := (self.labels.bincount(minlength=self.classes) == 0).nonzero().flatten().tolist():

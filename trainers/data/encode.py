@@ -16,6 +16,7 @@ from distill.denoiser import Denoiser
 from distill.encoders.protocols import Encoder, TextEncoder
 from distill.errors import UserError, require
 from trainers.data import Dataset
+from trainers.data.buckets import Buckets
 from trainers.data.cache import Cache, Make
 from trainers.data.dataset import values_hash
 from trainers.data.in_loop import InLoop
@@ -74,9 +75,17 @@ class DatasetEncoder:
         """
         if dataset.prompts is not None:
             dataset = self._embedded(dataset, dataset.prompts, teacher)
+        if not isinstance(dataset, Buckets):
+            return self._samples(dataset, teacher, real, teacher.network.shape)
+        shapes = [teacher.network.shape_at(*part.shape[1:]) for part in dataset.parts]
+        parts = [self._samples(part, teacher, real, shape) for part, shape in zip(dataset.parts, shapes, strict=True)]
+        return dataclasses.replace(dataset, shape=teacher.network.shape).with_parts(parts)
+
+    def _samples(self, dataset: Dataset, teacher: Denoiser, real: bool, shape: tuple[int, ...]) -> Dataset:
+        """Return a data set with the samples that a teacher takes, of this shape."""
         if teacher.latents and dataset.read is not None:
-            dataset = self._latents(dataset, teacher) if real else dataclasses.replace(dataset, read=None)
-        return dataclasses.replace(dataset, shape=teacher.network.shape)
+            dataset = self._latents(dataset, teacher, shape) if real else dataclasses.replace(dataset, read=None)
+        return dataclasses.replace(dataset, shape=shape)
 
     def _embedded(self, dataset: Dataset, prompts: Sequence[str], teacher: Denoiser) -> Dataset:
         """Return the data set with the embeddings of its prompts. In a table, equal prompts are encoded once."""
@@ -125,9 +134,9 @@ class DatasetEncoder:
         teacher.network.null = Condition(null).map(lambda value: value[0].to(self.device))
         return dataclasses.replace(dataset, embed=InLoop(encode, prompts, torch.device(encoder.device)))
 
-    def _latents(self, dataset: Dataset, teacher: Denoiser) -> Dataset:
-        """Return the data set with latents in place of pixels."""
-        encoder, shape = teacher.network.autoencoder, teacher.network.shape
+    def _latents(self, dataset: Dataset, teacher: Denoiser, shape: tuple[int, ...]) -> Dataset:
+        """Return the data set with latents of this shape in place of pixels."""
+        encoder = teacher.network.autoencoder
         if encoder is None:
             raise UserError(f"data: {dataset.name} holds pixels, the teacher's samples are latents and have no encoder")
         content = dataset.pixels_hash()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
+from trainers.data.buckets import Buckets
 from trainers.data.dataset import Dataset, values_hash
 from trainers.data.source import Data
 
@@ -47,6 +48,8 @@ class Mixture(Data):
         ):
             if one != other:
                 raise UserError(f"data: a mixture is of one kind: {first.name} has {what} {one}, {second.name} {other}")
+        if isinstance(first, Buckets) or isinstance(second, Buckets):
+            raise UserError("data: a part of a mixture has samples of one size; leave its buckets out")
         share = Fraction(first.count, first.count + second.count)
         if self.share is not None:
             share = Fraction(self.share).limit_denominator(FINEST)

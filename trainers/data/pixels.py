@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 # The most pixels of a picture, and the most bytes of its file. Both are checked before it is decoded.
 MAX_PIXELS = 2**27
 MAX_FILE_BYTES = 2**29
+SIDEWAYS = (5, 6, 7, 8)  # the orientations in EXIF data whose height is the stored width
 BACKGROUND = (255, 255, 255)
 """The colour (white) behind pictures with transparent parts."""
 
@@ -161,13 +162,25 @@ def is_transparent(picture: Any) -> bool:
 
 def upright(picture: Any) -> Any:
     """Return a picture as it was seen, by the orientation in its EXIF data."""
-    from PIL import ExifTags, ImageOps
+    from PIL import ImageOps
+
+    return picture if orientation(picture) is None else ImageOps.exif_transpose(picture)
+
+
+def upright_size(picture: Any) -> tuple[int, int]:
+    """Return height and width of a picture as it was seen. It need not be decoded."""
+    width, height = picture.size
+    return (width, height) if orientation(picture) in SIDEWAYS else (height, width)
+
+
+def orientation(picture: Any) -> int | None:
+    """Return the orientation in the EXIF data of a picture, from 1 to 8. None where there is none."""
+    from PIL import ExifTags
 
     try:
-        turned = picture.getexif().get(ExifTags.Base.Orientation) is not None
+        return cast(int | None, picture.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # damaged EXIF data say nothing, and the pixels are good
-        return picture
-    return ImageOps.exif_transpose(picture) if turned else picture
+        return None
 
 
 def to_8_bits(picture: Any) -> Any:

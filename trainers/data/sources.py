@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from mmap import mmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.distributed import get_rank, is_initialized
 
 from distill.annotations import LocalPath
 from distill.errors import UserError
+from trainers.data.buckets import Buckets, nearest_aspects
 from trainers.data.dataset import Dataset, values_hash
 from trainers.data.labels import classes_in_words, to_labels
 from trainers.data.mixture import Mixture
@@ -22,7 +24,7 @@ from trainers.data.picture_rows import open_pictures
 from trainers.data.pictures import Pictures
 from trainers.data.pixels import BACKGROUND, Damaged, decode_picture, open_picture, quiet_pillow, to_pixels
 from trainers.data.prompts import Prompts
-from trainers.data.scan import hash_pictures, scan_pictures
+from trainers.data.scan import hash_pictures, picture_sizes, scan_pictures
 from trainers.data.source import Data
 from trainers.data.tables import check_column, text_column
 from trainers.io.console import plain
@@ -43,6 +45,28 @@ class Digits(Data):
         images = torch.from_numpy(digits.images.astype(np.float32))[:, None] / 8 - 1
         labels = torch.from_numpy(digits.target.astype(np.int64))
         return Dataset("digits", len(images), (1, 8, 8), labels, lambda positions: images[positions])
+
+
+class _Rows(NamedTuple):
+    """Pictures with their conditions.
+
+    Attributes:
+        pictures: The pictures.
+        labels: The label of each. None without labels.
+        prompts: The prompt of each. None without prompts.
+        class_names: The names of the classes. None where they have none.
+    """
+
+    pictures: Pictures
+    labels: Tensor | None
+    prompts: Sequence[str] | None
+    class_names: tuple[str, ...] | None
+
+    def select(self, numbers: Sequence[int]) -> Self:
+        """Return the rows of some numbers, in their order."""
+        prompts = None if self.prompts is None else [self.prompts[number] for number in numbers]
+        labels = None if self.labels is None else self.labels[list(numbers)]
+        return self._replace(pictures=self.pictures.select(numbers), labels=labels, prompts=prompts)
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,8 @@ class Images(Data):
         verify: Whether each start reads all pictures to know that they are those of the cache. Without it, names, sizes
             and times of the files tell.
         flip: Whether each picture is there twice: as it is, and mirrored left to right.
+        buckets: Further sizes, (height, width). Each picture has the size whose aspect is nearest to its own, among
+            these and `resolution`. For networks that take samples of several sizes, as those of prompts do.
     """
 
     path: LocalPath
@@ -83,48 +109,81 @@ class Images(Data):
     damaged: Literal["refuse", "skip"] = "refuse"
     verify: bool = False
     flip: bool = False
+    buckets: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise UserError(f"resolution: must be positive, got {self.resolution}")
+        if any(min(size) < 1 for size in self.buckets):
+            raise UserError(f"buckets: must be positive, got {list(map(list, self.buckets))}")
+        if twice := [size for size in self.buckets if (self.size, *self.buckets).count(size) > 1]:
+            raise UserError(f"buckets: {list(twice[0])} is there twice, among buckets and resolution")
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image."""
-        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+        return _sides(self.resolution)
 
     def load(self) -> Dataset:
         console = plain(stderr=True, quiet=is_initialized() and get_rank() > 0)
         found = open_pictures(self.path, self.split, self.config, self.image_column)
         if not found.count:
             raise UserError(f"data: '{self.path}' holds no pictures")
-        labels, prompts, names = self._conditions(found)
+        rows = _Rows(found, *self._conditions(found))
         scan = scan_pictures(found, Path(self.path).name, console)
         if scan.damaged:
-            whole = [number for number in range(found.count) if number not in scan.damaged]
             console.print(self._refuse_or_skip(found, scan.damaged), style="yellow")
-            found, labels = found.select(whole), None if labels is None else labels[whole]
-            prompts = None if prompts is None else [prompts[number] for number in whole]
-        kinds = "" if labels is None else f" in {classes_in_words(labels, names)}"
-        console.print(f"data: '{Path(self.path).name}': {found.count:,} pictures{kinds}")
+            rows = rows.select([number for number in range(found.count) if number not in scan.damaged])
+        kinds = "" if rows.labels is None else f" in {classes_in_words(rows.labels, rows.class_names)}"
+        console.print(f"data: '{Path(self.path).name}': {rows.pictures.count:,} pictures{kinds}")
         if found.left_out:
             console.print(f"data: left out of '{Path(self.path).name}': {'; '.join(found.left_out)}", style="yellow")
+        if self.buckets:
+            return self._in_buckets(rows, scan.converted, console)
+        on_demand = rows.pictures.count * math.prod(self._shape(self.size)) > MAX_DECODED_BYTES
+        return self._opened(rows, self.resolution, scan.converted, on_demand)
+
+    def _in_buckets(self, rows: _Rows, converted: bool, console: Console) -> Buckets:
+        """Return pictures in buckets, each in that of the nearest aspect. Buckets without pictures are left out."""
+        sizes = (self.size, *self.buckets)
+        chosen = nearest_aspects(picture_sizes(rows.pictures, Path(self.path).name, console), sizes)
+        groups = [rows.select((chosen == number).nonzero().flatten().tolist()) for number in range(len(sizes))]
+        counts = [group.pictures.count for group in groups]
+        shares = ", ".join(f"{n:,} of {height}x{width}" for n, (height, width) in zip(counts, sizes, strict=True))
+        console.print(f"data: '{Path(self.path).name}' in buckets, height x width: {shares}")
+        elements = sum(n * math.prod(self._shape(size)) for n, size in zip(counts, sizes, strict=True))
+        filled = [(group, size) for group, size, n in zip(groups, sizes, counts, strict=True) if n]
+        parts = [self._opened(group, size, converted, elements > MAX_DECODED_BYTES) for group, size in filled]
+        return Buckets.of(parts, self._shape(self.size))
+
+    def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return (C, H, W) of an image of this height and width."""
+        return (1 if self.mode == "L" else 3, *size)
+
+    def _opened(self, rows: _Rows, resolution: int | tuple[int, int], converted: bool, on_demand: bool) -> Dataset:
+        """Return pictures as a data set of one size.
+
+        Args:
+            rows: The pictures.
+            resolution: Their size, as the recipe has it.
+            converted: Whether a picture changes in its conversion to 8 bits.
+            on_demand: Whether they are decoded at each call, and not kept in memory.
+        """
+        found, size = rows.pictures, _sides(resolution)
 
         def decode(positions: Tensor) -> Tensor:
             with quiet_pillow():
-                return torch.stack([self._pixels(self._picture(found, number)) for number in positions.tolist()])
+                return torch.stack([self._pixels(found, number, size) for number in positions.tolist()])
 
-        shape = (1 if self.mode == "L" else 3, *self.size)
-        on_demand = found.count * math.prod(shape) > MAX_DECODED_BYTES
         dataset = Dataset(
             Path(self.path).name,
             found.count,
-            shape,
-            labels,
-            decode if on_demand else _decode_once(decode, found.count, shape),
-            prompts,
-            content=partial(self._content, found, scan.converted),
-            class_names=names,
+            self._shape(size),
+            rows.labels,
+            decode if on_demand else _decode_once(decode, found.count, self._shape(size)),
+            rows.prompts,
+            content=partial(self._content, found, converted, resolution),
+            class_names=rows.class_names,
             on_demand=on_demand,
         )
         return with_mirrored(dataset) if self.flip else dataset
@@ -149,23 +208,29 @@ class Images(Data):
             raise UserError(f"data: {counted} in '{self.path}' cannot be read: {some}{more}{hint}")
         return f"data: skipped {counted} in '{Path(self.path).name}': {some}{more}"
 
-    def _content(self, found: Pictures, converted: bool) -> str:
+    def _content(self, found: Pictures, converted: bool, resolution: int | tuple[int, int]) -> str:
         """Return a hash of the files, and of the settings by which they become pixels."""
-        settings = f"square, {self.resize}, {self.resolution}, {self.mode}"
+        settings = f"square, {self.resize}, {resolution}, {self.mode}"
         if converted:  # such pictures had other pixels before this was stated
             settings += f"16 bits scaled, transparent parts {BACKGROUND}"
         return hash_pictures(found, settings, self.verify)
 
-    def _picture(self, found: Pictures, number: int) -> Any:
-        """Return a picture, decoded. Raise UserError if it was damaged since the scan."""
+    def _pixels(self, found: Pictures, number: int, size: tuple[int, int]) -> Tensor:
+        """Return a picture, cropped and resized, as uint8 [C, H, W].
+
+        Raises:
+            UserError: It was damaged since the scan.
+        """
         try:
-            return decode_picture(open_picture(found.read(number)))
+            picture = decode_picture(open_picture(found.read(number)))
         except Damaged as why:
             raise UserError(f"data: {found.name(number)} {why}") from why
+        return to_pixels(picture, self.mode, size, self.resize)
 
-    def _pixels(self, picture: Any) -> Tensor:
-        """Return an image, cropped and resized, as uint8 [C, H, W]."""
-        return to_pixels(picture, self.mode, self.size, self.resize)
+
+def _sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of a resolution."""
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 def _decode_once(decode: Callable[[Tensor], Tensor], count: int, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:

@@ -13,6 +13,7 @@ from distill.metrics import METRICS, Classifier, ClassifierFeatures, Extractor, 
 from distill.metrics.extractor import MOST_FITTED
 from distill.rewards import scores_by
 from trainers.data import Dataset, Prompts
+from trainers.data.buckets import Buckets
 from trainers.data.cache import DEFAULT_CACHE
 from trainers.engine.stopping import STOP
 from trainers.evaluation.references import check_reference, compute_reference, read_reference
@@ -218,6 +219,9 @@ def check_images(source: Dataset, teacher: Denoiser, settings: Evaluation) -> No
     if source.read is None and settings.reference is None and _measures_features(source, settings):
         advice = "name evaluation.reference, or set evaluation.every to 0"
         raise UserError(f"evaluation: needs real images, data: {source.name} has none; {advice}")
+    if isinstance(source, Buckets) and settings.reference is None and _measures_features(source, settings):
+        advice = "name evaluation.reference, or set evaluation.every to 0"
+        raise UserError(f"evaluation: the images of {source.name} are in buckets, of several sizes; {advice}")
     if source.read is not None and shape != source.shape:
         raise UserError(f"evaluation: {source.name} has images {list(source.shape)}, the teacher makes {list(shape)}")
 

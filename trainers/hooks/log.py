@@ -1,6 +1,5 @@
 """The hook that logs to log.jsonl, to the trackers of the recipe, and to the terminal."""
 
-import math
 import platform
 import time
 from contextlib import suppress
@@ -91,7 +90,7 @@ class Log(Hook):
         images = session.state.images
         means = with_ratios(session.state.meter.read(session.accelerator))  # collective
         if (loss := means.get("fake/denoising")) is not None:
-            means["health/fake_loss"] = loss / math.prod(session.dataset.shape)
+            means["health/fake_loss"] = loss / session.dataset.elements
         assert self.clock is not None
         now, last = Clock.of(session), self.clock
         self.clock, compiling = now, now.compiling - last.compiling

@@ -4,6 +4,7 @@ The plan comes from a trace of the trainer's own code: its players, its averages
 FSDP2. They run on fake tensors, which have shapes and no values, in one process that stands for any number of them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -121,7 +122,7 @@ def plan(run: Run, processes: int, say: Callable[[str], None] = silence) -> Plan
         for denoiser in (teacher, *further.values()):
             _apply_fake(mode, denoiser.network, lambda value: value)
         accelerator = cast(Accelerator, PlannedAccelerator(processes, ledger))
-        dataset = Dataset("shapes", 1, teacher.network.shape, None, None)
+        dataset = Dataset("shapes", 1, _largest_shape(teacher, run), None, None)
         sizes = BatchSizes(run.batch_size, run.micro_batches, run.pairs_per_batch)
         real, texts = ("real" in run.objective.needs), ("texts" in run.objective.needs)
         both = generator_has_real(run)
@@ -164,6 +165,12 @@ def _open(folder: str) -> Denoiser:
             hint = f" ({ON_SHAPES})" if error.__cause__ else ""
             raise UserError(f"teacher: '{folder}': {error}{hint}") from error
     return denoiser
+
+
+def _largest_shape(teacher: Denoiser, run: Run) -> tuple[int, ...]:
+    """Return the shape of the largest samples of a run."""
+    network, buckets = teacher.network, getattr(run.data, "buckets", ())
+    return max([network.shape, *(network.shape_at(*size) for size in buckets)], key=math.prod)
 
 
 def _text_bytes(teacher: Denoiser, run: Run) -> int:

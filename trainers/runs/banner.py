@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from trainers.data import Dataset
+from trainers.data.buckets import Buckets
 from trainers.data.labels import classes_in_words
 from trainers.engine.session import Session
 
@@ -35,6 +36,7 @@ def described(data: Dataset) -> str:
     kind = "prompts" if data.prompts is not None and data.read is None else "samples"
     parts = [] if data.read is None and data.prompts is None else [f"{data.count:,} {kind}"]  # else labels alone
     parts += [f"of {'x'.join(map(str, data.shape))}"] if data.shape else []
+    parts += [f"in {len(data.parts)} buckets"] if isinstance(data, Buckets) else []
     words = f"{data.name}, {' '.join(parts)}" if parts else data.name
     if data.labels is None:
         return words

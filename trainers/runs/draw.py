@@ -69,10 +69,11 @@ def draw(
     seed: int = 0,
     teacher: bool = False,
     prompts: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Draw samples of a trained model. Arguments and result are those of `Trained.sample`."""
     network = denoiser_of(trained.model).network
-    labels = drawn_labels(trained, count, label)
+    shape, labels = _shape(network, size), drawn_labels(trained, count, label)
     if teacher and trained.teacher is None:
         raise UserError("teacher: this run is itself a teacher's")
     if teacher and prompts:
@@ -85,7 +86,7 @@ def draw(
     embedded = embed(trained, prompts) if prompts else None
     samples = []
     for index in torch.arange(count, device=trained.device).split(SAMPLES_AT_ONCE):
-        noise = unit_noise(network.shape, Random.at(seed, index).stream("sample"))
+        noise = unit_noise(shape, Random.at(seed, index).stream("sample"))
         if embedded is not None:
             cond = embedded.rows(index.cpu() % len(prompts))
         elif network.text_encoder is not None:
@@ -94,6 +95,14 @@ def draw(
             cond = labels.rows(index)
         samples.append(sampler(noise, cond))
     return to_images(torch.cat(samples), trained.model)
+
+
+def _shape(network: Network, size: tuple[int, int] | None) -> tuple[int, ...]:
+    """Return the shape of samples whose images have this height and width. None means the network's own."""
+    try:
+        return network.shape if size is None else network.shape_at(*size)
+    except UserError as error:
+        raise UserError(f"size: {error}") from error
 
 
 def drawn_labels(trained: Drawable, count: int, label: int | str | None = None) -> Condition:

@@ -51,6 +51,7 @@ class Trained(TrainedModel):
         prompts: Sequence[str] = (),
         seed: int = 0,
         teacher: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Draw samples. Student and teacher get the same noise and conditions.
 
@@ -60,14 +61,16 @@ class Trained(TrainedModel):
             prompts: Prompts that replace the recipe's. They are taken in turn.
             seed: The seed of the noise.
             teacher: Whether to sample the teacher, by the recipe's `sampler`, and not the student.
+            size: Height and width of the images, where the network takes several sizes. None for its own.
 
         Returns:
             Images [N, C, *spatial], in [-1, 1] but for overshoots.
 
         Raises:
-            UserError: The label or the prompts do not go with the teacher, or the recipe's prompts are missing.
+            UserError: The label, the prompts or the size do not go with the teacher, or the recipe's prompts are
+                missing.
         """
-        return draw(self, count, label, seed, teacher, prompts)
+        return draw(self, count, label, seed, teacher, prompts, size)
 
     def evaluate(
         self, samples: int | None = None, student_only: bool = False, **asked: Unpack[Asked]

@@ -18,10 +18,12 @@ from distill.denoiser import Denoiser
 from distill.discriminator import R1
 from distill.errors import UserError
 from distill.generator import Generator
+from distill.networks.network import Network
 from distill.objectives import Objective, usual_times
 from distill.teachers import fresh_network, load_denoiser
 from distill.times import LogNormal
 from trainers.data import Dataset
+from trainers.data.buckets import Buckets
 from trainers.data.dataset import UNKNOWN
 from trainers.data.encode import DatasetEncoder
 from trainers.data.pairs import PairSet, open_pairs, read_description
@@ -138,6 +140,8 @@ def open_run(
         check_start(run.start, run, generator)
     pairs = None
     if run.pairs is not None:
+        if isinstance(source, Buckets):
+            raise UserError("pairs: are of one size; leave data.buckets out")
         pairs = open_pairs(Path(run.pairs.folder), teacher.network.shape, teacher.network.classes)
         check_guidance_of_pairs(run, teacher)
     return Opened(run, source, teacher, further, pairs, fresh, objects, told)
@@ -267,6 +271,18 @@ def check_fit(teacher: Denoiser, name: str, dataset: Dataset) -> None:
     for what, theirs, ours in (("shape", shape, network.shape), ("classes", dataset.classes, network.classes)):
         if theirs != ours:
             raise UserError(f"data: {dataset.name} has {what} {theirs}, the teacher '{name}' {what} {ours}")
+    if isinstance(dataset, Buckets):
+        check_sizes(network, dataset)
+
+
+def check_sizes(network: Network, dataset: Buckets) -> None:
+    """Raise UserError when a network does not take the sizes of the buckets, or is used at another than the first."""
+    try:
+        shapes = [network.shape_at(*shape[1:]) for shape in (dataset.shape, *(part.shape for part in dataset.parts))]
+    except UserError as error:
+        raise UserError(f"data.buckets: {error}") from error
+    if shapes[0] != network.shape:
+        raise UserError(f"data.resolution: makes samples of shape {shapes[0]}, the teacher's are {network.shape}")
 
 
 def check_objective(run: Run, dataset: Dataset, teacher: Denoiser, further: Mapping[str, Denoiser]) -> None:

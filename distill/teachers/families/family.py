@@ -105,6 +105,7 @@ class LatentFamily(Family):
         self.model = model
         self.adapter_part = self.part if isinstance(model, PeftAdapterMixin) else None
         self.size = self.default_size() if size is None else size
+        self.factor = factor
         self.pixels = (factor * self.size[0], factor * self.size[1])  # height and width of an image
         if any(side % self.patch for side in self.size):
             raise UserError(f"resolution: must be a multiple of {factor * self.patch}, got {list(self.pixels)}")
@@ -146,13 +147,22 @@ class LatentFamily(Family):
         """The number of transformer blocks."""
         return len(self.model.transformer_blocks)
 
-    def tapped(self, output: Any) -> Tensor:
+    def shape_at(self, height: int, width: int) -> tuple[int, ...]:
+        if not self.text:  # DiT's is square, and of one size
+            return super().shape_at(height, width)
+        if height % (step := self.factor * self.patch) or width % step:
+            raise UserError(f"{self.display_name} takes multiples of {step} pixels alone")
+        if (most := step * self.config.get("pos_embed_max_size", 2**20)) < max(height, width):
+            raise UserError(f"{self.display_name} takes at most {most} pixels a side")
+        return *self.shape[:-2], height // self.factor, width // self.factor
+
+    def tapped(self, output: Any, size: tuple[int, ...]) -> Tensor:
         """Return the features [B, C, H, W] in the output of a block.
 
         The image tokens are the last tokens of the output, row by row. Text tokens may come before them.
         """
         tokens: Tensor = output[-1] if isinstance(output, tuple) else output
-        height, width = (side // self.patch for side in self.size)
+        height, width = (side // self.patch for side in size)
         return cast(Tensor, tokens[:, -height * width :].transpose(1, 2).unflatten(2, (height, width)))
 
     @property
@@ -195,5 +205,5 @@ class UNetFamily(LatentFamily):
         """Return the taps: the last block of the encoder, and the middle block."""
         return {"encoder": f"model.down_blocks.{len(self.model.down_blocks) - 1}", "middle": "model.mid_block"}
 
-    def tapped(self, output: Any) -> Tensor:
-        return Network.tapped(self, output)
+    def tapped(self, output: Any, size: tuple[int, ...]) -> Tensor:
+        return Network.tapped(self, output, size)

@@ -37,7 +37,7 @@ class Flux(LatentFamily):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.embeddings(x, cond)
-        zero, *places = (torch.arange(count, device=x.device) for count in (1, self.size[0] // 2, self.size[1] // 2))
+        zero, *places = (torch.arange(count, device=x.device) for count in (1, *(side // 2 for side in x.shape[2:])))
         guidance = x.new_full((x.shape[0],), self.guidance) if self.config["guidance_embeds"] else None
         output = self.evaluate(
             hidden_states=self.packed(x),
@@ -48,16 +48,16 @@ class Flux(LatentFamily):
             txt_ids=x.new_zeros(given["prompt"].shape[1], 3),
             img_ids=torch.cartesian_prod(zero, *places).to(x.dtype),  # (0, row, column) of each patch, row by row
         )
-        return self.samples(output)
+        return self.samples(output, x.shape[2])
 
     def packed(self, x: Tensor) -> Tensor:
         """Return samples [B, C, H, W] as patches [B, H/2 W/2, 4 C]."""
         patches = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [B, C, H/2, 2, W/2, 2]
         return cast(Tensor, patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
 
-    def samples(self, output: Tensor) -> Tensor:
-        """Return patches [B, H/2 W/2, 4 C] as samples [B, C, H, W], the inverse of `packed`."""
-        patches = output.unflatten(1, (self.size[0] // 2, -1)).unflatten(3, (-1, 2, 2))  # [B, H/2, W/2, C, 2, 2]
+    def samples(self, output: Tensor, height: int) -> Tensor:
+        """Return patches [B, H/2 W/2, 4 C] as samples [B, C, H, W] of this height, the inverse of `packed`."""
+        patches = output.unflatten(1, (height // 2, -1)).unflatten(3, (-1, 2, 2))  # [B, H/2, W/2, C, 2, 2]
         return cast(Tensor, patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3))
 
     @classmethod

@@ -25,8 +25,9 @@ class PixArt(LatentFamily):
         given = self.embeddings(x, cond)
         size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if self.config["sample_size"] == 128:  # only the networks for 1024 pixels have embeddings of the size
-            size = {"resolution": x.new_tensor(self.pixels).expand(x.shape[0], 2)}
-            size["aspect_ratio"] = x.new_full((x.shape[0], 1), self.pixels[0] / self.pixels[1])
+            height, width = (self.factor * side for side in x.shape[2:])
+            size = {"resolution": x.new_tensor((height, width)).expand(x.shape[0], 2)}
+            size["aspect_ratio"] = x.new_full((x.shape[0], 1), height / width)
         output = self.evaluate(
             x, given["prompt"], timestep=time, encoder_attention_mask=given["mask"], added_cond_kwargs=size
         )

@@ -12,7 +12,7 @@ from distill.teachers.families.stable_diffusion import CLIP_TOKENS, StableDiffus
 class SDXL(StableDiffusion):
     """Stable Diffusion XL, conditioned on the index of the step, `prompt` [B, 77, D] and `pooled` [B, P].
 
-    The condition on the size always states an uncropped image of the size that the network makes.
+    The condition on the size always states an uncropped image, of the size of the samples.
     """
 
     pipelines = ("StableDiffusionXLPipeline",)
@@ -24,7 +24,8 @@ class SDXL(StableDiffusion):
 
     def forward(self, x: Tensor, time: Tensor, cond: Condition) -> Tensor:
         given = self.embeddings(x, cond)
-        sizes = x.new_tensor([*self.pixels, 0, 0, *self.pixels]).expand(x.shape[0], 6)
+        size = [self.factor * side for side in x.shape[2:]]
+        sizes = x.new_tensor([*size, 0, 0, *size]).expand(x.shape[0], 6)
         added = {"text_embeds": given["pooled"], "time_ids": sizes}  # original size, corner of the crop, target size
         return self.evaluate(x, time, encoder_hidden_states=given["prompt"], added_cond_kwargs=added)
 

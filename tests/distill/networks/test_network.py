@@ -114,7 +114,7 @@ def test_examples() -> None:
 
 def test_features_of_a_tuple_are_its_first_entry() -> None:
     network = Network()
-    assert network.tapped(X) is X and network.tapped((X, T)) is X
+    assert network.tapped(X, (2,)) is X and network.tapped((X, T), (2,)) is X
 
 
 def test_a_network_of_no_named_kind(tmp_path: Path) -> None:

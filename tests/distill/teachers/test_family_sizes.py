@@ -44,12 +44,36 @@ def test_a_network_at_a_size_that_is_not_square(name: str, size: tuple[int, int]
     assert network.shape[1:] == size and network.pixels == (2 * size[0], 2 * size[1])
     features: list[torch.Tensor] = []
     middle = network.get_submodule(network.taps["middle"])
-    middle.register_forward_hook(lambda module, inputs, output: features.append(network.tapped(output)))
+    middle.register_forward_hook(lambda module, inputs, output: features.append(network.tapped(output, size)))
     x = torch.randn(2, *network.shape, generator=torch.Generator().manual_seed(0))
     time, cond = torch.tensor([5.0, 500.0]), network.example(2)
     assert network(x, time, cond).shape == x.shape
     cells = CELLS[kind(name)]
     assert features[0].shape == (2, WIDTHS[kind(name)], size[0] // cells, size[1] // cells)
+
+
+@pytest.mark.parametrize("name", TEXT)
+@torch.no_grad()
+def test_samples_of_another_size_than_its_own(name: str) -> None:
+    """A network for squares sees a sample of another size as the network that was opened for this size does."""
+    square = family(name, (64, 64) if name == "pixart_alpha_1024" else (4, 4))
+    height, width = (32, 64) if name == "pixart_alpha_1024" else (4, 8)
+    wide = family(name, (height, width))
+    assert square.shape_at(2 * height, 2 * width) == wide.shape
+    x = torch.randn(2, *wide.shape, generator=torch.Generator().manual_seed(0))
+    time, cond = torch.tensor([5.0, 500.0]), wide.example(2)
+    assert torch.equal(square(x, time, cond), wide(x, time, cond))
+
+
+def test_sizes_that_a_network_does_not_take() -> None:
+    for name, size, line in (
+        ("sd3", (10, 8), "SD3 takes multiples of 4 pixels alone"),
+        ("sd3", (8, 4000), "SD3 takes at most 32 pixels a side"),
+    ):
+        with pytest.raises(UserError, match=f"^{line}$"):
+            family(name, (4, 4)).shape_at(*size)
+    with pytest.raises(UserError, match=r"^DiT takes samples of one size alone$"):
+        family("dit", (4, 4)).shape_at(8, 16)
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -68,7 +92,8 @@ def test_it_is_asked_as_by_its_pipeline_at_a_size_that_is_not_square(
     cond = condition(name, folder, 1)
     for x, seen_time, output in recorded(name, folder):
         if name.startswith("flux"):
-            x, output, seen_time = network.samples(x), network.samples(output), 1000 * seen_time
+            rows = network.shape[1]
+            x, output, seen_time = network.samples(x, rows), network.samples(output, rows), 1000 * seen_time
         if name.startswith("sana"):
             seen_time = seen_time / network.config["timestep_scale"]
         assert x.shape[1:] == network.shape
@@ -82,7 +107,7 @@ def test_tokens_are_laid_out_row_by_row() -> None:
     """Image tokens come last, after those of the prompt."""
     tokens = torch.arange(11)[None, :, None]
     for output in (tokens, (tokens * 0, tokens)):
-        assert family("sd3", (4, 8)).tapped(output).tolist() == [[[[3, 4, 5, 6], [7, 8, 9, 10]]]]
+        assert family("sd3", (4, 8)).tapped(output, (4, 8)).tolist() == [[[[3, 4, 5, 6], [7, 8, 9, 10]]]]
 
 
 def test_sizes_that_a_network_cannot_make(pipelines: Folder, tmp_path: Path) -> None:

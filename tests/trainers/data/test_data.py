@@ -148,7 +148,7 @@ def test_what_is_kept_decoded_is_what_is_decoded_on_demand(
     data = Images(str(tmp_path / "noise"), resolution=8, mode=mode, label_column=None)  # type: ignore[arg-type]
     decoded: list[Any] = []
     pixels_of = Images._pixels
-    monkeypatch.setattr(Images, "_pixels", lambda self, picture: (decoded.append(1), pixels_of(self, picture))[1])
+    monkeypatch.setattr(Images, "_pixels", lambda *given: (decoded.append(1), pixels_of(*given))[1])
     size = 5 * 8 * 8 * (1 if mode == "L" else 3)
     draws = [torch.tensor(at) for at in ([3, 1], [1, 1, 4, 3], [0, 1, 2, 3, 4])]
     assert sources.MAX_DECODED_BYTES == 2**30

@@ -178,10 +178,10 @@ def test_workers_share_what_is_kept_in_memory(tmp_path: Path, monkeypatch: pytes
     log = tmp_path / "log"
     pixels_of = Images._pixels
 
-    def note(self: Images, picture: Any) -> Tensor:
+    def note(self: Images, *arguments: Any) -> Tensor:
         with log.open("a") as stream:
             stream.write("x")
-        return pixels_of(self, picture)
+        return pixels_of(self, *arguments)
 
     monkeypatch.setattr(Images, "_pixels", note)
     kept = Images(pictures("kept"), resolution=8, mode="L", label_column=None).load()

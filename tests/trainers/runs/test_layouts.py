@@ -202,4 +202,5 @@ def test_the_command(
     assert distill(*given)[1].endswith(f": {run}/dpg\n")
     assert contents(run / "dpg") == contents(out)
     assert distill(*given, "--part", "3/2")[2] == "distill: --part: must be like 2/8, got '3/2'\n"
-    assert distill(*given, "--label", "0")[2] == "distill: --prompts: goes without --count, --label and --prompt\n"
+    line = "distill: --prompts: goes without --count, --label, --prompt and --size\n"
+    assert distill(*given, "--label", "0")[2] == distill(*given, "--size", "8x8")[2] == line

@@ -57,9 +57,9 @@ class Wan(LatentFamily):
     def find_taps(self) -> dict[str, str]:
         return {"middle": (middle := f"model.blocks.{self.depth // 2}"), "encoder": middle}
 
-    def tapped(self, output: Any) -> Tensor:
-        size = LATENT_FRAMES, *(side // self.patch for side in self.size)
-        return output.transpose(1, 2).unflatten(2, size)  # type: ignore[no-any-return]
+    def tapped(self, output: Any, size: tuple[int, ...]) -> Tensor:
+        grid = size[0], *(side // self.patch for side in size[1:])
+        return output.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"prompt": (512, self.config["text_dim"])}
