@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from distill.errors import UserError
 from distill.metrics import Classifier
 from trainers.data import Data, Dataset, Digits
+from trainers.data.buckets import Buckets
 from trainers.data.dataset import order
 from trainers.engine.player import Player
 from trainers.io.atomic import atomic_folder
@@ -70,6 +71,8 @@ def split(run: ClassifierRun, dataset: Dataset) -> tuple[Dataset, Dataset]:
     """
     if dataset.labels is None or dataset.read is None:
         raise UserError(f"data: a classifier is trained on labelled images, {dataset.name} lacks images or labels")
+    if isinstance(dataset, Buckets):
+        raise UserError(f"data: a classifier takes images of one size, {dataset.name} is in buckets")
     positions = order(dataset.count, run.seed, torch.arange(dataset.count))
     count = round(dataset.count * run.held_out)
     if not 0 < count < dataset.count:

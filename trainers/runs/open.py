@@ -180,6 +180,8 @@ def open_teacher_run(opened: Opened, weights: bool) -> Opened:
         null = run.label_dropout > 0
         with torch.device("meta"):  # a check of the config; the network itself is made when it trains
             network = fresh_network(cast(dict[str, Any], run.network), source.shape, source.classes, null)
+        if isinstance(source, Buckets):
+            check_sizes(network, source)
         teacher = Denoiser(network, cast(Any, run.path), cast(Any, run.prediction))
     check_teacher_run(cast(TeacherRun, opened.run), source, teacher)
     return opened

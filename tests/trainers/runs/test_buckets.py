@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,12 @@ from PIL import Image
 from distill.errors import UserError
 from distill.teachers.families import FAMILIES
 from tests.families import TEACHERS, fine_tuning, recipe
-from tests.tiny import experiment, fit_run, once
+from tests.tiny import experiment, fit_run, once, teacher_recipe
 from tests.trainers.interrupted import assert_same, fit, interrupted
+from trainers.data import Images
 from trainers.plan.trace import plan
 from trainers.recipe.run import Run
+from trainers.runs.classifier import ClassifierRun, split
 from trainers.runs.load import load_trained
 
 SIDES = [(16, 16), (16, 32), (32, 16)]
@@ -156,3 +158,15 @@ def test_what_is_refused_before_training(teacher: Callable[[str], Path], tmp_pat
     labelled = {**data(tmp_path), "prompt_column": None, "label_column": None, "resolution": 8, "buckets": [[8, 16]]}
     line = "data.buckets: EDMNet takes samples of one size alone"
     assert refusal("edm", data=labelled) == line
+
+
+def test_labelled_pictures_have_one_size(tmp_path: Path) -> None:
+    folder = Path(data(tmp_path)["path"])
+    for number in range(12):
+        (folder / str(number % 2)).mkdir(exist_ok=True)
+        (folder / f"{number}.png").rename(folder / str(number % 2) / f"{number}.png")
+    labelled = Images(str(folder), resolution=8, buckets=((8, 16),))
+    with pytest.raises(UserError, match=r"^data\.buckets: UNet takes samples of one size alone$"):
+        fit_run(teacher_recipe(data={"name": "images", **asdict(labelled)}), tmp_path / "fresh")
+    with pytest.raises(UserError, match=r"^data: a classifier takes images of one size, pictures is in buckets$"):
+        split(ClassifierRun(name="classifier", images=8, data=labelled), labelled.load())
