@@ -60,6 +60,10 @@ COMPUTED: dict[str, tuple[tuple[str, ...], Callable[[Run], Any]]] = {
     "(file of the teacher)": (("teacher",), _teacher_file),
     "(source of the teacher)": (("teacher",), _teacher_file),
     "(dropout of the teacher)": (("generator.dropout", "fake.dropout"), _teacher_dropout),
+    "(normalisation of the weights)": (
+        ("generator.force_normalization", "fake.force_normalization"),
+        lambda run: int(run.generator.force_normalization and run.fake.force_normalization),
+    ),
     "(name of the reference)": (("evaluation.reference",), lambda run: Path(str(run.evaluation.reference)).name),
     "(whether there are labels)": (("data.classes", "data.label_column"), _labelled),
     "(iterations of the fake)": (("images",), lambda run: run.images / run.batch_size * run.most_fake_updates),

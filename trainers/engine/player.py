@@ -78,9 +78,11 @@ class Player:
         if isinstance(settings, PlayerSettings) and isinstance(settings.dropout, float):
             for layer in (module for module in self.bare.modules() if isinstance(module, nn.Dropout)):
                 layer.p = settings.dropout
-        # Some networks constrain their weights after each update: EDM2 puts them on the unit sphere. Layers under
-        # adapters have no update.
-        own = [m.after_step for m in self.bare.modules() if hasattr(m, "after_step") and not adapted(m)]
+        # Some networks constrain their weights after each update: EDM2 puts them on the unit sphere, unless the recipe
+        # says that it does not. Layers under adapters have no update.
+        constrains = not isinstance(settings, PlayerSettings) or settings.force_normalization
+        modules = self.bare.modules() if constrains else ()
+        own = [m.after_step for m in modules if hasattr(m, "after_step") and not adapted(m)]
         self._after_steps: list[Callable[[], None]] = own  # type: ignore[assignment]
         self._constrain()
         # A network of the user's own may change its buffers by the samples of its rank, as BatchNorm does its running

@@ -80,6 +80,7 @@ class PlayerSettings(Optimizer):
     # teacher's class, as in SiD and SiDA (0.05 to 0.25 in EDM's networks) and in Diff-Instruct. A number is the
     # probability of all its dropout layers, as SiD's 0.05 on AFHQ.
     dropout: Literal["off", "teacher"] | float = "off"
+    force_normalization: bool = True  # whether EDM2's weights are normalised after each update (EDM2, eq. 66)
 
     def __post_init__(self) -> None:
         super().__post_init__()

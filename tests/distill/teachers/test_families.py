@@ -74,7 +74,8 @@ def test_the_network_is_asked_as_by_its_pipeline(name: str, pipelines: Folder) -
     assert len(calls) >= 3
     for x, seen_time, output in calls:
         if name.startswith("flux"):
-            x, output, seen_time = network.samples(x), network.samples(output), 1000 * seen_time
+            rows = network.shape[1]
+            x, output, seen_time = network.samples(x, rows), network.samples(output, rows), 1000 * seen_time
         if name.startswith("sana"):
             seen_time = seen_time / network.config["timestep_scale"]
         ours = network(x, torch.as_tensor(seen_time, dtype=torch.float32).reshape(-1).expand(len(x)), cond)

@@ -52,6 +52,17 @@ def test_weights_of_edm2_are_normalised_after_each_update_of_their_player(edm2: 
         assert len(moved) > 20
 
 
+def test_a_player_of_edm2_without_normalisation(edm2: Path) -> None:
+    """As SiDA trains EDM2-S: its weights are those that its optimizer leaves, and those of the other player are not."""
+    still = {"name": "sgd", "lr": 1e-30}
+    session = build_session(recipe(edm2, generator={**still, "force_normalization": False}, fake=still))
+    session.update_players(session)
+    stored = load_denoiser(edm2).network.state_dict()
+    generator, fake = (session.state.players[name].bare for name in ("generator", "fake"))
+    assert all(torch.equal(p, stored[n.split("network.")[-1]]) for n, p in generator.named_parameters())
+    assert any(not torch.equal(p, stored[n.split("network.")[-1]]) for n, p in fake.named_parameters())
+
+
 def test_a_run_from_start_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     torch.manual_seed(0)
