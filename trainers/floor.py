@@ -112,8 +112,11 @@ def ways_of(run: Run, student: TrainedModel, folder: Path, pairs: int, say: Call
     objective = run.objective
     alone = replace(run, pairs=None, fake_updates=1, fake_warmup=0, reuse_samples=False, backprop="joint")
     settings = PairSettings(sampler=None if run.sampler == Heun() else run.sampler)
-    if run.sampler.guidance is None and isinstance(student.target, GuidedDenoiser):
-        settings = replace(settings, teacher_cfg=student.target.scale)  # as the evaluation guides it
+    target = student.target
+    if run.sampler.guidance is None and student.guides:
+        target = student.teacher  # no pairs are guided by a weak teacher that an objective names
+    if run.sampler.guidance is None and isinstance(target, GuidedDenoiser):
+        settings = replace(settings, teacher_cfg=target.scale)  # as the evaluation guides it
     made = make_pairs(
         run.teacher, student.source, folder / "pairs", pairs, settings, SAMPLED_AT_ONCE, default_device(), run.cache
     )
@@ -122,7 +125,7 @@ def ways_of(run: Run, student: TrainedModel, folder: Path, pairs: int, say: Call
     regression = HiPA(high_frequency=0.0)
     yield Way("regression", replace(alone, objective=regression, pairs=OdePairs(folder=str(folder / "pairs"))))
     adversarial = replace(alone, objective=discriminating(objective), fake_updates=2)
-    if student.teacher is not None and student.target is not student.teacher:
+    if student.teacher is not None and target is not student.teacher:
         # Evaluations on the way would compare with the samples of the teacher, and not with the data.
         unseen = replace(adversarial, evaluation=replace(run.evaluation, every=0))
         yield Way("adversarial", unseen, images_of_pairs(folder / "pairs", student.source, student.teacher))

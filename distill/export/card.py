@@ -120,6 +120,8 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
     student, teacher = metrics.get("student", {}), metrics.get("teacher", {})
     calls = f", {metrics['teacher_evaluations']} evaluations" if "teacher_evaluations" in metrics else ""
     guided = f", guidance {metrics['teacher_cfg']:g}" if "teacher_cfg" in metrics else ""
+    if "teacher_autoguidance" in metrics:
+        guided = f", guidance {metrics['teacher_autoguidance']:g} by a weaker teacher"
     columns = ["metric", "this model, 1 evaluation", *([f"teacher{calls}{guided}"] if teacher else [])]
     table = [
         columns,

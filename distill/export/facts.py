@@ -37,8 +37,8 @@ class CardFacts:
         images: The number of samples that the generator has trained on.
         average: A few words on the average over the training that the weights are.
         metrics: The results of an evaluation in the form of evaluation.json: `protocol`, `samples`, the numbers of the
-            `student` and of the `teacher` by name, `teacher_evaluations`, `teacher_cfg` and `halves`. All but `student`
-            may be missing. None if nothing was measured.
+            `student` and of the `teacher` by name, `teacher_evaluations`, `teacher_cfg`, `teacher_autoguidance` and
+            `halves`. All but `student` may be missing. None if nothing was measured.
         versions: The versions of the libraries, by name.
         recipe: The recipe of the run, as YAML.
         changes: The settings that changed during the training, as plain values: those of one moment in each entry.

@@ -105,6 +105,8 @@ def table(report: dict[str, Any], name: str = "") -> Table:
     from rich.table import Table
 
     guided = f", teacher guided at {report['teacher_cfg']:g}" if "teacher_cfg" in report else ""
+    if "teacher_autoguidance" in report:
+        guided = f", teacher guided at {report['teacher_autoguidance']:g} by a weaker one"
     guided += "" if report.get("precision", "float32") == "float32" else f", in {report['precision']}"
     distances = any("frechet" in report.get(model, {}) for model in ("student", "teacher"))
     title = f"{report['protocol']}, {report['samples']:,} samples each{guided}"

@@ -27,6 +27,7 @@ from trainers.evaluation import check_images, evaluate, evaluation_data, fit_pro
 from trainers.hooks.log import duration
 from trainers.io.atomic import atomic_file, sha256
 from trainers.io.console import progress, tolerate_disk_errors
+from trainers.io.teacher_hash import weights_hash
 from trainers.recipe.measures import Evaluation
 from trainers.recipe.strict_yaml import dump
 from trainers.runs.draw import Drawable
@@ -50,6 +51,7 @@ class Comparison(TypedDict):
     ratio: NotRequired[Annotated[float, Field(allow_inf_nan=True)]]
     teacher_evaluations: NotRequired[Count]
     teacher_cfg: NotRequired[float]
+    teacher_autoguidance: NotRequired[float]
 
 
 class Measurable(Drawable, typing.Protocol):
@@ -97,9 +99,8 @@ def compare(
         report["halves"] = protocol.halves
     if not student_only:
         report["teacher_evaluations"] = trained.run.sampler.calls
-    guided = isinstance(trained.target, GuidedDenoiser) and trained.target.scale != 1
-    if guided and not student_only:
-        report["teacher_cfg"] = cast(GuidedDenoiser, trained.target).scale
+    if not student_only and isinstance(target := trained.target, GuidedDenoiser) and target.scale != 1:
+        report["teacher_autoguidance" if isinstance(target.weak, Denoiser) else "teacher_cfg"] = target.scale
 
     def measure(name: str, sampler: Sampler) -> dict[str, float]:
         """Return the numbers of a model. Collective."""
@@ -108,7 +109,7 @@ def compare(
             found = evaluate(images, dataset, protocol, settings, trained.run.seed, accelerator, shape, tell)
         return {key: value for key, value in found.items() if isinstance(value, float)}
 
-    if trained.teacher_sampler is None:
+    if trained.teacher is None:
         name = "student" if isinstance(trained.model, Generator) else "teacher"
         report[name] = measure(name, trained.sampler)
     else:
@@ -165,6 +166,7 @@ def _teacher_numbers(
         "teacher": trained.weights.teacher_hash,
         "cfg": trained.target.scale if isinstance(trained.target, GuidedDenoiser) else 1,
         "sampler": dump(trained.run)["sampler"],
+        **{name: weights_hash(other) for name, other in trained.guides.items()},
         "precision": trained.run.precision,
         "protocol": protocol.name,
         "real": real,

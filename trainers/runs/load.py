@@ -88,7 +88,8 @@ class Trained(TrainedModel):
             `student` and `teacher` are the numbers of the models, and `ratio` is that of their Frechet distances.
             `halves` is the distance between two halves of the real images, for features that are fitted to them.
             `teacher_evaluations` is the number of the teacher's network evaluations for a sample. `teacher_cfg` is
-            there if the teacher is guided, at the scale at which the objective guides it.
+            there if the teacher is guided, and `teacher_autoguidance` if a weaker teacher guides it: at the scale of
+            the sampler, or else of the objective.
 
         Raises:
             UserError: There are no real images, or they have another shape than the model's, or what the protocol needs

@@ -105,7 +105,7 @@ class TrainedModel:
         """The sampler of the model: one evaluation of a generator, or the recipe's `sampler` of a teacher."""
         if isinstance(self.model, Generator):
             return make_sampler(self.model, self.run)
-        return make_sampler(sampled_teacher(self.run, self.model, self._weak_teacher(self.model)), self.run)
+        return make_sampler(sampled_teacher(self.run, self.model, self.guides), self.run)
 
     @property
     def teacher_sampler(self) -> Sampler | None:
@@ -114,19 +114,27 @@ class TrainedModel:
 
     @cached_property
     def target(self) -> GuidableDenoiser | None:
-        """The teacher, guided by the sampler, or else by the objective with its null condition. None without one."""
-        if self.teacher is None:
-            return None
-        return sampled_teacher(self.run, self.teacher, self._weak_teacher(self.teacher))
+        """The teacher, guided by the sampler, or else by the objective. None without one."""
+        return None if self.teacher is None else sampled_teacher(self.run, self.teacher, self.guides)
 
-    def _weak_teacher(self, teacher: Denoiser) -> dict[str, Denoiser] | None:
-        """Return the weak teacher by which the sampler guides a teacher, as one of the further networks of the run."""
-        guidance = self.run.sampler.guidance
-        if guidance is None or guidance.weak_teacher is None:
-            return None
-        weak = self.context.copy().run(load_denoiser, guidance.weak_teacher)
-        guidance.check_weak(weak, teacher)
-        return {WEAK_TEACHER: set_precision(weak, self.run).to(self.device).requires_grad_(False)}
+    @cached_property
+    def guides(self) -> dict[str, Denoiser]:
+        """The further networks by which the sampler, or else the objective, guides the teacher, by name.
+
+        Raises UserError if one of them is missing, or does not go with the teacher.
+        """
+        guidance, folders = self.run.sampler.guidance, dict[str, str]()
+        if guidance is not None and guidance.weak_teacher is not None:
+            folders = {WEAK_TEACHER: guidance.weak_teacher}
+        elif guidance is None and isinstance(self.run, Run):
+            folders = self.run.objective.further_teachers()
+        found = {name: self.context.copy().run(load_denoiser, folder) for name, folder in folders.items()}
+        for name, other in found.items():
+            if guidance is not None:
+                guidance.check_weak(other, self.teacher or self.denoiser)
+            elif isinstance(self.run, Run) and self.teacher is not None:
+                self.run.objective.check_further_teacher(name, other, self.teacher)
+        return {k: set_precision(v, self.run).to(self.device).requires_grad_(False) for k, v in found.items()}
 
     @property
     def denoiser(self) -> Denoiser:

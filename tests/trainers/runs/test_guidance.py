@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 import trainers
 from distill.errors import UserError
-from distill.guidance import classifier_free
+from distill.guidance import GuidedDenoiser, classifier_free
 from distill.sampling import sample
-from distill.teachers import load_denoiser
+from distill.teachers import load_denoiser, save_denoiser
+from launch.commands.evaluate import table
 from tests.tiny import build_session, distillation, experiment, fit_run, opened, placed, recipe, teacher_recipe
 from trainers.data import Dataset
 from trainers.floor import measure_floor
@@ -132,6 +134,45 @@ def test_a_weak_teacher_is_found_from_anywhere(teachers: Path, monkeypatch: pyte
     run = resolve(distillation("autoguided", Path()))
     monkeypatch.chdir("/")
     assert isinstance(run, Run) and Path(run.objective.weak_teacher) == teachers / "dropout"  # type: ignore[attr-defined]
+
+
+def autoguided(teachers: Path, tmp_path: Path) -> dict[str, Any]:
+    """Return a recipe of 8 images, whose weak teacher is the teacher with weights of half their size."""
+    weak = load_denoiser(teachers / "edm")
+    with torch.no_grad():
+        for parameter in weak.parameters():
+            parameter.mul_(0.5)
+    save_denoiser(weak, tmp_path / "weak")
+    objective = {"name": "autoguided", "objective": "sid", "weak_teacher": str(tmp_path / "weak")}
+    changes = {"images": 8, "batch_size": 8, "health": {"every": 0}, "cache": str(tmp_path / "cache")}
+    return recipe(teachers / "edm", objective=objective, **changes)
+
+
+def test_a_student_is_compared_with_the_autoguided_teacher(teachers: Path, tmp_path: Path) -> None:
+    """Numbers in the cache are those of one weak teacher. The floor's pairs have no such guidance."""
+    trained = trainers.train(autoguided(teachers, tmp_path), tmp_path / "run")
+    noise, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    weak = load_denoiser(tmp_path / "weak")
+    assert trained.teacher is not None and trained.teacher_sampler is not None
+    guided = sample(GuidedDenoiser(trained.teacher, weak, 2.0), noise, labels)
+    assert torch.equal(trained.teacher_sampler(noise, labels), guided)
+    assert not torch.allclose(guided, sample(trained.teacher, noise, labels))
+    report = trained.evaluate(64)
+    assert report["teacher_autoguidance"] == 2.0 and "teacher_cfg" not in report
+    assert "teacher guided at 2 by a weaker one" in str(table(report, "").title)
+    with torch.no_grad():  # another weak teacher than that of the cached numbers
+        next(trained.guides["weak_teacher"].parameters()).mul_(2)
+    assert trained.evaluate(64)["teacher"] != report["teacher"]
+    measure_floor(tmp_path / "run", samples=64, pairs=8)
+    assert json.loads((tmp_path / "run/floor/pairs/pairs.json").read_text())["teacher_cfg"] == 1.0
+
+
+def test_without_its_weak_teacher_a_student_is_measured_alone(teachers: Path, tmp_path: Path) -> None:
+    trained = trainers.train(autoguided(teachers, tmp_path), tmp_path / "run")
+    shutil.rmtree(tmp_path / "weak")
+    assert "student" in trained.evaluate(64, student_only=True)
+    with pytest.raises(UserError, match="weak"):
+        trained.evaluate(64)
 
 
 def test_a_student_is_compared_with_the_equally_guided_teacher(teachers: Path, tmp_path: Path) -> None:
